@@ -1,0 +1,160 @@
+"""The shape that every attention has: kernel, auxiliary branch, local residual.
+
+q, k, v ─► kernel ─►(+)─► normalise ─►(+)─► heads joined
+                     ▲                 ▲
+   masked softmax ───┘   convolution ──┘      (the first only until the switch)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from castling.attention.auxiliary import MaskedSoftmaxBranch
+from castling.attention.config import AttentionConfig, kernel_class
+from castling.attention.local import build_local_residual
+from castling.ops.common import mask_tokens
+
+
+class Kernel(nn.Module):
+    """How queries meet keys. Subclasses implement ``forward`` and register a configuration.
+
+    Args:
+        config: the frozen configuration that chose this kernel.
+        num_heads: H.
+        head_dim: d, channels of a query or key in one head.
+        value_dim: d_v, channels of a value in one head.
+    """
+
+    #: True when a score bias (relative positions) can enter the kernel itself.
+    takes_bias = False
+    #: True when the cost grows with the square of the tokens.
+    quadratic = False
+
+    def __init__(
+        self, config: AttentionConfig, num_heads: int, head_dim: int, value_dim: int
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, self.value_dim = num_heads, head_dim, value_dim
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        extra: Tensor | None = None,
+        key_mask: Tensor | None = None,
+        bias: Tensor | None = None,
+        query_value: Tensor | None = None,
+        grid: tuple[int, int] | None = None,
+        num_prefix_tokens: int = 0,
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            query: (B, N_q, H, d).
+            key: (B, N_k, H, d).
+            value: (B, N_k, H, d_v).
+            extra: (B, N_q, H, d_v), the auxiliary branch's output, added before an L2 normalisation
+                and after a row-sum one.
+            key_mask: (B, N_k) boolean, True where a key takes part.
+            bias: added to softmax scores, broadcastable to (B, H, N_q, N_k); linear kernels ignore it.
+            query_value: (B, N_q, H, d_v), the value standing at each query when N_q ≠ N_k.
+            grid: (h, w) of the key tokens behind the prefix.
+            num_prefix_tokens: class, distillation and register tokens in front of the grid.
+
+        Returns:
+            (B, N_q, H, d_v) in the dtype of ``value``.
+        """
+        raise NotImplementedError
+
+
+class AttentionCore(nn.Module):
+    """Kernel, auxiliary branch and local residual; token mixers and host adapters inherit from it.
+
+    Holding the parts as direct children keeps state names short and equal to the hosts' and the
+    reference block's (``qkv``, ``proj``, ``dconv``).
+
+    Args:
+        config: which mechanism.
+        num_heads: H.
+        head_dim: d.
+        value_dim: d_v; None means d.
+    """
+
+    def __init__(
+        self,
+        config: AttentionConfig,
+        num_heads: int,
+        head_dim: int,
+        value_dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        value_dim = head_dim if value_dim is None else value_dim
+        self.config = config
+        self.num_heads, self.head_dim, self.value_dim = num_heads, head_dim, value_dim
+        self.kernel = kernel_class(config)(config, num_heads, head_dim, value_dim)
+        self.dconv = build_local_residual(config, num_heads, value_dim)
+        self.auxiliary = (
+            MaskedSoftmaxBranch(config.auxiliary, head_dim) if config.auxiliary else None
+        )
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        grid: tuple[int, int] | None = None,
+        num_prefix_tokens: int = 0,
+        key_mask: Tensor | None = None,
+        bias: Tensor | None = None,
+        to_queries: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """Kernel, auxiliary branch and local residual on projected tokens.
+
+        Args:
+            query: (B, N_q, H, d).
+            key: (B, N_k, H, d).
+            value: (B, N_k, H, d_v).
+            grid: (h, w) of the key tokens behind the prefix; needed by ``grid2d``.
+            num_prefix_tokens: class, distillation and register tokens in front of the grid.
+            key_mask: (B, N_k) boolean, True where a key takes part.
+            bias: score bias of the host, for the softmax kernel and the auxiliary branch.
+            to_queries: where N_q ≠ N_k, how the host brings tokens from the keys' positions to the
+                queries': (B, N_k, H, d_v) -> (B, N_q, H, d_v).
+
+        Returns:
+            (B, N_q, H, d_v).
+
+        Raises:
+            ValueError: a local residual or an identity term is asked for where N_q ≠ N_k and the
+                host does not say how to reach the queries' positions.
+        """
+        shared: dict[str, Any] = {
+            "key_mask": key_mask,
+            "bias": bias,
+            "query_value": None if to_queries is None else to_queries(value),
+            "grid": grid,
+            "num_prefix_tokens": num_prefix_tokens,
+        }
+        extra = None
+        if self.auxiliary is not None and not self.auxiliary.empty:
+            extra = self.auxiliary(query, key, value, key_mask=key_mask, bias=bias)
+        out: Tensor = self.kernel(query, key, value, extra=extra, **shared)
+        if self.auxiliary is not None and self.auxiliary.collecting:
+            with torch.no_grad():
+                alone = out if extra is None else self.kernel(query, key, value, **shared)
+            self.auxiliary.record_gap(out, alone)
+        if self.dconv is not None:
+            local = self.dconv(mask_tokens(value, key_mask), grid, num_prefix_tokens)
+            out = out + (local if to_queries is None else to_queries(local))
+        return out
+
+    def extra_repr(self) -> str:
+        """The configuration, for printing a model."""
+        return str(self.config)

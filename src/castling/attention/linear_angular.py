@@ -1,0 +1,107 @@
+"""Linear-angular attention (Castling-ViT) as a kernel, with the reference's and our own presets."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from castling.attention.base import Kernel
+from castling.attention.config import AttentionConfig, Local, register_attention
+from castling.ops.angular import Constant, KeyValueScale, Normalisation, linear_angular
+
+_PRESETS: dict[str, dict[str, Any]] = {
+    # Departs from the reference only where that is fragile: zero tokens, image rows, class token.
+    "castling": {
+        "constant": "identity",
+        "normalize": "l2",
+        "kv_scale": 1.0,
+        "eps": 1e-6,
+        "local": "grid2d",
+    },
+    "official": {
+        "constant": "identity",
+        "normalize": "l2",
+        "kv_scale": 1.0,
+        "eps": 0.0,
+        "local": "token1d",
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinearAngular(AttentionConfig):
+    """y_i = ½·v_i + (1/π) q̂_i (K̂ᵀV), normalised per head, plus a local residual; O(N·d²).
+
+    Castling-ViT (You et al., CVPR 2023), §3.2–3.3. Options left at None take the preset's value.
+
+    Attributes:
+        preset: ``"castling"`` (safe at zero tokens, 2-D local residual) or ``"official"`` (the public
+            reference block to the last bit: no eps, 9 taps along the flattened tokens).
+        constant: ``"identity"`` ½·v_i as published; ``"mean"`` ½·Σ_j v_j, the exact kernel; ``"none"``.
+            Where the host's N_q ≠ N_k, identity takes the value at the query's own position.
+        normalize: ``"l2"`` as published, ``"rowsum"`` (needs ``constant="mean"``), ``"none"``.
+        kv_scale: multiplies K̂ᵀV: 1 as published, or ``"tokens"`` for 1/N.
+        eps: under the root of every norm, in float32.
+    """
+
+    name: ClassVar[str] = "linear_angular"
+
+    preset: Literal["castling", "official"] = "castling"
+    constant: Constant | None = None
+    normalize: Normalisation | None = None
+    kv_scale: KeyValueScale | None = None
+    eps: float | None = None
+    local: Local | None = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        """Fill what the preset decides, then check."""
+        if self.preset not in _PRESETS:
+            raise ValueError(f"preset must be one of {', '.join(_PRESETS)}, got {self.preset!r}")
+        for option, value in _PRESETS[self.preset].items():
+            if getattr(self, option) is None:
+                object.__setattr__(self, option, value)
+        if self.normalize == "rowsum" and self.constant != "mean":
+            raise ValueError(
+                'normalize="rowsum" needs constant="mean": other row sums may cross zero'
+            )
+        super().__post_init__()
+
+
+@register_attention(LinearAngular)
+class LinearAngularKernel(Kernel):
+    """Linear-angular attention."""
+
+    def __init__(
+        self, config: LinearAngular, num_heads: int, head_dim: int, value_dim: int
+    ) -> None:
+        super().__init__(config, num_heads, head_dim, value_dim)
+        self.options: dict[str, Any] = {
+            "constant": config.constant,
+            "normalize": config.normalize,
+            "kv_scale": config.kv_scale,
+            "eps": config.eps,
+        }
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        extra: Tensor | None = None,
+        key_mask: Tensor | None = None,
+        query_value: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
+        """See :class:`Kernel`."""
+        return linear_angular(
+            query,
+            key,
+            value,
+            **self.options,
+            key_mask=key_mask,
+            query_value=query_value,
+            extra=extra,
+        )

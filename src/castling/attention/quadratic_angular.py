@@ -1,0 +1,61 @@
+"""The exact angular kernel in O(N²): what linear-angular attention keeps two terms of."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from castling.attention.base import Kernel
+from castling.attention.config import AttentionConfig, register_attention
+from castling.ops.angular import Normalisation, quadratic_angular
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuadraticAngular(AttentionConfig):
+    """Sim(q, k) = 1 − arccos⟨q̂, k̂⟩/π, all terms (Castling-ViT, Eq. 3); reference and ablation.
+
+    Attributes:
+        normalize: ``"l2"``, ``"rowsum"`` or ``"none"``.
+        eps: under the root of every norm, in float32.
+    """
+
+    name: ClassVar[str] = "quadratic_angular"
+
+    normalize: Normalisation = "l2"
+    eps: float = 1e-6
+
+
+@register_attention(QuadraticAngular)
+class QuadraticAngularKernel(Kernel):
+    """Exact angular attention."""
+
+    quadratic = True
+
+    def __init__(
+        self, config: QuadraticAngular, num_heads: int, head_dim: int, value_dim: int
+    ) -> None:
+        super().__init__(config, num_heads, head_dim, value_dim)
+        self.normalize, self.eps = config.normalize, config.eps
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        extra: Tensor | None = None,
+        key_mask: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
+        """See :class:`Kernel`."""
+        return quadratic_angular(
+            query,
+            key,
+            value,
+            normalize=self.normalize,
+            eps=self.eps,
+            key_mask=key_mask,
+            extra=extra,
+        )

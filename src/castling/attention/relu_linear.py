@@ -1,0 +1,50 @@
+"""ReLU linear attention (EfficientViT's kernel) as a choice of kernel."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from castling.attention.base import Kernel
+from castling.attention.config import AttentionConfig, register_attention
+from castling.ops.relu_linear import relu_linear
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReLULinear(AttentionConfig):
+    """Sim(q, k) = ⟨relu(q), relu(k)⟩, divided by its row sum; O(N·d²).
+
+    EfficientViT (Cai et al., ICCV 2023), §3.1; a row of QT-ViT's Table 2.
+
+    Attributes:
+        eps: added to the mean of a row of similarities.
+    """
+
+    name: ClassVar[str] = "relu_linear"
+
+    eps: float = 1e-5
+
+
+@register_attention(ReLULinear)
+class ReLULinearKernel(Kernel):
+    """Adds ``extra`` to the attention's output."""
+
+    def __init__(self, config: ReLULinear, num_heads: int, head_dim: int, value_dim: int) -> None:
+        super().__init__(config, num_heads, head_dim, value_dim)
+        self.eps = config.eps
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        extra: Tensor | None = None,
+        key_mask: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
+        """See :class:`Kernel`."""
+        out = relu_linear(query, key, value, eps=self.eps, key_mask=key_mask)
+        return out if extra is None else out + extra

@@ -1,0 +1,38 @@
+"""Sigmoid-softmax attention as a choice of kernel."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from castling.attention.base import Kernel
+from castling.attention.config import AttentionConfig, register_attention
+from castling.ops.sigmoid_softmax import sigmoid_softmax
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SigmoidSoftmax(AttentionConfig):
+    """σ(q) against keys that a softmax over the tokens normalises; O(N·d²). A row of QT-ViT's Table 2."""
+
+    name: ClassVar[str] = "sigmoid_softmax"
+
+
+@register_attention(SigmoidSoftmax)
+class SigmoidSoftmaxKernel(Kernel):
+    """Adds ``extra`` to the attention's output."""
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        extra: Tensor | None = None,
+        key_mask: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
+        """See :class:`Kernel`."""
+        out = sigmoid_softmax(query, key, value, key_mask=key_mask)
+        return out if extra is None else out + extra

@@ -1,0 +1,140 @@
+"""Linear-angular attention and the exact angular kernel it comes from.
+
+Sim(q, k) = 1 − θ/π with θ = arccos⟨q̂, k̂⟩; its first two terms ½ + ⟨q̂, k̂⟩/π are linear-angular
+attention (You et al., Castling-ViT, CVPR 2023, arXiv 2211.10526, §3.2).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from castling.ops.common import check_qkv, count_keys, mask_tokens, normalise_rows, upcast
+
+Constant = Literal["identity", "mean", "none"]
+Normalisation = Literal["l2", "rowsum", "none"]
+KeyValueScale = float | Literal["tokens"]
+
+
+def _finish(out: Tensor, extra: Tensor | None, normalize: Normalisation, eps: float) -> Tensor:
+    if extra is not None:
+        out = out + extra.to(out.dtype)
+    return normalise_rows(out, eps) if normalize == "l2" else out
+
+
+def _state_scale(scale: KeyValueScale, key: Tensor, key_mask: Tensor | None) -> Tensor | float:
+    return 1.0 / count_keys(key, key_mask) if scale == "tokens" else scale
+
+
+def linear_angular(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    constant: Constant = "identity",
+    normalize: Normalisation = "l2",
+    kv_scale: KeyValueScale = 1.0,
+    eps: float = 1e-6,
+    key_mask: Tensor | None = None,
+    query_value: Tensor | None = None,
+    extra: Tensor | None = None,
+) -> Tensor:
+    """y_i = constant_i + (s/π) q̂_i (Σ_j k̂_j v_jᵀ) [+ extra_i], then normalised; O(N·d·d_v).
+
+    Args:
+        query: (B, N_q, H, d).
+        key: (B, N_k, H, d).
+        value: (B, N_k, H, d_v).
+        constant: ``"identity"`` ½·v_i, as published in code and figure (needs the value at the query:
+            N_q = N_k, or ``query_value``); ``"mean"`` (s/2)·Σ_j v_j, the exact kernel; ``"none"``.
+        normalize: ``"l2"`` divides each head's row by its Euclidean norm, as published; ``"rowsum"``
+            divides by Σ_j Sim(q_i, k_j) > 0.18·N (only with ``constant="mean"``: otherwise the sum
+            may cross zero); ``"none"``.
+        kv_scale: s above: a number (1 as published) or ``"tokens"`` for 1/N_k.
+        eps: under the root of every norm; 0 reproduces the reference (zero rows give NaN).
+        key_mask: (B, N_k) boolean, True where a key takes part.
+        query_value: (B, N_q, H, d_v), the value standing at each query when N_q ≠ N_k.
+        extra: (B, N_q, H, d_v), an auxiliary branch's output; added before an L2 normalisation and
+            after a row-sum one, so that it always meets attention of its own magnitude.
+
+    Returns:
+        (B, N_q, H, d_v) in the dtype of ``value``; sums and norms are float32 or better.
+
+    Raises:
+        ValueError: shapes disagree; ``identity`` without a value at each query; ``rowsum`` without
+            the exact constant.
+    """
+    check_qkv(query, key, value, key_mask)
+    if normalize == "rowsum" and constant != "mean":
+        raise ValueError('normalize="rowsum" needs constant="mean": other row sums may cross zero')
+    dtype = value.dtype
+    with torch.autocast(value.device.type, enabled=False):
+        q, k, v = upcast(query, key, value)
+        v = mask_tokens(v, key_mask)
+        k = mask_tokens(normalise_rows(k, eps), key_mask)
+        q = normalise_rows(q, eps)
+        scale = _state_scale(kv_scale, key, key_mask)
+        # Rows: one scale serves q̂ after the product, so q̂ itself is scaled, never the larger state.
+        state = torch.einsum("bnhd,bnhe->bhde", k, v)
+        out = torch.einsum("bnhd,bhde->bnhe", q * (scale / math.pi), state)
+        if constant == "mean":
+            out = out + (0.5 * scale) * v.sum(dim=1, keepdim=True)
+        elif constant == "identity":
+            at_query = v if query_value is None else query_value.to(v.dtype)
+            if at_query.shape[1] != q.shape[1]:
+                raise ValueError(
+                    f'constant="identity" needs one value per query, got {at_query.shape[1]} values '
+                    f'for {q.shape[1]} queries: pass query_value or use constant="mean"'
+                )
+            out = out + 0.5 * at_query
+        if normalize == "rowsum":
+            row = torch.einsum("bnhd,bhd->bnh", q, k.sum(dim=1)).unsqueeze(-1) / math.pi
+            out = out / ((row + 0.5 * count_keys(key, key_mask)) * scale)
+        return _finish(out, extra, normalize, eps).to(dtype)
+
+
+def angular_similarity(query: Tensor, key: Tensor, *, exact: bool, eps: float = 1e-6) -> Tensor:
+    """The N×N similarity: 1 − arccos(c)/π if ``exact``, else its linear part ½ + c/π.
+
+    ``c`` is kept within ±(1 − 1e-6) in the exact form: the derivative of arccos is infinite at ±1.
+
+    Returns:
+        (B, H, N_q, N_k).
+    """
+    q, k = (normalise_rows(tensor, eps) for tensor in upcast(query, key))
+    cosine = torch.einsum("bqhd,bkhd->bhqk", q, k)
+    if not exact:
+        return 0.5 + cosine / math.pi
+    return 1 - torch.arccos(cosine.clamp(-1 + 1e-6, 1 - 1e-6)) / math.pi
+
+
+def quadratic_angular(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    normalize: Normalisation = "l2",
+    eps: float = 1e-6,
+    key_mask: Tensor | None = None,
+    extra: Tensor | None = None,
+) -> Tensor:
+    """Attention with the exact angular kernel 1 − arccos⟨q̂, k̂⟩/π, in O(N²): reference and ablation.
+
+    Arguments and result as in :func:`linear_angular`; sums are means over the keys.
+    """
+    check_qkv(query, key, value, key_mask)
+    dtype = value.dtype
+    with torch.autocast(value.device.type, enabled=False):
+        similarity = angular_similarity(query, key, exact=True, eps=eps)
+        if key_mask is not None:
+            similarity = similarity.masked_fill(~key_mask[:, None, None, :], 0)
+        (v,) = upcast(value)
+        out = torch.einsum("bhqk,bkhe->bqhe", similarity, mask_tokens(v, key_mask))
+        if normalize == "rowsum":
+            out = out / similarity.sum(dim=-1).transpose(1, 2).unsqueeze(-1)
+        else:
+            out = out / count_keys(key, key_mask)
+        return _finish(out, extra, normalize, eps).to(dtype)

@@ -1,0 +1,75 @@
+"""Numerics shared by every attention operator: accumulation precision, norms, key masks.
+
+Tensors are laid out (B, N, H, d): the strided view of a packed projection, so nothing is copied.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def accumulation_dtype(tensor: Tensor) -> torch.dtype:
+    """The precision in which sums and norms are computed: float32, or float64 for float64 input."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def upcast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Every tensor in the accumulation precision of its own dtype (no copy when it is there)."""
+    return tuple(tensor.to(accumulation_dtype(tensor)) for tensor in tensors)
+
+
+def normalise_rows(tensor: Tensor, eps: float) -> Tensor:
+    """Divide each vector of the last dimension by its Euclidean norm.
+
+    Args:
+        tensor: (..., d), already in accumulation precision.
+        eps: added under the root, x · rsqrt(Σx² + eps); a zero row stays zero and its gradient stays
+            finite. ``0`` divides by the plain norm, as the reference code does (zero rows give NaN).
+    """
+    if eps == 0:
+        return tensor / tensor.norm(dim=-1, keepdim=True)
+    return tensor * torch.rsqrt(tensor.square().sum(dim=-1, keepdim=True) + eps)
+
+
+def mask_tokens(tensor: Tensor, key_mask: Tensor | None) -> Tensor:
+    """Set the tokens that ``key_mask`` excludes to zero.
+
+    Args:
+        tensor: (B, N, H, d).
+        key_mask: (B, N) boolean, True where a token takes part; None keeps all.
+    """
+    if key_mask is None:
+        return tensor
+    return tensor.masked_fill(~key_mask[:, :, None, None], 0)
+
+
+def count_keys(key: Tensor, key_mask: Tensor | None) -> Tensor | int:
+    """How many keys take part: an int, or (B, 1, 1, 1) when a mask makes it differ by sample."""
+    if key_mask is None:
+        return key.shape[1]
+    return key_mask.sum(dim=1).clamp(min=1)[:, None, None, None]
+
+
+def check_qkv(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None) -> None:
+    """Raise ValueError unless the shapes agree with (B, N_q, H, d), (B, N_k, H, d), (B, N_k, H, d_v)."""
+    if not (query.dim() == key.dim() == value.dim() == 4):
+        raise ValueError(
+            "query, key and value must have four dimensions (batch, tokens, heads, channels); got "
+            f"{tuple(query.shape)}, {tuple(key.shape)}, {tuple(value.shape)}"
+        )
+    if query.shape[0] != key.shape[0] or query.shape[2:] != key.shape[2:]:
+        raise ValueError(
+            "query and key must agree in batch, heads and channels; got "
+            f"{tuple(query.shape)} and {tuple(key.shape)}"
+        )
+    if key.shape[:3] != value.shape[:3]:
+        raise ValueError(
+            "key and value must agree in batch, tokens and heads; got "
+            f"{tuple(key.shape)} and {tuple(value.shape)}"
+        )
+    if key_mask is not None and (key_mask.shape != key.shape[:2] or key_mask.dtype != torch.bool):
+        raise ValueError(
+            f"key_mask must be boolean of shape {tuple(key.shape[:2])} (True = token takes part); "
+            f"got {key_mask.dtype} of shape {tuple(key_mask.shape)}"
+        )

@@ -1,0 +1,53 @@
+"""Cosine attention: Sim(q, k) = ⟨q̂, k̂⟩."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from castling.ops.common import check_qkv, normalise_rows, upcast
+from castling.ops.feature_attention import feature_attention
+
+
+def cosine_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    normalize: Literal["l2", "none"] = "l2",
+    eps: float = 1e-6,
+    key_mask: Tensor | None = None,
+    extra: Tensor | None = None,
+) -> Tensor:
+    """(1/N) Σ_j ⟨q̂_i, k̂_j⟩ v_j [+ extra_i], each row then divided by its norm with ``"l2"``.
+
+    A row of cosines sums to anything between −N and N, so there is no row-sum normaliser.
+
+    Args:
+        query: (B, N_q, H, d).
+        key: (B, N_k, H, d).
+        value: (B, N_k, H, d_v).
+        normalize: ``"l2"`` or ``"none"``.
+        eps: under the root of every norm.
+        key_mask: (B, N_k) boolean, True where a key takes part.
+        extra: (B, N_q, H, d_v), added before the normalisation.
+
+    Returns:
+        (B, N_q, H, d_v) in the dtype of ``value``.
+    """
+    check_qkv(query, key, value, key_mask)
+    with torch.autocast(value.device.type, enabled=False):
+        q, k, v = upcast(query, key, value)
+        out = feature_attention(
+            normalise_rows(q, eps),
+            normalise_rows(k, eps),
+            v,
+            row_sum=False,
+            eps=eps,
+            key_mask=key_mask,
+        )
+        if extra is not None:
+            out = out + extra.to(out.dtype)
+        return (normalise_rows(out, eps) if normalize == "l2" else out).to(value.dtype)

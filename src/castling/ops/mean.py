@@ -1,0 +1,30 @@
+"""Mean attention: Sim(q, k) = ⟨q/√N, k/√N⟩, no normaliser (QT-ViT, NeurIPS 2024, Table 2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from castling.ops.common import check_qkv, upcast
+from castling.ops.feature_attention import feature_attention
+
+
+def mean_attention(
+    query: Tensor, key: Tensor, value: Tensor, *, key_mask: Tensor | None = None
+) -> Tensor:
+    """(1/N) Σ_j ⟨q_i, k_j⟩ v_j.
+
+    Args:
+        query: (B, N_q, H, d).
+        key: (B, N_k, H, d).
+        value: (B, N_k, H, d_v).
+        key_mask: (B, N_k) boolean, True where a key takes part.
+
+    Returns:
+        (B, N_q, H, d_v) in the dtype of ``value``.
+    """
+    check_qkv(query, key, value, key_mask)
+    with torch.autocast(value.device.type, enabled=False):
+        q, k, v = upcast(query, key, value)
+        out = feature_attention(q, k, v, row_sum=False, eps=0.0, key_mask=key_mask)
+        return out.to(value.dtype)

@@ -1,0 +1,36 @@
+"""ReLU linear attention: Sim(q, k) = ⟨relu(q), relu(k)⟩ (Cai et al., EfficientViT, ICCV 2023, §3.1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from castling.ops.common import check_qkv, upcast
+from castling.ops.feature_attention import feature_attention
+
+
+def relu_linear(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    eps: float = 1e-5,
+    key_mask: Tensor | None = None,
+) -> Tensor:
+    """Σ_j ⟨relu(q_i), relu(k_j)⟩ v_j / (Σ_j ⟨relu(q_i), relu(k_j)⟩ + N·eps).
+
+    Args:
+        query: (B, N_q, H, d).
+        key: (B, N_k, H, d).
+        value: (B, N_k, H, d_v).
+        eps: added to the mean of a row of similarities: rows without a positive match give zeros.
+        key_mask: (B, N_k) boolean, True where a key takes part.
+
+    Returns:
+        (B, N_q, H, d_v) in the dtype of ``value``.
+    """
+    check_qkv(query, key, value, key_mask)
+    with torch.autocast(value.device.type, enabled=False):
+        q, k, v = upcast(query, key, value)
+        out = feature_attention(q.relu(), k.relu(), v, row_sum=True, eps=eps, key_mask=key_mask)
+        return out.to(value.dtype)

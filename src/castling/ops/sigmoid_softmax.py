@@ -1,0 +1,34 @@
+"""Sigmoid-softmax attention: σ(q) against keys normalised over the tokens (QT-ViT, Table 2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from castling.ops.common import check_qkv, upcast
+from castling.ops.feature_attention import feature_attention
+
+
+def sigmoid_softmax(
+    query: Tensor, key: Tensor, value: Tensor, *, key_mask: Tensor | None = None
+) -> Tensor:
+    """σ(q_i)ᵀ (softmax_j(k_j) v_jᵀ): the softmax runs over tokens, channel by channel.
+
+    Args:
+        query: (B, N_q, H, d).
+        key: (B, N_k, H, d).
+        value: (B, N_k, H, d_v).
+        key_mask: (B, N_k) boolean, True where a key takes part.
+
+    Returns:
+        (B, N_q, H, d_v) in the dtype of ``value``.
+    """
+    check_qkv(query, key, value, key_mask)
+    with torch.autocast(value.device.type, enabled=False):
+        q, k, v = upcast(query, key, value)
+        if key_mask is not None:
+            k = k.masked_fill(~key_mask[:, :, None, None], torch.finfo(k.dtype).min)
+        # feature_attention averages over tokens; these weights already sum to one.
+        weights = k.softmax(dim=1) * k.shape[1]
+        out = feature_attention(q.sigmoid(), weights, v, row_sum=False, eps=0.0, key_mask=key_mask)
+        return out.to(value.dtype)
