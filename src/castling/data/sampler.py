@@ -1,0 +1,113 @@
+"""Which images make which batch: a function of (seed, epoch) alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from castling.data.randomness import keys
+
+_ORDER, _RESOLUTION = 1, 2  # separate streams of random numbers
+
+
+class BatchKey(NamedTuple):
+    """All that a worker needs to make a batch.
+
+    Attributes:
+        indices: positions in the data set.
+        epoch: decides the augmentations, with the seed and the index.
+        size: (height, width) of this batch; None is the configured size.
+    """
+
+    indices: tuple[int, ...]
+    epoch: int = 0
+    size: tuple[int, int] | None = None
+
+
+class EpochBatches(Sampler[BatchKey]):
+    """Batches of one process, for one epoch at a time.
+
+    A permutation of the whole set is drawn from (seed, epoch) and cut into global batches; each
+    process takes its part of every global batch. So two processes with batch size 16 see together
+    what one sees with 32, and an epoch looks the same whether or not the run was resumed before it.
+
+    In training the last, incomplete global batch is left out (a smaller set makes one smaller
+    batch); in evaluation every image is seen exactly once and the last batches may differ in size.
+
+    `set_epoch` is called by Lightning at the start of every epoch; other loops call it themselves.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        *,
+        train: bool,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        sides: Sequence[int] = (),
+    ) -> None:
+        """Describe the batches.
+
+        Args:
+            length: images in the set.
+            batch_size: images per batch and process.
+            train: shuffle, keep batches whole and draw resolutions; otherwise go in order.
+            seed: of order and resolutions.
+            rank: number of this process.
+            world_size: number of processes.
+            sides: sides in pixels, one of which every batch draws (all processes the same); empty
+                for the configured size.
+
+        Raises:
+            ValueError: the rank does not exist, or there are fewer images than processes.
+        """
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank is {rank}; it must lie in [0, {world_size})")
+        if length < world_size:
+            raise ValueError(f"{length} images cannot feed {world_size} processes")
+        self.length = length
+        self.train = train
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.sides = tuple(sides)
+        self.batch_size = min(batch_size, math.ceil(length / world_size)) if train else batch_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, from 0, whose batches the next iteration gives."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        whole = self.batch_size * self.world_size
+        if self.train:
+            return max(1, self.length // whole)
+        start = self.rank * self.batch_size
+        return self.length // whole + (1 if self.length % whole > start else 0)
+
+    def __iter__(self) -> Iterator[BatchKey]:
+        order = np.arange(self.length)
+        if self.train:
+            order = np.argsort(keys(self.seed, _ORDER, self.epoch, order), kind="stable")
+        whole = self.batch_size * self.world_size
+        for batch in range(len(self)):
+            start = batch * whole + self.rank * self.batch_size
+            stop = start + self.batch_size
+            # Only a set smaller than one global batch wraps around.
+            chosen = (
+                order.take(range(start, stop), mode="wrap") if self.train else order[start:stop]
+            )
+            yield BatchKey(tuple(chosen.tolist()), self.epoch, self._size(batch))
+
+    def _size(self, batch: int) -> tuple[int, int] | None:
+        if not self.sides:
+            return None
+        key = int(keys(self.seed, _RESOLUTION, self.epoch, batch)[0])
+        side = self.sides[key % len(self.sides)]
+        return side, side
