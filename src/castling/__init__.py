@@ -1,3 +1,67 @@
-"""Vision transformers whose attention costs O(N): train, convert, switch, prove, export."""
+"""Vision transformers whose attention costs O(N): train, convert, switch, prove, export.
+
+Importing the package registers its models with timm; what sits higher (training, export, measuring)
+is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from timm import create_model
+
+from castling import models as models
+from castling.attention import (
+    ConvolutionalAdditive,
+    Cosine,
+    FirstOrderTaylor,
+    LinearAngular,
+    MaskedSoftmax,
+    Mean,
+    QuadraticAngular,
+    QuadraticTaylor,
+    ReLULinear,
+    SigmoidSoftmax,
+    Softmax,
+    list_attentions,
+)
+from castling.models.registry import list_models
+from castling.ops.macs import macs
+from castling.surgery import SwitchRefusedError, SwitchReport, linearize_, switch_
+
+if TYPE_CHECKING:
+    from castling.deploy import export
 
 __version__ = "0.1.0"
+
+_LAZY = {"export": "castling.deploy"}
+
+__all__ = [
+    "ConvolutionalAdditive",
+    "Cosine",
+    "FirstOrderTaylor",
+    "LinearAngular",
+    "MaskedSoftmax",
+    "Mean",
+    "QuadraticAngular",
+    "QuadraticTaylor",
+    "ReLULinear",
+    "SigmoidSoftmax",
+    "Softmax",
+    "SwitchRefusedError",
+    "SwitchReport",
+    "create_model",
+    "export",
+    "linearize_",
+    "list_attentions",
+    "list_models",
+    "macs",
+    "switch_",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'castling' has no attribute {name!r}")

@@ -25,6 +25,9 @@ class SoftmaxKernel(Kernel):
 
     takes_bias = True
     quadratic = True
+    #: Set by hosts that scale their scores otherwise than 1/√d, or drop attention weights.
+    scale: float | None = None
+    dropout: float = 0.0
 
     def forward(
         self,
@@ -38,5 +41,13 @@ class SoftmaxKernel(Kernel):
         **_: Any,
     ) -> Tensor:
         """See :class:`Kernel`."""
-        out = softmax_attention(query, key, value, bias=bias, key_mask=key_mask)
+        out = softmax_attention(
+            query,
+            key,
+            value,
+            scale=self.scale,
+            bias=bias,
+            key_mask=key_mask,
+            dropout=self.dropout,
+        )
         return out if extra is None else out + extra

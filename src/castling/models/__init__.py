@@ -1,0 +1,3 @@
+"""Named models, all in timm's registry."""
+
+from castling.models import castling_vit  # noqa: F401

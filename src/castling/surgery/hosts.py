@@ -1,0 +1,163 @@
+"""What a converted host attention is, and the register of host families.
+
+An adapter is an ``AttentionCore`` that takes over the children of the host's attention module, names and
+weights unchanged, and calls ``attend`` where the host computed its softmax. A new host family is one
+file with a subclass decorated by ``register_host``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
+
+from torch import Tensor, nn
+
+from castling.attention import AttentionConfig, AttentionCore
+from castling.attention.softmax import SoftmaxKernel
+from castling.surgery.geometry import Geometry
+
+
+@dataclasses.dataclass
+class Place:
+    """Where in its host an attention stands.
+
+    Attributes:
+        geometry: the host's grid, or None where the host hands it over by itself.
+        level: downsamplings between the host's patch embedding and this attention's keys.
+        num_prefix_tokens: class, distillation and register tokens in front of the grid.
+    """
+
+    geometry: Geometry | None = None
+    level: int = 0
+    num_prefix_tokens: int = 0
+
+
+class HostAttention(AttentionCore):
+    """Base of all adapters.
+
+    Args:
+        host: the module to replace; its children are moved, not copied. A ``HostAttention`` of the same
+            family may be given too: an already converted layer is converted again.
+        config: the new attention.
+        place: where the module stands.
+        num_heads: H.
+        head_dim: d.
+        value_dim: d_v; None means d.
+    """
+
+    #: Parameters and buffers that only score biases use; cast away with the auxiliary branch.
+    bias_names: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self,
+        host: nn.Module,
+        config: AttentionConfig,
+        place: Place,
+        num_heads: int,
+        head_dim: int,
+        value_dim: int | None = None,
+    ) -> None:
+        super().__init__(config, num_heads, head_dim, value_dim)
+        self.place = place
+        self.scale: float = host.scale  # type: ignore[assignment]
+        if isinstance(self.kernel, SoftmaxKernel):
+            self.kernel.scale = self.scale
+        if self.auxiliary is not None:
+            self.auxiliary.scale = self.scale
+
+    @classmethod
+    def places(cls, model: nn.Module) -> dict[str, Place]:
+        """The place of every attention of this family in ``model``, by module name.
+
+        Called before any layer is replaced; installs the hooks it needs, once per host.
+        """
+        raise NotImplementedError
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """(h, w) of this layer's keys, where the host's geometry tells it."""
+        geometry = self.place.geometry
+        return None if geometry is None else geometry.at_level(self.place.level)
+
+    @property
+    def wants_bias(self) -> bool:
+        """Whether a score bias would be used at all at this moment."""
+        return self.kernel.takes_bias or (
+            self.auxiliary is not None and not self.auxiliary.empty
+        )
+
+    def take(self, host: nn.Module, *names: str) -> None:
+        """Move children, parameters, buffers or plain attributes of ``host`` here, names kept."""
+        for name in names:
+            if name in host._buffers:
+                persistent = name not in host._non_persistent_buffers_set
+                self.register_buffer(name, host._buffers[name], persistent=persistent)
+            elif hasattr(host, name):
+                setattr(self, name, getattr(host, name))
+
+    def check_bias(self) -> None:
+        """Raise ValueError when score biases are wanted that an earlier switch cast away."""
+        missing = [name for name in self.bias_names if not hasattr(self, name)]
+        if missing and self.wants_bias:
+            raise ValueError(
+                f"{type(self).__name__} has lost {', '.join(missing)} in an earlier switch: "
+                "convert the model as it was before that"
+            )
+
+    def strip(self) -> None:
+        """Cast away the auxiliary branch, and the score biases if nothing else reads them."""
+        self.auxiliary = None
+        self.config = dataclasses.replace(self.config, auxiliary=None)
+        if not self.kernel.takes_bias:
+            for name in self.bias_names:
+                if hasattr(self, name):
+                    delattr(self, name)
+
+
+HostT = TypeVar("HostT", bound=type[HostAttention])
+_ADAPTERS: dict[type[nn.Module], type[HostAttention]] = {}
+
+
+def register_host(*host_classes: type[nn.Module]) -> Callable[[HostT], HostT]:
+    """Class decorator: the adapter for these attention classes, and for itself."""
+
+    def register(adapter: HostT) -> HostT:
+        for host_class in (*host_classes, adapter):
+            _ADAPTERS[host_class] = adapter
+        return adapter
+
+    return register
+
+
+def adapter_for(module: nn.Module) -> type[HostAttention] | None:
+    """The adapter for an attention module, or None; subclasses count only where registered."""
+    return _ADAPTERS.get(type(module))
+
+
+def supported_hosts() -> list[str]:
+    """Qualified names of the attention classes that can be converted, for error messages."""
+    return sorted(f"{c.__module__}.{c.__qualname__}" for c in _ADAPTERS if c is not _ADAPTERS[c])
+
+
+def named_hosts(model: nn.Module, host_class: type[nn.Module]) -> list[tuple[str, Any]]:
+    """Sub-modules of ``model`` (itself included) of a host class, with their names."""
+    return [(name, m) for name, m in model.named_modules() if isinstance(m, host_class)]
+
+
+def installed_geometry(host: nn.Module) -> Geometry | None:
+    """The geometry that an earlier conversion of this host hooked up, or None."""
+    for module in host.modules():
+        if isinstance(module, HostAttention) and module.place.geometry is not None:
+            return module.place.geometry
+    return None
+
+
+def join(prefix: str, name: str) -> str:
+    """``prefix.name``, or ``name`` alone below the root."""
+    return f"{prefix}.{name}" if prefix else name
+
+
+def tokens_to_grid(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(B, h·w, H, d) -> (B, h, w, H, d)."""
+    return tokens.reshape(tokens.shape[0], grid[0], grid[1], *tokens.shape[2:])

@@ -1,0 +1,113 @@
+"""``linearize_``: replace the attention of a whole model, or of chosen layers, in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+# Importing an adapter registers its hosts.
+from castling.attention import AttentionConfig, attention_config
+from castling.surgery import levit, mvitv2, vit  # noqa: F401
+from castling.surgery.hosts import HostAttention, Place, adapter_for, supported_hosts
+
+Attention = str | AttentionConfig | dict[str, Any]
+Where = str | Iterable[str] | Callable[[str, nn.Module], bool] | Mapping[str, Attention | None]
+
+
+def convertible(model: nn.Module) -> dict[str, nn.Module]:
+    """The attentions of ``model`` that ``linearize_`` can replace, by name, in order of execution."""
+    return {
+        name: module for name, module in model.named_modules() if adapter_for(module) is not None
+    }
+
+
+def _choose(
+    layers: dict[str, nn.Module], attention: Attention, where: Where | None
+) -> dict[str, AttentionConfig]:
+    """Layer name -> its new configuration; raises ValueError for a name that matches no layer."""
+    config = attention_config(attention)
+    if where is None:
+        return dict.fromkeys(layers, config)
+    if callable(where):
+        return {name: config for name, module in layers.items() if where(name, module)}
+    wanted: Mapping[str, Attention | None]
+    if isinstance(where, Mapping):
+        wanted = where
+    else:
+        wanted = dict.fromkeys([where] if isinstance(where, str) else where, config)
+    chosen: dict[str, AttentionConfig] = {}
+    for pattern, choice in wanted.items():
+        names = [name for name in layers if _matches(name, pattern)]
+        if not names:
+            raise ValueError(
+                f"where={pattern!r} matches no attention of this model; it has: "
+                f"{', '.join(layers)}"
+            )
+        if choice is not None:
+            chosen.update(dict.fromkeys(names, attention_config(choice)))
+    return chosen
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """A full name, a shell pattern, or the name of a module that holds the attention."""
+    return fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")
+
+
+def linearize_(model: nn.Module, attention: Attention, where: Where | None = None) -> list[str]:
+    """Replace attentions of a timm model, in place; projections and all other weights are kept.
+
+    Args:
+        model: a timm model of a supported family (ViT and DeiT, LeViT, MViTv2), also wrapped by
+            ``features_only=True`` or inside a larger module. Already converted layers are converted
+            again.
+        attention: the new attention: a configuration, a registered name, or a dictionary.
+        where: None for all layers; a name, a shell pattern or the name of an enclosing module
+            (``"stages.0"``), or several of them; a predicate ``(name, module) -> bool``; or a plan: a
+            mapping from such names to an attention, None leaving the layer as it is.
+
+    Returns:
+        Names of the replaced layers, in order of execution.
+
+    Raises:
+        ValueError: the model holds no attention that can be replaced, or ``where`` matches none.
+
+    Example:
+        >>> model = timm.create_model("vit_base_patch16_224")
+        >>> castling.linearize_(model, castling.LinearAngular(), where="blocks.[0-5].attn")
+    """
+    layers = convertible(model)
+    if not layers:
+        raise ValueError(
+            f"{type(model).__name__} holds no attention that can be replaced; supported: "
+            f"{', '.join(supported_hosts())}"
+        )
+    chosen = _choose(layers, attention, where)
+    if not chosen:
+        raise ValueError(
+            f"where selects none of the model's attentions; it has: {', '.join(layers)}"
+        )
+    places: dict[str, Place] = {}
+    for adapter in dict.fromkeys(adapter_for(layers[name]) for name in chosen):
+        assert adapter is not None
+        places.update(adapter.places(model))
+    # Build all before placing any: a refused layer must not leave a half-converted model.
+    replacements = {
+        name: _converted(layers[name], config, places[name]) for name, config in chosen.items()
+    }
+    for name, replacement in replacements.items():
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, replacement)
+    return list(chosen)
+
+
+def _converted(host: nn.Module, config: AttentionConfig, place: Place) -> HostAttention:
+    adapter = adapter_for(host)
+    assert adapter is not None
+    parameter = next(host.parameters())
+    new: HostAttention = adapter(host, config, place)  # type: ignore[call-arg, arg-type]
+    new.check_bias()
+    new.to(device=parameter.device, dtype=parameter.dtype)
+    return new.train(host.training)

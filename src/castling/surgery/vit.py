@@ -1,0 +1,93 @@
+"""Adapter for timm's plain vision transformers: ViT, DeiT (distilled too), DINO, CLIP towers.
+
+Host attention: ``timm.layers.attention.Attention`` on (B, N, C) tokens, grid unknown to it.
+"""
+
+from __future__ import annotations
+
+import torch
+from timm.layers.attention import Attention as TimmAttention
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from castling.attention import AttentionConfig
+from castling.attention.softmax import SoftmaxKernel
+from castling.surgery.geometry import Geometry
+from castling.surgery.hosts import (
+    HostAttention,
+    Place,
+    installed_geometry,
+    join,
+    named_hosts,
+    register_host,
+)
+
+
+@register_host(TimmAttention)
+class ViTAttention(HostAttention):
+    """A plain ViT's attention with its softmax replaced."""
+
+    def __init__(self, host: nn.Module, config: AttentionConfig, place: Place) -> None:
+        num_heads: int = host.num_heads  # type: ignore[assignment]
+        head_dim: int = host.head_dim  # type: ignore[assignment]
+        super().__init__(host, config, place, num_heads, head_dim)
+        self.take(host, "attn_dim", "qkv", "q_norm", "k_norm", "attn_drop", "norm", "gate")
+        self.take(host, "proj", "proj_drop")
+
+    @classmethod
+    def places(cls, model: nn.Module) -> dict[str, Place]:
+        """See :class:`HostAttention`; a bare attention outside a VisionTransformer has no grid."""
+        places = {
+            name: Place() for name, m in model.named_modules() if isinstance(m, TimmAttention | cls)
+        }
+        for prefix, vit in named_hosts(model, VisionTransformer):
+            geometry = installed_geometry(vit)
+            if geometry is None:
+                geometry = Geometry()
+                vit.patch_embed.register_forward_pre_hook(geometry.before_patch_embed)
+            for name, module in vit.blocks.named_modules():
+                if isinstance(module, TimmAttention | cls):
+                    places[join(prefix, f"blocks.{name}")] = Place(
+                        geometry, num_prefix_tokens=vit.num_prefix_tokens
+                    )
+        return places
+
+    def forward(
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """(B, N, C) -> (B, N, C); ``attn_mask`` may exclude keys: (B, N) or (B, 1, 1, N) boolean.
+
+        Raises:
+            ValueError: a mask that is not a key mask, or a causal one: linear attention has none.
+        """
+        batch, tokens, _ = x.shape
+        if is_causal:
+            raise ValueError("a converted vision transformer attends in both directions: is_causal")
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim)
+        query, key, value = qkv.unbind(2)
+        if isinstance(self.kernel, SoftmaxKernel):
+            self.kernel.dropout = self.attn_drop.p if self.training else 0.0
+        out = self.attend(
+            self.q_norm(query),
+            self.k_norm(key),
+            value,
+            grid=self.grid,
+            num_prefix_tokens=self.place.num_prefix_tokens,
+            key_mask=None if attn_mask is None else _as_key_mask(attn_mask, batch, tokens),
+        )
+        out = self.norm(out.reshape(batch, tokens, self.attn_dim))
+        if self.gate is not None:
+            out = out * self.gate(x).sigmoid()
+        return self.proj_drop(self.proj(out))
+
+
+def _as_key_mask(mask: Tensor, batch: int, tokens: int) -> Tensor:
+    if mask.dtype == torch.bool and mask.dim() == 4 and mask.shape[1:3] == (1, 1):
+        mask = mask[:, 0, 0]
+    if mask.dtype != torch.bool or mask.dim() != 2 or mask.shape[-1] != tokens:
+        raise ValueError(
+            "a converted attention takes key masks only: boolean, (batch, tokens) or "
+            f"(batch, 1, 1, tokens), True where a token takes part; got {mask.dtype} of shape "
+            f"{tuple(mask.shape)}"
+        )
+    return mask.expand(batch, tokens)
