@@ -18,6 +18,7 @@ from castling.attention.config import (
     list_attentions,
     register_attention,
 )
+from castling.attention.convolutional_additive import AdditiveTokenMixer, ConvolutionalAdditive
 from castling.attention.cosine import Cosine
 from castling.attention.first_order_taylor import FirstOrderTaylor
 from castling.attention.linear_angular import LinearAngular
@@ -29,10 +30,12 @@ from castling.attention.sigmoid_softmax import SigmoidSoftmax
 from castling.attention.softmax import Softmax
 
 __all__ = [
+    "AdditiveTokenMixer",
     "Attention",
     "AttentionConfig",
     "AttentionCore",
     "AuxiliaryStatistics",
+    "ConvolutionalAdditive",
     "Cosine",
     "FirstOrderTaylor",
     "Kernel",
