@@ -25,6 +25,7 @@ from castling.attention.linear_angular import LinearAngular
 from castling.attention.mean import Mean
 from castling.attention.mixer import Attention
 from castling.attention.quadratic_angular import QuadraticAngular
+from castling.attention.quadratic_taylor import QuadraticTaylor
 from castling.attention.relu_linear import ReLULinear
 from castling.attention.sigmoid_softmax import SigmoidSoftmax
 from castling.attention.softmax import Softmax
@@ -44,6 +45,7 @@ __all__ = [
     "MaskedSoftmaxBranch",
     "Mean",
     "QuadraticAngular",
+    "QuadraticTaylor",
     "ReLULinear",
     "SigmoidSoftmax",
     "Softmax",
