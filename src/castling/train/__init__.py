@@ -1,0 +1,53 @@
+"""Training: recipes, the engine that follows them, evaluation."""
+
+from castling.train.callbacks import NonFiniteLoss, TrainingInterrupted
+from castling.train.evaluation import EvaluateResult, evaluate
+from castling.train.recipe import (
+    ClipConfig,
+    EmaConfig,
+    HardwareConfig,
+    ModelConfig,
+    OptimConfig,
+    Recipe,
+    RegularizeConfig,
+    SaveConfig,
+    ScheduleConfig,
+    SwitchConfig,
+)
+from castling.train.recipe_file import (
+    load_recipe,
+    parse_recipe,
+    recipe_from_dict,
+    recipe_from_namespace,
+    recipe_parser,
+    recipe_to_dict,
+    recipe_to_yaml,
+)
+from castling.train.result import TrainResult
+from castling.train.trainer import train
+
+__all__ = [
+    "ClipConfig",
+    "EmaConfig",
+    "EvaluateResult",
+    "HardwareConfig",
+    "ModelConfig",
+    "NonFiniteLoss",
+    "OptimConfig",
+    "Recipe",
+    "RegularizeConfig",
+    "SaveConfig",
+    "ScheduleConfig",
+    "SwitchConfig",
+    "TrainResult",
+    "TrainingInterrupted",
+    "evaluate",
+    "load_recipe",
+    "parse_recipe",
+    "recipe_from_dict",
+    "recipe_from_namespace",
+    "recipe_parser",
+    "recipe_to_dict",
+    "recipe_to_yaml",
+    "train",
+]

@@ -1,0 +1,103 @@
+"""The mask schedule: tells every auxiliary branch how far training is, and watches what it does."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+
+from castling.attention.auxiliary import (
+    AuxiliaryStatistics,
+    MaskedSoftmaxBranch,
+    auxiliaries,
+    collect_statistics,
+)
+from castling.train.files import write_csv
+from castling.train.module import TrainingModule
+
+COLUMNS = ("step", "epoch", "layer", *(f.name for f in dataclasses.fields(AuxiliaryStatistics)))
+
+
+class AuxiliarySchedule(Callback):
+    """Sets the branches' progress before each step and each evaluation; writes ``auxiliary.csv``.
+
+    The statistics are gathered while the first batches of each evaluation pass through, on the
+    network that is evaluated.
+
+    Args:
+        path: the CSV file.
+        batches: number of validation batches that are watched; 0 is off.
+    """
+
+    def __init__(self, path: Path, batches: int) -> None:
+        self.path, self.batches = path, batches
+        self.rows: list[dict[str, Any]] = []
+        self.branches: list[MaskedSoftmaxBranch] = []
+        self.watching = contextlib.ExitStack()
+        self.statistics: dict[str, AuxiliaryStatistics] = {}
+
+    def on_fit_start(self, trainer: Trainer, module: TrainingModule) -> None:
+        """Find the branches, those of the moving average too."""
+        found = [*auxiliaries(module.model).values()]
+        if module.evaluated is not module.model:
+            found += auxiliaries(module.evaluated).values()
+        self.branches = found
+        self._set(module)
+
+    def _set(self, module: TrainingModule) -> None:
+        for branch in self.branches:
+            branch.set_progress(module.progress)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, module: TrainingModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Move the schedule."""
+        self._set(module)
+
+    def on_validation_start(self, trainer: Trainer, module: TrainingModule) -> None:
+        """Evaluate at the progress reached; after the last step it is exactly 1."""
+        self._set(module)
+        if self.batches and self.branches:
+            self.statistics = self.watching.enter_context(collect_statistics(module.evaluated))
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        module: TrainingModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Stop watching after enough batches."""
+        if batch_idx + 1 == self.batches:
+            self.watching.close()
+
+    def on_validation_end(self, trainer: Trainer, module: TrainingModule) -> None:
+        """Write the rows of this evaluation."""
+        self.watching.close()
+        if not self.branches:
+            return
+        self.rows += [
+            {
+                "step": trainer.global_step,
+                "epoch": trainer.current_epoch + 1,
+                "layer": layer,
+                **dataclasses.asdict(statistics),
+            }
+            for layer, statistics in self.statistics.items()
+        ]
+        self.statistics = {}
+        if trainer.is_global_zero:
+            write_csv(self.path, COLUMNS, self.rows)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows written so far."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Forget rows beyond the checkpoint."""
+        self.rows = state_dict["rows"]

@@ -1,0 +1,102 @@
+"""Checkpoints that a run resumes from, and a graceful end on Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+
+from castling.train.module import TrainingModule
+from castling.train.recipe import SaveConfig
+
+
+class TrainingInterrupted(RuntimeError):
+    """Training was ended on request; the message says how to go on."""
+
+
+class Checkpoints(Callback):
+    """Writes ``last.ckpt`` whole or not at all; must stand last in the list of callbacks.
+
+    Ctrl-C in a single process saves after the running step; with several processes the run falls
+    back to its last regular checkpoint, because they would not stop at the same step.
+
+    Args:
+        folder: where checkpoints go.
+        config: how often.
+    """
+
+    def __init__(self, folder: Path, config: SaveConfig) -> None:
+        self.folder, self.config = folder, config
+        self.position = (0, 0)
+        self.saved_step = 0
+        self.interrupted = False
+        self.previous_handler: Any = None
+
+    @property
+    def path(self) -> Path:
+        """The checkpoint that a run resumes from."""
+        return self.folder / "last.ckpt"
+
+    def on_fit_start(self, trainer: Trainer, module: TrainingModule) -> None:
+        """Listen to Ctrl-C."""
+        self.saved_step = trainer.global_step
+        if threading.current_thread() is threading.main_thread() and trainer.world_size == 1:
+            self.previous_handler = signal.signal(signal.SIGINT, self._on_interrupt)
+
+    def _on_interrupt(self, signum: int, frame: Any) -> None:
+        self.interrupted = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C ends at once
+
+    def teardown(self, trainer: Trainer, module: TrainingModule, stage: str) -> None:
+        """Give Ctrl-C back."""
+        if self.previous_handler is not None:
+            signal.signal(signal.SIGINT, self.previous_handler)
+            self.previous_handler = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: TrainingModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save within an epoch: between steps only, and not where the end of the epoch will."""
+        step = trainer.global_step
+        if step == self.saved_step or batch_idx + 1 >= trainer.num_training_batches:
+            return
+        due = self.config.every_steps and step % self.config.every_steps == 0
+        if due or self.interrupted:
+            self.position = (trainer.current_epoch, batch_idx + 1)
+            self._save(trainer)
+        self._stop_if_interrupted(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, module: TrainingModule) -> None:
+        """Save after an epoch."""
+        epoch = trainer.current_epoch + 1
+        last = trainer.should_stop or module.progress >= 1.0
+        if epoch % self.config.every_epochs == 0 or last or self.interrupted:
+            self.position = (epoch, 0)
+            self._save(trainer)
+        if not last:
+            self._stop_if_interrupted(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        self.saved_step = trainer.global_step
+        temporary = self.folder / "last.ckpt.part"
+        trainer.save_checkpoint(temporary)
+        if trainer.is_global_zero:
+            os.replace(temporary, self.path)
+
+    def _stop_if_interrupted(self, trainer: Trainer) -> None:
+        if self.interrupted:
+            raise TrainingInterrupted(
+                f"stopped in epoch {trainer.current_epoch + 1} after step {trainer.global_step}; "
+                f"saved to {self.path}. Run the same command again to go on from there."
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the run stands: (epoch, batch) that come next."""
+        return {"position": list(self.position)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing: the position is read before the trainer starts."""

@@ -1,0 +1,42 @@
+"""Stops a run whose loss is no longer a number, and says what to try."""
+
+from __future__ import annotations
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor
+
+from castling.train.module import TrainingModule
+
+
+class NonFiniteLoss(RuntimeError):
+    """The training loss became NaN or infinite."""
+
+
+class StopOnNonFiniteLoss(Callback):
+    """Looks at every loss on a CPU, and at every n-th elsewhere, where looking means waiting.
+
+    A loss that is not finite stays visible in the epoch's sum, so none escapes.
+
+    Args:
+        every: n, in steps.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+
+    def on_before_backward(self, trainer: Trainer, module: TrainingModule, loss: Tensor) -> None:
+        """Raise NonFiniteLoss before the weights are spoilt, where the loss can be looked at."""
+        if loss.device.type != "cpu" and trainer.global_step % self.every:
+            return
+        total = module.loss_sum
+        if total is None or bool(torch.isfinite(total)):
+            return
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        exact = "at" if loss.device.type == "cpu" else "at or shortly before"
+        raise NonFiniteLoss(
+            f"the training loss is {float(total)} {exact} step {trainer.global_step + 1} "
+            f"(epoch {trainer.current_epoch + 1}, learning rate {rate:.3g}). "
+            "Try a lower --optim.lr, a longer --schedule.warmup_epochs, --clip.mode norm, or "
+            "--hardware.precision 32. The last checkpoint is from before."
+        )

@@ -1,0 +1,84 @@
+"""One clean table of the run, metrics.csv, and the same numbers for TensorBoard."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+
+from castling.train.files import write_csv
+from castling.train.module import TrainingModule
+
+
+class History(Callback):
+    """A row an epoch: epoch, step, train_loss, val_…, lr, seconds; rewritten whole each time.
+
+    Accuracies are in percent; seconds count the training of this run, evaluation included,
+    interruptions not.
+
+    Args:
+        path: the CSV file.
+        log_steps: TensorBoard receives loss and learning rate every so many steps.
+    """
+
+    def __init__(self, path: Path, log_steps: int) -> None:
+        self.path, self.log_steps = path, log_steps
+        self.rows: list[dict[str, Any]] = []
+        self.seconds_before = 0.0
+        self.logged_step = 0
+
+    def on_fit_start(self, trainer: Trainer, module: TrainingModule) -> None:
+        """Start the clock."""
+        self.started = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Training time of the run so far."""
+        return self.seconds_before + time.perf_counter() - self.started
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: TrainingModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log now and then."""
+        step = trainer.global_step
+        if step % self.log_steps == 0 and step != self.logged_step and trainer.logger:
+            self.logged_step = step
+            assert module.last_loss is not None
+            values = {
+                "train/loss": float(module.last_loss),
+                "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
+            }
+            trainer.logger.log_metrics(values, step=step)
+
+    def on_train_epoch_end(self, trainer: Trainer, module: TrainingModule) -> None:
+        """Write the epoch's row."""
+        row: dict[str, Any] = {
+            "epoch": trainer.current_epoch + 1,
+            "step": trainer.global_step,
+            "train_loss": module.train_loss,
+            **{f"val_{name}": value for name, value in module.metrics.items()},
+            "lr": max(group["lr"] for group in trainer.optimizers[0].param_groups),
+            "seconds": round(self.seconds, 2),
+        }
+        if trainer.logger:
+            values = {f"val/{name}": value for name, value in module.metrics.items()}
+            values["train/epoch_loss"] = row["train_loss"]
+            trainer.logger.log_metrics(values, step=trainer.global_step)
+        module.metrics = {}  # an epoch without evaluation must not show the last one's
+        self.rows.append(row)
+        if trainer.is_global_zero:
+            metrics = dict.fromkeys(
+                key for row in self.rows for key in row if key.startswith("val_")
+            )
+            columns = ("epoch", "step", "train_loss", *metrics, "lr", "seconds")
+            write_csv(self.path, columns, self.rows)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows written so far, and the clock."""
+        return {"rows": self.rows, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Forget rows beyond the checkpoint."""
+        self.rows, self.seconds_before = state_dict["rows"], state_dict["seconds"]

@@ -1,0 +1,75 @@
+"""The live display: a bar for the epoch, a line for each epoch done."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from tqdm import tqdm
+
+from castling.train.module import TrainingModule
+
+
+class Progress(Callback):
+    """Shows loss, learning rate and images/s on standard error; plain lines where it is no terminal.
+
+    Must stand before the history, which clears the metrics it shows.
+    """
+
+    def __init__(self, refresh_seconds: float = 0.2) -> None:
+        self.refresh_seconds = refresh_seconds
+        self.bar: Any = None
+
+    def on_train_epoch_start(self, trainer: Trainer, module: TrainingModule) -> None:
+        """Open the bar."""
+        self.count, self.started, self.shown = 0, time.perf_counter(), 0.0
+        if trainer.is_global_zero and sys.stderr.isatty():
+            self.bar = tqdm(
+                total=int(trainer.num_training_batches),
+                desc=f"epoch {trainer.current_epoch + 1}/{module.recipe.epochs}",
+                leave=False,
+                file=sys.stderr,
+                bar_format="{desc} {bar:24} {n_fmt}/{total_fmt} {postfix}",
+            )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: TrainingModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Refresh a few times a second: reading the loss waits for the device."""
+        self.count += len(module.task.images(batch)) * trainer.world_size
+        now = time.perf_counter()
+        if self.bar is None or now - self.shown < self.refresh_seconds:
+            return
+        self.shown = now
+        self.bar.n = batch_idx + 1
+        rate = self.count / (now - self.started)
+        learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
+        self.bar.set_postfix_str(
+            f"loss {module.train_loss:.4f}  lr {learning_rate:.2e}  {rate:.0f} images/s"
+        )
+
+    def on_train_epoch_end(self, trainer: Trainer, module: TrainingModule) -> None:
+        """Replace the bar by a line."""
+        self._close()
+        if not trainer.is_global_zero:
+            return
+        values = {f"val {name}": value for name, value in module.metrics.items()}
+        values = {"loss": module.train_loss, **values}
+        text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        seconds = time.perf_counter() - self.started
+        print(
+            f"epoch {trainer.current_epoch + 1}/{module.recipe.epochs}  {text}  {seconds:.1f} s",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def _close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def on_exception(self, trainer: Trainer, module: TrainingModule, error: BaseException) -> None:
+        """Leave the terminal tidy."""
+        self._close()

@@ -1,0 +1,109 @@
+"""Optimiser, learning rate of each step, gradient clipping: all functions of the step alone."""
+
+from __future__ import annotations
+
+import math
+
+import timm.optim
+import torch
+from timm.utils.clip_grad import dispatch_clip_grad
+from torch import nn
+
+from castling.train.recipe import ClipConfig, OptimConfig, ScheduleConfig
+
+#: parameters of more than one dimension that are offsets, not weights: QT-ViT's learned scalar and
+#: position table (its reference decays them by accident), position and class tokens of ViTs
+_NEVER_DECAYED = (
+    "*ones_scale*",
+    "*positional_encoding*",
+    "*pos_embed*",
+    "*cls_token*",
+    "*dist_token*",
+    "*attention_bias*",
+    "*rel_pos*",
+)
+
+
+def build_optimizer(
+    model: nn.Module, config: OptimConfig, images_per_step: int
+) -> torch.optim.Optimizer:
+    """The optimiser of ``config``; every group carries its peak rate as ``peak_lr``.
+
+    Args:
+        model: whose parameters are optimised.
+        config: says how.
+        images_per_step: over all processes and accumulated batches, for ``lr_batch``.
+
+    Raises:
+        ValueError: timm does not know the optimiser.
+    """
+    if config.name not in timm.optim.list_optimizers():
+        raise ValueError(
+            f"optim.name: unknown optimiser {config.name!r}; timm.optim.list_optimizers() lists them"
+        )
+    lr = config.lr * images_per_step / config.lr_batch if config.lr_batch else config.lr
+    extra: dict[str, object] = {}
+    if config.betas is not None:
+        extra["betas"] = tuple(config.betas)
+    if config.eps is not None:
+        extra["eps"] = config.eps
+    never = set(_NEVER_DECAYED) | set(config.no_decay)
+    if callable(getattr(model, "no_weight_decay", None)):
+        never |= set(model.no_weight_decay())
+    # groups are made here because create_optimizer_v2 knows no further patterns
+    if config.layer_decay < 1:
+        groups = timm.optim.param_groups_layer_decay(
+            model,
+            weight_decay=config.weight_decay,
+            no_weight_decay_list=never,
+            layer_decay=config.layer_decay,
+        )
+    else:
+        groups = timm.optim.param_groups_weight_decay(
+            model, weight_decay=config.weight_decay, no_weight_decay_list=never
+        )
+    optimizer = timm.optim.create_optimizer_v2(
+        groups, config.name, lr=lr, weight_decay=0.0, momentum=config.momentum, **extra
+    )
+    for group in optimizer.param_groups:
+        group["peak_lr"] = lr
+        group.setdefault("lr_scale", 1.0)
+    return optimizer
+
+
+def learning_rate(
+    config: ScheduleConfig, peak: float, step: int, total_steps: int, warmup_steps: int
+) -> float:
+    """Learning rate of step ``step`` (the first is 0) of ``total_steps``.
+
+    Warm-up rises linearly from warmup_lr at step 0 to the peak at ``warmup_steps``; the cosine then
+    falls to min_lr at ``total_steps``.
+    """
+    if step < warmup_steps:
+        return config.warmup_lr + (peak - config.warmup_lr) * step / warmup_steps
+    if config.kind == "constant":
+        return peak
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    floor = min(config.min_lr, peak)
+    return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer,
+    config: ScheduleConfig,
+    step: int,
+    total_steps: int,
+    warmup_steps: int,
+) -> None:
+    """Write the learning rate of ``step`` into every group."""
+    for group in optimizer.param_groups:
+        rate = learning_rate(config, group["peak_lr"], step, total_steps, warmup_steps)
+        group["lr"] = rate * group["lr_scale"]
+
+
+def clip_gradients(parameters: list[nn.Parameter], config: ClipConfig) -> None:
+    """Clip in place."""
+    if config.mode == "none":
+        return
+    mode = "agc" if config.mode == "adaptive" else config.mode
+    dispatch_clip_grad(parameters, config.value, mode=mode)

@@ -1,0 +1,86 @@
+"""A run's folder: whose it is, and whether to start, resume or return what is there."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from castling.train.files import write_text
+from castling.train.recipe import Recipe
+from castling.train.recipe_file import load_recipe, recipe_differences, recipe_to_yaml
+from castling.train.result import TrainResult, read_result
+
+Resume = Literal["auto", "never", "must"]
+
+
+def checkpoint_path(run_dir: Path) -> Path:
+    """The checkpoint that a run resumes from."""
+    return run_dir / "checkpoints" / "last.ckpt"
+
+
+def open_run(
+    recipe: Recipe, run_dir: Path, resume: Resume
+) -> tuple[TrainResult | None, Path | None]:
+    """Make a run's folder ready.
+
+    Args:
+        recipe: what is about to be trained.
+        run_dir: where.
+        resume: "auto" goes on with a run of the same recipe where there is one; "must" insists that
+            there is; "never" starts anew and refuses to replace a finished run.
+
+    Returns:
+        The result, where the same recipe has been finished here (not with "never"); the checkpoint
+        to resume from, where there is one.
+
+    Raises:
+        FileExistsError: the folder holds another recipe's run, or a finished one with "never".
+        FileNotFoundError: "must", and there is no checkpoint.
+    """
+    if resume not in ("auto", "never", "must"):
+        raise ValueError(f'resume must be "auto", "never" or "must", got {resume!r}')
+    result = read_result(run_dir)
+    checkpoint = checkpoint_path(run_dir)
+    started = checkpoint.is_file()
+    if resume == "never":
+        if result is not None:
+            raise FileExistsError(
+                f"{run_dir} holds a finished run; choose another folder or delete this one"
+            )
+        for name in ("checkpoints", "tensorboard"):
+            shutil.rmtree(run_dir / name, ignore_errors=True)
+        started = False
+    elif result is not None or started:
+        differences = recipe_differences(load_recipe(run_dir / "recipe.yaml"), recipe)
+        if differences:
+            state = "a finished" if result is not None else "an unfinished"
+            raise FileExistsError(
+                f"{run_dir} holds {state} run of another recipe; choose another folder, delete "
+                "this one, or use its recipe. Differences:\n  " + "\n  ".join(differences)
+            )
+        if result is not None:
+            return result, None
+    elif resume == "must":
+        raise FileNotFoundError(f"nothing to resume: {run_dir} has no checkpoints/last.ckpt")
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    write_text(run_dir / "recipe.yaml", recipe_to_yaml(recipe))
+    return None, checkpoint if started else None
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's content; nothing in the file is executed.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen kinds here
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint ({error}); delete it to start the run anew"
+        ) from error
+
+

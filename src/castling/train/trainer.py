@@ -1,0 +1,278 @@
+"""``train``: a recipe in, a folder with a trained, switched and evaluated model out."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import nn
+
+from castling.attention import auxiliaries, set_progress
+from castling.data import ImageData, open_images
+from castling.models.saved import ModelCard, save_model
+from castling.surgery import SwitchRefusedError, switch_
+from castling.train.build import build, build_task
+from castling.train.callbacks import (
+    AuxiliarySchedule,
+    BatchNormStatistics,
+    Checkpoints,
+    DropPathRamp,
+    History,
+    Progress,
+    StopOnNonFiniteLoss,
+    WeightAverage,
+    reestimate_batchnorm,
+)
+from castling.train.callbacks.batchnorm import training_images
+from castling.train.evaluation import evaluate_loader
+from castling.train.files import write_json
+from castling.train.loading import data_config, evaluation_loaders, seed_everything
+from castling.train.module import TrainingModule
+from castling.train.recipe import Recipe
+from castling.train.result import RESULT, TrainResult
+from castling.train.run_folder import Resume, checkpoint_path, open_run, read_checkpoint
+
+_PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+
+
+def train(
+    recipe: Recipe,
+    run_dir: str | os.PathLike[str],
+    resume: Resume = "auto",
+    progress: bool = True,
+) -> TrainResult:
+    """Train, evaluate, switch where there is something to switch, and evaluate again.
+
+    Writes to ``run_dir``: recipe.yaml, metrics.csv, auxiliary.csv (models with auxiliary branches),
+    tensorboard/, checkpoints/last.ckpt, model.safetensors and model.json, switched/ with the same
+    two and certificate.json, result.json.
+
+    Args:
+        recipe: everything that decides how it goes.
+        run_dir: the run's folder; made if missing.
+        resume: "auto" goes on where a run of the same recipe stopped, and returns the result of one
+            that is finished; "must" insists on something to resume; "never" starts anew.
+        progress: show a live display on standard error.
+
+    Returns:
+        Results before and after the switch, and where the models lie.
+
+    Raises:
+        FileExistsError: the folder holds another recipe's run; the message lists the differences.
+        FileNotFoundError: "must" without a checkpoint, or images or weights that do not exist.
+        ValueError: something in the recipe does not fit together; raised before training starts.
+        NonFiniteLoss: the loss became NaN or infinite; the message says what to try.
+        TrainingInterrupted: Ctrl-C; the message says how to go on.
+    """
+    run_dir = Path(run_dir)
+    with _quiet_lightning():
+        finished, checkpoint = open_run(recipe, run_dir, resume)
+        if finished is not None:
+            return finished
+        seed_everything(recipe.seed)
+        data = open_images(data_config(recipe))
+        model, card = build(recipe, data)
+        start = (0, 0)
+        if checkpoint is not None:
+            start = _position(read_checkpoint(checkpoint))
+        else:
+            _check_forward(model, data)
+        module = TrainingModule(model, build_task(recipe, data), recipe, data, start)
+        trainer = _trainer(recipe, run_dir, progress)
+        trainer.fit(
+            module, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True
+        )
+        if not trainer.is_global_zero:
+            return TrainResult(run_dir=str(run_dir), metrics={})
+        return _finish(module, card, run_dir, trainer)
+
+
+def _trainer(recipe: Recipe, run_dir: Path, progress: bool) -> pl.Trainer:
+    hardware, save = recipe.hardware, recipe.save
+    accelerator = hardware.accelerator
+    if accelerator == "auto":
+        accelerator = "gpu" if torch.cuda.is_available() else "cpu"
+    devices: Any = hardware.devices or (-1 if accelerator == "gpu" else 1)
+    callbacks: list[pl.Callback] = [StopOnNonFiniteLoss(save.log_steps)]
+    if recipe.ema.decay:
+        callbacks.append(WeightAverage(recipe.ema))
+    callbacks.append(AuxiliarySchedule(run_dir / "auxiliary.csv", save.statistics_batches))
+    if recipe.regularize.drop_path_ramp:
+        callbacks.append(DropPathRamp())
+    if recipe.regularize.batchnorm_images:
+        callbacks.append(BatchNormStatistics(recipe.regularize.batchnorm_images))
+    if progress:
+        callbacks.append(Progress())
+    callbacks.append(History(run_dir / "metrics.csv", save.log_steps))
+    callbacks.append(Checkpoints(checkpoint_path(run_dir).parent, save))
+    return pl.Trainer(
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=hardware.nodes,
+        strategy=hardware.strategy,
+        precision=_PRECISIONS[hardware.precision],
+        max_epochs=recipe.epochs,
+        max_steps=recipe.max_steps or -1,
+        accumulate_grad_batches=hardware.accumulate,
+        check_val_every_n_epoch=save.validate_epochs,
+        deterministic=hardware.deterministic,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=save.log_steps,
+        logger=TensorBoardLogger(str(run_dir), name="", version="tensorboard"),
+        callbacks=callbacks,
+    )
+
+
+def _position(checkpoint: dict[str, Any]) -> tuple[int, int]:
+    for name, state in checkpoint["callbacks"].items():
+        if name.startswith(Checkpoints.__qualname__):
+            epoch, batch = state["position"]
+            return epoch, batch
+    raise ValueError("the checkpoint was not written by castling")
+
+
+@torch.no_grad()
+def _check_forward(model: nn.Module, data: ImageData) -> None:
+    """One image through the model, so that a wrong size fails before anything is written."""
+    model.eval()
+    image = data.val[0][0][None]
+    try:
+        output = model(image)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        height, width = image.shape[-2:]
+        raise ValueError(
+            f"the model does not take images of {height}×{width} pixels: {error}. Set "
+            "data.image_size, or model.kwargs such as patch_size"
+        ) from error
+    finally:
+        model.train()
+    logits = output[0] if isinstance(output, (tuple, list)) else output
+    if logits.shape[-1] != len(data.classes):
+        raise ValueError(
+            f"the model has {logits.shape[-1]} outputs, the data {len(data.classes)} classes: "
+            "leave model.kwargs.num_classes out"
+        )
+
+
+def _finish(
+    module: TrainingModule, card: ModelCard, run_dir: Path, trainer: pl.Trainer
+) -> TrainResult:
+    """Save, evaluate, switch, evaluate again; from the last checkpoint, whatever ran the training."""
+    checkpoint = read_checkpoint(checkpoint_path(run_dir))
+    state = {
+        name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()
+    }
+    seconds = 0.0
+    for name, values in checkpoint["callbacks"].items():
+        if name.startswith(WeightAverage.__qualname__):
+            state = values["average"]
+        if name.startswith(History.__qualname__):
+            seconds = values["seconds"]
+    model = module.model
+    model.load_state_dict(state)
+    device = torch.device("cuda") if trainer.strategy.root_device.type == "cuda" else "cpu"
+    model.to(device)
+    set_progress(model, 1.0)
+    if module.recipe.regularize.batchnorm_images:
+        module.to(device)
+        reestimate_batchnorm(
+            model, training_images(module, module.recipe.regularize.batchnorm_images)
+        )
+    model.eval()
+    metrics = _metrics(model, module)
+    save_model(model, run_dir, dataclasses.replace(card, metrics=metrics))
+    result = TrainResult(
+        run_dir=str(run_dir),
+        metrics=metrics,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        steps=checkpoint["global_step"],
+        seconds=seconds,
+        model_dir=str(run_dir),
+    )
+    if auxiliaries(model) and module.recipe.switch.enabled:
+        result = _switch(model, module, card, run_dir, result)
+    write_json(run_dir / RESULT, result.to_dict())
+    return result
+
+
+def _switch(
+    model: nn.Module, module: TrainingModule, card: ModelCard, run_dir: Path, result: TrainResult
+) -> TrainResult:
+    config = module.recipe.switch
+    try:
+        report = switch_(
+            model,
+            _calibration(module, config.images),
+            tolerance=config.tolerance,
+            force=config.force,
+        )
+    except SwitchRefusedError as error:
+        return dataclasses.replace(
+            result, switch_refused=str(error), switch=error.report.to_dict()
+        )
+    metrics = _metrics(model, module)
+    folder = run_dir / "switched"
+    save_model(model, folder, dataclasses.replace(card, switched=True, metrics=metrics))
+    write_json(folder / "certificate.json", report.to_dict())
+    return dataclasses.replace(
+        result,
+        switched_metrics=metrics,
+        switch=report.to_dict(),
+        switched_dir=str(folder),
+    )
+
+
+def _metrics(model: nn.Module, module: TrainingModule) -> dict[str, float]:
+    config = data_config(module.recipe)
+    metrics = {}
+    for split, loader in evaluation_loaders(config, module.data).items():
+        result = evaluate_loader(model, loader, module.data.classes, split)
+        for name in ("loss", "top1", "top5"):
+            metrics[f"{split}_{name}"] = getattr(result, name)
+    if module.data.test is module.data.val:
+        metrics |= {key.replace("val", "test"): value for key, value in metrics.items()}
+    return metrics
+
+
+def _calibration(module: TrainingModule, images: int) -> Iterator[torch.Tensor]:
+    """At least one and at most ``images`` validation images, in batches."""
+    left = images
+    for batch, _ in evaluation_loaders(data_config(module.recipe), module.data)["val"]:
+        yield batch[: max(1, left)]
+        left -= len(batch)
+        if left <= 0:
+            return
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Silence Lightning's tips and hints; errors still come as exceptions."""
+    loggers = [
+        logging.getLogger(name)
+        for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning_utilities")
+    ]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning.*")
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
