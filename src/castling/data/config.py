@@ -182,7 +182,7 @@ def image_size_pair(image_size: int | Sequence[int]) -> tuple[int, int]:
     Raises:
         ValueError: it is not one or two whole numbers of at least 1 pixel.
     """
-    pair = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    pair = tuple(image_size) if isinstance(image_size, Sequence) else (image_size, image_size)
     if len(pair) != 2 or not all(
         isinstance(side, int) and not isinstance(side, bool) and side >= 1 for side in pair
     ):

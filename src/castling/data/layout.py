@@ -190,25 +190,24 @@ def _readable_names(store: FileStore, file: str) -> dict[str, str]:
             raise DataError(f"{store.describe(file)} is not valid JSON: {error}") from error
     if isinstance(content, dict) and isinstance(content.get("classes"), list):
         content = content["classes"]
-    pairs: list[tuple[Any, Any]]
+    pairs: list[tuple[Any, Any]] = [(None, None)]
     if isinstance(content, list):
-        pairs = [
-            (entry, entry)
-            if isinstance(entry, str)
-            else (entry.get("wnid", entry.get("folder")), entry.get("name"))
-            for entry in content
-            if isinstance(entry, str | dict)
-        ]
+        pairs = [_pair(entry) for entry in content]
     elif isinstance(content, dict):
         pairs = list(content.items())
-    else:
-        pairs = [(None, None)]
     if not all(isinstance(folder, str) and isinstance(name, str) for folder, name in pairs):
         raise DataError(
             f"{store.describe(file)} must hold an object from folder to name, or a list "
             '"classes" of names or of objects with "wnid" (or "folder") and "name"'
         )
     return dict(pairs)
+
+
+def _pair(entry: Any) -> tuple[Any, Any]:
+    """Folder and name of one entry of the list form."""
+    if isinstance(entry, dict):
+        return entry.get("wnid", entry.get("folder")), entry.get("name")
+    return entry, entry
 
 
 def _label_names(folders: list[str], names: dict[str, str], where: str) -> list[str]:

@@ -36,7 +36,7 @@ class EpochBatches(Sampler[BatchKey]):
     what one sees with 32, and an epoch looks the same whether or not the run was resumed before it.
 
     In training the last, incomplete global batch is left out (a smaller set makes one smaller
-    batch); in evaluation every image is seen exactly once and the last batches may differ in size.
+    batch); in evaluation every image is seen exactly once, and the last global batch is shared out.
 
     `set_epoch` is called by Lightning at the start of every epoch; other loops call it themselves.
     """
@@ -86,24 +86,27 @@ class EpochBatches(Sampler[BatchKey]):
 
     def __len__(self) -> int:
         whole = self.batch_size * self.world_size
+        batches = self.length // whole
         if self.train:
-            return max(1, self.length // whole)
-        start = self.rank * self.batch_size
-        return self.length // whole + (1 if self.length % whole > start else 0)
+            return max(1, batches)
+        start, stop = self._part(batches)
+        return batches + (1 if stop > start else 0)
 
     def __iter__(self) -> Iterator[BatchKey]:
         order = np.arange(self.length)
         if self.train:
             order = np.argsort(keys(self.seed, _ORDER, self.epoch, order), kind="stable")
-        whole = self.batch_size * self.world_size
         for batch in range(len(self)):
-            start = batch * whole + self.rank * self.batch_size
-            stop = start + self.batch_size
-            # Only a set smaller than one global batch wraps around.
-            chosen = (
-                order.take(range(start, stop), mode="wrap") if self.train else order[start:stop]
-            )
+            # Only a training set smaller than one global batch wraps around.
+            chosen = order.take(range(*self._part(batch)), mode="wrap")
             yield BatchKey(tuple(chosen.tolist()), self.epoch, self._size(batch))
+
+    def _part(self, batch: int) -> tuple[int, int]:
+        """Where this process's part of a global batch begins and ends in the order."""
+        whole = self.batch_size * self.world_size
+        held = whole if self.train else min(whole, self.length - batch * whole)
+        start = batch * whole + held * self.rank // self.world_size
+        return start, batch * whole + held * (self.rank + 1) // self.world_size
 
     def _size(self, batch: int) -> tuple[int, int] | None:
         if not self.sides:

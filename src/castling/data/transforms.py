@@ -10,11 +10,10 @@ whatever is cheap is done for a whole batch at once:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -28,23 +27,15 @@ from castling.data.config import (
     image_size_pair,
 )
 from castling.data.errors import DataError
+from castling.data.pixels import Size, fit, normalise, shift_and_mirror, to_pixels
+from castling.data.policies import RESAMPLING, policies
 from castling.data.randomness import (
     Keys,
     global_generators_kept,
     keys,
     seed_global_generators,
-    uniform,
 )
 from castling.data.sources import IMAGENET_MEAN, IMAGENET_STD
-
-Size = tuple[int, int]
-
-RESAMPLING = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
 
 
 class Transform(Protocol):
@@ -71,48 +62,6 @@ class Transform(Protocol):
     def finish(self, pixels: Tensor, sample_keys: Keys, size: Size | None) -> Tensor:
         """(B, 3, H, W) of uint8 to normalised float32, determined by the keys."""
         ...
-
-
-def fit(
-    image: Image.Image, size: Size, *, warp: bool, fraction: float, interpolation: Interpolation
-) -> Image.Image:
-    """Scale an RGB image to (height, width).
-
-    Args:
-        image: of any size.
-        size: (height, width) wanted.
-        warp: change the aspect ratio and keep everything; otherwise scale and cut the centre.
-        fraction: share of the limiting side that the centre crop keeps.
-        interpolation: name of the filter.
-    """
-    height, width = size
-    if image.size == (width, height) and (warp or fraction == 1):
-        return image
-    if warp:
-        return image.resize((width, height), RESAMPLING[interpolation])
-    over_height, over_width = int(height / fraction), int(width / fraction)
-    old_width, old_height = image.size
-    if over_height * old_width >= over_width * old_height:  # the height is the tighter side
-        scaled = max(over_width, int(over_height * old_width / old_height)), over_height
-    else:
-        scaled = over_width, max(over_height, int(over_width * old_height / old_width))
-    if scaled != image.size:
-        image = image.resize(scaled, RESAMPLING[interpolation])
-    left = round((scaled[0] - width) / 2)
-    top = round((scaled[1] - height) / 2)
-    return image.crop((left, top, left + width, top + height))
-
-
-def to_pixels(image: Image.Image) -> Tensor:
-    """An RGB image as (3, H, W) of uint8."""
-    return torch.from_numpy(np.array(image).transpose(2, 0, 1).copy())
-
-
-def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(B, 3, H, W) in [0, 255], any type, to (pixels/255 − mean)/std in float32."""
-    scale = 1 / (255 * torch.tensor(std)).view(3, 1, 1)
-    shift = (torch.tensor(mean) / torch.tensor(std)).view(3, 1, 1)
-    return pixels.to(torch.float32).mul_(scale).sub_(shift)
 
 
 class EvalTransform:
@@ -198,7 +147,7 @@ class TrainTransform:
         self.flip = default if augment.horizontal_flip is None else augment.horizontal_flip
         self.scale, self.ratio = augment.scale, augment.ratio
         self.prepared_size = None if self.crop == "resized" else self.size
-        self.policies = _policies(config, mean)
+        self.policies = policies(config, mean)
         self.varies = self.crop == "resized" or bool(self.policies)
         self.erase_probability = augment.erase_probability
         self.erase_mode = augment.erase_mode
@@ -228,8 +177,7 @@ class TrainTransform:
         """Padded crop, mirror, resolution, normalise, erase: (B, 3, H, W) of uint8 to float32."""
         pixels = shift_and_mirror(pixels, sample_keys, padding=self.padding, flip=self.flip)
         if size is not None and tuple(pixels.shape[2:]) != size:
-            scaled = F.interpolate(pixels.float(), size, mode="bilinear", antialias=True)
-            pixels = scaled
+            pixels = F.interpolate(pixels.float(), size, mode="bilinear", antialias=True)
         images = normalise(pixels, self.mean, self.std)
         if self.erase_probability:
             from timm.data.random_erasing import RandomErasing
@@ -248,71 +196,6 @@ class TrainTransform:
                 image = self.vary(image, key, None)
             sample_keys = np.array([key], dtype=np.uint64)
             return self.finish(to_pixels(image)[None], sample_keys, None)[0]
-
-
-def shift_and_mirror(pixels: Tensor, sample_keys: Keys, *, padding: int, flip: float) -> Tensor:
-    """Cut every image at a random place of itself with a border of zeros, and mirror some.
-
-    Args:
-        pixels: (B, 3, H, W), any type.
-        sample_keys: (B,), decide place and mirror.
-        padding: width of the border in pixels.
-        flip: probability of mirroring.
-
-    Returns:
-        (B, 3, H, W), a new tensor when anything is done.
-    """
-    count, _, height, width = pixels.shape
-    if padding:
-        bordered = F.pad(pixels, (padding,) * 4)
-        tops = (uniform(sample_keys, 0) * (2 * padding + 1)).astype(int).tolist()
-        lefts = (uniform(sample_keys, 1) * (2 * padding + 1)).astype(int).tolist()
-        pixels = torch.empty_like(pixels)
-        source, target = bordered.numpy(), pixels.numpy()  # slices cost less in NumPy
-        for index in range(count):
-            top, left = tops[index], lefts[index]
-            target[index] = source[index, :, top : top + height, left : left + width]
-    if flip:
-        mirrored = torch.from_numpy(uniform(sample_keys, 2) < flip).view(count, 1, 1, 1)
-        pixels = torch.where(mirrored, pixels.flip(3), pixels)
-    return pixels
-
-
-def _policies(
-    config: DataConfig, mean: Sequence[float]
-) -> list[Callable[[Image.Image], Image.Image]]:
-    """Per-image augmentations of timm and torchvision, in the order in which they are applied."""
-    augment = config.augment
-    policies: list[Callable[[Image.Image], Image.Image]] = []
-    if augment.auto_augment:
-        from timm.data import auto_augment as timm_policies
-
-        description = augment.auto_augment
-        kind = description.split("-")[0]
-        build = {
-            "rand": timm_policies.rand_augment_transform,
-            "augmix": timm_policies.augment_and_mix_transform,
-        }.get(kind, timm_policies.auto_augment_transform)
-        hints = {
-            "translate_const": int(min(image_size_pair(config.image_size)) * 0.45),
-            "img_mean": tuple(min(255, round(255 * channel)) for channel in mean),
-            "interpolation": RESAMPLING[config.interpolation],
-        }
-        if kind == "augmix":
-            del hints["translate_const"]  # AugMix moves images by a share of their size
-        try:
-            policies.append(build(description, hints))
-        except (AssertionError, KeyError, ValueError, IndexError) as error:
-            raise ValueError(
-                f"augment.auto_augment is {description!r}, which timm cannot read ({error!r}); "
-                "write for example rand-m9-mstd0.5-inc1, original or augmix-m3-w3"
-            ) from error
-    if augment.color_jitter:
-        from torchvision.transforms.v2 import ColorJitter
-
-        strength = augment.color_jitter
-        policies.append(ColorJitter(strength, strength, strength))
-    return policies
 
 
 def train_transform(

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+MakeFolder = Callable[..., Path]
+
+
+def picture(label: int, index: int, size: tuple[int, int] = (12, 10)) -> Image.Image:
+    """An RGB image of (width, height) that differs from every other one."""
+    pixels = np.random.default_rng(100 * label + index).integers(0, 256, (size[1], size[0], 3))
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+@pytest.fixture
+def make_folder(tmp_path: Path) -> MakeFolder:
+    """Write `{split: {class: count}}`, or `{class: count}` for no splits, as PNG files."""
+
+    def make(content: dict, name: str = "set", size: tuple[int, int] = (12, 10)) -> Path:
+        root = tmp_path / name
+        splits = content if isinstance(next(iter(content.values())), dict) else {"": content}
+        offset = 0
+        for split, classes in splits.items():
+            for label, (folder, count) in enumerate(classes.items()):
+                (root / split / folder).mkdir(parents=True)
+                for index in range(count):
+                    picture(label, offset + index, size).save(
+                        root / split / folder / f"{index}.png"
+                    )
+            offset += 1000
+        return root
+
+    return make
+
+
+@pytest.fixture
+def zip_folder() -> Callable[..., Path]:
+    """Pack a folder into a zip file, optionally below one top folder."""
+
+    def pack(folder: Path, top: str = "") -> Path:
+        target = folder.with_suffix(".zip")
+        with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in sorted(folder.rglob("*")):
+                archive.write(file, top + file.relative_to(folder).as_posix())
+        return target
+
+    return pack
