@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -153,3 +154,12 @@ def test_the_cache_reads_files_once_and_respects_its_limit(make_folder: Make) ->
     assert sum(len(labels) for _, labels in loaders(config, kept).val) == 11
     with pytest.raises(DataError, match="cannot be opened"):
         loose.val[0]
+
+
+def test_a_zip_set_survives_the_way_to_another_process(make_folder: Make, zip_folder: Make) -> None:
+    source = zip_folder(make_folder(CONTENT))
+    data = open_images(DataConfig(source=str(source), image_size=16, cache="none"))
+    image, label = data.train[5]
+    copy = pickle.loads(pickle.dumps(data.train))
+    assert torch.equal(copy[5][0], image)
+    assert copy[5][1] == label
