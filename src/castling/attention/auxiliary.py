@@ -58,7 +58,7 @@ class MaskedSoftmaxBranch(nn.Module):
         self.empty = False
         self.collecting = False
         self.penalty: Tensor | None = None
-        self._records: list[tuple[float, float, float]] = []
+        self._records: list[tuple[float, float]] = []
         self._gaps: list[float] = []
         self._threshold = math.nan
 
@@ -112,15 +112,16 @@ class MaskedSoftmaxBranch(nn.Module):
         if self.collecting:
             gate = float(self.gate)
             self._threshold = float(threshold)
-            self._records.append((float(fraction) * (gate > 0), float(mass) * gate, 1.0))
+            self._records.append((float(fraction) * (gate > 0), float(mass) * gate))
         if self.config.schedule == "gate":
             out = out * self.gate.to(out.dtype)
         return out
 
     def record_gap(self, with_branch: Tensor, without_branch: Tensor) -> None:
         """Note how far the branch moves the attention's output."""
-        gap = (with_branch.detach() - without_branch).float().norm()
-        self._gaps.append(float(gap / without_branch.float().norm().clamp(min=1e-12)))
+        without = without_branch.detach().float()
+        gap = (with_branch.detach().float() - without).norm() / without.norm().clamp(min=1e-12)
+        self._gaps.append(float(gap))
 
     def start_collecting(self) -> None:
         """Forget earlier statistics and gather new ones with every forward pass."""
@@ -146,9 +147,9 @@ class MaskedSoftmaxBranch(nn.Module):
 
 
 def auxiliaries(model: nn.Module) -> dict[str, MaskedSoftmaxBranch]:
-    """All auxiliary branches of a model by the name of the attention that holds them."""
+    """All auxiliary branches of a model by the name of the attention that holds them ('' = itself)."""
     return {
-        name.removesuffix(".auxiliary"): module
+        name.rpartition(".")[0]: module
         for name, module in model.named_modules()
         if isinstance(module, MaskedSoftmaxBranch)
     }

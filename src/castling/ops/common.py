@@ -5,6 +5,8 @@ Tensors are laid out (B, N, H, d): the strided view of a packed projection, so n
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -19,17 +21,27 @@ def upcast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor.to(accumulation_dtype(tensor)) for tensor in tensors)
 
 
+def autocast_off(tensor: Tensor) -> AbstractContextManager[object]:
+    """Context without autocast on the tensor's device; empty on ``meta``, which has no autocast."""
+    if tensor.device.type == "meta":
+        return nullcontext()
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
 def normalise_rows(tensor: Tensor, eps: float) -> Tensor:
     """Divide each vector of the last dimension by its Euclidean norm.
 
     Args:
         tensor: (..., d), already in accumulation precision.
-        eps: added under the root, x · rsqrt(Σx² + eps); a zero row stays zero and its gradient stays
-            finite. ``0`` divides by the plain norm, as the reference code does (zero rows give NaN).
+        eps: added under the root, x · rsqrt(Σx² + eps). A row of zeros, a padded token, has no
+            direction: it stays zero, and so does its gradient, which would be 1/√eps for every norm
+            on its way and overflow float16 after two. ``0`` divides by the plain norm, as the
+            reference code does (zero rows give NaN).
     """
     if eps == 0:
         return tensor / tensor.norm(dim=-1, keepdim=True)
-    return tensor * torch.rsqrt(tensor.square().sum(dim=-1, keepdim=True) + eps)
+    squares = tensor.square().sum(dim=-1, keepdim=True)
+    return tensor * torch.rsqrt(squares + eps).masked_fill(squares == 0, 0)
 
 
 def mask_tokens(tensor: Tensor, key_mask: Tensor | None) -> Tensor:
@@ -45,10 +57,10 @@ def mask_tokens(tensor: Tensor, key_mask: Tensor | None) -> Tensor:
 
 
 def count_keys(key: Tensor, key_mask: Tensor | None) -> Tensor | int:
-    """How many keys take part: an int, or (B, 1, 1, 1) when a mask makes it differ by sample."""
+    """How many keys take part: an int, or (B, 1, 1, 1) in accumulation precision with a mask."""
     if key_mask is None:
         return key.shape[1]
-    return key_mask.sum(dim=1).clamp(min=1)[:, None, None, None]
+    return key_mask.sum(dim=1).clamp(min=1).to(accumulation_dtype(key))[:, None, None, None]
 
 
 def check_qkv(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None) -> None:

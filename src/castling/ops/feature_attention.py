@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from castling.ops.common import mask_tokens
+from castling.ops.common import count_keys, mask_tokens
 
 
 def feature_attention(
@@ -31,16 +31,17 @@ def feature_attention(
         key_mask: (B, N_k) boolean, True where a key takes part.
 
     Returns:
-        (B, N_q, H, d_v): the weighted average with ``row_sum``, else (1/N_k) of the weighted sum.
+        (B, N_q, H, d_v): the weighted average with ``row_sum``, else 1/N of the weighted sum, with
+        N the number of keys that take part.
     """
     key_features = mask_tokens(key_features, key_mask)
     value = mask_tokens(value, key_mask)
-    scale = 1.0 / key_features.shape[1]
-    state = torch.einsum("bnhd,bnhe->bhde", key_features * scale, value)
+    key_features = key_features * (1.0 / count_keys(key_features, key_mask))
+    state = torch.einsum("bnhd,bnhe->bhde", key_features, value)
     out = torch.einsum("bnhd,bhde->bnhe", query_features, state)
     if not row_sum:
         return out
-    total = key_features.sum(dim=1) * scale
+    total = key_features.sum(dim=1)
     return out / (torch.einsum("bnhd,bhd->bnh", query_features, total).unsqueeze(-1) + eps)
 
 
@@ -64,7 +65,7 @@ def similarity_attention(
     if key_mask is not None:
         similarity = similarity.masked_fill(~key_mask[:, None, None, :], 0)
         value = mask_tokens(value, key_mask)
-    similarity = similarity / similarity.shape[-1]
+    similarity = similarity / count_keys(value, key_mask)
     out = torch.einsum("bhqk,bkhe->bqhe", similarity, value)
     if not row_sum:
         return out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from castling.ops.common import check_qkv, upcast
+from castling.ops.common import autocast_off, check_qkv, count_keys, upcast
 from castling.ops.feature_attention import feature_attention
 
 
@@ -24,11 +24,11 @@ def sigmoid_softmax(
         (B, N_q, H, d_v) in the dtype of ``value``.
     """
     check_qkv(query, key, value, key_mask)
-    with torch.autocast(value.device.type, enabled=False):
+    with autocast_off(value):
         q, k, v = upcast(query, key, value)
         if key_mask is not None:
             k = k.masked_fill(~key_mask[:, :, None, None], torch.finfo(k.dtype).min)
         # feature_attention averages over tokens; these weights already sum to one.
-        weights = k.softmax(dim=1) * k.shape[1]
+        weights = k.softmax(dim=1) * count_keys(k, key_mask)
         out = feature_attention(q.sigmoid(), weights, v, row_sum=False, eps=0.0, key_mask=key_mask)
         return out.to(value.dtype)

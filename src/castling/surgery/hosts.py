@@ -83,9 +83,7 @@ class HostAttention(AttentionCore):
     @property
     def wants_bias(self) -> bool:
         """Whether a score bias would be used at all at this moment."""
-        return self.kernel.takes_bias or (
-            self.auxiliary is not None and not self.auxiliary.empty
-        )
+        return self.kernel.takes_bias or (self.auxiliary is not None and not self.auxiliary.empty)
 
     def take(self, host: nn.Module, *names: str) -> None:
         """Move children, parameters, buffers or plain attributes of ``host`` here, names kept."""

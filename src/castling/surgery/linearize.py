@@ -43,8 +43,7 @@ def _choose(
         names = [name for name in layers if _matches(name, pattern)]
         if not names:
             raise ValueError(
-                f"where={pattern!r} matches no attention of this model; it has: "
-                f"{', '.join(layers)}"
+                f"where={pattern!r} matches no attention of this model; it has: {', '.join(layers)}"
             )
         if choice is not None:
             chosen.update(dict.fromkeys(names, attention_config(choice)))

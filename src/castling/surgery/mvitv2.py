@@ -48,7 +48,9 @@ class MultiScaleAttention(HostAttention):
             tokens, grid = reshape_post_pool(pool(tokens), self.num_heads, prefix)
         return (tokens if norm is None else norm(tokens)), grid
 
-    def score_bias(self, query: Tensor, query_grid: list[int], key_grid: list[int]) -> Tensor | None:
+    def score_bias(
+        self, query: Tensor, query_grid: list[int], key_grid: list[int]
+    ) -> Tensor | None:
         """Relative positions ⟨q, R_Δy⟩ + ⟨q, R_Δx⟩, (B, H, N_q, N_k), if anything would read them."""
         if self.rel_pos_type != "spatial" or not self.wants_bias:
             return None

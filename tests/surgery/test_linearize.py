@@ -1,0 +1,250 @@
+"""``linearize_`` on timm's hosts: weights kept, softmax returns, layers chosen, grids found."""
+
+import copy
+import pickle
+
+import pytest
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+import castling
+from castling.surgery import HostAttention, convertible, linearize_, strip_
+
+HOSTS = {
+    "deit": ("deit_tiny_patch16_224", {"depth": 2, "img_size": 64}, 64),
+    "deit_distilled": ("deit_tiny_distilled_patch16_224", {"depth": 2, "img_size": 64}, 64),
+    "vit_avg_registers": (
+        "vit_tiny_patch16_224",
+        {
+            "depth": 2,
+            "img_size": 64,
+            "reg_tokens": 3,
+            "class_token": False,
+            "global_pool": "avg",
+            "qk_norm": True,
+            "no_embed_class": True,
+        },
+        64,
+    ),
+    "levit": ("levit_128s", {"img_size": 96}, 96),
+    "levit_conv": ("levit_conv_128s", {"img_size": 96}, 96),
+    "mvitv2": ("mvitv2_tiny", {"img_size": 64}, 64),
+}
+
+
+def host(family):
+    """A host whose every part matters: no zero-initialised gates, biases or batch statistics."""
+    name, options, size = HOSTS[family]
+    model = timm.create_model(name, num_classes=5, **options)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() <= 1 or parameter.abs().max() == 0:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.5)
+        for label, parameter in model.named_parameters():
+            if "attention_biases" in label or "rel_pos" in label:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                module.momentum = None  # cumulative average: statistics of the batch below
+        model.train()
+        model(torch.randn(8, 3, size, size, generator=generator))
+    return model.eval(), torch.randn(2, 3, size, size, generator=generator)
+
+
+@pytest.mark.parametrize("family", HOSTS)
+def test_softmax_as_target_returns_the_host(family):
+    model, x = host(family)
+    with torch.no_grad():
+        expected = model(x)
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        names = linearize_(model, castling.Softmax())
+        assert names == list(convertible(model))
+        assert all(isinstance(model.get_submodule(n), HostAttention) for n in names)
+        torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
+        after = model.state_dict()
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[name], after[name]) for name in before)
+        # The test must be able to fail: a linear kernel gives something else.
+        linearize_(model, castling.LinearAngular(local="none"))
+        assert not torch.allclose(model(x), expected, rtol=1e-2, atol=1e-2)
+        # And back again.
+        linearize_(model, castling.Softmax())
+        torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["levit", "levit_conv", "mvitv2"])
+def test_score_biases_matter_to_softmax_and_to_the_branch(family):
+    """Relative positions reach the scores of both; a linear kernel alone does not read them."""
+    model, x = host(family)
+    reads = {}
+    for label, attention in {
+        "softmax": castling.Softmax(),
+        "branch": castling.LinearAngular(auxiliary=castling.MaskedSoftmax()),
+        "bare": castling.LinearAngular(),
+    }.items():
+        twin = copy.deepcopy(model)
+        linearize_(twin, attention)
+        with torch.no_grad():
+            before = twin(x)
+            for name, parameter in twin.named_parameters():
+                if "attention_biases" in name or "rel_pos" in name:
+                    parameter.mul_(-3)
+            reads[label] = not torch.allclose(twin(x), before, rtol=1e-4, atol=1e-5)
+    assert reads == {"softmax": True, "branch": True, "bare": False}
+
+
+@pytest.mark.parametrize("family", HOSTS)
+@pytest.mark.parametrize(
+    "attention", [name for name in castling.list_attentions() if name != "convolutional_additive"]
+)
+def test_every_attention_in_every_host(family, attention):
+    model, x = host(family)
+    linearize_(model, attention)
+    check_training_step(model, x)
+
+
+def check_training_step(model, x):
+    model.train()
+    out = model(x)
+    assert torch.isfinite(out).all()
+    out.square().sum().backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert gradients
+    assert all(torch.isfinite(g).all() for g in gradients)
+
+
+def test_convolutional_additive_where_every_token_has_a_place():
+    vit = timm.create_model(
+        "vit_tiny_patch16_224", img_size=64, depth=2, class_token=False, global_pool="avg"
+    )
+    linearize_(vit, "convolutional_additive")
+    check_training_step(vit, torch.randn(2, 3, 64, 64))
+    mvit, x = host("mvitv2")
+    linearize_(mvit, "convolutional_additive", "stages.3.blocks.1")
+    check_training_step(mvit, x)
+
+
+@pytest.mark.parametrize(
+    ("family", "message"),
+    [("deit", "class_token=False"), ("levit", "as wide as its keys"), ("mvitv2", "own position")],
+)
+def test_convolutional_additive_refuses_other_hosts_with_advice(family, message):
+    model, x = host(family)
+    with pytest.raises(ValueError, match=message):
+        linearize_(model, "convolutional_additive")
+        model(x)
+
+
+def test_choice_of_layers():
+    model = timm.create_model("deit_tiny_patch16_224", depth=4, img_size=32)
+
+    def converted():
+        return [n for n, m in model.named_modules() if isinstance(m, HostAttention)]
+
+    assert linearize_(model, "linear_angular", "blocks.1.attn") == ["blocks.1.attn"]
+    assert linearize_(model, "linear_angular", "blocks.[01].*") == [
+        "blocks.0.attn",
+        "blocks.1.attn",
+    ]
+    assert converted() == ["blocks.0.attn", "blocks.1.attn"]
+    assert linearize_(model, "relu_linear", lambda name, module: "3" in name) == ["blocks.3.attn"]
+    plan = {"blocks.2": {"name": "cosine"}, "blocks.0": None, "blocks.3": castling.Softmax()}
+    assert linearize_(model, "linear_angular", plan) == ["blocks.2.attn", "blocks.3.attn"]
+    kinds = [type(model.blocks[i].attn.config).__name__ for i in range(4)]
+    assert kinds == ["LinearAngular", "LinearAngular", "Cosine", "Softmax"]
+    assert torch.isfinite(model(torch.randn(1, 3, 32, 32))).all()
+
+
+def test_stage_by_name():
+    model = timm.create_model("levit_128s", img_size=96)
+    names = linearize_(model, "linear_angular", "stages.0")
+    assert names
+    assert all(name.startswith("stages.0.") for name in names)
+
+
+def test_wrong_choices_name_the_layers():
+    model = timm.create_model("deit_tiny_patch16_224", depth=2, img_size=32)
+    with pytest.raises(ValueError, match=r"blocks\.7.*blocks\.0\.attn, blocks\.1\.attn"):
+        linearize_(model, "linear_angular", "blocks.7")
+    with pytest.raises(ValueError, match="selects none"):
+        linearize_(model, "linear_angular", lambda name, module: False)
+    with pytest.raises(ValueError, match="no attention that can be replaced; supported"):
+        linearize_(timm.create_model("resnet10t"), "linear_angular")
+
+
+def test_a_refused_layer_leaves_the_model_whole():
+    model = timm.create_model("deit_tiny_patch16_224", depth=2, img_size=32)
+    plan = {"blocks.0": "linear_angular", "blocks.1": {"name": "mean", "auxiliary": {"alpha": -1}}}
+    with pytest.raises(ValueError, match="alpha"):
+        linearize_(model, "linear_angular", plan)
+    assert not any(isinstance(m, HostAttention) for m in model.modules())
+
+
+def test_grids_are_shared_not_stale():
+    """Two images of one token count but other shapes differ: the local residual sees the grid."""
+    model = timm.create_model("castling_deit_pico", num_classes=5).eval()
+    x = torch.randn(1, 3, 16, 64)
+    wide = model(x)
+    model(x.transpose(2, 3).contiguous())
+    torch.testing.assert_close(model(x), wide)
+    assert model.blocks[0].attn.grid == (4, 16)
+
+
+def test_copies_and_pickles_have_their_own_geometry():
+    model = timm.create_model("castling_levit_pico", num_classes=5).eval()
+    x, other = torch.randn(1, 3, 64, 64), torch.randn(1, 3, 96, 64)
+    expected = model(x)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        model(other)
+        torch.testing.assert_close(twin(x), expected)
+        assert twin.stages[0].blocks[0].attn.place.geometry.grid == (8, 8)
+        assert model.stages[0].blocks[0].attn.place.geometry.grid == (12, 8)
+
+
+def test_one_hook_however_often_converted():
+    model = timm.create_model("castling_deit_pico")
+    for name in ("softmax", "mean", "linear_angular"):
+        linearize_(model, name)
+    linearize_(model, "cosine", "blocks.0")
+    assert len(model.patch_embed._forward_pre_hooks) == 1
+
+
+def test_attention_outside_a_known_host_asks_for_its_grid():
+    block = nn.Sequential(VisionTransformer(depth=1, embed_dim=32, num_heads=2).blocks[0].attn)
+    linearize_(block, castling.LinearAngular())
+    with pytest.raises(ValueError, match="grid2d"):
+        block(torch.randn(1, 10, 32))
+    linearize_(block, castling.LinearAngular(local="token1d"))
+    assert block(torch.randn(1, 10, 32)).shape == (1, 10, 32)
+
+
+def test_masks_in_a_vit():
+    model = timm.create_model("castling_deit_pico").blocks[0].attn
+    model.place.geometry.grid = (4, 4)
+    x = torch.randn(2, 17, 64)
+    keep = torch.ones(2, 17, dtype=torch.bool)
+    torch.testing.assert_close(model(x, attn_mask=keep[:, None, None]), model(x))
+    with pytest.raises(ValueError, match="key masks only"):
+        model(x, attn_mask=torch.zeros(17, 17))
+    with pytest.raises(ValueError, match="is_causal"):
+        model(x, is_causal=True)
+
+
+def test_biases_cast_away_cannot_come_back():
+    model = timm.create_model("castling_levit_pico")
+    strip_(model)
+    assert not any("attention_biases" in name for name, _ in model.named_parameters())
+    with pytest.raises(ValueError, match="lost attention_biases"):
+        linearize_(model, castling.Softmax())
+    linearize_(model, castling.Cosine())
+
+
+def test_dtype_and_mode_follow_the_host():
+    model = timm.create_model("deit_tiny_patch16_224", depth=1, img_size=32).double().eval()
+    linearize_(model, castling.LinearAngular())
+    assert all(p.dtype == torch.float64 for p in model.parameters())
+    assert not model.blocks[0].attn.training
+    assert model(torch.randn(1, 3, 32, 32, dtype=torch.float64)).dtype == torch.float64
