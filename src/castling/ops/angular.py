@@ -12,7 +12,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from castling.ops.common import check_qkv, count_keys, mask_tokens, normalise_rows, upcast
+from castling.ops.common import (
+    autocast_off,
+    check_qkv,
+    count_keys,
+    mask_tokens,
+    normalise_rows,
+    upcast,
+)
 
 Constant = Literal["identity", "mean", "none"]
 Normalisation = Literal["l2", "rowsum", "none"]
@@ -71,7 +78,7 @@ def linear_angular(
     if normalize == "rowsum" and constant != "mean":
         raise ValueError('normalize="rowsum" needs constant="mean": other row sums may cross zero')
     dtype = value.dtype
-    with torch.autocast(value.device.type, enabled=False):
+    with autocast_off(value):
         q, k, v = upcast(query, key, value)
         v = mask_tokens(v, key_mask)
         k = mask_tokens(normalise_rows(k, eps), key_mask)
@@ -127,7 +134,7 @@ def quadratic_angular(
     """
     check_qkv(query, key, value, key_mask)
     dtype = value.dtype
-    with torch.autocast(value.device.type, enabled=False):
+    with autocast_off(value):
         similarity = angular_similarity(query, key, exact=True, eps=eps)
         if key_mask is not None:
             similarity = similarity.masked_fill(~key_mask[:, None, None, :], 0)

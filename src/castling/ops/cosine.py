@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
-from castling.ops.common import check_qkv, normalise_rows, upcast
+from castling.ops.common import autocast_off, check_qkv, normalise_rows, upcast
 from castling.ops.feature_attention import feature_attention
 
 
@@ -38,7 +37,7 @@ def cosine_attention(
         (B, N_q, H, d_v) in the dtype of ``value``.
     """
     check_qkv(query, key, value, key_mask)
-    with torch.autocast(value.device.type, enabled=False):
+    with autocast_off(value):
         q, k, v = upcast(query, key, value)
         out = feature_attention(
             normalise_rows(q, eps),

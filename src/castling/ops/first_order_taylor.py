@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from castling.ops.common import check_qkv, normalise_rows, upcast
+from castling.ops.common import autocast_off, check_qkv, normalise_rows, upcast
 from castling.ops.feature_attention import feature_attention
 
 
@@ -33,7 +32,7 @@ def first_order_taylor(
         (B, N_q, H, d_v) in the dtype of ``value``.
     """
     check_qkv(query, key, value, key_mask)
-    with torch.autocast(value.device.type, enabled=False):
+    with autocast_off(value):
         q, k, v = upcast(query, key, value)
         q, k = (F.pad(normalise_rows(tensor, eps), (0, 1), value=1.0) for tensor in (q, k))
         out = feature_attention(q, k, v, row_sum=True, eps=eps, key_mask=key_mask)

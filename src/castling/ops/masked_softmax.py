@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from castling.ops.common import check_qkv, upcast
+from castling.ops.common import autocast_off, check_qkv, upcast
 
 
 def softmax_scores(
@@ -83,7 +83,7 @@ def masked_softmax(
     check_qkv(query, key, value, key_mask)
     batch, queries, heads, _ = query.shape
     keys = key.shape[1]
-    with torch.autocast(value.device.type, enabled=False):
+    with autocast_off(value):
         (v,) = upcast(value)
         row_bytes = batch * heads * keys * v.element_size()
         chunk = max(1, int(memory_limit_mb * 2**20) // row_bytes)

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from castling.ops.common import check_qkv, mask_tokens, upcast
+from castling.ops.common import autocast_off, check_qkv, count_keys, mask_tokens, upcast
 from castling.ops.feature_attention import feature_attention, similarity_attention
 from castling.ops.taylor_features import (
     released_features,
@@ -59,23 +59,23 @@ def released_taylor(
         (B, N_q, H, d_v) in the dtype of ``value``; sums and norms are float32 or better.
     """
     check_qkv(query, key, value, key_mask)
-    with torch.autocast(value.device.type, enabled=False):
+    with autocast_off(value):
         q, k, v = upcast(query, key, value)
         v = mask_tokens(v, key_mask)
-        scale = 1.0 / k.shape[1]
+        scale = 1.0 / count_keys(k, key_mask)
         squares, norm = _squares_and_norm(k, eps)
         unit_key = mask_tokens(squares * (scale / norm), key_mask)
         state = torch.einsum("bnhd,bnhe->bhde", unit_key, v)
         key_sum = unit_key.sum(dim=1)
         offset = scalar.to(v.dtype).square()
         value_mean = v.sum(dim=1, keepdim=True) * (scale * offset)
-        taking_part: Tensor | float = 1.0
         if key_mask is not None:
-            taking_part = key_mask.to(v.dtype).mean(dim=1)[:, None, None, None]
+            # Nothing but eps is left below where no key takes part.
+            offset = offset * key_mask.any(dim=1)[:, None, None, None]
         squares, norm = _squares_and_norm(q, eps)
         above = torch.einsum("bnhd,bhde->bnhe", squares, state) + norm * value_mean
         below = torch.einsum("bnhd,bhd->bnh", squares, key_sum).unsqueeze(-1)
-        below = below + norm * (offset * taking_part + eps)
+        below = below + norm * (offset + eps)
         return (above / below).to(value.dtype)
 
 
@@ -119,7 +119,7 @@ def taylor_attention(
         (B, N_q, H, d_v) in the dtype of ``value``.
     """
     check_qkv(query, key, value, key_mask)
-    with torch.autocast(value.device.type, enabled=False):
+    with autocast_off(value):
         q, k, v = upcast(query, key, value)
         out = feature_attention(
             features(q), features(k), v, row_sum=True, eps=eps, key_mask=key_mask
@@ -159,7 +159,7 @@ def exact_taylor(
     check_qkv(query, key, value, key_mask)
     if order not in ("auto", "direct", "features"):
         raise ValueError(f'order must be "auto", "direct" or "features", got {order!r}')
-    with torch.autocast(value.device.type, enabled=False):
+    with autocast_off(value):
         q, k, v = upcast(query, key, value)
         q = scaled_vectors(q, qk_norm=qk_norm, eps=eps)
         k = scaled_vectors(k, qk_norm=qk_norm, eps=eps)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from castling.ops.common import check_qkv, upcast
+from castling.ops.common import autocast_off, check_qkv, upcast
 from castling.ops.feature_attention import feature_attention
 
 
@@ -30,7 +29,7 @@ def relu_linear(
         (B, N_q, H, d_v) in the dtype of ``value``.
     """
     check_qkv(query, key, value, key_mask)
-    with torch.autocast(value.device.type, enabled=False):
+    with autocast_off(value):
         q, k, v = upcast(query, key, value)
         out = feature_attention(q.relu(), k.relu(), v, row_sum=True, eps=eps, key_mask=key_mask)
         return out.to(value.dtype)
