@@ -17,151 +17,15 @@ from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import DropPath, trunc_normal_
+from timm.layers import trunc_normal_
 from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from castling.attention import (
-    AdditiveTokenMixer,
-    Attention,
-    AttentionConfig,
-    ConvolutionalAdditive,
-    attention_config,
-)
-
-
-class LocalIntegration(nn.Module):
-    """1×1 · BN · depthwise 3×3 · GELU · 1×1 on (B, C, h, w).
-
-    Args:
-        dim: C.
-    """
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.network = nn.Sequential(
-            nn.Conv2d(dim, dim, 1),
-            nn.BatchNorm2d(dim),
-            nn.Conv2d(dim, dim, 3, padding=1, groups=dim),
-            nn.GELU(),
-            nn.Conv2d(dim, dim, 1),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, C, h, w)."""
-        return self.network(x)
-
-
-class GridAttention(Attention):
-    """Any registered attention on an image (B, C, h, w)."""
-
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        """(B, C, h, w) -> (B, C, h, w)."""
-        height, width = x.shape[-2:]
-        tokens = super().forward(x.flatten(2).transpose(1, 2), grid=(height, width))
-        return tokens.transpose(1, 2).unflatten(2, (height, width))
-
-
-class ConvMlp(nn.Module):
-    """1×1 C→hidden · GELU · 1×1 hidden→C on (B, C, h, w).
-
-    Args:
-        dim: C.
-        hidden: channels between.
-        drop: dropout probability after each convolution.
-    """
-
-    def __init__(self, dim: int, hidden: int, drop: float = 0.0) -> None:
-        super().__init__()
-        self.fc1 = nn.Conv2d(dim, hidden, 1)
-        self.act = nn.GELU()
-        self.fc2 = nn.Conv2d(hidden, dim, 1)
-        self.drop = nn.Dropout(drop)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, C, h, w)."""
-        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
-
-
-class AdditiveBlock(nn.Module):
-    """Three residuals on (B, C, h, w): local integration, token mixer, MLP.
-
-    Args:
-        dim: C.
-        attention: what mixes the tokens.
-        head_dim: wanted channels a head, for attentions that have heads.
-        mlp_ratio: hidden channels of the MLP in units of C.
-        drop: dropout probability in mixer and MLP.
-        drop_path: probability of leaving out mixer or MLP in training.
-        local_integration: False leaves out the first residual (ablation).
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        attention: AttentionConfig,
-        *,
-        head_dim: int = 32,
-        mlp_ratio: float = 4.0,
-        drop: float = 0.0,
-        drop_path: float = 0.0,
-        local_integration: bool = True,
-    ) -> None:
-        super().__init__()
-        self.local_perception = LocalIntegration(dim) if local_integration else None
-        self.norm1 = nn.BatchNorm2d(dim)
-        self.attn: nn.Module
-        if isinstance(attention, ConvolutionalAdditive):
-            self.attn = AdditiveTokenMixer(dim, attention, proj_drop=drop)
-        else:
-            self.attn = GridAttention(dim, heads_for(dim, head_dim), attention, proj_drop=drop)
-        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        self.norm2 = nn.BatchNorm2d(dim)
-        self.mlp = ConvMlp(dim, int(dim * mlp_ratio), drop)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, C, h, w)."""
-        if self.local_perception is not None:
-            x = x + self.local_perception(x)
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
-
-
-class Downsample(nn.Module):
-    """Convolution 3×3 of stride 2 and BN, between two stages.
-
-    Args:
-        in_dim: channels before.
-        out_dim: channels after.
-    """
-
-    def __init__(self, in_dim: int, out_dim: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(in_dim, out_dim, 3, stride=2, padding=1)
-        self.norm = nn.BatchNorm2d(out_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, C', ⌈h/2⌉, ⌈w/2⌉)."""
-        return self.norm(self.proj(x))
-
-
-def heads_for(dim: int, head_dim: int) -> int:
-    """The divisor of ``dim`` as a number of heads whose width comes nearest to ``head_dim``."""
-    divisors = [heads for heads in range(1, dim + 1) if dim % heads == 0]
-    return min(divisors, key=lambda heads: abs(dim // heads - head_dim))
-
-
-def _stem(in_chans: int, dim: int, stride: int) -> nn.Sequential:
-    first, second = {1: (1, 1), 2: (2, 1), 4: (2, 2)}[stride]
-    return nn.Sequential(
-        nn.Conv2d(in_chans, dim // 2, 3, stride=first, padding=1),
-        nn.BatchNorm2d(dim // 2),
-        nn.ReLU(),
-        nn.Conv2d(dim // 2, dim, 3, stride=second, padding=1),
-        nn.BatchNorm2d(dim),
-        nn.ReLU(),
-    )
+from castling.attention import AttentionConfig, attention_config
+from castling.models.cas_vit_blocks import AdditiveBlock, Downsample, stem
+from castling.surgery.fold import register_fold
+from castling.surgery.fold_layers import absorb_preceding, average, can_precede
 
 
 class CASViT(nn.Module):
@@ -233,7 +97,7 @@ class CASViT(nn.Module):
         config = attention_config(attention)
         count = sum(depths)
         rates = [drop_path_rate * index / max(count - 1, 1) for index in range(count)]
-        self.patch_embed = _stem(in_chans, dims[0], stem_stride)
+        self.patch_embed = stem(in_chans, dims[0], stem_stride)
         network: list[nn.Module] = []
         self.feature_info: list[dict[str, Any]] = []
         for stage, (depth, dim) in enumerate(zip(depths, dims, strict=True)):
@@ -431,6 +295,21 @@ class CASViT(nn.Module):
             ValueError: the images are too small.
         """
         return self.forward_head(self.forward_features(x))
+
+
+@register_fold(CASViT)
+def _fold_cas_vit(model: CASViT) -> list[str]:
+    """The final norm commutes with the mean over positions; both classifiers become one."""
+    heads = [head for head in (model.head, model.dist_head) if isinstance(head, nn.Linear)]
+    done = []
+    if heads and all(can_precede(model.norm, head) for head in heads):
+        model.norm = absorb_preceding(model.norm, *heads)
+        done.append("norm into head")
+    if len(heads) == 2:
+        average(*heads)
+        model.dist_head = None
+        done.append("dist_head into head")
+    return done
 
 
 def _initialise(module: nn.Module) -> None:

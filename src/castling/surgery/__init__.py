@@ -1,5 +1,7 @@
 """Surgery on models: replace attention, switch, fold, load."""
 
+from castling.surgery.checkpoint import LoadReport, load_checkpoint
+from castling.surgery.fold import FoldError, FoldReport, fold_, register_fold
 from castling.surgery.hosts import HostAttention, Place, register_host
 from castling.surgery.linearize import convertible, linearize_
 from castling.surgery.switch import (
@@ -11,13 +13,19 @@ from castling.surgery.switch import (
 )
 
 __all__ = [
+    "FoldError",
+    "FoldReport",
     "HostAttention",
+    "LoadReport",
     "Place",
     "SwitchRefusedError",
     "SwitchReport",
     "convertible",
+    "fold_",
     "is_switched",
     "linearize_",
+    "load_checkpoint",
+    "register_fold",
     "register_host",
     "strip_",
     "switch_",

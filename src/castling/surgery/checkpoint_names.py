@@ -1,0 +1,141 @@
+"""From the names in other people's files to the names in our models.
+
+Each translation looks at the names alone, does nothing to files that are not its own, and leaves a
+line in words of what it did.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+State = dict[str, Tensor]
+
+# EfficientViT and QT-ViT as their authors name them -> timm's efficientvit_mit.
+_MIT_HEAD = {
+    "head.op_list.0": "head.in_conv",
+    "head.op_list.2.linear": "head.classifier.0",
+    "head.op_list.2.norm": "head.classifier.1",
+    "head.op_list.3.linear": "head.classifier.4",
+}
+_CAS_DENSE_NORM = re.compile(r"norm[0246]\.")
+_CAS_HEAD = re.compile(r"(?:norm|head|dist_head)\.")
+
+
+def translate(
+    state: Mapping[str, Tensor], wanted: Iterable[str], has_classifier: bool
+) -> tuple[State, list[str]]:
+    """Rename what is known under other names, and fit what may be there or not.
+
+    Args:
+        state: weights as the file names them.
+        wanted: names of the model's state.
+        has_classifier: whether the model classifies.
+
+    Returns:
+        weights under the model's names, and notes in words.
+    """
+    names = set(wanted)
+    notes: list[str] = []
+    result = _without_prefixes(dict(state), names, notes)
+    result = _from_mit(result, notes)
+    result = _scalar_of_kernel(result, names)
+    result = _into_wrapper(result, names, notes)
+    if any(".local_perception." in name or ".oper_q." in name for name in result):
+        result = _fit_cas_vit(result, names, has_classifier, notes)
+    return result, notes
+
+
+def _without_prefixes(state: State, names: set[str], notes: list[str]) -> State:
+    """Strip what data parallelism, compilation, trainers and detectors put in front."""
+    prefixes = ("module.", "_orig_mod.", "model.", "backbone.")
+    for prefix in (*prefixes, *prefixes):
+        inside = {n[len(prefix) :]: t for n, t in state.items() if n.startswith(prefix)}
+        if not inside or any(name.startswith(prefix) for name in names):
+            continue
+        if len(inside) == len(state):
+            state = inside
+        elif prefix == "backbone." and not any("op_list" in name for name in state):
+            # A detector or segmenter: the rest is its neck and heads.
+            notes.append(f"took the backbone alone, left {len(state) - len(inside)} other entries")
+            state = inside
+    return state
+
+
+def _from_mit(state: State, notes: list[str]) -> State:
+    """``input_stem``, ``stages`` and ``op_list`` of the MIT and QT-ViT code, B and L networks."""
+    if not any(".op_list." in name for name in state):
+        return state
+    notes.append("translated names of the authors' EfficientViT code")
+    bare = {name.removeprefix("backbone."): tensor for name, tensor in state.items()}
+    has_stem = any(name.startswith("input_stem.") for name in bare)
+    return {_mit_name(name, has_stem): tensor for name, tensor in bare.items()}
+
+
+def _mit_name(name: str, has_stem: bool) -> str:
+    for theirs, ours in _MIT_HEAD.items():
+        if name.startswith(theirs + "."):
+            return ours + name.removeprefix(theirs)
+    if not has_stem:  # the L networks count their stem as stage 0
+        name = re.sub(r"^stages\.0\.", "input_stem.", name)
+    stem = re.match(r"input_stem\.op_list\.(\d+)\.(.*)", name)
+    if stem:
+        index, rest = int(stem[1]), stem[2]
+        return f"stem.res{index - 1}.{rest}" if index else f"stem.in_conv.{rest}"
+    stage = re.match(r"stages\.(\d+)\.op_list\.(\d+)\.(.*)", name)
+    if stage:
+        return f"stages.{int(stage[1]) - (not has_stem)}.blocks.{stage[2]}.{stage[3]}"
+    return name
+
+
+def _scalar_of_kernel(state: State, names: set[str]) -> State:
+    """QT-ViT's learned scalar belongs to the kernel here."""
+    theirs, ours = "ones_scale1", "kernel.ones_scale1"
+    return {
+        f"{name.removesuffix(theirs)}{ours}"
+        if name.endswith(theirs) and f"{name.removesuffix(theirs)}{ours}" in names
+        else name: tensor
+        for name, tensor in state.items()
+    }
+
+
+def _into_wrapper(state: State, names: set[str], notes: list[str]) -> State:
+    """Names for a model that timm wrapped to return feature maps."""
+    if names and all(name.startswith("model.") for name in names) and not names & set(state):
+        notes.append("loaded into the network inside a wrapper")
+        return {f"model.{name}": tensor for name, tensor in state.items()}
+    return state
+
+
+def _fit_cas_vit(state: State, names: set[str], has_classifier: bool, notes: list[str]) -> State:
+    """CAS-ViT: the distillation head and the norms of dense tasks may be there or not."""
+    wrapper = "model." if all(name.startswith("model.") for name in names) else ""
+    heads = {part: f"{wrapper}dist_head.{part}" for part in ("weight", "bias")}
+    theirs = heads["weight"] in state
+    ours = heads["weight"] in names
+    if has_classifier and theirs and not ours:
+        for part, name in heads.items():
+            head = f"{wrapper}head.{part}"
+            state[head] = (state[head].double() + state.pop(name).double()) / 2
+        notes.append("averaged head and dist_head, which the authors do with their logits")
+    elif ours and not theirs and f"{wrapper}head.weight" in state:
+        for part, name in heads.items():
+            state[name] = state[f"{wrapper}head.{part}"].clone()
+        notes.append("the file has no dist_head: it starts as a copy of head")
+    for pattern, what in ((_CAS_DENSE_NORM, "norms of dense tasks"), (_CAS_HEAD, "classifier")):
+        if what == "classifier" and has_classifier:
+            continue
+        extra = [n for n in state if pattern.match(n.removeprefix(wrapper)) and n not in names]
+        if extra:
+            notes.append(f"left the file's {what}, which this model has not")
+            state = {name: tensor for name, tensor in state.items() if name not in extra}
+    return state
+
+
+def may_be_missing(name: str) -> bool:
+    """Whether a file may lack this entry: counters, and CAS-ViT's norms of dense tasks."""
+    return name.endswith("num_batches_tracked") or bool(
+        _CAS_DENSE_NORM.match(name.removeprefix("model."))
+    )
