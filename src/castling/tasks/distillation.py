@@ -26,6 +26,8 @@ class DistillConfig:
             folder written by castling train.
         checkpoint: file with the teacher's weights (.safetensors or .pth); empty means the folder's
             own weights, or timm's pretrained ones (needs the network).
+        pretrained: where there is no checkpoint, take timm's published weights; without them the
+            teacher knows nothing, which serves trials only.
         kwargs: further keyword arguments for timm.create_model of the teacher.
         temperature: softening of both distributions in "soft".
         weight: share of the distillation term in the loss; the labels' share is 1 - weight.
@@ -34,6 +36,7 @@ class DistillConfig:
     kind: DistillKind = "none"
     teacher: str = ""
     checkpoint: str = ""
+    pretrained: bool = True
     kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     temperature: float = 3.0
     weight: float = 0.5
@@ -114,7 +117,7 @@ def load_teacher(
         )
     model = timm.create_model(
         config.teacher,
-        pretrained=not config.checkpoint,
+        pretrained=config.pretrained and not config.checkpoint,
         num_classes=classes,
         **config.kwargs,
     )

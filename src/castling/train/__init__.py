@@ -1,6 +1,7 @@
 """Training: recipes, the engine that follows them, evaluation."""
 
 from castling.train.callbacks import NonFiniteLoss, TrainingInterrupted
+from castling.train.dry_run import dry_run
 from castling.train.evaluation import EvaluateResult, evaluate
 from castling.train.recipe import (
     ClipConfig,
@@ -41,6 +42,7 @@ __all__ = [
     "SwitchConfig",
     "TrainResult",
     "TrainingInterrupted",
+    "dry_run",
     "evaluate",
     "load_recipe",
     "parse_recipe",

@@ -117,6 +117,14 @@ class TrainingModule(pl.LightningModule):
                 if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                     layer.eval()
 
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Images in channels-last memory layout, where the recipe wants them so."""
+        if not self.recipe.hardware.channels_last:
+            return batch
+        return [
+            x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for x in batch
+        ]
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed this step and set its learning rate: both follow from the step alone."""
         seed_everything(self.recipe.seed, self.global_step, batch_idx, self.trainer.global_rank)

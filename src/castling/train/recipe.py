@@ -171,8 +171,8 @@ class HardwareConfig:
         devices: number of processes, one device each; 0 means all GPUs, or one CPU process.
         nodes: number of machines.
         strategy: as Lightning names it: "auto", "ddp", "ddp_spawn", "fsdp", …
-        precision: "32", "bf16" or "16" mixed; never anything but 32 on a CPU without native bf16,
-            where lower precision is slower.
+        precision: "32", "bf16" or "16" mixed on a GPU; a CPU always computes in 32, because it is
+            slower in the others.
         accumulate: batches whose gradients are added up to one step.
         workers: background processes that load images, per training process; empty keeps data.workers.
         deterministic: insist on algorithms that give the same bits each time.

@@ -80,7 +80,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds here
         raise ValueError(
-            f"{path} cannot be read as a checkpoint ({error}); delete it to start the run anew"
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}): it is damaged or not "
+            "ours; delete it to start the run anew"
         ) from error
 
 

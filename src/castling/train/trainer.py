@@ -41,6 +41,7 @@ from castling.train.recipe import Recipe
 from castling.train.result import RESULT, TrainResult
 from castling.train.run_folder import Resume, checkpoint_path, open_run, read_checkpoint
 
+_log = logging.getLogger(__name__)
 _PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
 
@@ -86,6 +87,10 @@ def train(
             start = _position(read_checkpoint(checkpoint))
         else:
             _check_forward(model, data)
+        if recipe.hardware.channels_last:
+            model.to(memory_format=torch.channels_last)
+        if recipe.hardware.compile:
+            model.compile()
         module = TrainingModule(model, build_task(recipe, data), recipe, data, start)
         trainer = _trainer(recipe, run_dir, progress)
         trainer.fit(
@@ -101,6 +106,10 @@ def _trainer(recipe: Recipe, run_dir: Path, progress: bool) -> pl.Trainer:
     accelerator = hardware.accelerator
     if accelerator == "auto":
         accelerator = "gpu" if torch.cuda.is_available() else "cpu"
+    precision = hardware.precision
+    if accelerator == "cpu" and precision != "32":
+        _log.warning("hardware.precision %s is meant for a GPU; this CPU computes in 32", precision)
+        precision = "32"
     devices: Any = hardware.devices or (-1 if accelerator == "gpu" else 1)
     callbacks: list[pl.Callback] = [StopOnNonFiniteLoss(save.log_steps)]
     if recipe.ema.decay:
@@ -119,7 +128,7 @@ def _trainer(recipe: Recipe, run_dir: Path, progress: bool) -> pl.Trainer:
         devices=devices,
         num_nodes=hardware.nodes,
         strategy=hardware.strategy,
-        precision=_PRECISIONS[hardware.precision],
+        precision=_PRECISIONS[precision],
         max_epochs=recipe.epochs,
         max_steps=recipe.max_steps or -1,
         accumulate_grad_batches=hardware.accumulate,

@@ -1,0 +1,100 @@
+"""Does a recipe start and step? A trial on a few generated images, without its data or teacher."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from castling.train.recipe import Recipe
+from castling.train.result import TrainResult
+from castling.train.trainer import train
+
+
+def dry_run(
+    recipe: Recipe,
+    steps: int = 1,
+    *,
+    images: str | os.PathLike[str] | None = None,
+    image_size: int | None = None,
+    batch_size: int = 4,
+    teacher: str | None = None,
+) -> TrainResult:
+    """Run a recipe for a few steps through everything it does: training, saving, switching.
+
+    Model, optimiser, schedule, loss, augmentation, averaging and clipping are the recipe's. The
+    number of classes is that of the images, a teacher has random weights, and weights that the
+    recipe would start from are left out. Runs on the CPU, in a temporary folder.
+
+    Args:
+        recipe: what to try.
+        steps: optimiser steps.
+        images: a folder or zip of images; None generates noise.
+        image_size: side in pixels in place of the recipe's, of multi-scale batches too.
+        batch_size: in place of the recipe's.
+        teacher: a smaller timm model in place of the recipe's teacher.
+
+    Returns:
+        The result; its figures mean nothing, and its folders are gone.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        source = str(images) if images is not None else str(folder / "images")
+        if images is None:
+            _generate(Path(source), per_class=max(2, -(-batch_size * steps // 2)))
+        augment = recipe.data.augment
+        if image_size is not None and augment.multi_scale:
+            augment = dataclasses.replace(augment, multi_scale=(image_size,))
+        trial = dataclasses.replace(
+            recipe,
+            model=dataclasses.replace(recipe.model, checkpoint="", pretrained=False),
+            data=dataclasses.replace(
+                recipe.data,
+                source=source,
+                subset=None,
+                val_subset=None,
+                image_size=image_size or recipe.data.image_size,
+                batch_size=batch_size,
+                eval_batch_size=None,
+                workers=0,
+                augment=augment,
+            ),
+            epochs=1,
+            max_steps=steps,
+            distill=dataclasses.replace(
+                recipe.distill,
+                teacher=teacher or recipe.distill.teacher,
+                checkpoint="",
+                pretrained=False,
+            ),
+            regularize=dataclasses.replace(
+                recipe.regularize,
+                batchnorm_images=min(recipe.regularize.batchnorm_images, batch_size),
+            ),
+            hardware=dataclasses.replace(
+                recipe.hardware,
+                accelerator="cpu",
+                devices=1,
+                nodes=1,
+                strategy="auto",
+                precision="32",
+                workers=0,
+            ),
+        )
+        return train(trial, folder / "run", progress=False)
+
+
+def _generate(folder: Path, per_class: int) -> None:
+    """Noise of odd sizes: train and val, two classes."""
+    generator = np.random.default_rng(0)
+    for split, count in (("train", per_class), ("val", 2)):
+        for label in ("a", "b"):
+            target = folder / split / label
+            target.mkdir(parents=True)
+            for index in range(count):
+                pixels = generator.integers(0, 256, (90 + 7 * index, 110, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(target / f"{index}.jpg")

@@ -1,0 +1,147 @@
+"""A run that was stopped anywhere ends as the one that was not."""
+
+import csv
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+import castling.train as train_package
+from castling.train import TrainingInterrupted, recipe_from_dict, recipe_to_yaml, train
+from castling.train.callbacks import Checkpoints
+
+TINY = {
+    "model": {"name": "castling_deit_pico", "kwargs": {"depth": 1}, "drop_path": 0.1},
+    "data": {
+        "source": "digits",
+        "image_size": 16,
+        "batch_size": 32,
+        "subset": 160,
+        "augment": {"mixup": 0.2, "auto_augment": "rand-m5-n1", "multi_scale": [12, 16]},
+    },
+    "epochs": 3,
+    "ema": {"decay": 0.9, "warmup": 3},
+    "hardware": {"accelerator": "cpu"},
+    "save": {"every_steps": 2},
+}
+
+
+def rows(folder):
+    with (Path(folder) / "metrics.csv").open() as file:
+        return [
+            {key: value for key, value in row.items() if key != "seconds"}
+            for row in csv.DictReader(file)
+        ]
+
+
+def assert_same_run(one, other):
+    assert rows(one) == rows(other)
+    a = safetensors.torch.load_file(Path(one) / "model.safetensors")
+    b = safetensors.torch.load_file(Path(other) / "model.safetensors")
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=0, atol=0)
+    assert (Path(one) / "auxiliary.csv").read_text() == (Path(other) / "auxiliary.csv").read_text()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    result = train(recipe_from_dict(TINY), folder, progress=False)
+    return folder, result
+
+
+@pytest.mark.parametrize("stop_at", [5, 7], ids=["end of epoch", "middle of epoch"])
+def test_interrupted_run_ends_like_whole_one(whole, tmp_path, monkeypatch, stop_at):
+    folder, expected = whole
+    recipe = recipe_from_dict(TINY)
+    original = Checkpoints.on_train_batch_end
+
+    def interrupting(self, trainer, *rest):
+        if trainer.global_step == stop_at:
+            self.interrupted = True
+        original(self, trainer, *rest)
+
+    monkeypatch.setattr(Checkpoints, "on_train_batch_end", interrupting)
+    with pytest.raises(TrainingInterrupted, match=f"after step {stop_at}.*same command"):
+        train(recipe, tmp_path, progress=False)
+    monkeypatch.setattr(Checkpoints, "on_train_batch_end", original)
+    result = train(recipe, tmp_path, resume="must", progress=False)
+    assert result.metrics == expected.metrics
+    assert result.switched_metrics == expected.switched_metrics
+    assert_same_run(folder, tmp_path)
+
+
+def test_run_ended_by_sigkill_resumes(whole, tmp_path):
+    folder, expected = whole
+    recipe_file = tmp_path / "recipe.yaml"
+    recipe_file.write_text(recipe_to_yaml(recipe_from_dict(TINY)))
+    run = tmp_path / "run"
+    code = (
+        "import sys, time, castling\n"
+        "from castling.train import load_recipe, train\n"
+        "from castling.train.module import TrainingModule\n"
+        "step = TrainingModule.training_step\n"
+        "def slow(self, batch, batch_idx):\n"
+        "    time.sleep(0.2)\n"
+        "    return step(self, batch, batch_idx)\n"
+        "TrainingModule.training_step = slow\n"
+        "train(load_recipe(sys.argv[1]), sys.argv[2], progress=False)\n"
+    )
+    source = str(Path(train_package.__file__).parents[2])
+    path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(recipe_file), str(run)],
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    deadline = time.time() + 120
+    while not checkpoint.exists():
+        assert process.poll() is None, "the training process ended by itself"
+        assert time.time() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (run / "result.json").exists()
+    result = train(recipe_from_dict(TINY), run, progress=False)
+    assert result.metrics == expected.metrics
+    assert_same_run(folder, run)
+
+
+def test_finished_run_is_returned_not_repeated(whole):
+    folder, expected = whole
+    before = (folder / "model.safetensors").stat().st_mtime_ns
+    result = train(recipe_from_dict(TINY), folder, progress=False)
+    assert result.metrics == expected.metrics
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_other_recipe_is_refused_with_differences(whole):
+    folder, _ = whole
+    recipe = recipe_from_dict(TINY)
+    other = dataclasses.replace(recipe, seed=3)
+    with pytest.raises(FileExistsError, match=r"finished run of another recipe(.|\n)*seed: 0 → 3"):
+        train(other, folder, progress=False)
+    with pytest.raises(FileExistsError, match="finished run"):
+        train(recipe, folder, resume="never", progress=False)
+
+
+def test_must_resume_needs_a_checkpoint(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing to resume"):
+        train(recipe_from_dict(TINY), tmp_path / "run", resume="must", progress=False)
+
+
+def test_damaged_checkpoint_is_named(tmp_path):
+    recipe = recipe_from_dict(TINY)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "recipe.yaml").write_text(recipe_to_yaml(recipe))
+    (tmp_path / "checkpoints" / "last.ckpt").write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match=r"last\.ckpt cannot be read.*delete it"):
+        train(recipe, tmp_path, progress=False)
