@@ -1,0 +1,176 @@
+"""What each part of Castling-ViT is worth: one recipe, many attentions, three seeds, real images.
+
+Trains every row of ``ROWS`` with ``study_cifar10.yaml`` and writes ``results/study_cifar10.json`` and
+``.md``. Finished runs are kept and interrupted ones resumed, so the command may be stopped and given
+again; ``--shard 0/2`` and ``--shard 1/2`` in two terminals share the work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import platform
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+import castling
+from castling.attention import AttentionConfig, config_to_dict
+from castling.train import recipe_from_dict, train
+from castling.train.files import write_json, write_text
+from castling.train.result import TrainResult, read_result
+
+HERE = Path(__file__).parent
+FIXED = castling.MaskedSoftmax(threshold="fixed", epsilon=0.02, schedule="constant")
+RAMP = castling.MaskedSoftmax(threshold="relative", schedule="ramp", ramp_end=0.8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        label: what the table calls it.
+        attention: put into the ViT; None keeps what the model has.
+        model: name in the registry.
+    """
+
+    label: str
+    attention: AttentionConfig | None
+    model: str = "castling_deit_pico"
+
+
+ROWS = {
+    "softmax": Row("softmax", castling.Softmax()),
+    "softmax_conv": Row("softmax + depthwise", castling.Softmax(local="grid2d")),
+    "angular": Row("linear-angular, bare", castling.LinearAngular(local="none")),
+    "angular_conv": Row("linear-angular + depthwise", castling.LinearAngular()),
+    "castling_fixed": Row(
+        "… + auxiliary, fixed ε = 0.02", castling.LinearAngular(auxiliary=FIXED)
+    ),
+    "castling_ramp": Row("… + auxiliary, ramp", castling.LinearAngular(auxiliary=RAMP)),
+    "taylor_released": Row(
+        "QT, as released + depthwise", castling.QuadraticTaylor(form="released", local="grid2d")
+    ),
+    "taylor_exact": Row(
+        "QT, exact + depthwise", castling.QuadraticTaylor(form="exact", local="grid2d")
+    ),
+    "cas_vit": Row("CAS-ViT (own network)", None, "cas_vit_pico"),
+    "taylor_castling": Row(
+        "QT, as released + depthwise + auxiliary, ramp",
+        castling.QuadraticTaylor(form="released", local="grid2d", auxiliary=RAMP),
+    ),
+}
+
+
+def recipe_of(row: Row, seed: int, data: str) -> Any:
+    """The study's recipe with this row's model and seed put in."""
+    values = yaml.safe_load((HERE / "study_cifar10.yaml").read_text())
+    values["seed"] = seed
+    values["data"]["source"] = data
+    values["model"] = {"name": row.model}
+    if row.attention is not None:
+        values["model"]["attention"] = config_to_dict(row.attention)
+    return recipe_from_dict(values)
+
+
+def collect(runs: Path, seeds: list[int]) -> dict[str, Any]:
+    """Everything that finished so far, as plain values."""
+    rows: dict[str, Any] = {}
+    for name, row in ROWS.items():
+        results = {seed: read_result(runs / f"{name}-seed{seed}") for seed in seeds}
+        done = {seed: result for seed, result in results.items() if result is not None}
+        if done:
+            rows[name] = {"label": row.label, **summarise(done)}
+    recipe = yaml.safe_load((HERE / "study_cifar10.yaml").read_text())
+    recipe["data"]["source"] = "cifar10.zip"
+    return {
+        "command": "python benchmarks/study_cifar10.py --data cifar10.zip",
+        "recipe": recipe,
+        "device": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "rows": rows,
+    }
+
+
+def summarise(done: dict[int, TrainResult]) -> dict[str, Any]:
+    """Test accuracies by seed before and after the switch, and what the switch measured."""
+    summary: dict[str, Any] = {
+        "seeds": list(done),
+        "test_top1": [result.metrics["test_top1"] for result in done.values()],
+        "parameters": next(iter(done.values())).parameters,
+        "seconds": [round(result.seconds, 1) for result in done.values()],
+    }
+    if all(result.switched_metrics for result in done.values()):
+        summary["switched_test_top1"] = [
+            result.switched_metrics["test_top1"] for result in done.values()
+        ]
+        summary["switch_max_gap"] = [result.switch["max_gap"] for result in done.values()]
+        summary["switch_exact"] = [result.switch["exact"] for result in done.values()]
+    return summary
+
+
+def spread(values: list[float]) -> str:
+    """Mean ± standard deviation, or the value alone."""
+    if len(values) == 1:
+        return f"{values[0]:.2f}"
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+
+
+def table(study: dict[str, Any]) -> str:
+    """The study as a Markdown table."""
+    lines = [
+        "| attention | parameters | seeds | test top-1 | after the switch | largest output gap |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in study["rows"].values():
+        switched = row.get("switched_test_top1")
+        lines.append(
+            f"| {row['label']} | {row['parameters']:,} | {len(row['seeds'])} "
+            f"| {spread(row['test_top1'])} | {spread(switched) if switched else '–'} "
+            f"| {max(row['switch_max_gap']):.1e} |"
+            if switched
+            else f"| {row['label']} | {row['parameters']:,} | {len(row['seeds'])} "
+            f"| {spread(row['test_top1'])} | – | – |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Train what is not finished yet, then write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", required=True, help="cifar10.zip or a folder of its layout")
+    parser.add_argument("--runs", type=Path, default=Path("runs/study_cifar10"))
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--shard", default="0/1", help="INDEX/COUNT: this process's share")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--collect", action="store_true", help="write the tables, train nothing")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    index, count = (int(part) for part in options.shard.split("/"))
+    # Seeds outermost: a study that is cut short has compared all rows on fewer seeds.
+    jobs = [(seed, name) for seed in options.seeds for name in options.rows]
+    for position, (seed, name) in enumerate(jobs):
+        if options.collect or position % count != index:
+            continue
+        result = train(
+            recipe_of(ROWS[name], seed, options.data),
+            options.runs / f"{name}-seed{seed}",
+            progress=False,
+        )
+        print(name, seed, result.metrics, result.switched_metrics, flush=True)
+    study = collect(options.runs, options.seeds)
+    write_json(options.results / "study_cifar10.json", study)
+    write_text(options.results / "study_cifar10.md", table(study))
+    print(table(study))
+
+
+if __name__ == "__main__":
+    main()
