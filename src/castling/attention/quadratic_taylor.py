@@ -89,6 +89,8 @@ class QuadraticTaylorKernel(Kernel):
         ValueError: pool or chunk does not divide ``head_dim``.
     """
 
+    pairs: Tensor
+
     def __init__(
         self, config: QuadraticTaylor, num_heads: int, head_dim: int, value_dim: int
     ) -> None:

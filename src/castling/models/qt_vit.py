@@ -124,7 +124,7 @@ class _QTViTMixin(nn.Module):
         return [
             (block, (-(-height // info["reduction"]), -(-width // info["reduction"])))
             for stage, info in zip(self.stages, self.feature_info, strict=False)
-            for block in stage.blocks
+            for block in stage.modules()
             if isinstance(block, EfficientVitBlock)
         ]
 
