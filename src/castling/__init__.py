@@ -28,7 +28,16 @@ from castling.attention import (
 )
 from castling.models.registry import list_models
 from castling.ops.macs import macs
-from castling.surgery import SwitchRefusedError, SwitchReport, linearize_, switch_
+from castling.surgery import (
+    FoldReport,
+    LoadReport,
+    SwitchRefusedError,
+    SwitchReport,
+    fold_,
+    linearize_,
+    load_checkpoint,
+    switch_,
+)
 
 if TYPE_CHECKING:
     from castling.deploy import export
@@ -41,7 +50,9 @@ __all__ = [
     "ConvolutionalAdditive",
     "Cosine",
     "FirstOrderTaylor",
+    "FoldReport",
     "LinearAngular",
+    "LoadReport",
     "MaskedSoftmax",
     "Mean",
     "QuadraticAngular",
@@ -53,9 +64,11 @@ __all__ = [
     "SwitchReport",
     "create_model",
     "export",
+    "fold_",
     "linearize_",
     "list_attentions",
     "list_models",
+    "load_checkpoint",
     "macs",
     "switch_",
 ]

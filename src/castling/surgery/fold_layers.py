@@ -49,7 +49,7 @@ def absorb_following(layer: nn.Module, norm: nn.Module) -> nn.Module:
     weight, bias = _double(layer)
     wide = scale.reshape(-1, *[1] * (weight.dim() - 1))
     _replace(layer, weight * wide, bias * scale + shift)
-    return norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity()
+    return norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity().eval()
 
 
 def absorb_preceding(norm: nn.Module, *layers: nn.Module) -> nn.Module:
@@ -64,7 +64,7 @@ def absorb_preceding(norm: nn.Module, *layers: nn.Module) -> nn.Module:
         matrix = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
         wide = scale.reshape(1, -1, *[1] * (weight.dim() - 2))
         _replace(layer, weight * wide, bias + matrix @ shift)
-    return nn.Identity()
+    return nn.Identity().eval()
 
 
 def average(first: nn.Linear, second: nn.Linear) -> None:
