@@ -150,9 +150,11 @@ def save_model(model: nn.Module, folder: str | os.PathLike[str], card: ModelCard
     Args:
         model: its state dict is saved.
         folder: made if missing.
-        card: must describe ``model``.
+        card: must describe ``model``; its ``progress`` is read off the model's branches.
     """
     folder = Path(folder)
+    for branch in auxiliaries(model).values():
+        card = dataclasses.replace(card, progress=branch.progress)
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     _write(folder / WEIGHTS, lambda path: safetensors.torch.save_file(_unshared(state), path))

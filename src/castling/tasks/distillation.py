@@ -44,7 +44,9 @@ class DistillConfig:
     def __post_init__(self) -> None:
         """Raise ValueError on values without a meaning."""
         if self.kind != "none" and not self.teacher:
-            raise ValueError(f"distill.kind is {self.kind!r} but distill.teacher is empty: name one")
+            raise ValueError(
+                f"distill.kind is {self.kind!r} but distill.teacher is empty: name one"
+            )
         if not 0 <= self.weight <= 1:
             raise ValueError(f"distill.weight must lie in [0, 1], got {self.weight}")
         if self.temperature <= 0:

@@ -1,6 +1,6 @@
 """Training: recipes, the engine that follows them, evaluation."""
 
-from castling.train.callbacks import NonFiniteLoss, TrainingInterrupted
+from castling.train.callbacks import NonFiniteLossError, TrainingInterrupted
 from castling.train.dry_run import dry_run
 from castling.train.evaluation import EvaluateResult, evaluate
 from castling.train.recipe import (
@@ -33,7 +33,7 @@ __all__ = [
     "EvaluateResult",
     "HardwareConfig",
     "ModelConfig",
-    "NonFiniteLoss",
+    "NonFiniteLossError",
     "OptimConfig",
     "Recipe",
     "RegularizeConfig",

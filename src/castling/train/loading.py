@@ -104,9 +104,7 @@ def evaluation_loaders(
     config: DataConfig, data: ImageData, rank: int = 0, world: int = 1
 ) -> dict[str, Loader]:
     """Loaders of one process's share of "val" and "test"; only "val" where the two are one."""
-    made = loaders(
-        config, data, rank=rank, world_size=world, pin_memory=torch.cuda.is_available()
-    )
+    made = loaders(config, data, rank=rank, world_size=world, pin_memory=torch.cuda.is_available())
     if data.test is data.val:
         return {"val": made.val}
     return {"val": made.val, "test": made.test}

@@ -56,9 +56,7 @@ class TrainingModule(pl.LightningModule):
         self.last_loss: Tensor | None = None
         self.loss_sum: Tensor | None = None
         self.loss_count = 0
-        self.has_penalty = any(
-            branch.config.penalty > 0 for branch in auxiliaries(model).values()
-        )
+        self.has_penalty = any(branch.config.penalty > 0 for branch in auxiliaries(model).values())
         self.evaluated_holder: list[nn.Module] = []  # a list hides it from state_dict and DDP
 
     def train_dataloader(self) -> TrainLoader:
@@ -86,9 +84,7 @@ class TrainingModule(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser; its learning rate is set at each step by :meth:`on_train_batch_start`."""
         per_step = (
-            self.recipe.data.batch_size
-            * self.recipe.hardware.accumulate
-            * self.trainer.world_size
+            self.recipe.data.batch_size * self.recipe.hardware.accumulate * self.trainer.world_size
         )
         return build_optimizer(self.model, self.recipe.optim, per_step)
 

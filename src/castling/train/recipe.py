@@ -194,7 +194,9 @@ class HardwareConfig:
     def __post_init__(self) -> None:
         """Raise ValueError on values without a meaning."""
         if self.accumulate < 1 or self.nodes < 1 or self.devices < 0:
-            raise ValueError("hardware.accumulate and .nodes must be at least 1, .devices at least 0")
+            raise ValueError(
+                "hardware.accumulate and .nodes must be at least 1, .devices at least 0"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -218,7 +220,9 @@ class SaveConfig:
     def __post_init__(self) -> None:
         """Raise ValueError on values without a meaning."""
         if min(self.every_epochs, self.validate_epochs, self.log_steps) < 1:
-            raise ValueError("save.every_epochs, .validate_epochs and .log_steps must be at least 1")
+            raise ValueError(
+                "save.every_epochs, .validate_epochs and .log_steps must be at least 1"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -83,5 +83,3 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} cannot be read as a checkpoint ({type(error).__name__}): it is damaged or not "
             "ours; delete it to start the run anew"
         ) from error
-
-

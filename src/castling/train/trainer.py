@@ -71,7 +71,7 @@ def train(
         FileExistsError: the folder holds another recipe's run; the message lists the differences.
         FileNotFoundError: "must" without a checkpoint, or images or weights that do not exist.
         ValueError: something in the recipe does not fit together; raised before training starts.
-        NonFiniteLoss: the loss became NaN or infinite; the message says what to try.
+        NonFiniteLossError: the loss became NaN or infinite; the message says what to try.
         TrainingInterrupted: Ctrl-C; the message says how to go on.
     """
     run_dir = Path(run_dir)
@@ -181,9 +181,7 @@ def _finish(
 ) -> TrainResult:
     """Save, evaluate, switch, evaluate again; from the last checkpoint, whatever ran the training."""
     checkpoint = read_checkpoint(checkpoint_path(run_dir))
-    state = {
-        name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()
-    }
+    state = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
     seconds = 0.0
     for name, values in checkpoint["callbacks"].items():
         if name.startswith(WeightAverage.__qualname__):
@@ -229,9 +227,7 @@ def _switch(
             force=config.force,
         )
     except SwitchRefusedError as error:
-        return dataclasses.replace(
-            result, switch_refused=str(error), switch=error.report.to_dict()
-        )
+        return dataclasses.replace(result, switch_refused=str(error), switch=error.report.to_dict())
     metrics = _metrics(model, module)
     folder = run_dir / "switched"
     save_model(model, folder, dataclasses.replace(card, switched=True, metrics=metrics))

@@ -5,7 +5,7 @@ from castling.train.callbacks.average import WeightAverage
 from castling.train.callbacks.batchnorm import BatchNormStatistics, reestimate_batchnorm
 from castling.train.callbacks.checkpoint import Checkpoints, TrainingInterrupted
 from castling.train.callbacks.drop_path import DropPathRamp
-from castling.train.callbacks.finite import NonFiniteLoss, StopOnNonFiniteLoss
+from castling.train.callbacks.finite import NonFiniteLossError, StopOnNonFiniteLoss
 from castling.train.callbacks.history import History
 from castling.train.callbacks.progress import Progress
 
@@ -15,7 +15,7 @@ __all__ = [
     "Checkpoints",
     "DropPathRamp",
     "History",
-    "NonFiniteLoss",
+    "NonFiniteLossError",
     "Progress",
     "StopOnNonFiniteLoss",
     "TrainingInterrupted",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+
 import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn

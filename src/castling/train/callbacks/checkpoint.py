@@ -14,7 +14,7 @@ from castling.train.module import TrainingModule
 from castling.train.recipe import SaveConfig
 
 
-class TrainingInterrupted(RuntimeError):
+class TrainingInterrupted(RuntimeError):  # noqa: N818 an event, not an error
     """Training was ended on request; the message says how to go on."""
 
 
@@ -51,8 +51,15 @@ class Checkpoints(Callback):
         self.interrupted = True
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C ends at once
 
-    def teardown(self, trainer: Trainer, module: TrainingModule, stage: str) -> None:
+    def on_fit_end(self, trainer: Trainer, module: TrainingModule) -> None:
         """Give Ctrl-C back."""
+        self._stop_listening()
+
+    def on_exception(self, trainer: Trainer, module: TrainingModule, error: BaseException) -> None:
+        """Give Ctrl-C back."""
+        self._stop_listening()
+
+    def _stop_listening(self) -> None:
         if self.previous_handler is not None:
             signal.signal(signal.SIGINT, self.previous_handler)
             self.previous_handler = None

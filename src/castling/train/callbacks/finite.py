@@ -9,7 +9,7 @@ from torch import Tensor
 from castling.train.module import TrainingModule
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLossError(RuntimeError):
     """The training loss became NaN or infinite."""
 
 
@@ -26,7 +26,7 @@ class StopOnNonFiniteLoss(Callback):
         self.every = every
 
     def on_before_backward(self, trainer: Trainer, module: TrainingModule, loss: Tensor) -> None:
-        """Raise NonFiniteLoss before the weights are spoilt, where the loss can be looked at."""
+        """Raise NonFiniteLossError before the weights are spoilt, where the loss can be looked at."""
         if loss.device.type != "cpu" and trainer.global_step % self.every:
             return
         total = module.loss_sum
@@ -34,8 +34,8 @@ class StopOnNonFiniteLoss(Callback):
             return
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         exact = "at" if loss.device.type == "cpu" else "at or shortly before"
-        raise NonFiniteLoss(
-            f"the training loss is {float(total)} {exact} step {trainer.global_step + 1} "
+        raise NonFiniteLossError(
+            f"the training loss is {total.item()} {exact} step {trainer.global_step + 1} "
             f"(epoch {trainer.current_epoch + 1}, learning rate {rate:.3g}). "
             "Try a lower --optim.lr, a longer --schedule.warmup_epochs, --clip.mode norm, or "
             "--hardware.precision 32. The last checkpoint is from before."

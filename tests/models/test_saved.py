@@ -1,0 +1,141 @@
+import dataclasses
+import json
+
+import pytest
+import timm
+import torch
+
+import castling
+from castling.attention import auxiliaries, set_progress
+from castling.models.saved import ModelCard, build_model, load_weights, open_model, save_model
+from castling.surgery import strip_
+
+IMAGES = torch.randn(2, 3, 32, 32)
+
+
+def card(name="castling_deit_pico", **options):
+    values = {
+        "name": name,
+        "kwargs": {"num_classes": 3, "depth": 2, "img_size": 32},
+        "classes": ["a", "b", "c"],
+        "image_size": (32, 32),
+        "metrics": {"val_top1": 50.0},
+        "progress": 0.0,
+    }
+    return ModelCard(**{**values, **options})
+
+
+def model_of(c):
+    return build_model(c.name, c.kwargs, c.attention, c.where)
+
+
+def assert_same_outputs(a, b):
+    with torch.no_grad():
+        torch.testing.assert_close(a.eval()(IMAGES), b.eval()(IMAGES), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"name": "deit_pico"},
+        {"name": "deit_pico", "attention": {"name": "linear_angular", "local": "grid2d"}},
+        {"attention": {"name": "cosine"}, "where": ["blocks.0*"]},
+        {"name": "cas_vit_pico", "kwargs": {"num_classes": 3}},
+        {"name": "qt_vit_pico", "kwargs": {"num_classes": 3}},
+    ],
+    ids=["named", "host", "converted host", "one layer", "cas_vit", "qt_vit"],
+)
+def test_round_trip(tmp_path, options):
+    described = card(**options)
+    model = model_of(described)
+    save_model(model, tmp_path / "m", described)
+    opened, read = open_model(tmp_path / "m")
+    assert read == described
+    assert not opened.training
+    assert_same_outputs(model, opened)
+    assert sorted(p.name for p in (tmp_path / "m").iterdir()) == ["model.json", "model.safetensors"]
+
+
+def test_progress_of_the_branches_is_kept(tmp_path):
+    described = card(attention={"name": "linear_angular", "auxiliary": {"schedule": "ramp"}})
+    model = model_of(described)
+    set_progress(model, 0.4)
+    save_model(model, tmp_path, described)
+    opened, read = open_model(tmp_path / "model.json")
+    assert read.progress == 0.4
+    assert {branch.progress for branch in auxiliaries(opened).values()} == {0.4}
+    assert_same_outputs(model, opened)
+
+
+def test_switched_model_comes_back_without_branches(tmp_path):
+    described = card(switched=True)
+    model = model_of(described)
+    strip_(model)
+    save_model(model, tmp_path, described)
+    opened, _ = open_model(tmp_path / "model.safetensors")
+    assert not auxiliaries(opened)
+    assert_same_outputs(model, opened)
+
+
+def test_only_chosen_layers_are_converted():
+    model = build_model("castling_deit_pico", {"depth": 2}, "cosine", ["blocks.0*"])
+    twin = timm.create_model("deit_pico", depth=2)
+    assert type(model.blocks[1].attn) is type(twin.blocks[1].attn)
+    assert type(model.blocks[0].attn) is not type(twin.blocks[0].attn)
+
+
+def test_unknown_names_and_arguments():
+    with pytest.raises(ValueError, match="timm knows no model 'castling_dit'"):
+        build_model("castling_dit", {})
+    with pytest.raises(ValueError, match="deit_pico.*colour"):
+        build_model("deit_pico", {"colour": 1})
+    with pytest.raises(ValueError, match="unknown attention 'linear'"):
+        build_model("deit_pico", {}, "linear")
+
+
+def test_missing_and_foreign_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such model folder"):
+        open_model(tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match=r"no model\.safetensors"):
+        open_model(tmp_path)
+    foreign = tmp_path / "weights.pth"
+    torch.save({}, foreign)
+    with pytest.raises(ValueError, match="not a saved castling model"):
+        open_model(foreign)
+    described = card()
+    save_model(model_of(described), tmp_path, described)
+    (tmp_path / "model.safetensors").write_bytes(b"nothing of the kind")
+    with pytest.raises(ValueError, match="not a safetensors file"):
+        open_model(tmp_path)
+    (tmp_path / "model.json").write_text('{"format": "another"}')
+    with pytest.raises(ValueError, match="does not describe a castling model"):
+        open_model(tmp_path)
+
+
+def test_files_that_do_not_fit_each_other(tmp_path):
+    described = card()
+    save_model(model_of(described), tmp_path, described)
+    values = json.loads((tmp_path / "model.json").read_text())
+    values["kwargs"]["depth"] = 3
+    (tmp_path / "model.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="does not fit the model"):
+        open_model(tmp_path)
+
+
+def test_load_weights_from_a_folder(tmp_path):
+    described = card()
+    model = model_of(described)
+    save_model(model, tmp_path, described)
+    other = model_of(described)
+    load_weights(other, tmp_path)
+    assert_same_outputs(model, other)
+    with pytest.raises(FileNotFoundError, match="no such weights"):
+        load_weights(other, tmp_path / "x.safetensors")
+
+
+def test_card_carries_the_version():
+    assert card().castling_version == castling.__version__
+    assert ModelCard.from_dict(card().to_dict()) == card()
+    with pytest.raises(ValueError, match="unknown entries"):
+        ModelCard.from_dict({**dataclasses.asdict(card()), "format": "castling model 1", "x": 1})

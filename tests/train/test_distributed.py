@@ -1,0 +1,52 @@
+"""Two CPU processes train one model."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from castling.models.saved import open_model
+from castling.train import recipe_from_dict, train
+
+RECIPE = {
+    "model": {"name": "castling_deit_pico", "kwargs": {"depth": 1}},
+    "data": {"source": "digits", "image_size": 16, "batch_size": 16, "subset": 96},
+    "epochs": 2,
+    "ema": {"decay": 0.9},
+    "hardware": {"accelerator": "cpu", "devices": 2, "strategy": "ddp_spawn"},
+}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    return folder, train(recipe_from_dict(RECIPE), folder, progress=False)
+
+
+def rows(folder):
+    with (Path(folder) / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_two_processes_equal_one_with_the_double_batch(two, tmp_path):
+    folder, result = two
+    single = {
+        **RECIPE,
+        "data": {**RECIPE["data"], "batch_size": 32},
+        "hardware": {"accelerator": "cpu"},
+    }
+    expected = train(recipe_from_dict(single), tmp_path, progress=False)
+    assert result.steps == expected.steps == 6
+    assert result.metrics["val_loss"] == pytest.approx(expected.metrics["val_loss"], abs=1e-4)
+    for a, b in zip(rows(folder), rows(tmp_path), strict=True):
+        # validation is shared between the processes and added up: every image counts once
+        assert float(a["val_loss"]) == pytest.approx(float(b["val_loss"]), abs=1e-4)
+
+
+def test_two_processes_leave_a_whole_run(two):
+    folder, result = two
+    assert (folder / "result.json").exists()
+    model, card = open_model(folder / "switched")
+    assert card.switched
+    assert result.switched_metrics == pytest.approx(result.metrics)
+    assert sum(p.numel() for p in model.parameters()) == result.parameters

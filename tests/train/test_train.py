@@ -1,0 +1,221 @@
+import csv
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+from castling.models.saved import open_model
+from castling.train import (
+    TrainingInterrupted,
+    dry_run,
+    evaluate,
+    load_recipe,
+    recipe_from_dict,
+    train,
+)
+from castling.train.module import TrainingModule
+from castling.train.recipe_file import recipe_to_dict
+
+BASE = {
+    "model": {"name": "castling_deit_pico", "kwargs": {"depth": 1, "embed_dim": 16}},
+    "data": {"source": "digits", "image_size": 16, "batch_size": 32, "subset": 96},
+    "epochs": 1,
+    "hardware": {"accelerator": "cpu"},
+}
+
+
+def with_(**sections):
+    values = {name: dict(v) if isinstance(v, dict) else v for name, v in BASE.items()}
+    for name, section in sections.items():
+        values[name] = values.get(name, {}) | section if isinstance(section, dict) else section
+    return recipe_from_dict(values)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    return folder, train(with_(epochs=2), folder, progress=False)
+
+
+def test_folder_holds_what_is_promised(run):
+    folder, result = run
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        "recipe.yaml",
+        "metrics.csv",
+        "auxiliary.csv",
+        "tensorboard",
+        "checkpoints",
+        "model.safetensors",
+        "model.json",
+        "switched",
+        "result.json",
+    }
+    assert list((folder / "tensorboard").glob("events*"))
+    assert load_recipe(folder / "recipe.yaml") == with_(epochs=2)
+    written = json.loads((folder / "result.json").read_text())
+    assert written == json.loads(json.dumps(result.to_dict()))
+    certificate = json.loads((folder / "switched" / "certificate.json").read_text())
+    assert certificate["exact"]
+    assert certificate["max_gap"] == 0.0
+
+
+def test_table_of_the_run(run):
+    folder, result = run
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == [
+        "epoch",
+        "step",
+        "train_loss",
+        "val_loss",
+        "val_top1",
+        "val_top5",
+        "lr",
+        "seconds",
+    ]
+    assert [(row["epoch"], row["step"]) for row in rows] == [("1", "3"), ("2", "6")]
+    assert float(rows[-1]["val_top1"]) == pytest.approx(result.metrics["val_top1"])
+
+
+def test_saved_models_give_the_reported_figures(run):
+    folder, result = run
+    for place, metrics in (
+        (folder, result.metrics),
+        (folder / "switched", result.switched_metrics),
+    ):
+        for split in ("val", "test"):
+            found = evaluate(place, split=split)
+            assert found.top1 == pytest.approx(metrics[f"{split}_top1"])
+            assert found.loss == pytest.approx(metrics[f"{split}_loss"], rel=1e-5)
+            assert len(found.class_accuracy) == 10
+    assert evaluate(folder, split="train").images == 96
+
+
+def test_evaluation_of_a_network_puts_its_mode_back(run):
+    folder, _ = run
+    model, _ = open_model(folder)
+    model.train()
+    found = evaluate(model, with_().data)
+    assert model.training
+    assert found.images_per_second > 0
+    with pytest.raises(ValueError, match="split must be"):
+        evaluate(model, with_().data, split="dev")
+    with pytest.raises(ValueError, match="needs a data config"):
+        evaluate(model)
+
+
+def test_model_that_learns(tmp_path):
+    result = train(
+        with_(
+            data={"subset": None, "batch_size": 64, "augment": {"crop": "none"}},
+            model={"name": "cas_vit_pico", "kwargs": {}},
+            optim={"lr": 5e-3},
+            loss={"smoothing": 0.0},
+            epochs=2,
+        ),
+        tmp_path,
+        progress=False,
+    )
+    assert result.metrics["test_top1"] > 60
+    assert result.switched_metrics == {}
+
+
+def test_accumulation_counts_steps(tmp_path):
+    result = train(
+        with_(hardware={"accumulate": 2}, data={"batch_size": 16}), tmp_path, progress=False
+    )
+    assert result.steps == 3
+
+
+def test_max_steps_ends_the_schedule(tmp_path):
+    result = train(with_(max_steps=2, epochs=5), tmp_path, progress=False)
+    assert result.steps == 2
+    assert result.switch["exact"]  # the mask's ramp ends where the run does
+
+
+def test_refused_switch_is_told_and_loses_nothing(tmp_path):
+    attention = {"name": "linear_angular", "auxiliary": {"schedule": "constant"}}
+    values = {"attention": attention}
+    result = train(with_(model=values), tmp_path / "a", progress=False)
+    assert "above the tolerance" in result.switch_refused
+    assert result.switched_metrics == {}
+    assert not (tmp_path / "a" / "switched").exists()
+    open_model(tmp_path / "a")
+    forced = train(with_(model=values, switch={"force": True}), tmp_path / "b", progress=False)
+    assert forced.switch["forced"]
+    assert forced.switched_metrics
+
+
+def test_distilled_host_with_two_heads(tmp_path):
+    result = train(
+        with_(
+            model={"name": "castling_levit_pico", "kwargs": {}},
+            data={"image_size": 64},
+            distill={
+                "kind": "hard",
+                "teacher": "deit_pico",
+                "pretrained": False,
+                "kwargs": {"img_size": 64, "depth": 1},
+            },
+            max_steps=1,
+        ),
+        tmp_path,
+        progress=False,
+    )
+    assert result.steps == 1
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, monkeypatch):
+    step = TrainingModule.training_step
+
+    def pressed(self, batch, batch_idx):
+        if self.global_step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, batch, batch_idx)
+
+    handler = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(TrainingModule, "training_step", pressed)
+    with pytest.raises(TrainingInterrupted, match="Run the same command again"):
+        train(with_(), tmp_path, progress=False)
+    assert signal.getsignal(signal.SIGINT) is handler
+    monkeypatch.setattr(TrainingModule, "training_step", step)
+    assert train(with_(), tmp_path, resume="must", progress=False).steps == 3
+
+
+def test_what_does_not_fit_is_said_before_training(tmp_path):
+    with pytest.raises(ValueError, match="does not take images of 15×15"):
+        train(with_(data={"image_size": 15}), tmp_path / "a", progress=False)
+    with pytest.raises(ValueError, match="outputs, the data 10 classes"):
+        train(with_(model={"kwargs": {"num_classes": 7}}), tmp_path / "b", progress=False)
+    with pytest.raises(ValueError, match="timm knows no model"):
+        train(with_(model={"name": "no_such"}), tmp_path / "c", progress=False)
+    with pytest.raises(FileNotFoundError):
+        train(with_(data={"source": str(tmp_path / "none")}), tmp_path / "d", progress=False)
+
+
+def test_display_is_quiet_about_the_engine(tmp_path, capfd):
+    train(with_(), tmp_path, progress=True)
+    out, err = capfd.readouterr()
+    assert out == ""
+    lines = err.strip().splitlines()
+    assert len(lines) == 1, err
+    assert lines[0].startswith("epoch 1/1  loss ")
+    assert "val top1" in lines[0]
+
+
+@pytest.mark.parametrize("name", ["castling-deit-t", "qt-vit-1"])
+def test_published_recipe_steps(name):
+    from pathlib import Path
+
+    import castling.train as package
+
+    path = Path(package.__file__).parents[3] / "recipes" / f"{name}.yaml"
+    recipe = load_recipe(path)
+    before = recipe_to_dict(recipe)
+    result = dry_run(recipe, image_size=64, batch_size=2, teacher="deit_pico")
+    assert result.steps == 1
+    assert torch.isfinite(torch.tensor(result.metrics["val_loss"]))
+    assert recipe_to_dict(recipe) == before
