@@ -198,11 +198,12 @@ def test_released_scalar_zero_and_zero_query_is_finite():
 @pytest.mark.parametrize("shift", [0.0, 2.0])
 @pytest.mark.parametrize("n", [63, 1025, 16384])
 @pytest.mark.parametrize("form", ["released", "features"])
-def test_bfloat16_meets_the_numerics_contract(form, n, shift):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_meets_the_numerics_contract(dtype, form, n, shift):
     q, k, v = (x + shift for x in tokens(1, n, n, 1, 16, 16, dtype=torch.float64))
-    q, k, v = (x.bfloat16() for x in (q, k, v))
+    q, k, v = (x.to(dtype) for x in (q, k, v))
     out = attend(form, q, k, v)
-    assert out.dtype is torch.bfloat16
+    assert out.dtype is dtype
     expected = attend(form, q.double(), k.double(), v.double())
     error = (out.double() - expected).norm() / expected.norm()
     assert error <= (4e-3 if shift else 2.5e-3)

@@ -130,7 +130,11 @@ class MultiScaleAttention(AttentionCore):
 
     def no_weight_decay(self) -> set[str]:
         """Names, from this module, of parameters that are not to be pulled towards zero."""
-        names = {f"kernel.{name}" for name, _ in self.kernel.named_parameters()}
+        names = {
+            f"kernel.{name}"
+            for name, parameter in self.kernel.named_parameters()
+            if parameter.dim() <= 1
+        }
         if self.positional_encoding is not None:
             names.add("positional_encoding")
         if self.bn is not None:
