@@ -1,0 +1,17 @@
+"""Models at work: exported, verified, predicting."""
+
+from castling.deploy.classifier import OnnxModel, model_folder, open_classifier
+from castling.deploy.onnx_export import ExportError, ExportReport, ShapeCheck, export
+from castling.deploy.prediction import Prediction, predict
+
+__all__ = [
+    "ExportError",
+    "ExportReport",
+    "OnnxModel",
+    "Prediction",
+    "ShapeCheck",
+    "export",
+    "model_folder",
+    "open_classifier",
+    "predict",
+]

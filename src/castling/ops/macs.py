@@ -17,7 +17,7 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,8 @@ def register_macs(operator: Any, formula: Callable[..., int]) -> None:
     """
     if not isinstance(operator, torch._ops.OpOverloadPacket):
         raise TypeError(
-            f"register_macs wants an operator packet such as torch.ops.castling.name, got {operator!r}"
+            "register_macs wants an operator packet such as torch.ops.castling.name, "
+            f"got {operator!r}"
         )
     if not callable(formula):
         raise TypeError(f"the formula of {operator} must be callable, got {formula!r}")
@@ -212,11 +213,3 @@ def _plain_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
-
-
-def macs_of_tensors(function: Callable[..., Tensor], *tensors: Tensor) -> int:
-    """Multiply-accumulates of one call of ``function`` on ``tensors``."""
-    counter = FlopCounterMode(display=False, custom_mapping=dict(_formulas))
-    with torch.no_grad(), counter:
-        function(*tensors)
-    return counter.get_total_flops() // 2

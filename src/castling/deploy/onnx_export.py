@@ -1,0 +1,381 @@
+"""ONNX files that were run before they are handed over.
+
+Notable:
+- the file is written only after ONNX Runtime reproduced PyTorch's outputs at several shapes, none
+  of which the exporter has seen, most of them not square;
+- a model whose auxiliary branch is still attached is refused: the branch is for training only;
+- what a user needs to feed the file (classes, normalisation, image size) travels inside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from castling.attention.auxiliary import auxiliaries
+from castling.models.saved import ModelCard
+
+Dynamic = Literal["all", "batch"]
+
+#: Strides of the field's models; the smallest accepted is what a model's sides must divide by.
+_USUAL_MULTIPLES = (1, 2, 4, 7, 8, 14, 16, 32, 64)
+#: What models raise when they cannot take an image of some size.
+_REFUSALS = (ValueError, RuntimeError, AssertionError)
+
+
+class ExportError(RuntimeError):
+    """The model could not be exported, or the file did not reproduce it."""
+
+
+@dataclass(frozen=True)
+class ShapeCheck:
+    """One comparison of ONNX Runtime with PyTorch on random images.
+
+    Attributes:
+        shape: (batch, channels, height, width).
+        max_difference: largest absolute difference of any output.
+        argmax_agreement: share of images whose highest class is the same, in [0, 1].
+    """
+
+    shape: tuple[int, int, int, int]
+    max_difference: float
+    argmax_agreement: float
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was exported and how it compared; also written beside the file as ``….onnx.json``.
+
+    Attributes:
+        path: the ONNX file.
+        bytes: its size.
+        dynamic: which input dimensions may change: ``"all"`` (batch, height, width) or ``"batch"``.
+        multiple: height and width must be multiples of it.
+        traced: the shape that the exporter saw.
+        opset: ONNX operator set.
+        tolerance: the largest difference that was allowed.
+        checks: one entry per shape.
+        versions: of torch, onnx and onnxruntime.
+    """
+
+    path: str
+    bytes: int
+    dynamic: Dynamic
+    multiple: int
+    traced: tuple[int, int, int, int]
+    opset: int
+    tolerance: float
+    checks: tuple[ShapeCheck, ...]
+    versions: dict[str, str]
+
+    @property
+    def max_difference(self) -> float:
+        """The largest difference over all shapes."""
+        return max(check.max_difference for check in self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {**asdict(self), "max_difference": self.max_difference}
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.path}: {self.bytes / 1e6:.2f} MB, opset {self.opset}, dynamic {self.dynamic}, "
+            f"sides in multiples of {self.multiple}",
+            f"{'ONNX Runtime against PyTorch at':34}{'max |Δ|':>10}{'same class':>13}",
+        ]
+        lines += [
+            f"  {' × '.join(map(str, check.shape)):32}{check.max_difference:10.2e}"
+            f"{check.argmax_agreement:13.1%}"
+            for check in self.checks
+        ]
+        return "\n".join(lines)
+
+
+def export(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    input_size: tuple[int, int] = (224, 224),
+    *,
+    verify_sizes: Sequence[tuple[int, int]] | None = None,
+    dynamic: Dynamic = "all",
+    opset: int | None = None,
+    tolerance: float = 1e-4,
+    card: ModelCard | None = None,
+) -> ExportReport:
+    """Export an image model to ONNX and prove that the file computes the same.
+
+    Args:
+        model: takes images (B, 3, H, W) and returns one tensor, (B, classes) for a classifier. In
+            float32. Neither modified nor moved; exported as in ``eval()``.
+        path: the file to write, ending in ``.onnx``. Written whole or not at all.
+        input_size: (height, width) that the model is meant for.
+        verify_sizes: (height, width) pairs to compare at besides ``input_size``; None picks two,
+            neither square.
+        dynamic: ``"all"`` lets batch, height and width change; ``"batch"`` fixes the size, for
+            models with position tables of one size.
+        opset: ONNX operator set; None is the exporter's own.
+        tolerance: largest absolute difference allowed between ONNX Runtime and PyTorch.
+        card: of a saved model; travels in the file's metadata, for ``castling predict``.
+
+    Returns:
+        The report, with one comparison per shape.
+
+    Raises:
+        ValueError: the model still holds an auxiliary branch, is not float32, or does not run
+            at a size asked for; ``path`` does not end in ``.onnx``.
+        ExportError: the exporter failed, or the difference exceeded ``tolerance``.
+        ModuleNotFoundError: onnx, onnxscript or onnxruntime is missing.
+    """
+    target = Path(path)
+    if target.suffix != ".onnx":
+        raise ValueError(f"the exported file must end in .onnx, got {target}")
+    if dynamic == "batch" and verify_sizes:
+        raise ValueError("verify_sizes cannot go with dynamic='batch': the file runs at one size")
+    _require_exportable(model)
+    _require_packages()
+    with _in_eval(model), torch.no_grad():
+        if dynamic == "all":
+            multiple = _multiple(model, input_size)
+            sizes = _sizes(input_size, multiple, verify_sizes)
+            # Not square, so that no equality of the sides can be traced into the file.
+            traced = (2, 3, input_size[0], input_size[1] + multiple)
+        else:
+            multiple, sizes = 1, [input_size] * 3
+            traced = (2, 3, *input_size)
+        for size in {*sizes, (traced[2], traced[3])}:
+            _require_runs(model, size)
+        proto = _trace(model, traced, dynamic, opset)
+        _describe(proto, input_size, multiple, card)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+        try:
+            import onnx
+
+            onnx.save(proto, temporary)
+            batches = (2, 1, 3)
+            checks = tuple(
+                _compare(model, temporary, (batches[index % 3], 3, *size))
+                for index, size in enumerate(sizes)
+            )
+            _require_same(checks, tolerance)
+            report = ExportReport(
+                path=str(target),
+                bytes=temporary.stat().st_size,
+                dynamic=dynamic,
+                multiple=multiple,
+                traced=traced,
+                opset=next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")),
+                tolerance=tolerance,
+                checks=checks,
+                versions={name: version(name) for name in ("torch", "onnx", "onnxruntime")},
+            )
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    _write_text(
+        target.with_name(target.name + ".json"), json.dumps(report.to_dict(), indent=2) + "\n"
+    )
+    return report
+
+
+def _require_exportable(model: nn.Module) -> None:
+    branches = auxiliaries(model)
+    if branches:
+        raise ValueError(
+            f"the model still has {len(branches)} auxiliary softmax branches (the first is in "
+            f"{next(iter(branches))}); they are for training only. Run "
+            "castling.switch_(model, images) or `castling switch` first, then export"
+        )
+    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    if dtypes - {torch.float32}:
+        raise ValueError(f"export wants float32 weights, found {dtypes}; call model.float() first")
+
+
+def _require_packages() -> None:
+    missing = [
+        name for name in ("onnx", "onnxscript", "onnxruntime") if not importlib.util.find_spec(name)
+    ]
+    if missing:
+        raise ModuleNotFoundError(
+            f"export needs {', '.join(missing)}: pip install 'castling[export]'"
+        )
+
+
+@contextlib.contextmanager
+def _in_eval(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            if module.training != mode:
+                module.train(mode)
+
+
+def _images(shape: Sequence[int]) -> Tensor:
+    return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def _run(model: nn.Module, shape: Sequence[int]) -> Tensor:
+    parameter = next(model.parameters(), None)
+    images = _images(shape)
+    output = model(images if parameter is None else images.to(parameter.device))
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            "export wants a model that returns one tensor, this one returns "
+            f"{type(output).__name__}"
+        )
+    return output.cpu()
+
+
+def _require_runs(model: nn.Module, size: tuple[int, int]) -> None:
+    try:
+        _run(model, (1, 3, *size))
+    except _REFUSALS as error:
+        raise ValueError(
+            f"the model does not run at {size[0]}×{size[1]} pixels: {_first_line(error)}"
+        ) from error
+
+
+def _multiple(model: nn.Module, size: tuple[int, int]) -> int:
+    """The smallest usual stride by which both sides of the model's images may grow."""
+    _require_runs(model, size)
+    refusal: Exception | None = None
+    for multiple in _USUAL_MULTIPLES:
+        if size[0] % multiple or size[1] % multiple:
+            continue
+        try:
+            _run(model, (1, 3, size[0] + multiple, size[1]))
+            _run(model, (1, 3, size[0], size[1] + multiple))
+            return multiple
+        except _REFUSALS as error:
+            refusal = error
+    raise ValueError(
+        f"the model runs at {size[0]}×{size[1]} pixels only ({_first_line(refusal)}); export "
+        "it with dynamic='batch', or build it with a position table that is resized (dynamic_img_size=True)"
+    )
+
+
+def _sizes(
+    size: tuple[int, int], multiple: int, chosen: Sequence[tuple[int, int]] | None
+) -> list[tuple[int, int]]:
+    if chosen is not None:
+        return [size, *((int(height), int(width)) for height, width in chosen)]
+    # An odd number of strides, so that rounding inside the model shows.
+    step = multiple * (min(size) // (4 * multiple) | 1)
+    height, width = size
+    return [size, (height + step, width + 3 * step), (height + 2 * step, width)]
+
+
+def _trace(
+    model: nn.Module, shape: tuple[int, int, int, int], dynamic: Dynamic, opset: int | None
+) -> Any:
+    free = torch.export.Dim.DYNAMIC
+    dimensions = {0: free} if dynamic == "batch" else {0: free, 2: free, 3: free}
+    parameter = next(model.parameters(), None)
+    images = _images(shape)
+    level = logging.root.manager.disable
+    try:
+        logging.disable(logging.WARNING)  # the exporter warns about things that are in order
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                model,
+                (images if parameter is None else images.to(parameter.device),),
+                dynamo=True,
+                dynamic_shapes=(dimensions,),
+                input_names=["images"],
+                output_names=["logits"],
+                opset_version=opset,
+                verbose=False,
+            )
+    except Exception as error:
+        cause = error.__cause__ or error
+        hint = ", or dynamic='batch' for a file of one size" if dynamic == "all" else ""
+        raise ExportError(
+            f"PyTorch's exporter failed: {_first_line(cause)} (see the chained error{hint})"
+        ) from error
+    finally:
+        logging.disable(level)
+    assert program is not None
+    return program.model_proto
+
+
+def _describe(
+    proto: Any, input_size: tuple[int, int], multiple: int, card: ModelCard | None
+) -> None:
+    """Name the free dimensions, and store what is needed to feed the file."""
+    # Inferred shapes of inner values carry the exporter's symbols and make quantisers stumble.
+    del proto.graph.value_info[:]
+    names = {}
+    dimensions = proto.graph.input[0].type.tensor_type.shape.dim
+    for dimension, name in zip(dimensions, ("batch", "channels", "height", "width"), strict=True):
+        if dimension.dim_param:
+            names[dimension.dim_param] = name
+    for value in (*proto.graph.input, *proto.graph.output):
+        for dimension in value.type.tensor_type.shape.dim:
+            if dimension.dim_param in names:
+                dimension.dim_param = names[dimension.dim_param]
+    metadata: dict[str, Any] = {"input_size": list(input_size), "multiple": multiple}
+    if card is not None:
+        metadata |= {"classes": card.classes, "mean": list(card.mean), "std": list(card.std)}
+        metadata["castling"] = card.to_dict()
+    for key, value in metadata.items():
+        entry = proto.metadata_props.add()
+        entry.key, entry.value = key, json.dumps(value, ensure_ascii=False)
+
+
+def _compare(model: nn.Module, path: Path, shape: tuple[int, int, int, int]) -> ShapeCheck:
+    import onnxruntime
+
+    images = _images(shape)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is raised as well
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    expected = _run(model, shape)
+    try:
+        result = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+    except Exception as error:
+        raise ExportError(
+            f"ONNX Runtime cannot run the exported model at shape {shape}: {_first_line(error)}; "
+            "nothing was written. dynamic='batch' exports for one size"
+        ) from error
+    if result.shape != expected.shape:
+        raise ExportError(
+            f"ONNX Runtime gives an output of shape {tuple(result.shape)} at {shape}, PyTorch "
+            f"{tuple(expected.shape)}; nothing was written"
+        )
+    same = (result.flatten(1).argmax(1) == expected.flatten(1).argmax(1)).float().mean()
+    return ShapeCheck(shape, float((result - expected).abs().max()), float(same))
+
+
+def _require_same(checks: Sequence[ShapeCheck], tolerance: float) -> None:
+    for check in checks:
+        if not check.max_difference <= tolerance:  # a NaN is refused as well
+            raise ExportError(
+                f"the exported model differs from PyTorch by {check.max_difference:.3g} at shape "
+                f"{check.shape}, above the tolerance {tolerance:g}; nothing was written"
+            )
+
+
+def _first_line(error: BaseException | None) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
