@@ -88,7 +88,7 @@ def test_only_chosen_layers_are_converted():
 def test_unknown_names_and_arguments():
     with pytest.raises(ValueError, match="timm knows no model 'castling_dit'"):
         build_model("castling_dit", {})
-    with pytest.raises(ValueError, match="deit_pico.*colour"):
+    with pytest.raises(ValueError, match=r"deit_pico.*colour"):
         build_model("deit_pico", {"colour": 1})
     with pytest.raises(ValueError, match="unknown attention 'linear'"):
         build_model("deit_pico", {}, "linear")

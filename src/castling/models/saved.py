@@ -34,7 +34,8 @@ class ModelCard:
         kwargs: further keyword arguments of timm.create_model.
         attention: the attention put into the model, as ``config_to_dict`` writes it; None keeps
             what the named model has.
-        where: names of the attention layers converted; None means all.
+        where: names of the attention layers converted, or a plan (see ``linearize_``); None
+            means all.
         classes: names in the order of the logits.
         image_size: (height, width) in pixels that the model was trained at.
         mean: per channel, subtracted from images scaled to [0, 1].
@@ -42,6 +43,7 @@ class ModelCard:
         interpolation: how images are resized.
         crop_fraction: share of the shorter side that the centre crop keeps; None is the default
             of castling.data for the size.
+        eval_crop: "center", "warp" (whole image squeezed to the size) or "auto".
         switched: whether the auxiliary branches were cast away.
         progress: training progress in [0, 1] of the auxiliary branches, where there still are any.
         folded: whether ``fold_`` has rewritten the model.
@@ -54,11 +56,12 @@ class ModelCard:
     image_size: tuple[int, int]
     kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     attention: dict[str, Any] | None = None
-    where: list[str] | None = None
+    where: list[str] | dict[str, Any] | None = None
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: str = "bicubic"
     crop_fraction: float | None = None
+    eval_crop: str = "auto"
     switched: bool = False
     progress: float = 1.0
     folded: bool = False
@@ -95,7 +98,7 @@ def build_model(
     name: str,
     kwargs: dict[str, Any],
     attention: str | dict[str, Any] | None = None,
-    where: list[str] | None = None,
+    where: list[str] | dict[str, Any] | None = None,
     *,
     image_size: tuple[int, int] | None = None,
     pretrained: bool = False,
@@ -106,7 +109,7 @@ def build_model(
         name: timm name.
         kwargs: further keyword arguments.
         attention: name, or dictionary of name and options; None keeps what the model has.
-        where: names of attention layers to convert; None means all.
+        where: names of attention layers to convert, or a plan; None means all.
         image_size: (height, width), passed as ``img_size`` to models that take one.
         pretrained: load timm's weights (needs the network).
 
@@ -119,13 +122,12 @@ def build_model(
         raise ValueError(f"timm knows no model {name!r}.{hint} castling models lists ours.")
     kwargs = dict(kwargs)
     own = timm.models.model_entrypoint(name.split(".")[0]).__module__.startswith("castling.")
-    if attention is not None:
-        attention = attention_config(attention)
-        if own:  # builders of ours leave the layers that are not chosen as their host has them
-            kwargs |= {"attention": attention, "where": where}
+    config = None if attention is None else attention_config(attention)
+    if config is not None and own:  # our builders leave other layers as their host has them
+        kwargs |= {"attention": config, "where": where}
     if image_size is not None and "img_size" not in kwargs:
         kwargs["img_size"] = image_size[0] if image_size[0] == image_size[1] else image_size
-    convert = attention is not None and not own
+    convert = not own
     while True:
         try:
             model = timm.create_model(name, pretrained=pretrained, **kwargs)
@@ -139,8 +141,8 @@ def build_model(
             if refused == "attention":
                 del kwargs["where"]
                 convert = True
-    if convert and attention is not None:
-        linearize_(model, attention, where)
+    if convert and config is not None:
+        linearize_(model, config, where)
     return model
 
 

@@ -62,6 +62,9 @@ class Teacher(nn.Module):
         student_normalization: those the student's images come with.
     """
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(
         self,
         model: nn.Module,
@@ -110,7 +113,8 @@ def load_teacher(
         model, card = open_model(config.teacher)
         if len(card.classes) != classes:
             raise ValueError(
-                f"the teacher {config.teacher} knows {len(card.classes)} classes, the data {classes}"
+                f"the teacher {config.teacher} knows {len(card.classes)} classes, "
+                f"the data {classes}"
             )
         return Teacher(model, (card.mean, card.std), normalization)
     if not timm.is_model(config.teacher.split(".")[0]):

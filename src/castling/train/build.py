@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -53,9 +54,11 @@ def build(recipe: Recipe, data: ImageData) -> tuple[nn.Module, ModelCard]:
         std=tuple(data.std),
         interpolation=recipe.data.interpolation,
         crop_fraction=recipe.data.crop_fraction,
+        eval_crop=recipe.data.eval_crop,
     )
-    if callable(getattr(model, "set_distilled_training", None)):
-        model.set_distilled_training(True)  # timm's DeiT and LeViT then return both heads
+    set_distilled: Callable[[bool], None] | None = getattr(model, "set_distilled_training", None)
+    if set_distilled is not None:
+        set_distilled(True)  # timm's DeiT and LeViT then return both heads
     return model, card
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from castling.data import DataConfig, ImageData, open_images
+from castling.data import DataConfig, ImageData, ImageSet, open_images
 from castling.data.loading import Loader
 from castling.models.saved import ModelCard, open_model
 from castling.tasks import ClassificationTask
 from castling.train.loading import evaluation_loaders
+from castling.train.recipe_file import load_recipe
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,10 +134,11 @@ def adapted(data: DataConfig, card: ModelCard) -> DataConfig:
     return dataclasses.replace(
         data,
         image_size=card.image_size,
-        mean=card.mean,
-        std=card.std,
-        interpolation=card.interpolation,
+        mean=card.mean,  # type: ignore[arg-type]
+        std=card.std,  # type: ignore[arg-type]
+        interpolation=card.interpolation,  # type: ignore[arg-type]
         crop_fraction=card.crop_fraction,
+        eval_crop=card.eval_crop,  # type: ignore[arg-type]
         augment=dataclasses.replace(data.augment, multi_scale=()),
     )
 
@@ -148,17 +151,11 @@ def _split_loader(config: DataConfig, data: ImageData, split: str) -> Loader:
     return made.get(split, made["val"])
 
 
-def _plain(data: ImageData) -> Any:
-    from castling.data import ImageSet
-
+def _plain(data: ImageData) -> ImageSet:
     return ImageSet(data.train.selection, data.val.transform, seed=0)
 
 
 def _run_data(path: str | os.PathLike[str]) -> DataConfig | None:
-    from pathlib import Path
-
-    from castling.train.recipe_file import load_recipe
-
     for folder in (Path(path), Path(path).parent):
         if (folder / "recipe.yaml").is_file():
             return load_recipe(folder / "recipe.yaml").data

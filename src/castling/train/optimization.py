@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 
 import timm.optim
 import torch
@@ -39,7 +40,8 @@ def build_optimizer(
     """
     if config.name not in timm.optim.list_optimizers():
         raise ValueError(
-            f"optim.name: unknown optimiser {config.name!r}; timm.optim.list_optimizers() lists them"
+            f"optim.name: unknown optimiser {config.name!r}; "
+            "timm.optim.list_optimizers() lists them"
         )
     lr = config.lr * images_per_step / config.lr_batch if config.lr_batch else config.lr
     extra: dict[str, object] = {}
@@ -48,8 +50,9 @@ def build_optimizer(
     if config.eps is not None:
         extra["eps"] = config.eps
     never = set(_NEVER_DECAYED) | set(config.no_decay)
-    if callable(getattr(model, "no_weight_decay", None)):
-        never |= set(model.no_weight_decay())
+    spared: Callable[[], Iterable[str]] | None = getattr(model, "no_weight_decay", None)
+    if spared is not None:
+        never |= set(spared())
     # groups are made here because create_optimizer_v2 knows no further patterns
     if config.layer_decay < 1:
         groups = timm.optim.param_groups_layer_decay(

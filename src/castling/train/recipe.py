@@ -19,7 +19,8 @@ class ModelConfig:
             The image size of the data is passed as img_size to models that take it.
         attention: name of an attention, or a dictionary of name and options, put into the model;
             empty keeps what the model has.
-        where: names of the attention layers to convert, "*" allowed; empty means all.
+        where: names of the attention layers to convert, "*" allowed; or a plan, a dictionary from
+            such names to the attention of each, null leaving a layer as it is; empty means all.
         pretrained: start from timm's published weights (needs the network).
         checkpoint: start from these weights: a run's folder, .safetensors or .pth.
         drop_path: final rate of stochastic depth; empty keeps the model's own.
@@ -28,7 +29,7 @@ class ModelConfig:
     name: str = "castling_deit_pico"
     kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     attention: str | dict[str, Any] | None = None
-    where: list[str] | None = None
+    where: list[str] | dict[str, Any] | None = None
     pretrained: bool = False
     checkpoint: str = ""
     drop_path: float | None = None
@@ -151,7 +152,7 @@ class RegularizeConfig:
     """What else shapes training.
 
     Attributes:
-        drop_path_ramp: raise stochastic depth from 0 to its rate in proportion to progress (QT-ViT).
+        drop_path_ramp: raise stochastic depth from 0 to its rate with progress (QT-ViT).
         batchnorm_images: re-estimate the statistics of BatchNorm on this many training images
             before each evaluation (QT-ViT: 16000); 0 is off.
         freeze_batchnorm: keep all BatchNorm layers in evaluation mode while training.
@@ -174,7 +175,7 @@ class HardwareConfig:
         precision: "32", "bf16" or "16" mixed on a GPU; a CPU always computes in 32, because it is
             slower in the others.
         accumulate: batches whose gradients are added up to one step.
-        workers: background processes that load images, per training process; empty keeps data.workers.
+        workers: background processes that load images; empty keeps data.workers.
         deterministic: insist on algorithms that give the same bits each time.
         compile: pass the model through torch.compile.
         channels_last: keep images and convolutions in channels-last memory layout.

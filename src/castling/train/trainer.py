@@ -92,16 +92,18 @@ def train(
         if recipe.hardware.compile:
             model.compile()
         module = TrainingModule(model, build_task(recipe, data), recipe, data, start)
-        trainer = _trainer(recipe, run_dir, progress)
-        trainer.fit(
-            module, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True
-        )
+        checkpoints = Checkpoints(checkpoint_path(run_dir).parent, recipe.save)
+        trainer = _trainer(recipe, run_dir, progress, checkpoints)
+        with checkpoints.listening(trainer):
+            trainer.fit(
+                module, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True
+            )
         if not trainer.is_global_zero:
             return TrainResult(run_dir=str(run_dir), metrics={})
         return _finish(module, card, run_dir, trainer)
 
 
-def _trainer(recipe: Recipe, run_dir: Path, progress: bool) -> pl.Trainer:
+def _trainer(recipe: Recipe, run_dir: Path, progress: bool, checkpoints: Checkpoints) -> pl.Trainer:
     hardware, save = recipe.hardware, recipe.save
     accelerator = hardware.accelerator
     if accelerator == "auto":
@@ -122,7 +124,7 @@ def _trainer(recipe: Recipe, run_dir: Path, progress: bool) -> pl.Trainer:
     if progress:
         callbacks.append(Progress())
     callbacks.append(History(run_dir / "metrics.csv", save.log_steps))
-    callbacks.append(Checkpoints(checkpoint_path(run_dir).parent, save))
+    callbacks.append(checkpoints)
     return pl.Trainer(
         accelerator=accelerator,
         devices=devices,
@@ -179,7 +181,7 @@ def _check_forward(model: nn.Module, data: ImageData) -> None:
 def _finish(
     module: TrainingModule, card: ModelCard, run_dir: Path, trainer: pl.Trainer
 ) -> TrainResult:
-    """Save, evaluate, switch, evaluate again; from the last checkpoint, whatever ran the training."""
+    """Save, evaluate, switch, evaluate again, from the last checkpoint, whoever wrote it."""
     checkpoint = read_checkpoint(checkpoint_path(run_dir))
     state = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
     seconds = 0.0

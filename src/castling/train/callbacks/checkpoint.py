@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,35 +36,32 @@ class Checkpoints(Callback):
         self.position = (0, 0)
         self.saved_step = 0
         self.interrupted = False
-        self.previous_handler: Any = None
 
     @property
     def path(self) -> Path:
         """The checkpoint that a run resumes from."""
         return self.folder / "last.ckpt"
 
+    @contextmanager
+    def listening(self, trainer: Trainer) -> Iterator[None]:
+        """Within the context, Ctrl-C asks for an end after the running step, a second forces it."""
+        if threading.current_thread() is not threading.main_thread() or trainer.world_size > 1:
+            yield
+            return
+
+        def on_interrupt(signum: int, frame: Any) -> None:
+            self.interrupted = True
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+        previous = signal.signal(signal.SIGINT, on_interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, previous)
+
     def on_fit_start(self, trainer: Trainer, module: TrainingModule) -> None:
-        """Listen to Ctrl-C."""
+        """A resumed step need not be saved again."""
         self.saved_step = trainer.global_step
-        if threading.current_thread() is threading.main_thread() and trainer.world_size == 1:
-            self.previous_handler = signal.signal(signal.SIGINT, self._on_interrupt)
-
-    def _on_interrupt(self, signum: int, frame: Any) -> None:
-        self.interrupted = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C ends at once
-
-    def on_fit_end(self, trainer: Trainer, module: TrainingModule) -> None:
-        """Give Ctrl-C back."""
-        self._stop_listening()
-
-    def on_exception(self, trainer: Trainer, module: TrainingModule, error: BaseException) -> None:
-        """Give Ctrl-C back."""
-        self._stop_listening()
-
-    def _stop_listening(self) -> None:
-        if self.previous_handler is not None:
-            signal.signal(signal.SIGINT, self.previous_handler)
-            self.previous_handler = None
 
     def on_train_batch_end(
         self, trainer: Trainer, module: TrainingModule, outputs: Any, batch: Any, batch_idx: int

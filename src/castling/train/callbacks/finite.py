@@ -26,7 +26,7 @@ class StopOnNonFiniteLoss(Callback):
         self.every = every
 
     def on_before_backward(self, trainer: Trainer, module: TrainingModule, loss: Tensor) -> None:
-        """Raise NonFiniteLossError before the weights are spoilt, where the loss can be looked at."""
+        """Raise NonFiniteLossError, before the weights are spoilt where that can be known."""
         if loss.device.type != "cpu" and trainer.global_step % self.every:
             return
         total = module.loss_sum

@@ -7,13 +7,13 @@ import time
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from castling.train.module import TrainingModule
 
 
 class Progress(Callback):
-    """Shows loss, learning rate and images/s on standard error; plain lines where it is no terminal.
+    """Shows loss, learning rate and images/s on standard error; lines only where that is a file.
 
     Must stand before the history, which clears the metrics it shows.
     """
