@@ -57,7 +57,9 @@ def read_weights(path: str | os.PathLike[str], *, prefer_ema: bool = False) -> t
             f"{reason[:400]}\nIf you trust its source, let a program of theirs save the weights "
             "alone, as safetensors or as torch.save(model.state_dict(), path)"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except PermissionError:
+        raise
+    except Exception as error:  # whatever bytes that are no such file drive the reader to
         raise ValueError(f"{path} is not a PyTorch file of weights: {error}") from error
     return _find_weights(content, path, prefer_ema)
 
