@@ -1,15 +1,14 @@
 """What each part of Castling-ViT is worth: one recipe, many attentions, three seeds, real images.
 
-Trains every row of ``ROWS`` with ``study_cifar10.yaml`` and writes ``results/study_cifar10.json`` and
-``.md``. Finished runs are kept and interrupted ones resumed, so the command may be stopped and given
-again; ``--shard 0/2`` and ``--shard 1/2`` in two terminals share the work.
+Trains every row of ``ROWS`` with ``study_cifar10.yaml`` and writes ``results/study_cifar10.json``
+and ``.md``. Finished runs are kept and interrupted ones resumed, so the command may be stopped and
+given again; ``--shard 0/2`` and ``--shard 1/2`` in two terminals share the work.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import platform
 import statistics
 from pathlib import Path
@@ -49,9 +48,7 @@ ROWS = {
     "softmax_conv": Row("softmax + depthwise", castling.Softmax(local="grid2d")),
     "angular": Row("linear-angular, bare", castling.LinearAngular(local="none")),
     "angular_conv": Row("linear-angular + depthwise", castling.LinearAngular()),
-    "castling_fixed": Row(
-        "… + auxiliary, fixed ε = 0.02", castling.LinearAngular(auxiliary=FIXED)
-    ),
+    "castling_fixed": Row("… + auxiliary, fixed ε = 0.02", castling.LinearAngular(auxiliary=FIXED)),
     "castling_ramp": Row("… + auxiliary, ramp", castling.LinearAngular(auxiliary=RAMP)),
     "taylor_released": Row(
         "QT, as released + depthwise", castling.QuadraticTaylor(form="released", local="grid2d")

@@ -83,7 +83,7 @@ def test_token_conv_is_the_reference_convolution():
 
 @pytest.mark.parametrize("prefix", [0, 1, 2])
 def test_grid_conv_sees_neighbours_on_the_grid_only(prefix):
-    """An impulse reaches its 3×3 neighbours, no row end, no prefix token, and prefix tokens get 0."""
+    """An impulse reaches its 3×3 neighbours, no row end, no prefix token."""
     height, width = 5, 7
     conv = GridConv(channels=6, kernel_size=3)
     nn.init.ones_(conv.weight)

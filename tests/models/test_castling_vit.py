@@ -56,7 +56,7 @@ def test_named_models_are_their_hosts_converted(name):
 
 
 def test_published_parameter_counts():
-    """Castling-DeiT-B 87.2 M, Castling-MViTv2-B 51.9 M, Castling-DeiT-T 5.6 M (to what is printed)."""
+    """Castling-DeiT-B 87.2 M, Castling-MViTv2-B 51.9 M, Castling-DeiT-T 5.6 M."""
     with torch.device("meta"):
         counts = {
             name: sum(p.numel() for p in timm.create_model(name, **options).parameters()) / 1e6

@@ -133,9 +133,13 @@ def test_convolutional_additive_where_every_token_has_a_place():
 )
 def test_convolutional_additive_refuses_other_hosts_with_advice(family, message):
     model, x = host(family)
-    with pytest.raises(ValueError, match=message):
+
+    def convert_and_run():
         linearize_(model, "convolutional_additive")
         model(x)
+
+    with pytest.raises(ValueError, match=message):
+        convert_and_run()
 
 
 def test_choice_of_layers():

@@ -95,7 +95,7 @@ class MaskedSoftmaxBranch(nn.Module):
         key_mask: Tensor | None = None,
         bias: Tensor | None = None,
     ) -> Tensor:
-        """The branch's output (B, N_q, H, d_v); shapes as in :class:`castling.attention.base.Kernel`."""
+        """The branch's output (B, N_q, H, d_v); arguments as for a ``Kernel``."""
         threshold = self.threshold(key.shape[1])
         out, hinge, fraction, mass = masked_softmax(
             query,
@@ -147,7 +147,7 @@ class MaskedSoftmaxBranch(nn.Module):
 
 
 def auxiliaries(model: nn.Module) -> dict[str, MaskedSoftmaxBranch]:
-    """All auxiliary branches of a model by the name of the attention that holds them ('' = itself)."""
+    """All auxiliary branches of a model, by the name of the attention that holds them."""
     return {
         name.rpartition(".")[0]: module
         for name, module in model.named_modules()

@@ -62,7 +62,8 @@ class Kernel(nn.Module):
             extra: (B, N_q, H, d_v), the auxiliary branch's output, added before an L2 normalisation
                 and after a row-sum one.
             key_mask: (B, N_k) boolean, True where a key takes part.
-            bias: added to softmax scores, broadcastable to (B, H, N_q, N_k); linear kernels ignore it.
+            bias: added to softmax scores, broadcastable to (B, H, N_q, N_k); linear kernels ignore
+                it.
             query_value: (B, N_q, H, d_v), the value standing at each query when N_q ≠ N_k.
             grid: (h, w) of the key tokens behind the prefix.
             num_prefix_tokens: class, distillation and register tokens in front of the grid.

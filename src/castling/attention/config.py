@@ -21,8 +21,8 @@ Local = Literal["none", "token1d", "grid2d"]
 class MaskedSoftmax:
     """The auxiliary branch of Castling-ViT: softmax attention, small entries set to zero.
 
-    Castling-ViT §3.3: M_ij = softmax(q kᵀ/√d)_ij where it exceeds ε, else 0, not renormalised. It may
-    stand beside any kernel, and is cast away by ``castling.switch_``.
+    Castling-ViT §3.3: M_ij = softmax(q kᵀ/√d)_ij where it exceeds ε, else 0, not renormalised. It
+    may stand beside any kernel, and is cast away by ``castling.switch_``.
 
     Attributes:
         threshold: ``"relative"`` ε₀ = alpha/N_k: works at any number of tokens; ``"fixed"``
@@ -31,12 +31,13 @@ class MaskedSoftmax:
         alpha: the relative threshold in units of the uniform weight 1/N_k.
         schedule: ``"ramp"`` raises ε geometrically from ε₀ to 1 at ``ramp_end``, where the mask is
             empty by construction and the switch exact; ``"gate"`` multiplies the branch by a factor
-            falling linearly from 1 to 0 at ``ramp_end``; ``"constant"`` leaves ε₀, as the reference does.
+            falling linearly from 1 to 0 at ``ramp_end``; ``"constant"`` leaves ε₀, as the
+            reference does.
         ramp_start: training progress in [0, 1) at which ramp or gate begins.
         ramp_end: training progress in (0, 1] at which ramp or gate has closed the branch.
         penalty: weight of the hinge Σ_j max(p_ij − ε, 0), averaged over rows, added to the loss.
-        memory_limit_mb: the N_q×N_k scores of a forward pass are computed in chunks of queries of at
-            most this many MiB each, recomputed in the backward pass, so memory stays O(N).
+        memory_limit_mb: the N_q×N_k scores of a forward pass are computed in chunks of queries of
+            at most this many MiB each, recomputed in the backward pass, so memory stays O(N).
     """
 
     threshold: Literal["relative", "fixed"] = "relative"
@@ -70,9 +71,9 @@ class AttentionConfig:
     """Fields common to every mechanism.
 
     Attributes:
-        local: what is added after normalisation: ``"none"``, ``"token1d"`` (taps along the flattened
-            tokens, one filter per head, as the Castling-ViT reference), ``"grid2d"`` (k×k per channel
-            on the (h, w) grid, prefix tokens skipped).
+        local: what is added after normalisation: ``"none"``, ``"token1d"`` (taps along the
+            flattened tokens, one filter per head, as the Castling-ViT reference), ``"grid2d"``
+            (k×k per channel on the (h, w) grid, prefix tokens skipped).
         local_kernel_size: odd; None means 9 for token1d and 3 for grid2d.
         auxiliary: the masked softmax branch of training, or None.
     """

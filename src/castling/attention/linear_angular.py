@@ -37,9 +37,10 @@ class LinearAngular(AttentionConfig):
     Castling-ViT (You et al., CVPR 2023), §3.2–3.3. Options left at None take the preset's value.
 
     Attributes:
-        preset: ``"castling"`` (safe at zero tokens, 2-D local residual) or ``"official"`` (the public
-            reference block to the last bit: no eps, 9 taps along the flattened tokens).
-        constant: ``"identity"`` ½·v_i as published; ``"mean"`` ½·Σ_j v_j, the exact kernel; ``"none"``.
+        preset: ``"castling"`` (safe at zero tokens, 2-D local residual) or ``"official"`` (the
+            public reference block to the last bit: no eps, 9 taps along the flattened tokens).
+        constant: ``"identity"`` ½·v_i as published; ``"mean"`` ½·Σ_j v_j, the exact kernel;
+            ``"none"``.
             Where the host's N_q ≠ N_k, identity takes the value at the query's own position.
         normalize: ``"l2"`` as published, ``"rowsum"`` (needs ``constant="mean"``), ``"none"``.
         kv_scale: multiplies K̂ᵀV: 1 as published, or ``"tokens"`` for 1/N.

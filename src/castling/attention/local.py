@@ -12,8 +12,8 @@ from castling.attention.config import AttentionConfig
 class TokenConv(nn.Module):
     """Taps along the flattened tokens, one filter per head, shared by its channels.
 
-    As in the Castling-ViT reference (``Conv2d(heads, heads, (9, 1))`` on [B, heads, N, d]); row ends of
-    the image run into each other and the class token takes part: for parity.
+    As in the Castling-ViT reference (``Conv2d(heads, heads, (9, 1))`` on [B, heads, N, d]); row
+    ends of the image run into each other and the class token takes part: for parity.
 
     Args:
         num_heads: H.
@@ -56,8 +56,8 @@ class GridConv(nn.Module):
         batch, tokens, heads, dim = value.shape
         if grid is None:
             raise ValueError(
-                'local="grid2d" needs to know the grid: pass grid=(height, width) in tokens, or use '
-                'local="token1d" or "none"'
+                'local="grid2d" needs to know the grid: pass grid=(height, width) in tokens, or '
+                'use local="token1d" or "none"'
             )
         height, width = grid
         if height * width + num_prefix_tokens != tokens:

@@ -13,7 +13,8 @@ from castling.attention.config import AttentionConfig, attention_config
 class Attention(AttentionCore):
     """Multi-head attention of any registered kind on (B, N, C) tokens.
 
-    State names are those of timm's ViT and of the Castling-ViT reference block: ``qkv``, ``proj``, ``dconv``.
+    State names are those of timm's ViT and of the Castling-ViT reference block: ``qkv``, ``proj``,
+    ``dconv``.
 
     Args:
         dim: C.

@@ -14,7 +14,7 @@ from castling.ops.sigmoid_softmax import sigmoid_softmax
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SigmoidSoftmax(AttentionConfig):
-    """σ(q) against keys that a softmax over the tokens normalises; O(N·d²). A row of QT-ViT's Table 2."""
+    """σ(q) against keys normalised by a softmax over the tokens; O(N·d²). QT-ViT's Table 2."""
 
     name: ClassVar[str] = "sigmoid_softmax"
 

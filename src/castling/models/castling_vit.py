@@ -1,13 +1,13 @@
 """Castling-ViT's models: timm hosts whose attention goes through ``linearize_``.
 
-Castling-ViT (You et al., CVPR 2023) shows DeiT, LeViT, MViTv2 and a plain ViT-Base. A host of timm is
-built and converted, so a user's pretrained model and these take the same road. Every function takes the
-host's keyword arguments, and
+Castling-ViT (You et al., CVPR 2023) shows DeiT, LeViT, MViTv2 and a plain ViT-Base. A host of timm
+is built and converted, so a user's pretrained model and these take the same road. Every function
+takes the host's keyword arguments, and
 
 * ``attention``: a configuration, a registered name or a dictionary; the default is linear-angular
   attention with a 2-D local residual and a masked softmax branch that training ramps to nothing;
-* ``where``: which layers (see ``castling.linearize_``); the default is all of them. Which layers stayed
-  quadratic in the published models is not known.
+* ``where``: which layers (see ``castling.linearize_``); the default is all of them. Which layers
+  stayed quadratic in the published models is not known.
 
 With ``pretrained=True`` the host's own softmax weights are loaded before the conversion.
 """
@@ -89,7 +89,7 @@ def _deit(size: str, pretrained: bool, distilled: bool = False, **kwargs: Any) -
 
 @register_model
 def castling_deit_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Castling-DeiT-T: published 5.6 M parameters, 76.0 % top-1. ``distilled=True`` adds its token."""
+    """Castling-DeiT-T (published: 5.6 M, 76.0 %). ``distilled=True`` adds the token."""
     return _deit("tiny", pretrained, **kwargs)
 
 
@@ -101,7 +101,7 @@ def castling_deit_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> 
 
 @register_model
 def castling_deit_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Castling-DeiT-B: published 87.2 M parameters, 84.2 % top-1. ``distilled=True`` adds its token."""
+    """Castling-DeiT-B (published: 87.2 M, 84.2 %). ``distilled=True`` adds the token."""
     return _deit("base", pretrained, **kwargs)
 
 

@@ -1,0 +1,1 @@
+"""Mathematics on tensors: attention operators without modules, and what they cost."""

@@ -55,11 +55,12 @@ def linear_angular(
         query: (B, N_q, H, d).
         key: (B, N_k, H, d).
         value: (B, N_k, H, d_v).
-        constant: ``"identity"`` ½·v_i, as published in code and figure (needs the value at the query:
-            N_q = N_k, or ``query_value``); ``"mean"`` (s/2)·Σ_j v_j, the exact kernel; ``"none"``.
-        normalize: ``"l2"`` divides each head's row by its Euclidean norm, as published; ``"rowsum"``
-            divides by Σ_j Sim(q_i, k_j) > 0.18·N (only with ``constant="mean"``: otherwise the sum
-            may cross zero); ``"none"``.
+        constant: ``"identity"`` ½·v_i, as published in code and figure (needs the value at the
+            query: N_q = N_k, or ``query_value``); ``"mean"`` (s/2)·Σ_j v_j, the exact kernel;
+            ``"none"``.
+        normalize: ``"l2"`` divides each head's row by its Euclidean norm, as published;
+            ``"rowsum"`` divides by Σ_j Sim(q_i, k_j) > 0.18·N (only with ``constant="mean"``:
+            otherwise the sum may cross zero); ``"none"``.
         kv_scale: s above: a number (1 as published) or ``"tokens"`` for 1/N_k.
         eps: under the root of every norm; 0 reproduces the reference (zero rows give NaN).
         key_mask: (B, N_k) boolean, True where a key takes part.
@@ -93,8 +94,9 @@ def linear_angular(
             at_query = v if query_value is None else query_value.to(v.dtype)
             if at_query.shape[1] != q.shape[1]:
                 raise ValueError(
-                    f'constant="identity" needs one value per query, got {at_query.shape[1]} values '
-                    f'for {q.shape[1]} queries: pass query_value or use constant="mean"'
+                    'constant="identity" needs one value per query, got '
+                    f"{at_query.shape[1]} values for {q.shape[1]} queries: pass query_value or "
+                    'use constant="mean"'
                 )
             out = out + 0.5 * at_query
         if normalize == "rowsum":

@@ -64,7 +64,7 @@ def count_keys(key: Tensor, key_mask: Tensor | None) -> Tensor | int:
 
 
 def check_qkv(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None) -> None:
-    """Raise ValueError unless the shapes agree with (B, N_q, H, d), (B, N_k, H, d), (B, N_k, H, d_v)."""
+    """Raise ValueError unless shapes are (B, N_q, H, d), (B, N_k, H, d) and (B, N_k, H, d_v)."""
     if not (query.dim() == key.dim() == value.dim() == 4):
         raise ValueError(
             "query, key and value must have four dimensions (batch, tokens, heads, channels); got "

@@ -1,7 +1,7 @@
 """Masked softmax attention: Castling-ViT's auxiliary branch, with memory that does not grow as N².
 
-M_ij = p_ij where p_ij > ε, else 0, with p = softmax(q kᵀ/√d) over un-normalised q and k; the rows are not
-renormalised (You et al. 2023, §3.3).
+M_ij = p_ij where p_ij > ε, else 0, with p = softmax(q kᵀ/√d) over un-normalised q and k; the rows
+are not renormalised (You et al. 2023, §3.3).
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ def masked_softmax(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Masked softmax attention and its statistics.
 
-    Where the (B, H, N_q, N_k) scores would exceed ``memory_limit_mb``, queries are taken in chunks whose
-    scores stay under it, and a chunk's scores are recomputed in the backward pass: peak memory is
-    a few times the limit plus O(N), at the price of one more forward computation.
+    Where the (B, H, N_q, N_k) scores would exceed ``memory_limit_mb``, queries are taken in chunks
+    whose scores stay under it, and a chunk's scores are recomputed in the backward pass: peak
+    memory is a few times the limit plus O(N), at the price of one more forward computation.
 
     Args:
         query: (B, N_q, H, d).
@@ -78,7 +78,8 @@ def masked_softmax(
 
     Returns:
         Output (B, N_q, H, d_v) in the dtype of ``value``; mean over rows of Σ_j max(p_ij − ε, 0);
-        fraction of entries kept; mean over rows of the kept mass Σ_j M_ij. The last two carry no gradient.
+        fraction of entries kept; mean over rows of the kept mass Σ_j M_ij. The last two carry no
+        gradient.
     """
     check_qkv(query, key, value, key_mask)
     batch, queries, heads, _ = query.shape

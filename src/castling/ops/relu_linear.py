@@ -1,4 +1,4 @@
-"""ReLU linear attention: Sim(q, k) = ⟨relu(q), relu(k)⟩ (Cai et al., EfficientViT, ICCV 2023, §3.1)."""
+"""ReLU linear attention: Sim(q, k) = ⟨relu(q), relu(k)⟩ (EfficientViT, ICCV 2023, §3.1)."""
 
 from __future__ import annotations
 

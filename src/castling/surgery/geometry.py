@@ -1,8 +1,8 @@
 """How an attention deep inside a host learns the token grid of the image in flight.
 
-DeiT and LeViT hand their blocks a flat row of tokens. A hook on the host's patch embedding notes the
-grid; the attentions of that host share the note. It is plain Python state: it survives ``deepcopy`` and
-pickling, and leaves no operation in a compiled or exported graph.
+DeiT and LeViT hand their blocks a flat row of tokens. A hook on the host's patch embedding notes
+the grid; the attentions of that host share the note. It is plain Python state: it survives
+``deepcopy`` and pickling, and leaves no operation in a compiled or exported graph.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a converted host attention is, and the register of host families.
 
-An adapter is an ``AttentionCore`` that takes over the children of the host's attention module, names and
-weights unchanged, and calls ``attend`` where the host computed its softmax. A new host family is one
-file with a subclass decorated by ``register_host``.
+An adapter is an ``AttentionCore`` that takes over the children of the host's attention module,
+names and weights unchanged, and calls ``attend`` where the host computed its softmax. A new host
+family is one file with a subclass decorated by ``register_host``.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class HostAttention(AttentionCore):
     """Base of all adapters.
 
     Args:
-        host: the module to replace; its children are moved, not copied. A ``HostAttention`` of the same
-            family may be given too: an already converted layer is converted again.
+        host: the module to replace; its children are moved, not copied. A ``HostAttention`` of the
+            same family may be given too: an already converted layer is converted again.
         config: the new attention.
         place: where the module stands.
         num_heads: H.
@@ -121,8 +121,7 @@ def register_host(*host_classes: type[nn.Module]) -> Callable[[HostT], HostT]:
     """Class decorator: the adapter for these attention classes, and for itself."""
 
     def register(adapter: HostT) -> HostT:
-        for host_class in (*host_classes, adapter):
-            _ADAPTERS[host_class] = adapter
+        _ADAPTERS.update(dict.fromkeys((*host_classes, adapter), adapter))
         return adapter
 
     return register

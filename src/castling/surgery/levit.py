@@ -1,10 +1,12 @@
 """Adapters for timm's LeViT: d_v ≠ d_k, learned attention biases, downsampling attentions.
 
-LeViT's biases depend on |Δy|, |Δx| only. A linear kernel cannot hold them: they live on in the auxiliary
-branch, and go with it. On a grid other than the table's, the table is resized bilinearly.
+LeViT's biases depend on |Δy|, |Δx| only. A linear kernel cannot hold them: they live on in the
+auxiliary branch, and go with it. On a grid other than the table's, the table is resized bilinearly.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from timm.models.levit import Attention as TimmAttention
@@ -30,6 +32,14 @@ class _LevitAttention(HostAttention):
     """What both attentions share: biases by distance, tokens from rows or from maps."""
 
     bias_names = ("attention_biases",)
+
+    use_conv: bool
+    key_dim: int
+    val_dim: int
+    val_attn_dim: int
+    resolution: tuple[int, int]
+    attention_biases: Tensor
+    proj: nn.Module
 
     def __init__(self, host: nn.Module, config: AttentionConfig, place: Place) -> None:
         key_dim: int = host.key_dim  # type: ignore[assignment]
@@ -99,6 +109,8 @@ class _LevitAttention(HostAttention):
 class LevitAttention(_LevitAttention):
     """LeViT's attention with its softmax replaced."""
 
+    qkv: nn.Module
+
     def __init__(self, host: nn.Module, config: AttentionConfig, place: Place) -> None:
         super().__init__(host, config, place)
         self.take(host, "qkv")
@@ -117,12 +129,16 @@ class LevitAttention(_LevitAttention):
 class LevitAttentionDownsample(_LevitAttention):
     """LeViT's shrinking attention: queries stand at every second row and column of the keys."""
 
+    stride: int
+    kv: nn.Module
+    q: Any
+
     def __init__(self, host: nn.Module, config: AttentionConfig, place: Place) -> None:
         super().__init__(host, config, place)
         self.take(host, "stride", "kv", "q")
 
     def subsample(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """The host's ``q.down`` on any grid; its own module is bound to that of its construction."""
+        """The host's ``q.down`` on any grid; its own module is bound to one."""
         if self.use_conv:
             return self.q.down(x)
         image = tokens_to_grid(x, grid)

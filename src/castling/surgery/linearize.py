@@ -18,7 +18,7 @@ Where = str | Iterable[str] | Callable[[str, nn.Module], bool] | Mapping[str, At
 
 
 def convertible(model: nn.Module) -> dict[str, nn.Module]:
-    """The attentions of ``model`` that ``linearize_`` can replace, by name, in order of execution."""
+    """The attentions of ``model`` that can be replaced, by name, in order of execution."""
     return {
         name: module for name, module in model.named_modules() if adapter_for(module) is not None
     }
@@ -64,8 +64,8 @@ def linearize_(model: nn.Module, attention: Attention, where: Where | None = Non
             again.
         attention: the new attention: a configuration, a registered name, or a dictionary.
         where: None for all layers; a name, a shell pattern or the name of an enclosing module
-            (``"stages.0"``), or several of them; a predicate ``(name, module) -> bool``; or a plan: a
-            mapping from such names to an attention, None leaving the layer as it is.
+            (``"stages.0"``), or several of them; a predicate ``(name, module) -> bool``; or a
+            plan: a mapping from such names to an attention, None leaving the layer as it is.
 
     Returns:
         Names of the replaced layers, in order of execution.
@@ -106,7 +106,7 @@ def _converted(host: nn.Module, config: AttentionConfig, place: Place) -> HostAt
     adapter = adapter_for(host)
     assert adapter is not None
     parameter = next(host.parameters())
-    new: HostAttention = adapter(host, config, place)  # type: ignore[call-arg, arg-type]
+    new: HostAttention = adapter(host, config, place)  # type: ignore[call-arg]
     new.check_bias()
     new.to(device=parameter.device, dtype=parameter.dtype)
     return new.train(host.training)

@@ -1,7 +1,8 @@
 """Adapter for timm's MViTv2: convolution-pooled q, k and v, residual pooling, relative positions.
 
-The decomposed relative positions are a score bias made of q: they live on in the auxiliary branch and go
-with it. On a grid other than the table's, the tables are resized linearly, as MViTv2's authors do.
+The decomposed relative positions are a score bias made of q: they live on in the auxiliary branch
+and go with it. On a grid other than the table's, the tables are resized linearly, as MViTv2's
+authors do.
 """
 
 from __future__ import annotations
@@ -21,6 +22,21 @@ class MultiScaleAttention(HostAttention):
     """MViTv2's pooling attention with its softmax replaced."""
 
     bias_names = ("rel_pos_h", "rel_pos_w")
+
+    dim_out: int
+    has_cls_token: bool
+    rel_pos_type: str
+    residual_pooling: bool
+    qkv: nn.Module
+    proj: nn.Module
+    pool_q: nn.Module | None
+    pool_k: nn.Module | None
+    pool_v: nn.Module | None
+    norm_q: nn.Module | None
+    norm_k: nn.Module | None
+    norm_v: nn.Module | None
+    rel_pos_h: Tensor
+    rel_pos_w: Tensor
 
     def __init__(self, host: nn.Module, config: AttentionConfig, place: Place) -> None:
         num_heads: int = host.num_heads  # type: ignore[assignment]
@@ -51,7 +67,7 @@ class MultiScaleAttention(HostAttention):
     def score_bias(
         self, query: Tensor, query_grid: list[int], key_grid: list[int]
     ) -> Tensor | None:
-        """Relative positions ⟨q, R_Δy⟩ + ⟨q, R_Δx⟩, (B, H, N_q, N_k), if anything would read them."""
+        """⟨q, R_Δy⟩ + ⟨q, R_Δx⟩, (B, H, N_q, N_k), if anything would read it."""
         if self.rel_pos_type != "spatial" or not self.wants_bias:
             return None
         prefix = int(self.has_cls_token)
@@ -97,7 +113,7 @@ class MultiScaleAttention(HostAttention):
 
 
 def _distances(table: Tensor, queries: int, keys: int) -> Tensor:
-    """Rows of a (2·size − 1, d) table by the distance of query and key on the finer of their grids."""
+    """Rows of a (2·size − 1, d) table by the distance of query and key on the finer grid."""
     size = max(queries, keys)
     if table.shape[0] != 2 * size - 1:
         table = F.interpolate(table.t()[None], size=2 * size - 1, mode="linear")[0].t()

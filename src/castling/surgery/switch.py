@@ -107,7 +107,7 @@ def strip_(model: nn.Module) -> None:
             module.strip()
         elif getattr(module, "auxiliary", None) is not None:
             module.auxiliary = None  # type: ignore[assignment]
-            module.config = dataclasses.replace(module.config, auxiliary=None)  # type: ignore[type-var, arg-type, assignment]
+            module.config = dataclasses.replace(module.config, auxiliary=None)  # type: ignore[type-var]
 
 
 @contextmanager
@@ -164,10 +164,11 @@ def switch_(
 ) -> SwitchReport:
     """Cast the auxiliary branches away, in place, and certify what that changed.
 
-    Runs the calibration images with and without the branches. If any image's logits move by more than
+    Runs the calibration images with and without the branches. If any image's logits move by more
+    than
     ``tolerance`` of their norm, the model is left as it was, unless ``force``. Where every mask is
-    provably empty (a ramp or gate run to its end) both passes are the same computation: the switch is
-    exact on every image, not only on these.
+    provably empty (a ramp or gate run to its end) both passes are the same computation: the switch
+    is exact on every image, not only on these.
 
     Args:
         model: a model with auxiliary branches; evaluated in eval mode, its mode is restored.
@@ -217,10 +218,11 @@ def switch_(
         if first is None:
             raise ValueError("calibration yielded no images")
         gap = torch.cat(gaps)
+        size = (first.shape[1], first.shape[2], first.shape[3])
         with _branches(model, computed=True):
-            macs_before = macs(model, tuple(first.shape[1:])).total
+            macs_before = macs(model, size).total
         with _branches(model, computed=False):
-            macs_after = macs(model, tuple(first.shape[1:])).total
+            macs_after = macs(model, size).total
         before_ms, after_ms = _time(model, first, repeats)
         refused = bool(gap.max() > tolerance) or not bool(torch.isfinite(gap).all())
         report = SwitchReport(

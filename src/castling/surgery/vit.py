@@ -27,6 +27,16 @@ from castling.surgery.hosts import (
 class ViTAttention(HostAttention):
     """A plain ViT's attention with its softmax replaced."""
 
+    attn_dim: int
+    qkv: nn.Module
+    q_norm: nn.Module
+    k_norm: nn.Module
+    attn_drop: nn.Dropout
+    norm: nn.Module
+    gate: nn.Module | None
+    proj: nn.Module
+    proj_drop: nn.Module
+
     def __init__(self, host: nn.Module, config: AttentionConfig, place: Place) -> None:
         num_heads: int = host.num_heads  # type: ignore[assignment]
         head_dim: int = host.head_dim  # type: ignore[assignment]
