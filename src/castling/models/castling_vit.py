@@ -50,8 +50,12 @@ default_cfgs = generate_default_cfgs(
     {
         "deit_pico": _cfg(first_conv="patch_embed.proj", classifier="head"),
         "castling_deit_pico": _cfg(first_conv="patch_embed.proj", classifier="head"),
-        "castling_levit_pico": _cfg(first_conv="stem.conv1.linear", classifier="head.linear"),
-        "castling_mvitv2_pico": _cfg(first_conv="patch_embed.proj", classifier="head.fc"),
+        "castling_levit_pico": _cfg(
+            input_size=(3, 64, 64), first_conv="stem.conv1.linear", classifier="head.linear"
+        ),
+        "castling_mvitv2_pico": _cfg(
+            input_size=(3, 64, 64), first_conv="patch_embed.proj", classifier="head.fc"
+        ),
     }
 )
 

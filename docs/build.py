@@ -1,0 +1,126 @@
+"""Writes the pages of this folder that are made from the code: ``python docs/build.py``.
+
+``--check`` writes nothing and fails where a page differs from what the code says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import re
+import sys
+import textwrap
+from pathlib import Path
+
+import timm
+import torch
+
+import castling
+from castling.attention import AttentionConfig, MaskedSoftmax, attention_config, auxiliaries
+from castling.attention.config import kernel_class
+from castling.surgery import strip_
+
+HERE = Path(__file__).parent
+NOTE = "<!-- Written by docs/build.py from the code; edit there. -->\n\n"
+
+
+def first_sentence(text: str) -> str:
+    """The first sentence of a docstring, on one line."""
+    paragraph = " ".join(inspect.cleandoc(text).split("\n\n")[0].split())
+    return re.split(r"(?<=[.;]) ", paragraph)[0].rstrip(".;")
+
+
+def models_page() -> str:
+    """All models: parameters, multiply-accumulates, strides of their features."""
+    lines = [
+        "# Models\n",
+        "Every model is in timm's registry: `timm.create_model(NAME)` once castling is imported. "
+        "Parameters and multiply-accumulates (every matrix product counted) are of the model as "
+        "used for inference: switched, 1000 classes, at its default size.\n",
+        "| model | parameters (M) | MACs (G) | image | strides of `features_only` | what it is |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in castling.list_models():
+        model = timm.create_model(name).eval()
+        if auxiliaries(model):
+            strip_(model)
+        parameters = sum(p.numel() for p in model.parameters()) / 1e6
+        size = model.pretrained_cfg["input_size"]
+        gigamacs = castling.macs(model.to("meta"), size).total / 1e9
+        strides = [info["reduction"] for info in model.feature_info]
+        shown = (
+            f"{strides[0]} (all {len(strides)} blocks)"
+            if len(set(strides)) == 1
+            else ", ".join(map(str, strides))
+        )
+        doc = first_sentence(timm.models.model_entrypoint(name).__doc__ or "")
+        lines.append(
+            f"| `{name}` | {parameters:.3f} | {gigamacs:.4f} | {size[1]}×{size[2]} | {shown} "
+            f"| {doc} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def options_of(config: type) -> list[str]:
+    """Markdown list of a configuration's own fields, from its docstring."""
+    attributes = inspect.cleandoc(config.__doc__ or "").partition("Attributes:\n")[2]
+    entries = re.findall(
+        r"^(\w+): (.*?)(?=^\w+: |\Z)", textwrap.dedent(attributes), flags=re.MULTILINE | re.DOTALL
+    )
+    default = config()
+    return [
+        f"- `{name}` = `{getattr(default, name)!r}`: {' '.join(text.split())}"
+        for name, text in entries
+    ]
+
+
+def attentions_page() -> str:
+    """All attentions and their options."""
+    lines = [
+        "# Attentions\n",
+        "A configuration chooses three things: a **kernel** (its class), a **local residual** and "
+        "an **auxiliary** branch. It goes into `castling.linearize_(model, config)`, into "
+        "`timm.create_model(name, attention=config)`, or by its name into a recipe.\n",
+        "Common to all:\n",
+        *options_of(AttentionConfig),
+        "\n## The auxiliary branch: `castling.MaskedSoftmax`\n",
+        inspect.cleandoc(MaskedSoftmax.__doc__ or "").partition("Attributes:")[0],
+        *options_of(MaskedSoftmax),
+    ]
+    for name in castling.list_attentions():
+        config = attention_config(name)
+        doc = inspect.cleandoc(type(config).__doc__ or "").partition("Attributes:")[0].strip()
+        order = "O(N²)" if kernel_class(config).quadratic else "O(N)"
+        lines += [f"\n## `{name}`: `castling.{type(config).__name__}`, {order}\n", doc, ""]
+        own = {f.name for f in dataclasses.fields(config)} - {
+            f.name for f in dataclasses.fields(AttentionConfig)
+        }
+        lines += options_of(type(config)) if own else []
+    return "\n".join(lines) + "\n"
+
+
+PAGES = {"models.md": models_page, "attentions.md": attentions_page}
+
+
+def main() -> int:
+    """Write or check all pages; the exit status says whether a check failed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    torch.set_grad_enabled(False)
+    stale = []
+    for name, page in PAGES.items():
+        text = NOTE + page()
+        path = HERE / name
+        if check and (not path.exists() or path.read_text(encoding="utf-8") != text):
+            stale.append(name)
+        elif not check:
+            path.write_text(text, encoding="utf-8")
+    if stale:
+        print(f"{', '.join(stale)}: not what the code says; run python docs/build.py")
+    return len(stale)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
