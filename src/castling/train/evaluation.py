@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import time
 from pathlib import Path
@@ -29,7 +30,7 @@ class EvaluateResult:
         loss: mean cross entropy.
         images: number of images.
         images_per_second: with loading.
-        class_accuracy: top-1 of each class, percent; NaN for a class without images.
+        class_accuracy: top-1 of each class, percent; None for a class without images.
         split: which images.
     """
 
@@ -38,7 +39,7 @@ class EvaluateResult:
     loss: float
     images: int
     images_per_second: float
-    class_accuracy: dict[str, float]
+    class_accuracy: dict[str, float | None]
     split: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -83,7 +84,10 @@ def evaluate_loader(
         **values,
         images=count,
         images_per_second=count / (time.perf_counter() - started),
-        class_accuracy=dict(zip(classes, metric.class_accuracy(), strict=True)),
+        class_accuracy={
+            name: None if math.isnan(value) else value
+            for name, value in zip(classes, metric.class_accuracy(), strict=True)
+        },
         split=split,
     )
 

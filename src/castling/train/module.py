@@ -72,10 +72,6 @@ class TrainingModule(pl.LightningModule):
         config = data_config(self.recipe)
         return evaluation_loaders(config, self.data, trainer.global_rank, trainer.world_size)["val"]
 
-    def total_steps(self) -> int:
-        """Optimiser steps of the whole run."""
-        return total_steps(self.recipe, len(self.data.train), self.trainer.world_size)
-
     @property
     def progress(self) -> float:
         """Share of all steps done, 0 to 1."""
@@ -90,9 +86,10 @@ class TrainingModule(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Fix the length of the run."""
-        self.total = self.total_steps()
+        per_epoch = steps_per_epoch(self.recipe, len(self.data.train), self.trainer.world_size)
+        total = per_epoch * self.recipe.epochs
+        self.total = min(total, self.recipe.max_steps or total)
         schedule = self.recipe.schedule
-        per_epoch = self.total / self.recipe.epochs
         self.warmup = schedule.warmup_steps or round(schedule.warmup_epochs * per_epoch)
 
     def on_fit_start(self) -> None:
@@ -205,8 +202,6 @@ class TrainingModule(pl.LightningModule):
         self.metrics = state["metrics"]
 
 
-def total_steps(recipe: Recipe, images: int, world: int) -> int:
-    """Optimiser steps of a whole run over ``images`` training images on ``world`` processes."""
-    batches = batches_per_epoch(recipe.data, images, world)
-    steps = -(-batches // recipe.hardware.accumulate) * recipe.epochs
-    return min(steps, recipe.max_steps) if recipe.max_steps else steps
+def steps_per_epoch(recipe: Recipe, images: int, world: int) -> int:
+    """Optimiser steps of an epoch of ``images`` training images on ``world`` processes."""
+    return -(-batches_per_epoch(recipe.data, images, world) // recipe.hardware.accumulate)

@@ -171,7 +171,7 @@ class HardwareConfig:
         accelerator: "auto" takes a GPU where there is one.
         devices: number of processes, one device each; 0 means all GPUs, or one CPU process.
         nodes: number of machines.
-        strategy: as Lightning names it: "auto", "ddp", "ddp_spawn", "fsdp", …
+        strategy: as Lightning names it: "auto", "ddp", "ddp_spawn"; a whole model in each process.
         precision: "32", "bf16" or "16" mixed on a GPU; a CPU always computes in 32, because it is
             slower in the others.
         accumulate: batches whose gradients are added up to one step.

@@ -31,7 +31,7 @@ class Progress(Callback):
                 desc=f"epoch {trainer.current_epoch + 1}/{module.recipe.epochs}",
                 leave=False,
                 file=sys.stderr,
-                bar_format="{desc} {bar:24} {n_fmt}/{total_fmt} {postfix}",
+                bar_format="{desc} {bar:24} {n_fmt}/{total_fmt}{postfix}",
             )
 
     def on_train_batch_end(
