@@ -13,8 +13,8 @@ import castling
 from castling.surgery import HostAttention, convertible, linearize_, strip_
 
 HOSTS = {
-    "deit": ("deit_tiny_patch16_224", {"depth": 2, "img_size": 64}, 64),
-    "deit_distilled": ("deit_tiny_distilled_patch16_224", {"depth": 2, "img_size": 64}, 64),
+    "deit": ("deit_tiny_patch16_224", {"depth": 2, "img_size": 64}, (64, 64)),
+    "deit_distilled": ("deit_tiny_distilled_patch16_224", {"depth": 2, "img_size": 64}, (64, 64)),
     "vit_avg_registers": (
         "vit_tiny_patch16_224",
         {
@@ -26,11 +26,11 @@ HOSTS = {
             "qk_norm": True,
             "no_embed_class": True,
         },
-        64,
+        (64, 64),
     ),
-    "levit": ("levit_128s", {"img_size": 96}, 96),
-    "levit_conv": ("levit_conv_128s", {"img_size": 96}, 96),
-    "mvitv2": ("mvitv2_tiny", {"img_size": 64}, 64),
+    "levit": ("levit_128s", {"img_size": (64, 128)}, (64, 128)),
+    "levit_conv": ("levit_conv_128s", {"img_size": 96}, (96, 96)),
+    "mvitv2": ("mvitv2_tiny", {"img_size": 64}, (64, 64)),
 }
 
 
@@ -50,8 +50,8 @@ def host(family):
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
                 module.momentum = None  # cumulative average: statistics of the batch below
         model.train()
-        model(torch.randn(8, 3, size, size, generator=generator))
-    return model.eval(), torch.randn(2, 3, size, size, generator=generator)
+        model(torch.randn(8, 3, *size, generator=generator))
+    return model.eval(), torch.randn(2, 3, *size, generator=generator)
 
 
 @pytest.mark.parametrize("family", HOSTS)

@@ -7,6 +7,7 @@ from castling.surgery.linearize import convertible, linearize_
 from castling.surgery.switch import (
     SwitchRefusedError,
     SwitchReport,
+    has_idle_biases,
     is_switched,
     strip_,
     switch_,
@@ -22,6 +23,7 @@ __all__ = [
     "SwitchReport",
     "convertible",
     "fold_",
+    "has_idle_biases",
     "is_switched",
     "linearize_",
     "load_checkpoint",

@@ -258,10 +258,17 @@ def _count(model: nn.Module) -> int:
 
 def _biases(model: nn.Module) -> int:
     """Parameters that ``strip_`` will remove."""
-    return sum(
-        getattr(module, name).numel()
-        for module in model.modules()
-        if isinstance(module, HostAttention) and not module.kernel.takes_bias
-        for name in module.bias_names
-        if hasattr(module, name)
-    )
+    return sum(bias.numel() for bias in _idle_biases(model))
+
+
+def _idle_biases(model: nn.Module) -> Iterator[Tensor]:
+    for module in model.modules():
+        if isinstance(module, HostAttention) and not module.kernel.takes_bias:
+            for name in module.bias_names:
+                if hasattr(module, name):
+                    yield getattr(module, name)
+
+
+def has_idle_biases(model: nn.Module) -> bool:
+    """True when hosts hold score biases that the kernel does not read, only a branch if at all."""
+    return any(True for _ in _idle_biases(model))

@@ -19,7 +19,7 @@ from torch import nn
 from castling.attention import auxiliaries, set_progress
 from castling.data import ImageData, open_images
 from castling.models.saved import ModelCard, save_model
-from castling.surgery import SwitchRefusedError, switch_
+from castling.surgery import SwitchRefusedError, has_idle_biases, switch_
 from castling.train.build import build, build_task
 from castling.train.callbacks import (
     AuxiliarySchedule,
@@ -93,7 +93,7 @@ def train(
             model.compile()
         module = TrainingModule(model, build_task(recipe, data), recipe, data, start)
         checkpoints = Checkpoints(checkpoint_path(run_dir).parent, recipe.save)
-        trainer = _trainer(recipe, run_dir, progress, checkpoints)
+        trainer = _trainer(recipe, model, run_dir, progress, checkpoints)
         with checkpoints.listening(trainer):
             trainer.fit(
                 module, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True
@@ -103,7 +103,9 @@ def train(
         return _finish(module, card, run_dir, trainer)
 
 
-def _trainer(recipe: Recipe, run_dir: Path, progress: bool, checkpoints: Checkpoints) -> pl.Trainer:
+def _trainer(
+    recipe: Recipe, model: nn.Module, run_dir: Path, progress: bool, checkpoints: Checkpoints
+) -> pl.Trainer:
     hardware, save = recipe.hardware, recipe.save
     accelerator = hardware.accelerator
     if accelerator == "auto":
@@ -129,7 +131,7 @@ def _trainer(recipe: Recipe, run_dir: Path, progress: bool, checkpoints: Checkpo
         accelerator=accelerator,
         devices=devices,
         num_nodes=hardware.nodes,
-        strategy=hardware.strategy,
+        strategy=_strategy(hardware.strategy, model, devices != 1 or hardware.nodes > 1),
         precision=_PRECISIONS[precision],
         max_epochs=recipe.epochs,
         max_steps=recipe.max_steps or -1,
@@ -145,6 +147,18 @@ def _trainer(recipe: Recipe, run_dir: Path, progress: bool, checkpoints: Checkpo
         logger=TensorBoardLogger(str(run_dir), name="", version="tensorboard"),
         callbacks=callbacks,
     )
+
+
+def _strategy(strategy: str, model: nn.Module, several: bool) -> str:
+    """The strategy, told of parameters without a gradient where there will be some.
+
+    Score biases of a host lose their only reader when the auxiliary branch closes; without being
+    told, DistributedDataParallel waits for their gradients for ever or stops.
+    """
+    plain = {"auto": "ddp", "ddp": "ddp", "ddp_spawn": "ddp_spawn"}
+    if several and strategy in plain and has_idle_biases(model):
+        return f"{plain[strategy]}_find_unused_parameters_true"
+    return strategy
 
 
 def _position(checkpoint: dict[str, Any]) -> tuple[int, int]:
