@@ -3,6 +3,7 @@
 from castling.deploy.classifier import OnnxModel, model_folder, open_classifier
 from castling.deploy.onnx_export import ExportError, ExportReport, ShapeCheck, export
 from castling.deploy.prediction import Prediction, predict
+from castling.deploy.switching import switch_saved
 
 __all__ = [
     "ExportError",
@@ -14,4 +15,5 @@ __all__ = [
     "model_folder",
     "open_classifier",
     "predict",
+    "switch_saved",
 ]

@@ -265,7 +265,7 @@ def _multiple(model: nn.Module, size: tuple[int, int]) -> int:
             refusal = error
     raise ValueError(
         f"the model runs at {size[0]}×{size[1]} pixels only ({_first_line(refusal)}); export "
-        "it with dynamic='batch', or build it with a position table that is resized (dynamic_img_size=True)"
+        "it with dynamic='batch', or build it with a resized position table (dynamic_img_size=True)"
     )
 
 

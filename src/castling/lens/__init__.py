@@ -1,0 +1,1 @@
+"""Look and measure: speed, memory, multiply-accumulates, mask trajectories, reports."""

@@ -116,7 +116,7 @@ def evaluate(
         raise ValueError(f'split must be "train", "val" or "test", got {split!r}')
     card: ModelCard | None = None
     if not isinstance(model, nn.Module):
-        data = data or _run_data(model)
+        data = data or run_data(model)
         model, card = open_model(model)
     if data is None:
         raise ValueError("a network needs a data config to be evaluated on")
@@ -159,7 +159,8 @@ def _plain(data: ImageData) -> ImageSet:
     return ImageSet(data.train.selection, data.val.transform, seed=0)
 
 
-def _run_data(path: str | os.PathLike[str]) -> DataConfig | None:
+def run_data(path: str | os.PathLike[str]) -> DataConfig | None:
+    """The data that the run in a folder, or in the one above it, was trained on; None without."""
     for folder in (Path(path), Path(path).parent):
         if (folder / "recipe.yaml").is_file():
             return load_recipe(folder / "recipe.yaml").data

@@ -1,0 +1,206 @@
+"""The whole road on images that are bundled: train, switch, evaluate, export, measure, report.
+
+Everything goes through the public functions that a user's own script would call.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from castling.attention import LinearAngular, MaskedSoftmax, config_to_dict
+from castling.data import AugmentConfig, DataConfig, open_images
+from castling.deploy import ExportReport, export, model_folder, open_classifier, predict
+from castling.lens import report
+from castling.lens.bench import BenchResult, bench
+from castling.lens.subjects import attention_subject, model_subject
+from castling.models.saved import open_model
+from castling.ops.macs import macs
+from castling.train import (
+    ClipConfig,
+    ModelConfig,
+    OptimConfig,
+    Recipe,
+    SaveConfig,
+    ScheduleConfig,
+    TrainResult,
+    train,
+)
+
+#: The digits are 8×8 dots drawn at 32×32: a patch of 8 pixels holds 2×2 dots. Averaging the patches
+#: instead of a class token lets a ViT learn from a thousand images within seconds.
+_VIT: dict[str, Any] = {"patch_size": 8, "class_token": False, "global_pool": "avg"}
+#: folder → (name in the report, model)
+MODELS = {
+    "softmax": ("softmax ViT", ModelConfig(name="deit_pico", kwargs=_VIT)),
+    "castling": (
+        "Castling-ViT",
+        ModelConfig(
+            name="castling_deit_pico",
+            kwargs=_VIT,
+            # The branch stays open for the first third, so that there is something to fade out.
+            attention=config_to_dict(
+                LinearAngular(auxiliary=MaskedSoftmax(alpha=0.5, ramp_start=0.3))
+            ),
+        ),
+    ),
+    "qt_vit": ("QT-ViT", ModelConfig(name="qt_vit_pico")),
+    "cas_vit": ("CAS-ViT", ModelConfig(name="cas_vit_pico")),
+}
+#: The digits fill their frame: shifting them by more than this cuts them.
+_AUGMENT = AugmentConfig(crop="pad", padding=2)
+_EXAMPLES = 16
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo made.
+
+    Attributes:
+        report: the page.
+        results: name → training result.
+        export: of the switched Castling-ViT.
+        seconds: wall time.
+    """
+
+    report: str
+    results: dict[str, TrainResult]
+    export: ExportReport
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "report": self.report,
+            "results": {name: result.to_dict() for name, result in self.results.items()},
+            "export": self.export.to_dict(),
+            "seconds": self.seconds,
+        }
+
+
+def demo_recipe(model: ModelConfig, epochs: int) -> Recipe:
+    """How the demo trains a model on the bundled digits."""
+    return Recipe(
+        model=model,
+        data=DataConfig(
+            source="digits", image_size=32, batch_size=32, eval_batch_size=256, augment=_AUGMENT
+        ),
+        epochs=epochs,
+        optim=OptimConfig(lr=2e-3, weight_decay=0.05),
+        schedule=ScheduleConfig(warmup_epochs=2),
+        clip=ClipConfig(mode="norm", value=1.0),
+        save=SaveConfig(every_epochs=epochs, log_steps=20),
+    )
+
+
+def run_demo(
+    folder: str | Path = "runs/demo",
+    say: Callable[[str], None] = lambda _: None,
+    *,
+    epochs: int = 10,
+    progress: bool = True,
+    seconds_per_size: float = 2.0,
+) -> DemoResult:
+    """Run the demo.
+
+    Args:
+        folder: where runs and report go. Models already trained there by the same recipe are taken.
+        say: receives lines for the user.
+        epochs: per model.
+        progress: live display of each training.
+        seconds_per_size: time limit of the speed measurements.
+
+    Returns:
+        The report's path, and results.
+    """
+    started = time.perf_counter()
+    folder = Path(folder)
+    results: dict[str, TrainResult] = {}
+    counts: dict[str, int] = {}
+    for number, (key, (name, model)) in enumerate(MODELS.items(), 1):
+        say(
+            f"[{number}/{len(MODELS)}] {name} ({model.name}), {epochs} epochs on handwritten digits"
+        )
+        result = train(demo_recipe(model, epochs), folder / key, progress=progress)
+        results[name] = result
+        counts[name] = macs(open_model(model_folder(folder / key))[0], (3, 32, 32)).total
+        say(f"      test accuracy {result.metrics['test_top1']:.2f} %")
+        if result.switched_metrics:
+            say(
+                f"      after the switch {result.switched_metrics['test_top1']:.2f} %, "
+                f"largest gap of the outputs {result.switch['max_gap']:.1e}"
+            )
+    say("exporting the switched Castling-ViT to ONNX, and running the file again")
+    model, card = open_classifier(folder / "castling")
+    exported = export(model, folder / "castling.onnx", card.image_size, card=card)
+    say(str(exported))
+    say("measuring time against resolution")
+    attentions, models = _measure(folder, seconds_per_size)
+    page = report.new_page(
+        "castling demo",
+        "Four small vision transformers trained on handwritten digits: one with softmax attention, "
+        "three whose attention costs O(N). One machine, one sitting, nothing downloaded.",
+    )
+    runs = {name: folder / key for key, (name, _) in MODELS.items()}
+    report.add_accuracy(page, results, counts)
+    report.add_training(page, runs)
+    report.add_trajectories(page, folder / "castling")
+    report.add_switch(page, results["Castling-ViT"])
+    report.add_speed(
+        page,
+        [
+            ("One attention, 192 channels, 3 heads, against tokens", attentions),
+            ("Whole models, as trained here, against image size", models),
+        ],
+    )
+    report.add_export(page, exported.to_dict())
+    report.add_predictions(page, _examples(folder), "the exported ONNX file of Castling-ViT")
+    path = page.write(folder / "report.html")
+    return DemoResult(str(path), results, exported, time.perf_counter() - started)
+
+
+def _measure(folder: Path, seconds: float) -> tuple[BenchResult, BenchResult]:
+    attentions = bench(
+        [
+            attention_subject(name)
+            for name in ("softmax", "linear_angular", "quadratic_taylor", "relu_linear")
+        ],
+        [(side, side) for side in (8, 16, 32, 64)],
+        seconds=seconds,
+        rounds=15,
+    )
+    attentions.write(folder, "attentions")
+    models = bench(
+        [model_subject(model.name, kwargs=model.kwargs) for _, model in MODELS.values()],
+        [(side, side) for side in (64, 128, 256, 512)],
+        seconds=seconds,
+        rounds=15,
+    )
+    models.write(folder, "models")
+    return attentions, models
+
+
+def _examples(folder: Path) -> list[tuple[Image.Image, str, str, float]]:
+    """(image, true class, predicted class, probability) of test images, written as files first."""
+    data = open_images(demo_recipe(ModelConfig(), 1).data)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (data.mean, data.std))
+    images, truths, files = [], [], []
+    (folder / "images").mkdir(exist_ok=True)
+    for index in range(0, len(data.test), max(1, len(data.test) // _EXAMPLES))[:_EXAMPLES]:
+        tensor, label = data.test[index]
+        pixels = ((tensor * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+        images.append(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
+        truths.append(data.classes[int(label)])
+        files.append(folder / "images" / f"{index}-{truths[-1]}.png")
+        images[-1].save(files[-1])
+    found = predict(*open_classifier(folder / "castling.onnx"), files, top=1)
+    return [
+        (image, truth, one.classes[0], one.probabilities[0])
+        for image, truth, one in zip(images, truths, found, strict=True)
+    ]

@@ -1,0 +1,56 @@
+"""The console script ``castling``: answers for help at once, loads the package for work.
+
+PyTorch takes seconds to import. The table of verbs below is all that ``castling --help`` needs; a test
+keeps it equal to what ``castling.cli`` offers.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import metadata
+
+#: verb → what it does, in one line
+VERBS = {
+    "demo": "train, switch, export and measure small models on bundled digits; writes a report",
+    "train": "train a model by a recipe, flags or both; resumes what was interrupted",
+    "evaluate": "accuracy of a trained model on a split of its data or of other images",
+    "switch": "cast a trained model's auxiliary softmax away, with a certificate",
+    "predict": "classify image files and folders with a trained model or an ONNX file",
+    "export": "write a trained model as ONNX and verify it in ONNX Runtime",
+    "models": "list the models of this package; --macs adds parameters and MACs",
+    "attentions": "list the attention mechanisms and their options",
+    "bench": "milliseconds, memory and MACs against resolution, side by side",
+}
+
+
+def usage() -> str:
+    """The text of ``castling --help``."""
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:{width}}  {text}" for verb, text in VERBS.items())
+    return (
+        "usage: castling VERB [options]\n\n"
+        "Vision transformers whose attention costs O(N): train, switch, prove, export.\n\n"
+        f"{verbs}\n\n"
+        "castling VERB --help shows the options of a verb. castling --version prints the version.\n"
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code (2 for a wrong command)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage(), end="")
+        return 0
+    if arguments[0] == "--version":
+        print(f"castling {metadata.version('castling')}")
+        return 0
+    if arguments[0] not in VERBS:
+        print(f"castling: no verb {arguments[0]!r}; one of: {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    from castling.cli import run
+
+    return run(arguments[0], arguments[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
