@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import platform
 import statistics
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import yaml
 
 import castling
 from castling.attention import AttentionConfig, config_to_dict
+from castling.lens.bench import machine_facts
 from castling.train import recipe_from_dict, train
 from castling.train.files import write_json, write_text
 from castling.train.result import TrainResult, read_result
@@ -26,6 +26,7 @@ from castling.train.result import TrainResult, read_result
 HERE = Path(__file__).parent
 FIXED = castling.MaskedSoftmax(threshold="fixed", epsilon=0.02, schedule="constant")
 RAMP = castling.MaskedSoftmax(threshold="relative", schedule="ramp", ramp_end=0.8)
+EARLY = castling.MaskedSoftmax(threshold="relative", schedule="ramp", ramp_end=0.5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +50,8 @@ ROWS = {
     "angular": Row("linear-angular, bare", castling.LinearAngular(local="none")),
     "angular_conv": Row("linear-angular + depthwise", castling.LinearAngular()),
     "castling_fixed": Row("… + auxiliary, fixed ε = 0.02", castling.LinearAngular(auxiliary=FIXED)),
-    "castling_ramp": Row("… + auxiliary, ramp", castling.LinearAngular(auxiliary=RAMP)),
+    "castling_ramp": Row("… + auxiliary, ramp to 0.8", castling.LinearAngular(auxiliary=RAMP)),
+    "castling_early": Row("… + auxiliary, ramp to 0.5", castling.LinearAngular(auxiliary=EARLY)),
     "taylor_released": Row(
         "QT, as released + depthwise", castling.QuadraticTaylor(form="released", local="grid2d")
     ),
@@ -58,7 +60,7 @@ ROWS = {
     ),
     "cas_vit": Row("CAS-ViT (own network)", None, "cas_vit_pico"),
     "taylor_castling": Row(
-        "QT, as released + depthwise + auxiliary, ramp",
+        "QT, as released + depthwise + auxiliary, ramp to 0.8",
         castling.QuadraticTaylor(form="released", local="grid2d", auxiliary=RAMP),
     ),
 }
@@ -88,9 +90,7 @@ def collect(runs: Path, seeds: list[int]) -> dict[str, Any]:
     return {
         "command": "python benchmarks/study_cifar10.py --data cifar10.zip",
         "recipe": recipe,
-        "device": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        "machine": machine_facts(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         "rows": rows,
     }
 
