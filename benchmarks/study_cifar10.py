@@ -35,7 +35,7 @@ class Row:
 
     Attributes:
         label: what the table calls it.
-        attention: put into the ViT; None keeps what the model has.
+        attention: put into the study's ViT; None for another network with its own attention.
         model: name in the registry.
     """
 
@@ -71,9 +71,10 @@ def recipe_of(row: Row, seed: int, data: str) -> Any:
     values = yaml.safe_load((HERE / "study_cifar10.yaml").read_text())
     values["seed"] = seed
     values["data"]["source"] = data
-    values["model"] = {"name": row.model}
-    if row.attention is not None:
-        values["model"]["attention"] = config_to_dict(row.attention)
+    if row.attention is None:
+        values["model"] = {"name": row.model}
+    else:
+        values["model"] |= {"name": row.model, "attention": config_to_dict(row.attention)}
     return recipe_from_dict(values)
 
 
