@@ -1,7 +1,7 @@
 """The console script ``castling``: answers for help at once, loads the package for work.
 
-PyTorch takes seconds to import. The table of verbs below is all that ``castling --help`` needs; a test
-keeps it equal to what ``castling.cli`` offers.
+PyTorch takes seconds to import. The table of verbs below is all that ``castling --help`` needs; a
+test keeps it equal to what ``castling.cli`` offers.
 """
 
 from __future__ import annotations

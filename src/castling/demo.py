@@ -137,8 +137,8 @@ def run_demo(
                 f"largest gap of the outputs {result.switch['max_gap']:.1e}"
             )
     say("exporting the switched Castling-ViT to ONNX, and running the file again")
-    model, card = open_classifier(folder / "castling")
-    exported = export(model, folder / "castling.onnx", card.image_size, card=card)
+    network, card = open_classifier(folder / "castling")
+    exported = export(network, folder / "castling.onnx", card.image_size, card=card)
     say(str(exported))
     say("measuring time against resolution")
     attentions, models = _measure(folder, seconds_per_size)

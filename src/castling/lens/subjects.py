@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -122,3 +122,23 @@ def count_tokens(module: nn.Module, images: Tensor) -> int | None:
 def _looks_like_attention(module: nn.Module) -> bool:
     name = type(module).__name__.lower()
     return any(part in name for part in ("attention", "attn", "mixer", "litemla"))
+
+
+def choose_subjects(
+    models: Sequence[str], attentions: Sequence[str], *, dim: int = 192, num_heads: int = 3
+) -> list[Subject]:
+    """Subjects for a comparison.
+
+    Args:
+        models: timm names; empty measures attentions alone.
+        attentions: names; put into each of ``models``, or measured alone. Empty takes the models'
+            own, or softmax and the three linear families.
+        dim: channels of attentions measured alone.
+        num_heads: their heads.
+    """
+    if models and attentions:
+        return [model_subject(name, attention) for name in models for attention in attentions]
+    if models:
+        return [model_subject(name) for name in models]
+    names = attentions or ("softmax", "linear_angular", "quadratic_taylor", "relu_linear")
+    return [attention_subject(name, dim=dim, num_heads=num_heads) for name in names]

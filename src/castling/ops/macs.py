@@ -56,6 +56,10 @@ class MacsReport:
         """The report as plain values, ready for JSON."""
         return asdict(self)
 
+    def __str__(self) -> str:
+        size = "×".join(str(side) for side in (self.batch, *self.input_size))
+        return f"{self.total / 1e9:.4f} GMACs, {self.parameters / 1e6:.3f} M parameters at {size}"
+
 
 def _matrix_vector(matrix: tuple[int, ...], vector: tuple[int, ...], **_: Any) -> int:
     return 2 * prod(matrix)
