@@ -74,6 +74,7 @@ def predict(
         card.mean,
         card.std,
         crop_fraction=card.crop_fraction,
+        eval_crop=cast(Any, card.eval_crop),
         interpolation=cast(Any, card.interpolation),
     )
     predictions: list[Prediction] = []

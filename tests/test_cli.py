@@ -1,0 +1,196 @@
+"""The command line: what it prints, its exit codes, and that help comes at once."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+import castling_launcher
+from castling import cli, demo
+from castling.attention import auxiliaries, set_progress
+from castling.lens.bench import bench
+from castling.lens.subjects import attention_subject
+from castling.models.saved import open_model, save_model
+
+
+def run(*arguments):
+    return castling_launcher.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run's folder, trained for two steps through the command line."""
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    code = run(
+        *("train", "--run", folder, "--model.name", "castling_deit_pico"),
+        *("--model.kwargs", '{"depth": 1, "patch_size": 8}'),
+        *("--data.subset", 40, "--data.batch_size", 20, "--epochs", 1),
+    )
+    assert code == 0
+    return folder
+
+
+def test_verbs_of_the_launcher_are_those_of_the_command_line(capsys):
+    assert list(castling_launcher.VERBS) == list(cli._FUNCTIONS)
+    for verb in castling_launcher.VERBS:
+        with pytest.raises(SystemExit) as stopped:
+            run(verb, "--help")
+        assert stopped.value.code == 0
+        text = capsys.readouterr().out
+        assert f"castling {verb}" in text
+        assert "--json" in text
+
+
+def test_help_and_version_import_nothing_slow():
+    program = (
+        "import sys, castling_launcher as c; codes = c.main([]), c.main(['--help']), c.main(['x']);"
+        "assert codes == (0, 0, 2), codes; assert 'castling' not in sys.modules;"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "bench" in done.stdout
+    assert "no verb 'x'" in done.stderr
+
+
+def test_train_writes_a_run_with_a_report(trained):
+    names = {path.name for path in trained.iterdir()}
+    assert {"recipe.yaml", "model.safetensors", "switched", "report.html"} <= names
+    page = (trained / "report.html").read_text()
+    assert "Switch certificate" in page
+    assert "Mask trajectories" in page
+
+
+def test_evaluate_takes_the_switched_model_unless_told(trained, capsys):
+    assert run("evaluate", trained, "--json") == 0
+    switched = json.loads(capsys.readouterr().out)
+    assert switched["model"].endswith("switched")
+    assert switched["split"] == "test"
+    assert switched["images"] > 300
+    assert run("evaluate", trained, "--unswitched", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["top1"] == pytest.approx(switched["top1"])
+
+
+def test_switch_refuses_then_is_forced(trained, tmp_path, capsys):
+    model, card = open_model(trained)
+    set_progress(model, 0.0)
+    save_model(model, tmp_path / "early", card)
+    early = ("switch", tmp_path / "early", "--tolerance", 0, "--images", 20, "--data", "digits")
+    assert run(*early) == 2
+    assert "tolerance" in capsys.readouterr().err
+    assert not (tmp_path / "early" / "switched").exists()
+    assert run(*early, "--force", "--json") == 0
+    certificate = json.loads(capsys.readouterr().out)
+    assert certificate["forced"]
+    assert certificate["images"] == 20
+    assert not auxiliaries(open_model(tmp_path / "early" / "switched")[0])
+
+
+def test_switch_asks_for_images_that_it_cannot_know(trained, tmp_path, capsys):
+    model, card = open_model(trained)
+    save_model(model, tmp_path / "alone", card)
+    assert run("switch", tmp_path / "alone") == 2
+    assert "--data" in capsys.readouterr().err
+
+
+def test_export_then_predict(trained, tmp_path, capsys):
+    file = tmp_path / "model.onnx"
+    assert run("export", trained, file, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert len(report["checks"]) == 3
+    assert report["multiple"] == 8
+    for index in range(2):
+        Image.new("L", (8, 8), 100 * index).save(tmp_path / f"{index}.png")
+    (tmp_path / "broken.png").write_bytes(b"")
+    assert run("predict", file, tmp_path, "--top", 2, "--json") == 1
+    out = capsys.readouterr()
+    found = json.loads(out.out)
+    assert [len(one["classes"]) for one in found] == [2, 2, 0]
+    assert "broken.png" in out.err
+    assert "0.png" not in out.err
+    assert run("predict", trained, tmp_path / "1.png", "--json") == 0
+    assert json.loads(capsys.readouterr().out)[0]["classes"][:2] == found[1]["classes"]
+
+
+def test_export_refuses_an_unswitched_model(trained, tmp_path, capsys):
+    model, card = open_model(trained)
+    save_model(model, tmp_path / "alone", card)
+    assert run("export", tmp_path / "alone") == 2
+    assert "castling switch" in capsys.readouterr().err
+
+
+def test_models_and_attentions(capsys):
+    assert run("models", "castling_deit_p*", "--macs", "--json") == 0
+    (entry,) = json.loads(capsys.readouterr().out)
+    assert entry["name"] == "castling_deit_pico"
+    assert 1e6 < entry["macs"] < 1e8
+    assert run("attentions") == 0
+    text = capsys.readouterr().out
+    assert "linear_angular" in text
+    assert "castling.QuadraticTaylor(" in text
+
+
+def test_bench(tmp_path, capsys):
+    code = run(
+        *("bench", "--attentions", "softmax", "linear_angular", "--sizes", "4", "6x8"),
+        *("--rounds", 2, "--seconds", 0, "--dim", 16, "--heads", 2, "--output", tmp_path, "--json"),
+    )
+    assert code == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [m["tokens"] for m in result["measurements"]] == [16, 16, 48, 48]
+    with (tmp_path / "bench.csv").open() as stream:
+        assert len(list(csv.DictReader(stream))) == 4
+    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["evaluate", "absent"], "absent"),
+        (["predict", "absent.onnx", "x.png"], "absent.onnx"),
+        (["predict", "absent"], "images"),
+        (["train", "--epochs", "many"], "epochs"),
+        (["train", "--config", "absent.yaml"], "absent.yaml"),
+        (["train", "--optim.speed", "1"], "speed"),
+        (["models", "no_such_*"], "no_such_"),
+        (["bench", "--attentions", "magic"], "magic"),
+        (["bench", "--sizes", "big"], "big"),
+        (["export", "absent", "--size", "0x4"], "absent"),
+    ],
+)
+def test_errors_are_said_without_a_traceback(arguments, says, capsys):
+    assert run(*arguments) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"castling {arguments[0]}: ")
+    assert says in said
+    assert "Traceback" not in said
+
+
+def test_debug_shows_the_traceback(monkeypatch, capsys):
+    monkeypatch.setenv("CASTLING_DEBUG", "1")
+    assert run("evaluate", "absent") == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_demo(tmp_path, monkeypatch):
+    """The whole road, one epoch each, with the four models at their smallest cost."""
+    small = bench([attention_subject("softmax")], [(2, 2)], rounds=1, seconds=0)
+    monkeypatch.setattr(demo, "_measure", lambda folder, seconds: (small, small))
+    monkeypatch.setattr(demo, "MODELS", {key: demo.MODELS[key] for key in ("softmax", "castling")})
+    torch.manual_seed(0)
+    said = []
+    result = demo.run_demo(tmp_path, said.append, epochs=1, progress=False)
+    page = (tmp_path / "report.html").read_text()
+    for heading in (
+        *("Accuracy", "Training", "Mask trajectories", "Switch certificate"),
+        *("Speed against resolution", "ONNX export, verified", "Example predictions"),
+    ):
+        assert f"<h2>{heading}</h2>" in page
+    assert "src=" not in page.replace('src="data:', "")
+    assert result.export.max_difference < 1e-4
+    assert result.results["Castling-ViT"].switch["exact"]
+    assert any("after the switch" in line for line in said)
