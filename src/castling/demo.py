@@ -32,6 +32,7 @@ from castling.train import (
     TrainResult,
     train,
 )
+from castling.train.result import RESULT
 
 #: The digits are 8×8 dots drawn at 32×32: a patch of 8 pixels holds 2×2 dots. Averaging the patches
 #: instead of a class token lets a ViT learn from a thousand images within seconds.
@@ -139,6 +140,8 @@ def _run(
         say(
             f"[{number}/{len(MODELS)}] {name} ({model.name}), {epochs} epochs on handwritten digits"
         )
+        if (folder / key / RESULT).is_file():
+            say(f"      trained earlier; delete {folder} to train anew")
         result = train(demo_recipe(model, epochs), folder / key, progress=progress)
         results[name] = result
         counts[name] = macs(open_model(model_folder(folder / key))[0], (3, 32, 32)).total

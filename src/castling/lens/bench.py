@@ -321,6 +321,13 @@ def _time(call: Callable[[], Any], repeats: int, device: torch.device) -> float:
     return (time.perf_counter() - started) / repeats
 
 
+def short(value: float | None, digits: int) -> str:
+    """``value`` with so many significant digits, never in powers of ten; a dash for None."""
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if value >= 10 ** (digits - 1) else f"{value:.{digits}g}"
+
+
 def _row(m: Measurement) -> tuple[str, ...]:
     def shown(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)
@@ -329,9 +336,9 @@ def _row(m: Measurement) -> tuple[str, ...]:
         m.name,
         f"{m.height}×{m.width}",
         shown(m.tokens, "d"),
-        shown(m.milliseconds, ".3g" if (m.milliseconds or 0) < 100 else ".0f"),
-        shown(m.spread, ".2g"),
-        shown(m.images_per_second, ".0f" if (m.images_per_second or 0) >= 10 else ".2f"),
+        short(m.milliseconds, 3),
+        short(m.spread, 2),
+        short(m.images_per_second, 3),
         shown(m.peak_megabytes, ".1f"),
         shown(None if m.macs is None else m.macs / 1e9, ".4f"),
         shown(None if m.parameters is None else m.parameters / 1e6, ".2f"),

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 import castling
-from castling.lens.bench import BenchResult
+from castling.lens.bench import BenchResult, short
 from castling.lens.page import Page, badge, cards, figures, gallery, subheading, table
 from castling.lens.plots import Plot, lines, memory_against_tokens, time_against_tokens
 from castling.train.result import RESULT, TrainResult, read_result
@@ -209,7 +209,11 @@ def _speed_table(result: BenchResult) -> str:
         row = [name]
         for size in sizes:
             m = found[(name, *size)]
-            row.append("–" if m.milliseconds is None else f"{m.milliseconds:.3g} ± {m.spread:.1g}")
+            row.append(
+                "–"
+                if m.milliseconds is None
+                else f"{short(m.milliseconds, 3)} ± {short(m.spread, 2)}"
+            )
         tokens = crossovers.get(name)
         row.append("baseline" if name == names[0] else f"{tokens} tokens" if tokens else "not here")
         rows.append(row)
