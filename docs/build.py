@@ -8,10 +8,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
+import json
 import re
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -100,7 +102,54 @@ def attentions_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES = {"models.md": models_page, "attentions.md": attentions_page}
+def results_page() -> str:
+    """What was measured: the files under benchmarks/results."""
+    results = HERE.parent / "benchmarks" / "results"
+    lines = ["# Results\n", "Every figure here stands in a file that the named command wrote.\n"]
+    study = json.loads((results / "study_cifar10.json").read_text(encoding="utf-8"))
+    recipe, data = study["recipe"], study["recipe"]["data"]
+    lines += [
+        "## What each part of Castling-ViT is worth\n",
+        f"`{study['command']}` → [study_cifar10.json](../benchmarks/results/study_cifar10.json). "
+        f"{data['subset']:,} CIFAR-10 training images (a re-encoded copy, a little below the "
+        f"original), {data['image_size']} px, {recipe['epochs']} epochs; top-1 on the 10,000 test "
+        f"images in percent, mean ± standard deviation over the seeds. {facts(study['machine'])}\n",
+        (results / "study_cifar10.md").read_text(encoding="utf-8"),
+        (results / "study_cifar10_remarks.md").read_text(encoding="utf-8"),
+        "## Time, memory and MACs against resolution\n",
+    ]
+    bench = json.loads((results / "bench_models.json").read_text(encoding="utf-8"))
+    lines += [
+        "`castling bench` with the models below → "
+        "[bench_models.json](../benchmarks/results/bench_models.json). Median of alternated runs, "
+        f"batch {bench['measurements'][0]['batch']}. {facts(bench['machine'])}\n",
+        "![time against tokens](images/time.png)\n",
+        "| model | pixels | tokens | ms | ± | peak MB | MACs (G) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {m['name']} | {m['height']}×{m['width']} | {m['tokens']} | {m['milliseconds']:.1f} "
+        f"| {m['spread']:.1f} | {m['peak_megabytes']:.1f} | {m['macs'] / 1e9:.3f} |"
+        for m in bench["measurements"]
+        if m["milliseconds"] is not None
+    ]
+    lines += [
+        "",
+        *(
+            f"- {name}: faster than {bench['measurements'][0]['name']} "
+            + (f"from {tokens} tokens on" if tokens else "at none of these sizes")
+            for name, tokens in bench["crossovers"].items()
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def facts(machine: dict[str, Any]) -> str:
+    """The machine of a measurement in one line."""
+    return "Measured on " + ", ".join(f"{key} {value}" for key, value in machine.items()) + "."
+
+
+PAGES = {"models.md": models_page, "attentions.md": attentions_page, "results.md": results_page}
 
 
 def main() -> int:

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 from castling.train.module import TrainingModule
 
