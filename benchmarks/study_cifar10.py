@@ -25,8 +25,8 @@ from castling.train.result import TrainResult, read_result
 
 HERE = Path(__file__).parent
 FIXED = castling.MaskedSoftmax(threshold="fixed", epsilon=0.02, schedule="constant")
-RAMP = castling.MaskedSoftmax(threshold="relative", schedule="ramp", ramp_end=0.8)
-EARLY = castling.MaskedSoftmax(threshold="relative", schedule="ramp", ramp_end=0.5)
+RAMP = castling.MaskedSoftmax(alpha=0.5, ramp_start=0.3, ramp_end=0.8)
+EARLY = castling.MaskedSoftmax(alpha=0.5, ramp_start=0.1, ramp_end=0.5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +50,8 @@ ROWS = {
     "angular": Row("linear-angular, bare", castling.LinearAngular(local="none")),
     "angular_conv": Row("linear-angular + depthwise", castling.LinearAngular()),
     "castling_fixed": Row("… + auxiliary, fixed ε = 0.02", castling.LinearAngular(auxiliary=FIXED)),
-    "castling_ramp": Row("… + auxiliary, ramp to 0.8", castling.LinearAngular(auxiliary=RAMP)),
-    "castling_early": Row("… + auxiliary, ramp to 0.5", castling.LinearAngular(auxiliary=EARLY)),
+    "castling_ramp": Row("… + auxiliary, ramp 0.3–0.8", castling.LinearAngular(auxiliary=RAMP)),
+    "castling_early": Row("… + auxiliary, ramp 0.1–0.5", castling.LinearAngular(auxiliary=EARLY)),
     "taylor_released": Row(
         "QT, as released + depthwise", castling.QuadraticTaylor(form="released", local="grid2d")
     ),
@@ -60,7 +60,7 @@ ROWS = {
     ),
     "cas_vit": Row("CAS-ViT (own network)", None, "cas_vit_pico"),
     "taylor_castling": Row(
-        "QT, as released + depthwise + auxiliary, ramp to 0.8",
+        "QT, as released + depthwise + auxiliary, ramp 0.3–0.8",
         castling.QuadraticTaylor(form="released", local="grid2d", auxiliary=RAMP),
     ),
 }

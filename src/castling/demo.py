@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from PIL import Image
 
-from castling.attention import LinearAngular, MaskedSoftmax, config_to_dict
 from castling.data import AugmentConfig, DataConfig, open_images
 from castling.deploy import ExportReport, export, model_folder, open_classifier, predict
 from castling.lens import report
@@ -42,14 +41,7 @@ MODELS = {
     "softmax": ("softmax ViT", ModelConfig(name="deit_pico", kwargs=_VIT)),
     "castling": (
         "Castling-ViT",
-        ModelConfig(
-            name="castling_deit_pico",
-            kwargs=_VIT,
-            # The branch stays open for the first third, so that there is something to fade out.
-            attention=config_to_dict(
-                LinearAngular(auxiliary=MaskedSoftmax(alpha=0.5, ramp_start=0.3))
-            ),
-        ),
+        ModelConfig(name="castling_deit_pico", kwargs=_VIT),
     ),
     "qt_vit": ("QT-ViT", ModelConfig(name="qt_vit_pico")),
     "cas_vit": ("CAS-ViT", ModelConfig(name="cas_vit_pico")),

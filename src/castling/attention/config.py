@@ -28,12 +28,14 @@ class MaskedSoftmax:
         threshold: ``"relative"`` ε₀ = alpha/N_k: works at any number of tokens; ``"fixed"``
             ε₀ = epsilon: can never become empty when N_k < 1/ε.
         epsilon: the fixed threshold (0.02 in the reference code).
-        alpha: the relative threshold in units of the uniform weight 1/N_k.
+        alpha: the relative threshold in units of the uniform weight 1/N_k. Attention is nearly
+            uniform early in training: at 1 or above the mask would be empty before it learnt.
         schedule: ``"ramp"`` raises ε geometrically from ε₀ to 1 at ``ramp_end``, where the mask is
             empty by construction and the switch exact; ``"gate"`` multiplies the branch by a factor
             falling linearly from 1 to 0 at ``ramp_end``; ``"constant"`` leaves ε₀, as the
             reference does.
-        ramp_start: training progress in [0, 1) at which ramp or gate begins.
+        ramp_start: training progress in [0, 1) at which ramp or gate begins; until then the branch
+            learns. A geometric ramp passes the weights of diffuse attention soon after.
         ramp_end: training progress in (0, 1] at which ramp or gate has closed the branch.
         penalty: weight of the hinge Σ_j max(p_ij − ε, 0), averaged over rows, added to the loss.
         memory_limit_mb: the N_q×N_k scores of a forward pass are computed in chunks of queries of
@@ -42,10 +44,10 @@ class MaskedSoftmax:
 
     threshold: Literal["relative", "fixed"] = "relative"
     epsilon: float = 0.02
-    alpha: float = 1.0
+    alpha: float = 0.5
     schedule: Literal["ramp", "gate", "constant"] = "ramp"
-    ramp_start: float = 0.0
-    ramp_end: float = 0.9
+    ramp_start: float = 0.3
+    ramp_end: float = 0.8
     penalty: float = 0.0
     memory_limit_mb: float = 256.0
 
