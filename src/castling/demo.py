@@ -152,7 +152,9 @@ def _run(
     page = report.new_page(
         "castling demo",
         "Four small vision transformers trained on handwritten digits: one with softmax attention, "
-        "three whose attention costs O(N). One machine, one sitting, nothing downloaded.",
+        "three whose attention costs O(N). One machine, one sitting, nothing downloaded. "
+        f"{epochs} epochs on some 1,260 images: the accuracies show how fast each model learns "
+        "here, not how far it can go.",
     )
     runs = {name: folder / key for key, (name, _) in MODELS.items()}
     report.add_accuracy(page, results, counts)
