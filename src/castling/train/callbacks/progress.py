@@ -59,10 +59,9 @@ class Progress(Callback):
         values = {"loss": module.train_loss, **values}
         text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         seconds = time.perf_counter() - self.started
-        print(
+        tqdm.write(
             f"epoch {trainer.current_epoch + 1}/{module.recipe.epochs}  {text}  {seconds:.1f} s",
             file=sys.stderr,
-            flush=True,
         )
 
     def _close(self) -> None:
