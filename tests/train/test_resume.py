@@ -71,9 +71,9 @@ def test_interrupted_run_ends_like_whole_one(whole, tmp_path, monkeypatch, stop_
 
     monkeypatch.setattr(Checkpoints, "on_train_batch_end", interrupting)
     with pytest.raises(TrainingInterrupted, match=f"after step {stop_at}.*same command"):
-        train(recipe, tmp_path, progress=False)
+        train(recipe, tmp_path)
     monkeypatch.setattr(Checkpoints, "on_train_batch_end", original)
-    result = train(recipe, tmp_path, resume="must", progress=False)
+    result = train(recipe, tmp_path, resume="must")
     assert result.metrics == expected.metrics
     assert result.switched_metrics == expected.switched_metrics
     assert_same_run(folder, tmp_path)
@@ -145,3 +145,31 @@ def test_damaged_checkpoint_is_named(tmp_path):
     (tmp_path / "checkpoints" / "last.ckpt").write_bytes(b"not a checkpoint")
     with pytest.raises(ValueError, match=r"last\.ckpt cannot be read.*delete it"):
         train(recipe, tmp_path, progress=False)
+
+
+def test_batchnorm_stays_frozen_in_an_epoch_resumed_in_its_middle(tmp_path, monkeypatch):
+    recipe = recipe_from_dict(
+        TINY
+        | {
+            "model": {"name": "cas_vit_pico"},
+            "data": {"source": "digits", "image_size": 32, "batch_size": 8, "subset": 24},
+            "epochs": 1,
+            "ema": {},
+            "regularize": {"freeze_batchnorm": True},
+        }
+    )
+    original = Checkpoints.on_train_batch_end
+
+    def interrupting(self, trainer, *rest):
+        self.interrupted = True
+        original(self, trainer, *rest)
+
+    monkeypatch.setattr(Checkpoints, "on_train_batch_end", interrupting)
+    with pytest.raises(TrainingInterrupted):
+        train(recipe, tmp_path)
+    monkeypatch.setattr(Checkpoints, "on_train_batch_end", original)
+    train(recipe, tmp_path)
+    state = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    counts = [value for name, value in state.items() if name.endswith("num_batches_tracked")]
+    assert counts
+    assert all(value == 0 for value in counts)

@@ -96,6 +96,10 @@ class TrainingModule(pl.LightningModule):
         """Bring the teacher to the device."""
         self.task.to(self.device)
 
+    def on_train_start(self) -> None:
+        """Freeze here too: Lightning does not start an epoch that is resumed in its middle."""
+        self._freeze_batchnorm()
+
     def on_train_epoch_start(self) -> None:
         """Point the loader at this epoch; a resumed epoch goes on in its middle."""
         epoch = self.trainer.current_epoch
@@ -105,6 +109,9 @@ class TrainingModule(pl.LightningModule):
             sampler.set_epoch(epoch)
         if epoch != self.start[0] or self.start[1] == 0:
             self.loss_sum, self.loss_count = None, 0
+        self._freeze_batchnorm()
+
+    def _freeze_batchnorm(self) -> None:
         if self.recipe.regularize.freeze_batchnorm:
             for layer in self.model.modules():
                 if isinstance(layer, nn.modules.batchnorm._BatchNorm):

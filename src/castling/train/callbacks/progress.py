@@ -21,9 +21,19 @@ class Progress(Callback):
     def __init__(self, refresh_seconds: float = 0.2) -> None:
         self.refresh_seconds = refresh_seconds
         self.bar: Any = None
+        self.count, self.started, self.shown = 0, 0.0, 0.0
+
+    def on_train_start(self, trainer: Trainer, module: TrainingModule) -> None:
+        """Open the bar of an epoch that is resumed in its middle: Lightning does not start it."""
+        if module.start[1]:
+            self._open(trainer, module)
 
     def on_train_epoch_start(self, trainer: Trainer, module: TrainingModule) -> None:
         """Open the bar."""
+        self._open(trainer, module)
+
+    def _open(self, trainer: Trainer, module: TrainingModule) -> None:
+        self._close()
         self.count, self.started, self.shown = 0, time.perf_counter(), 0.0
         if trainer.is_global_zero and sys.stderr.isatty():
             self.bar = tqdm(
