@@ -6,8 +6,11 @@ test keeps it equal to what ``castling.cli`` offers.
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
-from importlib import metadata
+import threading
+from types import FrameType
 
 #: verb → what it does, in one line
 VERBS = {
@@ -36,12 +39,51 @@ def usage() -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code (2 for a wrong command)."""
+    """Run the command line.
+
+    Returns:
+        the exit code: that of the verb, 2 for a wrong command, 130 after Ctrl-C.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
+    listens = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+    if listens:
+        signal.signal(signal.SIGINT, _on_interrupt)
+    try:
+        return _main(arguments)
+    except KeyboardInterrupt:
+        print(f"castling {arguments[0]}: interrupted", file=sys.stderr)
+        return 130
+    finally:
+        if listens:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _on_interrupt(signum: int, frame: FrameType | None) -> None:
+    """Leave at once within an import, where an exception would leave half a module behind.
+
+    PyTorch and other packages turn a KeyboardInterrupt there into errors of their own.
+
+    Raises:
+        KeyboardInterrupt: anywhere else.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            os.write(2, b"castling: interrupted\n")
+            os._exit(130)
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+def _main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage(), end="")
         return 0
     if arguments[0] == "--version":
+        from importlib import metadata
+
         print(f"castling {metadata.version('castling')}")
         return 0
     if arguments[0] not in VERBS:

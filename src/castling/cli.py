@@ -28,8 +28,8 @@ def run(verb: str, arguments: list[str]) -> int:
     """Run a verb.
 
     Returns:
-        the exit code: 0; 1 where some inputs of many failed; 2 with one line on standard error for
-        whatever went wrong; 130 after Ctrl-C. ``CASTLING_DEBUG=1`` shows the traceback.
+        the exit code: 0; 1 where some inputs of many failed; 130 after Ctrl-C; 2 for whatever else
+        went wrong, with one line on standard error. ``CASTLING_DEBUG=1`` shows the traceback.
     """
     try:
         return _FUNCTIONS[verb](arguments)
@@ -50,7 +50,7 @@ def run(verb: str, arguments: list[str]) -> int:
         print(f"castling {verb}: {text}", file=sys.stderr)
         if not expected:
             print("CASTLING_DEBUG=1 shows where it happened", file=sys.stderr)
-        return 2
+        return getattr(error, "exit_code", 2)
 
 
 def demo(arguments: list[str]) -> int:

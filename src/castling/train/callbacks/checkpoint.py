@@ -19,6 +19,8 @@ from castling.train.recipe import SaveConfig
 class TrainingInterrupted(RuntimeError):  # noqa: N818 an event, not an error
     """Training was ended on request; the message says how to go on."""
 
+    exit_code = 130  # of a process that Ctrl-C ended
+
 
 class Checkpoints(Callback):
     """Writes ``last.ckpt`` whole or not at all; must stand last in the list of callbacks.
