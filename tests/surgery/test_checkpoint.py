@@ -325,3 +325,97 @@ def test_report_is_plain(save) -> None:
     values = load_checkpoint(pico(), save(pico().state_dict())).to_dict()
     assert values["missing"] == []
     assert values["path"].endswith("weights.pth")
+
+
+@pytest.mark.parametrize("case", ["no head", "no bias", "other size", "no head bias", "sparse"])
+def test_heads_that_cannot_be_averaged(save, case: str) -> None:
+    state, target = pico(distillation=True).state_dict(), pico()
+    if case == "no head":
+        del state["head.weight"], state["head.bias"]
+    elif case == "no bias":
+        del state["dist_head.bias"]
+    elif case == "no head bias":
+        del state["head.bias"]
+    elif case == "sparse":
+        state["dist_head.weight"] = state["dist_head.weight"].to_sparse()
+    else:
+        state |= {"dist_head.weight": torch.randn(5, 64), "dist_head.bias": torch.randn(5)}
+    before = target.head.weight.clone()
+    with pytest.raises(ValueError, match=r"dist_head\.weight"):
+        load_checkpoint(target, save(state))
+    assert torch.equal(target.head.weight, before)
+
+
+def test_head_without_bias_for_a_model_with_two_heads(save) -> None:
+    state = pico().state_dict()
+    del state["head.bias"]
+    with pytest.raises(ValueError, match=r"head\.bias"):
+        load_checkpoint(pico(distillation=True), save(state))
+
+
+def test_a_dictionary_that_contains_itself(save) -> None:
+    endless: dict = {}
+    endless[1] = endless
+    for content in (endless, {"model": endless}):
+        with pytest.raises(ValueError, match="holds no weights"):
+            load_checkpoint(pico(), save(content))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda w: w.to_sparse(), "sparse"),
+        (lambda w: w.to("meta"), "without data"),
+        (lambda w: w * 1j, "complex"),
+        (lambda w: (w * 100).to(torch.int8), "int8 for floating point"),
+        (lambda w: (w * 100).long(), "int64 for floating point"),
+        (lambda w: w.to(torch.float8_e4m3fn), "float8_e4m3fn for floating point"),
+    ],
+)
+def test_entries_that_are_no_plain_weights(save, change: Callable, reason: str) -> None:
+    state, target = pico().state_dict(), pico()
+    state["head.weight"] = change(state["head.weight"])
+    before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
+    with pytest.raises(ValueError, match=rf"head\.weight \({reason}\)"):
+        load_checkpoint(target, save(state))
+    assert all(torch.equal(t, before[n]) for n, t in target.state_dict().items())
+
+
+def test_weights_that_are_not_finite_are_noted(save) -> None:
+    state = pico().state_dict()
+    state["head.weight"] = state["head.weight"].clone()
+    state["head.weight"][0, 0] = torch.nan
+    assert "head.weight" in load_checkpoint(pico(), save(state)).notes[0]
+
+
+def test_half_precision_is_taken(save) -> None:
+    source, target = pico(), pico()
+    load_checkpoint(target, save(source.bfloat16().state_dict()))
+    assert torch.equal(target.head.weight, source.head.weight.float())
+
+
+def test_a_model_without_memory_is_refused(save) -> None:
+    path = save(pico().state_dict())
+    with pytest.raises(ValueError, match="meta device"):
+        load_checkpoint(pico().to("meta"), path)
+
+
+@pytest.mark.parametrize("content", [b"hello, I am text", b"", b"\x08\x0a onnx", b"cposix\nsystem"])
+def test_what_is_no_checkpoint_is_called_so(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "garbage.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="is not a checkpoint file"):
+        load_checkpoint(pico(), path)
+
+
+def test_no_refusal_advises_to_open_the_file_anyway(tmp_path: Path) -> None:
+    scripted, pickled, garbage = (tmp_path / name for name in ("s.pt", "p.pt", "g.pt"))
+    torch.jit.script(nn.Linear(2, 2)).save(str(scripted))
+    torch.save(Bomb(tmp_path / "ran"), pickled)
+    garbage.write_bytes(b"\x80\x02 anything at all")
+    for path in (scripted, pickled, garbage):
+        with pytest.raises(ValueError, match=path.name) as caught:
+            load_checkpoint(pico(), path)
+        assert "weights_only" not in str(caught.value)
+        assert "arbitrary code" not in str(caught.value)
+        assert caught.value.__suppress_context__

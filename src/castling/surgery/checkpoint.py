@@ -27,7 +27,7 @@ class LoadReport:
         missing: entries of the model that the file lacks; they kept their values.
         unexpected: entries of the file that the model lacks.
         kept_head: entries of the classifier that kept their values, the file's being of other size.
-        notes: translations, in words.
+        notes: translations, and weights that are not finite, in words.
     """
 
     path: str
@@ -74,13 +74,27 @@ def load_checkpoint(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is not one of weights, could run code, or does not fit the model;
-            the model is unchanged then.
+        ValueError: the file is not one of weights, could run code, or does not fit the model, or
+            the model is on the meta device; the model is unchanged then.
     """
     raw, source = read_weights(path, prefer_ema=prefer_ema)
     own: dict[str, Tensor] = model.state_dict()
+    if any(tensor.is_meta for tensor in own.values()):
+        raise ValueError(
+            "the model is on the meta device and has no memory to fill: create it on a real device"
+        )
     classifier = classifier_names(model)
     state, notes = translate(raw, own, bool(classifier))
+    unusable = [
+        f"{name} ({reason})"
+        for name, tensor in state.items()
+        if name in own and (reason := _why_unusable(tensor, own[name]))
+    ]
+    if unusable:
+        raise ValueError(
+            f"{path} holds entries that are no plain weights, the model is unchanged: "
+            f"{_some(unusable)}"
+        )
     shapes = [
         name
         for name, tensor in state.items()
@@ -95,6 +109,9 @@ def load_checkpoint(
     state = {name: tensor for name, tensor in state.items() if name in own and name not in kept}
     if not state:
         raise ValueError(f"{path} holds nothing that this {type(model).__name__} has")
+    broken = [n for n, t in state.items() if t.is_floating_point() and not t.isfinite().all()]
+    if broken:
+        notes.append(f"not finite, with NaN or infinity ({len(broken)}): {_some(broken)}")
     with torch.no_grad():
         model.load_state_dict(state, strict=False)
     return LoadReport(
@@ -120,6 +137,23 @@ def classifier_names(model: nn.Module) -> set[str]:
         if any(module is layer for layer in layers)
         for entry in module.state_dict()
     }
+
+
+def _why_unusable(tensor: Tensor, own: Tensor) -> str | None:
+    """What keeps an entry of the file from being copied into ``own`` with its meaning."""
+    if tensor.is_meta:
+        return "without data"
+    if tensor.layout is not torch.strided:
+        return "sparse"
+    if tensor.is_quantized:
+        return "quantised"
+    if tensor.is_complex() and not own.is_complex():
+        return "complex"
+    whole = not (tensor.is_floating_point() or tensor.is_complex())
+    # Codes of one byte, floats of 8 bits among them, mean nothing without their scales.
+    if own.is_floating_point() and (whole or tensor.itemsize < 2):
+        return f"{str(tensor.dtype).removeprefix('torch.')} for floating point"
+    return None
 
 
 def _resizable(name: str, tensor: Tensor, own: dict[str, Tensor]) -> bool:

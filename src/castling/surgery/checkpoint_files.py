@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,11 @@ State = dict[str, Tensor]
 
 _PLAIN = ("model", "state_dict", "model_state_dict")
 _AVERAGED = ("model_ema", "ema", "state_dict_ema")
+# PyTorch files are zip archives; before 2020 they were pickles, as some still are.
+_STARTS = (b"PK\x03\x04", b"\x80")
+_DAMAGED = ("Unsupported operand", "String is too long")
+# QT-ViT's averages lie one dictionary deeper; nobody nests more, but a dict may contain itself.
+_DEEPEST = 4
 
 
 def read_weights(path: str | os.PathLike[str], *, prefer_ema: bool = False) -> tuple[State, str]:
@@ -47,21 +53,36 @@ def read_weights(path: str | os.PathLike[str], *, prefer_ema: bool = False) -> t
             return safetensors.torch.load_file(path), ""
         except safetensors.SafetensorError as error:
             raise ValueError(f"{path} is not a safetensors file: {error}") from error
+    with path.open("rb") as file:
+        start = file.read(4)
+    if not start.startswith(_STARTS):
+        raise ValueError(
+            f"{path} is not a checkpoint file: neither a PyTorch file nor, by its name, safetensors"
+        )
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).split("Please file an issue")[0].strip()
-        raise ValueError(
-            f"{path} was refused, it holds more than weights and could run code when opened: "
-            f"{reason[:400]}\nIf you trust its source, let a program of theirs save the weights "
-            "alone, as safetensors or as torch.save(model.state_dict(), path)"
-        ) from error
     except PermissionError:
         raise
     except Exception as error:  # whatever bytes that are no such file drive the reader to
-        raise ValueError(f"{path} is not a PyTorch file of weights: {error}") from error
+        raise ValueError(_refusal(path, error)) from None
     return _find_weights(content, path, prefer_ema)
+
+
+def _refusal(path: Path, error: Exception) -> str:
+    """Why the file was not read; PyTorch's own text advises to open it unsafely."""
+    text = str(error)
+    if not isinstance(error, pickle.UnpicklingError) or any(sign in text for sign in _DAMAGED):
+        if "TorchScript" in text:
+            return f"{path} is not a PyTorch file of weights but a TorchScript program"
+        reason = "" if "weights_only" in text else f": {text.splitlines()[0][:200]}" if text else ""
+        return f"{path} is not a PyTorch file of weights, or is damaged{reason}"
+    asked = re.search(r"GLOBAL ([\w.]+)", text)
+    return (
+        f"{path} was refused, it holds more than weights and could run code when opened"
+        f"{f' (it asks for {asked[1]})' if asked else ''}. Where the file was made, save the "
+        "weights alone, as safetensors or as torch.save(model.state_dict(), path)"
+    )
 
 
 def _find_weights(content: Any, path: Path, prefer_ema: bool) -> tuple[State, str]:
@@ -81,12 +102,12 @@ def _find_weights(content: Any, path: Path, prefer_ema: bool) -> tuple[State, st
     return state, ""
 
 
-def _as_state(value: Any) -> State | None:
+def _as_state(value: Any, depth: int = _DEEPEST) -> State | None:
     """``value`` as names and tensors if it is that; QT-ViT's averages lie one level below."""
-    if not isinstance(value, dict) or not value:
+    if not isinstance(value, dict) or not value or not depth:
         return None
     if len(value) == 1 and not isinstance(next(iter(value)), str):
-        return _as_state(next(iter(value.values())))
+        return _as_state(next(iter(value.values())), depth - 1)
     if all(isinstance(n, str) and isinstance(t, Tensor) for n, t in value.items()):
         return dict(value)
     return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from torch import Tensor
+from torch import Tensor, strided
 
 State = dict[str, Tensor]
 
@@ -112,17 +112,18 @@ def _into_wrapper(state: State, names: set[str], notes: list[str]) -> State:
 def _fit_cas_vit(state: State, names: set[str], has_classifier: bool, notes: list[str]) -> State:
     """CAS-ViT: the distillation head and the norms of dense tasks may be there or not."""
     wrapper = "model." if all(name.startswith("model.") for name in names) else ""
-    heads = {part: f"{wrapper}dist_head.{part}" for part in ("weight", "bias")}
-    theirs = heads["weight"] in state
-    ours = heads["weight"] in names
-    if has_classifier and theirs and not ours:
-        for part, name in heads.items():
-            head = f"{wrapper}head.{part}"
+    heads = {f"{wrapper}head.{part}": f"{wrapper}dist_head.{part}" for part in ("weight", "bias")}
+    complete = heads.keys() <= state.keys()
+    theirs = state.keys() & set(heads.values())
+    ours = names & set(heads.values())
+    pairs = [(state[head], state[name]) for head, name in heads.items() if {head, name} <= {*state}]
+    if has_classifier and not ours and len(pairs) == len(heads) and all(map(_alike, pairs)):
+        for head, name in heads.items():
             state[head] = (state[head].double() + state.pop(name).double()) / 2
         notes.append("averaged head and dist_head, which the authors do with their logits")
-    elif ours and not theirs and f"{wrapper}head.weight" in state:
-        for part, name in heads.items():
-            state[name] = state[f"{wrapper}head.{part}"].clone()
+    elif ours and not theirs and complete:
+        for head, name in heads.items():
+            state[name] = state[head].clone()
         notes.append("the file has no dist_head: it starts as a copy of head")
     for pattern, what in ((_CAS_DENSE_NORM, "norms of dense tasks"), (_CAS_HEAD, "classifier")):
         if what == "classifier" and has_classifier:
@@ -132,6 +133,12 @@ def _fit_cas_vit(state: State, names: set[str], has_classifier: bool, notes: lis
             notes.append(f"left the file's {what}, which this model has not")
             state = {name: tensor for name, tensor in state.items() if name not in extra}
     return state
+
+
+def _alike(pair: tuple[Tensor, Tensor]) -> bool:
+    """Whether both can be averaged; what cannot is left, to be refused by its name."""
+    plain = all(t.is_floating_point() and t.layout is strided and not t.is_meta for t in pair)
+    return plain and pair[0].shape == pair[1].shape
 
 
 def may_be_missing(name: str) -> bool:
