@@ -9,6 +9,7 @@ from torch import nn
 
 import castling
 from castling.deploy import ExportError, OnnxModel, export
+from castling.deploy.onnx_export import OneSizeError
 from castling.models.saved import ModelCard
 
 
@@ -30,7 +31,7 @@ def exported(tmp_path_factory):
         "castling_deit_pico", attention=castling.LinearAngular(), num_classes=3, depth=1
     ).train()
     card = ModelCard(name="castling_deit_pico", classes=["a", "b", "ç"], image_size=(32, 32))
-    path = tmp_path_factory.mktemp("onnx") / "deep" / "model.onnx"
+    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
     return model, path, export(model, path, (32, 32), card=card)
 
 
@@ -45,6 +46,14 @@ def test_runs_at_three_shapes_and_at_others(exported):
     images = torch.randn(5, 3, 20, 64)
     with torch.no_grad():
         assert torch.allclose(OnnxModel(path)(images), model.eval()(images), atol=1e-5)
+
+
+def test_sides_between_patches_are_refused_and_said(exported):
+    _, path, report = exported
+    assert report.dynamic == "all"
+    assert "multiples of 4" in str(report)
+    with pytest.raises(ValueError, match=r"multiples of 4, got 38×32"):
+        OnnxModel(path)(torch.randn(1, 3, 38, 32))
 
 
 def test_report_lies_beside_the_file(exported):
@@ -83,20 +92,43 @@ def test_difference_above_tolerance_leaves_an_older_file_alone(tmp_path):
     assert int(model.norm.num_batches_tracked) == 0
 
 
-def test_model_of_one_size_asks_for_batch_only(tmp_path):
+def test_model_of_one_size_is_exported_for_it_and_says_so(tmp_path):
     model = timm.create_model(
         "vit_tiny_patch16_224", img_size=32, depth=1, num_classes=2, embed_dim=24, num_heads=2
     )
-    with pytest.raises(ValueError, match="dynamic='batch'"):
-        export(model, tmp_path / "model.onnx", (32, 32))
-    report = export(model, tmp_path / "model.onnx", (32, 32), dynamic="batch")
+    castling.linearize_(model, castling.LinearAngular())
+    path = tmp_path / "model.onnx"
+    with pytest.raises(OneSizeError, match="--dynamic batch"):
+        export(model, path, (32, 32), dynamic="all")
+    with pytest.raises(OneSizeError):
+        export(model, path, (32, 32), verify_sizes=[(48, 32)])
+    report = export(model, path, (32, 32))
+    assert report.dynamic == "batch"
+    assert "dynamic_img_size=True" in report.notes[0]
+    assert report.notes[0] in str(report)
     assert [check.shape[0] for check in report.checks] == [2, 1, 3]
     assert {check.shape[2:] for check in report.checks} == {(32, 32)}
+    assert report.traced not in [check.shape for check in report.checks]
+    with pytest.raises(ValueError, match="48×32"):
+        OnnxModel(path)(torch.randn(1, 3, 48, 32))
+
+
+def test_opset_is_the_one_asked_for_or_refused(tmp_path):
+    path = tmp_path / "model.onnx"
+    assert export(Convolutional(), path, (16, 16), opset=20).opset == 20
+    path.unlink()
+    with pytest.raises(ExportError, match=r"cannot write this model in opset 5"):
+        export(Convolutional(), path, (16, 16), opset=5)
+    assert not path.exists()
 
 
 def test_bad_input_fails_before_work(tmp_path):
     with pytest.raises(ValueError, match="onnx"):
         export(Convolutional(), tmp_path / "model.pt")
+    with pytest.raises(FileNotFoundError, match="absent"):
+        export(Convolutional(), tmp_path / "absent" / "model.onnx")
+    with pytest.raises(ValueError, match="sides"):
+        export(Convolutional(), tmp_path / "model.onnx", dynamic="sides")
     with pytest.raises(ValueError, match="float32"):
         export(Convolutional().double(), tmp_path / "model.onnx")
     patches = timm.create_model("deit_pico", depth=1)

@@ -55,14 +55,22 @@ def test_files_keep_their_order_and_top_is_capped(images):
     assert all(sum(p.probabilities) == pytest.approx(1) for p in found)
 
 
+def test_missing_paths_do_not_stop_the_others(images, tmp_path):
+    (tmp_path / "empty").mkdir()
+    names = ("absent.png", "red.png", "broken.jpg", "empty")
+    absent, red, broken, empty = predict(Reddest(), CARD, [images / name for name in names])
+    assert absent.error == f"no such file or folder: {images / 'absent.png'}"
+    assert red.classes[0] == "red"
+    assert "not an image" in broken.error
+    assert "remove" not in broken.error
+    assert "empty holds no image" in empty.error
+
+
 def test_bad_input(images, tmp_path):
-    with pytest.raises(FileNotFoundError, match="absent"):
-        predict(Reddest(), CARD, [images / "absent.png"])
+    with pytest.raises(ValueError, match="no image files"):
+        predict(Reddest(), CARD, [])
     with pytest.raises(ValueError, match="top"):
         predict(Reddest(), CARD, [images], top=0)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no image"):
-        predict(Reddest(), CARD, [tmp_path / "empty"])
     with pytest.raises(FileNotFoundError, match="ONNX"):
         open_classifier(tmp_path / "absent.onnx")
 

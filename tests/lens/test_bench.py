@@ -26,6 +26,7 @@ def test_attentions_side_by_side():
     assert all(m.milliseconds > 0 and m.peak_megabytes > 0 for m in result.measurements)
     assert first.images_per_second == pytest.approx(2e3 / first.milliseconds)
     assert "softmax" in result.table()
+    assert "±: half the interquartile range" in result.table()
     assert result.machine["torch"] == torch.__version__
 
 

@@ -36,11 +36,31 @@ class OnnxModel(nn.Module):
             self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise ValueError(f"{path} is not an ONNX model that can be run: {error}") from error
+        self.path = str(path)
         self.input_name: str = self.session.get_inputs()[0].name
         self.metadata: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
+        self.multiple = int(self.metadata.get("multiple", 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) to logits (B, classes)."""
+        """(B, 3, H, W) to logits (B, classes).
+
+        Raises:
+            ValueError: the file is not made for images of this size. Of sides that are no multiple
+                of the patch it would drop a rim where PyTorch refuses, so that is asked here.
+        """
+        height, width = images.shape[-2:]
+        shape = self.session.get_inputs()[0].shape
+        for side, fixed in ((height, shape[2]), (width, shape[3])):
+            if isinstance(fixed, int) and side != fixed:
+                raise ValueError(
+                    f"{self.path} was exported for one size and does not run at {height}×{width} "
+                    "pixels: castling export --dynamic all writes files of any size"
+                )
+            if side % self.multiple:
+                raise ValueError(
+                    f"{self.path} wants height and width in multiples of {self.multiple}, "
+                    f"got {height}×{width} pixels"
+                )
         return torch.from_numpy(self.session.run(None, {self.input_name: images.numpy()})[0])
 
 

@@ -13,13 +13,14 @@ import contextlib
 import importlib.util
 import json
 import logging
+import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,16 +28,20 @@ from torch import Tensor, nn
 from castling.attention.auxiliary import auxiliaries
 from castling.models.saved import ModelCard
 
-Dynamic = Literal["all", "batch"]
+Dynamic = Literal["auto", "all", "batch"]
 
-#: Strides of the field's models; the smallest accepted is what a model's sides must divide by.
-_USUAL_MULTIPLES = (1, 2, 4, 7, 8, 14, 16, 32, 64)
+#: Sides of any model of the field are multiples of at most this.
+_LARGEST_MULTIPLE = 64
 #: What models raise when they cannot take an image of some size.
 _REFUSALS = (ValueError, RuntimeError, AssertionError)
 
 
 class ExportError(RuntimeError):
     """The model could not be exported, or the file did not reproduce it."""
+
+
+class OneSizeError(ValueError):
+    """The model runs at one image size only, and more were asked for."""
 
 
 @dataclass(frozen=True)
@@ -68,17 +73,19 @@ class ExportReport:
         tolerance: the largest difference that was allowed.
         checks: one entry per shape.
         versions: of torch, onnx and onnxruntime.
+        notes: what whoever feeds the file has to know.
     """
 
     path: str
     bytes: int
-    dynamic: Dynamic
+    dynamic: Literal["all", "batch"]
     multiple: int
     traced: tuple[int, int, int, int]
     opset: int
     tolerance: float
     checks: tuple[ShapeCheck, ...]
     versions: dict[str, str]
+    notes: tuple[str, ...] = ()
 
     @property
     def max_difference(self) -> float:
@@ -91,8 +98,8 @@ class ExportReport:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.path}: {self.bytes / 1e6:.2f} MB, opset {self.opset}, dynamic {self.dynamic}, "
-            f"sides in multiples of {self.multiple}",
+            f"{self.path}: {self.bytes / 1e6:.2f} MB, opset {self.opset}, dynamic "
+            + ("batch, height and width" if self.dynamic == "all" else "batch"),
             f"{'ONNX Runtime against PyTorch at':34}{'max |Δ|':>10}{'same class':>13}",
         ]
         lines += [
@@ -100,6 +107,7 @@ class ExportReport:
             f"{check.argmax_agreement:13.1%}"
             for check in self.checks
         ]
+        lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
 
 
@@ -109,7 +117,7 @@ def export(
     input_size: tuple[int, int] = (224, 224),
     *,
     verify_sizes: Sequence[tuple[int, int]] | None = None,
-    dynamic: Dynamic = "all",
+    dynamic: Dynamic = "auto",
     opset: int | None = None,
     tolerance: float = 1e-4,
     card: ModelCard | None = None,
@@ -124,8 +132,9 @@ def export(
         verify_sizes: (height, width) pairs to compare at besides ``input_size``; None picks two,
             neither square.
         dynamic: ``"all"`` lets batch, height and width change; ``"batch"`` fixes the size, for
-            models with position tables of one size.
-        opset: ONNX operator set; None is the exporter's own.
+            models with position tables of one size; ``"auto"`` is ``"all"`` where the model runs
+            at more than one size and ``"batch"``, with a note in the report, where it does not.
+        opset: ONNX operator set; None is the exporter's own. Not every one can be written.
         tolerance: largest absolute difference allowed between ONNX Runtime and PyTorch.
         card: of a saved model; travels in the file's metadata, for ``castling predict``.
 
@@ -135,30 +144,60 @@ def export(
     Raises:
         ValueError: the model still holds an auxiliary branch, is not float32, or does not run
             at a size asked for; ``path`` does not end in ``.onnx``.
-        ExportError: the exporter failed, or the difference exceeded ``tolerance``.
+        OneSizeError: ``dynamic`` is ``"all"`` and the model runs at ``input_size`` only.
+        FileNotFoundError: the folder of ``path`` does not exist.
+        ExportError: the exporter failed or cannot write ``opset``, or the difference exceeded
+            ``tolerance``.
         ModuleNotFoundError: onnx, onnxscript or onnxruntime is missing.
     """
     target = Path(path)
     if target.suffix != ".onnx":
         raise ValueError(f"the exported file must end in .onnx, got {target}")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(
+            f"no such folder: {target.parent}; make it first, or export to another"
+        )
+    if dynamic not in get_args(Dynamic):
+        raise ValueError(f"dynamic must be one of {get_args(Dynamic)}, got {dynamic!r}")
     if dynamic == "batch" and verify_sizes:
         raise ValueError("verify_sizes cannot go with dynamic='batch': the file runs at one size")
     _require_exportable(model)
     _require_packages()
     with _in_eval(model), torch.no_grad():
+        multiple, notes = 1, []
+        if dynamic != "batch":
+            try:
+                multiple = _multiple(model, input_size)
+                dynamic = "all"
+            except OneSizeError as error:
+                if dynamic == "all" or verify_sizes:
+                    raise OneSizeError(
+                        f"{error}; dynamic='batch' (--dynamic batch) exports for this size alone"
+                    ) from error
+                dynamic = "batch"
+                notes.append(f"only the batch is dynamic: {error}")
         if dynamic == "all":
-            multiple = _multiple(model, input_size)
             sizes = _sizes(input_size, multiple, verify_sizes)
             # Not square, so that no equality of the sides can be traced into the file.
             traced = (2, 3, input_size[0], input_size[1] + multiple)
         else:
-            multiple, sizes = 1, [input_size] * 3
-            traced = (2, 3, *input_size)
+            sizes = [input_size] * 3
+            traced = (4, 3, *input_size)
+        if multiple > 1:
+            notes.append(
+                f"height and width must be multiples of {multiple}; the file may compute other "
+                "sizes without complaint, which PyTorch refuses (castling predict refuses too)"
+            )
         for size in {*sizes, (traced[2], traced[3])}:
             _require_runs(model, size)
         proto = _trace(model, traced, dynamic, opset)
+        written = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
+        if opset is not None and written != opset:
+            raise ExportError(
+                f"PyTorch's exporter cannot write this model in opset {opset}, it wrote {written}; "
+                f"ask for {written}, or for none; nothing was written"
+            )
         _describe(proto, input_size, multiple, card)
-        target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
         try:
             import onnx
@@ -176,10 +215,11 @@ def export(
                 dynamic=dynamic,
                 multiple=multiple,
                 traced=traced,
-                opset=next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")),
+                opset=written,
                 tolerance=tolerance,
                 checks=checks,
                 versions={name: version(name) for name in ("torch", "onnx", "onnxruntime")},
+                notes=tuple(notes),
             )
             os.replace(temporary, target)
         finally:
@@ -251,11 +291,12 @@ def _require_runs(model: nn.Module, size: tuple[int, int]) -> None:
 
 
 def _multiple(model: nn.Module, size: tuple[int, int]) -> int:
-    """The smallest usual stride by which both sides of the model's images may grow."""
+    """The smallest stride by which both sides of the model's images may grow."""
     _require_runs(model, size)
     refusal: Exception | None = None
-    for multiple in _USUAL_MULTIPLES:
-        if size[0] % multiple or size[1] % multiple:
+    shared = math.gcd(*size)
+    for multiple in range(1, min(shared, _LARGEST_MULTIPLE) + 1):
+        if shared % multiple:
             continue
         try:
             _run(model, (1, 3, size[0] + multiple, size[1]))
@@ -263,9 +304,9 @@ def _multiple(model: nn.Module, size: tuple[int, int]) -> int:
             return multiple
         except _REFUSALS as error:
             refusal = error
-    raise ValueError(
-        f"the model runs at {size[0]}×{size[1]} pixels only ({_first_line(refusal)}); export "
-        "it with dynamic='batch', or build it with a resized position table (dynamic_img_size=True)"
+    raise OneSizeError(
+        f"the model runs at {size[0]}×{size[1]} pixels only ({_first_line(refusal)}). For a file "
+        "of any size, build a ViT with dynamic_img_size=True (in a recipe among model.kwargs)"
     )
 
 
@@ -281,7 +322,7 @@ def _sizes(
 
 
 def _trace(
-    model: nn.Module, shape: tuple[int, int, int, int], dynamic: Dynamic, opset: int | None
+    model: nn.Module, shape: tuple[int, int, int, int], dynamic: str, opset: int | None
 ) -> Any:
     free = torch.export.Dim.DYNAMIC
     dimensions = {0: free} if dynamic == "batch" else {0: free, 2: free, 3: free}
@@ -304,7 +345,7 @@ def _trace(
             )
     except Exception as error:
         cause = error.__cause__ or error
-        hint = ", or dynamic='batch' for a file of one size" if dynamic == "all" else ""
+        hint = "; --dynamic batch exports for one size" if dynamic == "all" else ""
         raise ExportError(
             f"PyTorch's exporter failed: {_first_line(cause)} (see the chained error{hint})"
         ) from error
@@ -344,14 +385,14 @@ def _compare(model: nn.Module, path: Path, shape: tuple[int, int, int, int]) -> 
     images = _images(shape)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is raised as well
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     expected = _run(model, shape)
     try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         result = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
     except Exception as error:
         raise ExportError(
             f"ONNX Runtime cannot run the exported model at shape {shape}: {_first_line(error)}; "
-            "nothing was written. dynamic='batch' exports for one size"
+            "nothing was written. dynamic='batch' (--dynamic batch) exports for one size"
         ) from error
     if result.shape != expected.shape:
         raise ExportError(

@@ -28,7 +28,7 @@ class Prediction:
         path: the file.
         classes: the most probable classes, best first; empty where the file could not be read.
         probabilities: theirs, in [0, 1].
-        error: why the file could not be read; empty otherwise.
+        error: why the file, named in it, could not be read; empty otherwise.
     """
 
     path: str
@@ -50,7 +50,8 @@ def predict(
 ) -> list[Prediction]:
     """Classify image files, and all images below folders.
 
-    A file that cannot be read gives a prediction with ``error`` and does not stop the others.
+    A file that is missing or cannot be read gives a prediction with ``error`` and does not stop the
+    others; so does a folder without images.
 
     Args:
         model: in evaluation mode; from ``open_classifier`` or ``open_model``.
@@ -63,12 +64,13 @@ def predict(
         one prediction per file, in the order of ``paths``, folders sorted by name.
 
     Raises:
-        FileNotFoundError: a path does not exist.
-        ValueError: ``top`` or ``batch_size`` is not positive, or a folder holds no image.
+        ValueError: ``top`` or ``batch_size`` is not positive, or no path is given.
     """
     if top < 1 or batch_size < 1:
         raise ValueError(f"top and batch_size must be at least 1, got {top} and {batch_size}")
     files = _files(paths)
+    if not files:
+        raise ValueError("no image files or folders are given")
     transform = EvalTransform(
         card.image_size,
         card.mean,
@@ -94,8 +96,14 @@ def _predict_batch(
     for file in files:
         try:
             images[file] = transform(open_image(file))
-        except (DataError, OSError) as error:
-            errors[file] = str(error)
+        except FileNotFoundError:
+            errors[file] = f"no such file or folder: {file}"
+        except IsADirectoryError:
+            errors[file] = f"{file} holds no image files"
+        except DataError as error:  # what follows the semicolon is advice for training data
+            errors[file] = str(error).rpartition(";")[0] or str(error)
+        except OSError as error:
+            errors[file] = f"{file} cannot be read: {error.strerror or error}"
     found: dict[Path, Prediction] = {}
     if images:
         parameter = next(model.parameters(), None)
@@ -117,11 +125,7 @@ def _files(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
                 for file in path.rglob("*")
                 if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
             )
-            if not inside:
-                raise ValueError(f"{path} holds no image files")
-            files += inside
-        elif path.exists():
-            files.append(path)
+            files += inside or [path]
         else:
-            raise FileNotFoundError(f"no such file or folder: {path}")
+            files.append(path)
     return list(dict.fromkeys(files))

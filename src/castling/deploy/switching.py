@@ -13,7 +13,7 @@ from torch import Tensor
 from castling.data import DataConfig, open_images
 from castling.data.loading import loaders
 from castling.models.saved import ModelCard, open_model, save_model
-from castling.surgery import SwitchReport, switch_
+from castling.surgery import SwitchReport, is_switched, switch_
 from castling.train.evaluation import adapted, run_data
 
 
@@ -42,17 +42,25 @@ def switch_saved(
 
     Raises:
         FileNotFoundError: no saved model there.
-        ValueError: no data is known, or there is nothing to switch.
+        ValueError: no data is known, there is nothing to switch, or ``tolerance`` is negative.
         SwitchRefusedError: the tolerance is exceeded and ``force`` is False; nothing is written.
     """
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance must not be negative, got {tolerance:g}")
+    if images < 1:
+        raise ValueError(f"images must be at least 1, got {images}")
     model, card = open_model(path)
+    if card.switched:
+        raise ValueError(f"{path} is switched already")
+    if is_switched(model):
+        raise ValueError(
+            f"{path} has no auxiliary branch: it was trained without one, nothing is to be switched"
+        )
     data = data or run_data(path)
     if data is None:
         raise ValueError(
             f"{path} is not a run's folder, so its images are not known: name them with --data"
         )
-    if images < 1:
-        raise ValueError(f"images must be at least 1, got {images}")
     batches = _calibration(dataclasses.replace(adapted(data, card), workers=0), images)
     report = switch_(model, batches, tolerance=tolerance, force=force)
     folder = Path(path) / "switched" if output is None else Path(output)

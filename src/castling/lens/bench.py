@@ -137,6 +137,11 @@ class BenchResult:
                 f"{name}: faster than {self.measurements[0].name} "
                 + (f"from {tokens} tokens on" if tokens else "at none of these sizes")
             )
+        if any(m.milliseconds is not None for m in self.measurements):
+            lines.append(
+                "ms: median; ±: half the interquartile range; peak MB: activations alive at one "
+                "time, beyond weights and input"
+            )
         return "\n".join(lines)
 
     def write(self, folder: str | os.PathLike[str], stem: str = "bench") -> list[Path]:

@@ -237,7 +237,7 @@ def add_export(page: Page, report: Mapping[str, Any]) -> None:
         table(["images (batch × channels × height × width)", "max difference", "same class"], rows),
         note=f"{Path(report['path']).name}, {report['bytes'] / 1e6:.2f} MB, opset "
         f"{report['opset']}: run again in ONNX Runtime at shapes that the exporter never saw. "
-        f"{versions}.",
+        f"{versions}." + "".join(f" Note: {note}." for note in report.get("notes", ())),
     )
 
 

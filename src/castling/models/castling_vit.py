@@ -181,7 +181,7 @@ def _deit_pico(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
 
 @register_model
 def deit_pico(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """A softmax ViT of 0.2 M parameters for tests, demo and studies; the twin of the next."""
+    """The softmax twin of castling_deit_pico: a ViT of 0.2 M parameters, for tests and studies."""
     return _deit_pico("deit_pico", pretrained, **kwargs)
 
 
