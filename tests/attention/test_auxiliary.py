@@ -84,7 +84,9 @@ def test_ramp_is_geometric_and_ends_empty():
 
 
 def test_gate_fades_linearly():
-    model = mixer(with_branch("linear_angular", schedule="gate", ramp_start=0.0, ramp_end=1.0)).eval()
+    model = mixer(
+        with_branch("linear_angular", schedule="gate", ramp_start=0.0, ramp_end=1.0)
+    ).eval()
     x = torch.randn(1, 16, 32)
     q, k, v = model.qkv(x).reshape(1, 16, 3, 4, 8).unbind(2)
     full = model.auxiliary(q, k, v)
@@ -192,3 +194,59 @@ def test_meaningless_options_are_refused(options):
 def test_progress_outside_the_unit_interval_is_refused():
     with pytest.raises(ValueError, match="progress"):
         set_progress(mixer(LinearAngular(auxiliary=MaskedSoftmax())), 1.5)
+
+
+def test_padding_changes_nothing():
+    """Masked keys count neither as attention nor in the relative threshold."""
+    model = mixer(LinearAngular(local="none", auxiliary=MaskedSoftmax(alpha=1.0))).eval()
+    x = torch.randn(2, 12, 32) * 3
+    padded = torch.cat([x, torch.randn(2, 20, 32)], dim=1)
+    mask = torch.arange(32)[None].expand(2, -1) < 12
+    torch.testing.assert_close(model(padded, key_mask=mask)[:, :12], model(x))
+
+
+def test_a_penalty_does_not_outlive_its_forward_pass():
+    model = mixer(with_branch("linear_angular", penalty=1.0))
+    x = torch.randn(1, 16, 32)
+    model(x, grid=(4, 4))
+    copy.deepcopy(model)  # the penalty is no leaf: copies leave it out
+    set_progress(model, 1.0)
+    assert auxiliary_penalty(model) == 0
+    set_progress(model, 0.0)
+    model(x, grid=(4, 4))
+    model.eval()(x, grid=(4, 4))
+    assert auxiliary_penalty(model) == 0
+
+
+def test_the_gate_fades_the_penalty_too():
+    model = mixer(with_branch("linear_angular", schedule="gate", penalty=1.0, ramp_start=0.0))
+    x = torch.randn(1, 16, 32) * 3
+    model(x, grid=(4, 4))
+    full = auxiliary_penalty(model)
+    set_progress(model, 0.4)
+    model(x, grid=(4, 4))
+    torch.testing.assert_close(auxiliary_penalty(model), 0.5 * full)
+
+
+def test_a_penalty_without_gradient_is_not_passed_over():
+    model = mixer(with_branch("linear_angular", penalty=1.0))
+    with torch.no_grad():
+        model(torch.randn(1, 16, 32), grid=(4, 4))
+    with pytest.warns(UserWarning, match="reentrant"):
+        auxiliary_penalty(model)
+
+
+def test_built_without_storage_then_loaded():
+    source = mixer(with_branch("linear_angular", schedule="constant")).eval()
+    with torch.device("meta"):
+        model = mixer(with_branch("linear_angular", schedule="constant")).eval()
+    model.to_empty(device="cpu")
+    model.auxiliary.exponent.fill_(7.0)
+    model.load_state_dict(source.state_dict())
+    x = torch.randn(1, 16, 32)
+    torch.testing.assert_close(model(x, grid=(4, 4)), source(x, grid=(4, 4)))
+
+
+def test_half_precision_thresholds():
+    branch = mixer(with_branch("linear_angular")).half().auxiliary
+    assert float(branch.threshold(100_000)) == pytest.approx(0.5e-5)

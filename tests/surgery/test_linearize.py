@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import timm
@@ -216,11 +217,14 @@ def test_one_hook_however_often_converted():
     assert len(model.patch_embed._forward_pre_hooks) == 1
 
 
-def test_attention_outside_a_known_host_asks_for_its_grid():
+def test_layers_that_cannot_know_their_grid_are_refused_at_once():
     block = nn.Sequential(VisionTransformer(depth=1, embed_dim=32, num_heads=2).blocks[0].attn)
-    linearize_(block, castling.LinearAngular())
-    with pytest.raises(ValueError, match="grid2d"):
-        block(torch.randn(1, 10, 32))
+    with pytest.raises(ValueError, match="cannot know the grid"):
+        linearize_(block, castling.LinearAngular())
+    dropping = timm.create_model("vit_tiny_patch16_224", depth=1, patch_drop_rate=0.5)
+    with pytest.raises(ValueError, match="patch_drop_rate"):
+        linearize_(dropping, castling.LinearAngular())
+    assert not any(isinstance(m, HostAttention) for m in dropping.modules())
     linearize_(block, castling.LinearAngular(local="token1d"))
     assert block(torch.randn(1, 10, 32)).shape == (1, 10, 32)
 
@@ -252,3 +256,83 @@ def test_dtype_and_mode_follow_the_host():
     assert all(p.dtype == torch.float64 for p in model.parameters())
     assert not model.blocks[0].attn.training
     assert model(torch.randn(1, 3, 32, 32, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_threads_do_not_see_each_others_images():
+    model = timm.create_model("castling_deit_pico", num_classes=5).eval()
+    shapes = [(16, 64), (64, 16), (32, 32)]  # as many tokens each
+    inputs = [torch.randn(1, 3, *shape) for shape in shapes]
+    with torch.no_grad():
+        expected = [model(x) for x in inputs]
+
+        def serve(index):
+            return all(torch.equal(model(inputs[index]), expected[index]) for _ in range(15))
+
+        with ThreadPoolExecutor(3) as pool:
+            assert all(pool.map(serve, range(3)))
+
+
+def test_blocks_shared_by_two_models_see_each_models_image():
+    first = timm.create_model("deit_pico", num_classes=5).eval()
+    second = timm.create_model("deit_pico", num_classes=5).eval()
+    second.load_state_dict(first.state_dict())
+    second.blocks = first.blocks
+    x, other = torch.randn(1, 3, 16, 64), torch.randn(1, 3, 64, 16)
+    linearize_(first, castling.LinearAngular())
+    linearize_(second, castling.LinearAngular())
+    expected = first(x)
+    first(other)
+    torch.testing.assert_close(second(x), expected)
+
+
+def test_tied_attentions_are_replaced_at_all_their_places():
+    model = timm.create_model("deit_pico")
+    model.blocks[1].attn = model.blocks[0].attn
+    linearize_(model, castling.LinearAngular())
+    assert isinstance(model.blocks[1].attn, HostAttention)
+    assert model.blocks[1].attn is model.blocks[0].attn
+
+
+def test_an_attention_cannot_replace_itself():
+    attention = timm.create_model("deit_pico").blocks[0].attn
+    with pytest.raises(ValueError, match="the module that holds it"):
+        linearize_(attention, "softmax")
+    assert "" not in dict(attention.named_children())
+
+
+@pytest.mark.parametrize("name", ["castling_deit_pico", "castling_levit_pico"])
+def test_layers_are_called_the_same_in_a_feature_extractor(name):
+    where = "blocks.[0-1].attn" if "deit" in name else "stages.0"
+    model = timm.create_model(name, where=where, features_only=True)
+    whole = timm.create_model(name, where=where)
+    converted = [sum(isinstance(m, HostAttention) for m in x.modules()) for x in (model, whole)]
+    assert converted[0] == converted[1] > 0
+
+
+def test_hybrid_patch_embeddings_tell_their_stride():
+    model = timm.create_model("vit_tiny_r_s16_p8_224", depth=1, img_size=64, num_classes=5).eval()
+    linearize_(model, castling.LinearAngular())
+    assert torch.isfinite(model(torch.randn(1, 3, 64, 64))).all()
+    assert model.blocks[0].attn.grid == (2, 2)
+
+
+def test_parts_of_the_host_keep_their_own_precision():
+    model = timm.create_model("vit_tiny_patch16_224", depth=1, img_size=32, qk_norm=True)
+    model.bfloat16()
+    model.blocks[0].attn.q_norm.float()
+    linearize_(model, castling.LinearAngular())
+    assert model.blocks[0].attn.q_norm.weight.dtype == torch.float32
+    assert model.blocks[0].attn.dconv.weight.dtype == torch.bfloat16
+
+
+def test_one_geometry_for_all_layers_of_levit():
+    model = timm.create_model("castling_levit_pico")
+    assert len(model.stem._forward_hooks) == 1
+    geometries = {id(m.place.geometry) for m in model.modules() if isinstance(m, HostAttention)}
+    assert len(geometries) == 1
+
+
+def test_no_images_give_no_answers():
+    attention = timm.create_model("castling_deit_pico").blocks[0].attn
+    attention.place.geometry.grid = (4, 4)
+    assert attention(torch.randn(0, 17, 64)).shape == (0, 17, 64)

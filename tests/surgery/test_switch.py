@@ -64,7 +64,8 @@ def test_refused_above_the_tolerance_and_untouched(name):
     report = switch_(model, x, tolerance=1e-9, force=True, repeats=1)
     assert report.forced
     assert is_switched(model)
-    gap = (model(x) - before).norm(dim=1) / before.norm(dim=1)
+    centred = before - before.mean(dim=1, keepdim=True)
+    gap = ((model(x) - before).norm(dim=1) / centred.norm(dim=1)).detach()
     assert float(gap.max()) == pytest.approx(report.max_gap, rel=1e-3)
 
 
@@ -112,3 +113,66 @@ def test_token_mixers_outside_hosts_are_stripped_too():
     strip_(mixer)
     assert not auxiliaries(mixer)
     assert mixer.config.auxiliary is None
+
+
+def test_every_output_counts():
+    """A feature extractor whose first map does not depend on the branch that is cast away."""
+    model = timm.create_model("castling_levit_pico", features_only=True).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            nn.init.ones_(module.weight)
+    x = images("levit")
+    before = model(x)
+    with pytest.raises(castling.SwitchRefusedError):
+        switch_(model, x, tolerance=1e-6, repeats=1)
+    report = switch_(model, x, tolerance=1e-6, force=True, repeats=1)
+    worst = max(
+        float((new - old).norm() / (old - old.mean()).norm())
+        for old, new in zip(before, model(x), strict=True)
+    )
+    assert report.max_gap >= 0.5 * worst
+    assert report.agreement is None
+
+
+def test_an_offset_of_all_logits_does_not_hide_a_change():
+    model = timm.create_model("castling_deit_pico", num_classes=5)
+    x = images("deit")
+    with pytest.raises(castling.SwitchRefusedError) as plain:
+        switch_(model, x, tolerance=0.0, repeats=1)
+    nn.init.constant_(model.head.bias, -1e3)
+    with pytest.raises(castling.SwitchRefusedError) as offset:
+        switch_(model, x, tolerance=0.0, repeats=1)
+    gaps = [refusal.value.report.max_gap for refusal in (plain, offset)]
+    assert gaps[1] == pytest.approx(gaps[0], rel=0.05)
+
+
+def test_outputs_that_say_nothing_are_refused():
+    model = timm.create_model("castling_deit_pico", num_classes=5)
+    nn.init.zeros_(model.head.weight)
+    with pytest.raises(castling.SwitchRefusedError):
+        switch_(model, images("deit"), tolerance=1.0, repeats=1)
+    set_progress(model, 1.0)
+    assert switch_(model, images("deit"), repeats=1).exact
+
+
+def test_modes_of_all_modules_are_given_back():
+    model = timm.create_model("castling_levit_pico", num_classes=5).train()
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d)]
+    for norm in norms:
+        norm.eval()
+    switch_(model, images("levit"), force=True, repeats=1)
+    assert model.training
+    assert not any(norm.training for norm in norms)
+
+
+def test_a_foreign_module_called_auxiliary_is_left_alone():
+    model = nn.Sequential(timm.create_model("castling_deit_pico", num_classes=5))
+    model.auxiliary = nn.Linear(5, 5)
+    strip_(model)
+    assert isinstance(model.auxiliary, nn.Linear)
+    assert is_switched(model)
+
+
+def test_a_negative_tolerance_is_refused():
+    with pytest.raises(ValueError, match="negative"):
+        switch_(timm.create_model("castling_deit_pico"), images("deit"), tolerance=-1)

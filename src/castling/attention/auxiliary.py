@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from castling.attention.config import MaskedSoftmax
+from castling.ops.common import count_keys
 from castling.ops.masked_softmax import masked_softmax
 
 
@@ -62,29 +65,35 @@ class MaskedSoftmaxBranch(nn.Module):
         self._gaps: list[float] = []
         self._threshold = math.nan
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy starts without the penalty of a forward pass that was not its own."""
+        return {**self.__dict__, "penalty": None}
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.set_progress(self.progress)  # buffers of a model built without storage hold nothing
+
     def set_progress(self, progress: float) -> None:
         """Set threshold and gate for ``progress``, the share of training done, in [0, 1]."""
         if not 0 <= progress <= 1:
             raise ValueError(f"progress must lie in [0, 1], got {progress}")
         config = self.config
         self.progress = progress
+        self.penalty = None
         span = (progress - config.ramp_start) / (config.ramp_end - config.ramp_start)
         done = min(max(span, 0.0), 1.0)
-        if config.schedule == "ramp":
-            # ε = ε₀^(1 − t): at t = 1 it is 1, which no softmax weight exceeds.
-            self.exponent.fill_(1.0 - done)
-        elif config.schedule == "gate":
-            self.gate.fill_(1.0 - done)
+        # ε = ε₀^(1 − t): at t = 1 it is 1, which no softmax weight exceeds.
+        self.exponent.fill_(1.0 - done if config.schedule == "ramp" else 1.0)
+        self.gate.fill_(1.0 - done if config.schedule == "gate" else 1.0)
         self.empty = config.schedule != "constant" and done >= 1.0
 
-    def threshold(self, num_keys: int) -> Tensor:
-        """ε for ``num_keys`` keys at the present progress, 0-dim."""
-        start = self.config.epsilon
+    def threshold(self, num_keys: Tensor | int) -> Tensor:
+        """ε for ``num_keys`` keys at the present progress: 0-dim, or in the shape of the counts."""
+        exponent = self.exponent.float()  # half precision ends at 65,504 keys
         if self.config.threshold == "relative":
-            return (self.config.alpha / (num_keys * torch.ones_like(self.exponent))).clamp(
-                max=1.0
-            ) ** self.exponent
-        return torch.full_like(self.exponent, start) ** self.exponent
+            start = self.config.alpha / (torch.ones_like(exponent) * num_keys)
+            return start.clamp(max=1.0) ** exponent
+        return torch.full_like(exponent, self.config.epsilon) ** exponent
 
     def forward(
         self,
@@ -96,7 +105,7 @@ class MaskedSoftmaxBranch(nn.Module):
         bias: Tensor | None = None,
     ) -> Tensor:
         """The branch's output (B, N_q, H, d_v); arguments as for a ``Kernel``."""
-        threshold = self.threshold(key.shape[1])
+        threshold = self.threshold(count_keys(key, key_mask))
         out, hinge, fraction, mass = masked_softmax(
             query,
             key,
@@ -108,10 +117,10 @@ class MaskedSoftmaxBranch(nn.Module):
             memory_limit_mb=self.config.memory_limit_mb,
         )
         if self.training and self.config.penalty > 0:
-            self.penalty = hinge * self.config.penalty
+            self.penalty = hinge * self.gate * self.config.penalty
         if self.collecting:
             gate = float(self.gate)
-            self._threshold = float(threshold)
+            self._threshold = float(threshold.mean())
             self._records.append((float(fraction) * (gate > 0), float(mass) * gate))
         if self.config.schedule == "gate":
             out = out * self.gate.to(out.dtype)
@@ -166,6 +175,12 @@ def auxiliary_penalty(model: nn.Module) -> Tensor:
     total = torch.zeros(())
     for branch in auxiliaries(model).values():
         if branch.penalty is not None:
+            if torch.is_grad_enabled() and not branch.penalty.requires_grad:
+                warnings.warn(
+                    "a penalty carries no gradient: reentrant checkpointing hides it; call "
+                    "timm.layers.set_reentrant_ckpt(False)",
+                    stacklevel=2,
+                )
             total = branch.penalty + total.to(branch.penalty.device)
             branch.penalty = None
     return total

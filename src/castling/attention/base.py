@@ -7,6 +7,7 @@ q, k, v ─► kernel ─►(+)─► normalise ─►(+)─► heads joined
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -144,6 +145,8 @@ class AttentionCore(nn.Module):
             "num_prefix_tokens": num_prefix_tokens,
         }
         extra = None
+        if self.auxiliary is not None:
+            self.auxiliary.penalty = None
         if self.auxiliary is not None and not self.auxiliary.empty:
             extra = self.auxiliary(query, key, value, key_mask=key_mask, bias=bias)
         out: Tensor = self.kernel(query, key, value, extra=extra, **shared)
@@ -155,6 +158,11 @@ class AttentionCore(nn.Module):
             local = self.dconv(mask_tokens(value, key_mask), grid, num_prefix_tokens)
             out = out + (local if to_queries is None else to_queries(local))
         return out
+
+    def strip(self) -> None:
+        """Cast away the auxiliary branch."""
+        self.auxiliary = None
+        self.config = dataclasses.replace(self.config, auxiliary=None)
 
     def extra_repr(self) -> str:
         """The configuration, for printing a model."""

@@ -143,7 +143,8 @@ def quadratic_angular(
         (v,) = upcast(value)
         out = torch.einsum("bhqk,bkhe->bqhe", similarity, mask_tokens(v, key_mask))
         if normalize == "rowsum":
-            out = out / similarity.sum(dim=-1).transpose(1, 2).unsqueeze(-1)
+            rows = similarity.sum(dim=-1).transpose(1, 2).unsqueeze(-1)
+            out = out / rows.masked_fill(rows == 0, 1)  # every key of a sample may be masked
         else:
             out = out / count_keys(key, key_mask)
         return _finish(out, extra, normalize, eps).to(dtype)

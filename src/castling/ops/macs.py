@@ -20,6 +20,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from castling.ops.modes import kept_in_eval
+
 logger = logging.getLogger(__name__)
 
 CONVENTION = (
@@ -128,7 +130,7 @@ def macs(
     except Exception as error:
         # Models with plain-tensor attributes or data-dependent branches cannot run without data.
         logger.debug("counting with a real forward pass, the meta device failed: %s", error)
-        with _kept_in_eval(model):
+        with kept_in_eval(model):
             per_layer = _count(model, shape, _device_of(model))
     return MacsReport(
         total=sum(per_layer.values()),
@@ -150,20 +152,6 @@ def _on_meta(model: nn.Module) -> nn.Module:
     for buffer in model.buffers():
         memo[id(buffer)] = torch.empty_like(buffer, device="meta")
     return copy.deepcopy(model, memo).eval()
-
-
-@contextlib.contextmanager
-def _kept_in_eval(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        # Parents come first, so children that differ from them get their own mode back. train() is
-        # called, not the attribute set: timm's LeViT drops its bias cache there.
-        for module, mode in modes:
-            if module.training != mode:
-                module.train(mode)
 
 
 def _device_of(model: nn.Module) -> torch.device:

@@ -70,7 +70,7 @@ def masked_softmax(
         query: (B, N_q, H, d).
         key: (B, N_k, H, d).
         value: (B, N_k, H, d_v).
-        threshold: ε, 0-dim.
+        threshold: ε, 0-dim, or (B, 1, 1, 1) where samples differ.
         scale: multiplies the scores, 1/√d in the paper.
         bias: broadcastable to (B, H, N_q, N_k).
         key_mask: (B, N_k) boolean, True where a key takes part.
@@ -87,7 +87,7 @@ def masked_softmax(
     with autocast_off(value):
         (v,) = upcast(value)
         row_bytes = batch * heads * keys * v.element_size()
-        chunk = max(1, int(memory_limit_mb * 2**20) // row_bytes)
+        chunk = max(1, int(memory_limit_mb * 2**20) // max(1, row_bytes))
         if chunk >= queries:
             parts = [_attend_chunk(query, key, v, threshold, scale, bias, key_mask)]
         else:
@@ -105,7 +105,7 @@ def masked_softmax(
                     )
                 )
         outs, hinges, counts, masses = zip(*parts, strict=True)
-        rows_total = batch * heads * queries
+        rows_total = max(1, batch * heads * queries)
         return (
             torch.cat(outs, dim=1).to(value.dtype) if len(outs) > 1 else outs[0].to(value.dtype),
             torch.stack(hinges).sum() / rows_total,

@@ -1,24 +1,49 @@
 """How an attention deep inside a host learns the token grid of the image in flight.
 
 DeiT and LeViT hand their blocks a flat row of tokens. A hook on the host's patch embedding notes
-the grid; the attentions of that host share the note. It is plain Python state: it survives
-``deepcopy`` and pickling, and leaves no operation in a compiled or exported graph.
+the grid; the attentions of that host share the note. It is plain Python state, kept apart for each
+thread: copies and pickles of a model start without it, and it leaves no operation in a compiled or
+exported graph. (Compiled code cannot ask for its thread: give each thread its own compiled model.)
 """
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+Grid = tuple[int, int]
 
 
 class Geometry:
     """The grid (h, w) of tokens that the host's patch embedding makes of the present image."""
 
     def __init__(self) -> None:
-        self.grid: tuple[int, int] | None = None
+        self._latest: Grid | None = None
+        self._by_thread: dict[int, Grid] = {}
 
-    def at_level(self, level: int) -> tuple[int, int] | None:
+    def __getstate__(self) -> dict[str, Any]:
+        """The image in flight is not part of a model's state."""
+        return {"_latest": None, "_by_thread": {}}
+
+    @property
+    def grid(self) -> Grid | None:
+        """The grid of this thread's image, None before any."""
+        if torch.compiler.is_compiling():
+            return self._latest
+        return self._by_thread.get(threading.get_ident(), self._latest)
+
+    @grid.setter
+    def grid(self, grid: Grid) -> None:
+        self._latest = grid
+        if torch.compiler.is_compiling():
+            self._by_thread.clear()  # so that blocks left uncompiled do not see an older image
+        else:
+            self._by_thread[threading.get_ident()] = grid
+
+    def at_level(self, level: int) -> Grid | None:
         """The grid after ``level`` downsamplings by two, each rounding up."""
         if self.grid is None:
             return None
@@ -27,14 +52,14 @@ class Geometry:
             height, width = (height - 1) // 2 + 1, (width - 1) // 2 + 1
         return height, width
 
-    def before_patch_embed(self, patch_embed: nn.Module, args: tuple[Any, ...]) -> None:
-        """Forward pre-hook for timm's ``PatchEmbed``: grid from image and patch size.
+    def before_patch_embed(self, patch_embed: Any, args: tuple[Any, ...]) -> None:
+        """Forward pre-hook for timm's ``PatchEmbed`` and ``HybridEmbed``.
 
         Raises:
             ValueError: the image is not a whole number of patches.
         """
         height, width = args[0].shape[-2:]
-        patch_height, patch_width = patch_embed.patch_size  # type: ignore[misc]
+        patch_height, patch_width = patch_embed.feat_ratio(as_scalar=False)
         if getattr(patch_embed, "dynamic_img_pad", False):
             self.grid = (-(-height // patch_height), -(-width // patch_width))
             return

@@ -8,7 +8,7 @@ family is one file with a subclass decorated by ``register_host``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
@@ -26,11 +26,13 @@ class Place:
         geometry: the host's grid, or None where the host hands it over by itself.
         level: downsamplings between the host's patch embedding and this attention's keys.
         num_prefix_tokens: class, distillation and register tokens in front of the grid.
+        no_grid: why the grid is not known here; empty where it is.
     """
 
     geometry: Geometry | None = None
     level: int = 0
     num_prefix_tokens: int = 0
+    no_grid: str = ""
 
 
 class HostAttention(AttentionCore):
@@ -105,8 +107,7 @@ class HostAttention(AttentionCore):
 
     def strip(self) -> None:
         """Cast away the auxiliary branch, and the score biases if nothing else reads them."""
-        self.auxiliary = None
-        self.config = dataclasses.replace(self.config, auxiliary=None)
+        super().strip()
         if not self.kernel.takes_bias:
             for name in self.bias_names:
                 if hasattr(self, name):
@@ -142,12 +143,26 @@ def named_hosts(model: nn.Module, host_class: type[nn.Module]) -> list[tuple[str
     return [(name, m) for name, m in model.named_modules() if isinstance(m, host_class)]
 
 
-def installed_geometry(host: nn.Module) -> Geometry | None:
-    """The geometry that an earlier conversion of this host hooked up, or None."""
-    for module in host.modules():
-        if isinstance(module, HostAttention) and module.place.geometry is not None:
-            return module.place.geometry
-    return None
+def shared_geometry(
+    host: nn.Module, hooks: Mapping[int, Any], install: Callable[[Geometry], object]
+) -> Geometry:
+    """The one geometry of a host: hooked up already, or known to its layers, or new.
+
+    Layers may know a geometry that is not hooked to this host: blocks shared between two models.
+
+    Args:
+        host: the whole model.
+        hooks: those of the module that sees the image.
+        install: hooks a geometry up.
+    """
+    for hook in hooks.values():
+        owner = getattr(hook, "__self__", None)
+        if isinstance(owner, Geometry):
+            return owner
+    known = (m.place.geometry for m in host.modules() if isinstance(m, HostAttention))
+    geometry = next((g for g in known if g is not None), None) or Geometry()
+    install(geometry)
+    return geometry
 
 
 def join(prefix: str, name: str) -> str:

@@ -16,14 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from castling.attention import AttentionConfig
-from castling.surgery.geometry import Geometry
 from castling.surgery.hosts import (
     HostAttention,
     Place,
-    installed_geometry,
     join,
     named_hosts,
     register_host,
+    shared_geometry,
     tokens_to_grid,
 )
 
@@ -54,10 +53,11 @@ class _LevitAttention(HostAttention):
         """See :class:`HostAttention`; the level counts the downsamplings already passed."""
         places = {}
         for prefix, levit in named_hosts(model, Levit):
-            geometry = installed_geometry(levit)
-            if geometry is None:
-                geometry = Geometry()
-                levit.stem.register_forward_hook(geometry.after_stem)
+            geometry = shared_geometry(
+                levit,
+                levit.stem._forward_hooks,
+                lambda g, stem=levit.stem: stem.register_forward_hook(g.after_stem),
+            )
             level = 0
             for name, module in levit.named_modules():
                 if isinstance(module, TimmAttention | TimmAttentionDownsample | _LevitAttention):

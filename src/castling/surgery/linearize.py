@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
+from timm.models._features import FeatureGetterNet
 from torch import nn
 
-# Importing an adapter registers its hosts.
-from castling.attention import AttentionConfig, attention_config
-from castling.surgery import levit, mvitv2, vit  # noqa: F401
+from castling.attention import AttentionConfig, ConvolutionalAdditive, attention_config
+from castling.surgery import levit, mvitv2, vit  # noqa: F401  # they register their hosts
 from castling.surgery.hosts import HostAttention, Place, adapter_for, supported_hosts
 
 Attention = str | AttentionConfig | dict[str, Any]
@@ -20,8 +20,20 @@ Where = str | Iterable[str] | Callable[[str, nn.Module], bool] | Mapping[str, At
 def convertible(model: nn.Module) -> dict[str, nn.Module]:
     """The attentions of ``model`` that can be replaced, by name, in order of execution."""
     return {
-        name: module for name, module in model.named_modules() if adapter_for(module) is not None
+        _outward(model, name): module
+        for name, module in model.named_modules()
+        if adapter_for(module) is not None
     }
+
+
+def _outward(model: nn.Module, name: str) -> str:
+    """The layer's name in the model itself, also where timm wrapped it for its features."""
+    return name.removeprefix("model.") if isinstance(model, FeatureGetterNet) else name
+
+
+def _owner(model: nn.Module) -> nn.Module:
+    """The model that outward names count from."""
+    return model.model if isinstance(model, FeatureGetterNet) else model
 
 
 def _choose(
@@ -71,7 +83,8 @@ def linearize_(model: nn.Module, attention: Attention, where: Where | None = Non
         Names of the replaced layers, in order of execution.
 
     Raises:
-        ValueError: the model holds no attention that can be replaced, or ``where`` matches none.
+        ValueError: the model holds no attention that can be replaced, or ``where`` matches none, or
+            the attention needs the grid where a layer cannot know it. The model is then unchanged.
 
     Example:
         >>> model = timm.create_model("vit_base_patch16_224")
@@ -88,25 +101,40 @@ def linearize_(model: nn.Module, attention: Attention, where: Where | None = Non
         raise ValueError(
             f"where selects none of the model's attentions; it has: {', '.join(layers)}"
         )
+    if "" in chosen:
+        raise ValueError("an attention cannot replace itself: pass the module that holds it")
+    owner = _owner(model)
     places: dict[str, Place] = {}
     for adapter in dict.fromkeys(adapter_for(layers[name]) for name in chosen):
         assert adapter is not None
-        places.update(adapter.places(model))
+        places.update(adapter.places(owner))
     # Build all before placing any: a refused layer must not leave a half-converted model.
     replacements = {
-        name: _converted(layers[name], config, places[name]) for name, config in chosen.items()
+        id(layers[name]): _converted(name, layers[name], config, places.get(name, Place()))
+        for name, config in chosen.items()
     }
-    for name, replacement in replacements.items():
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, replacement)
+    # Modules that stand at several places, weights tied, are replaced at all of them.
+    for name, module in list(owner.named_modules(remove_duplicate=False)):
+        if id(module) in replacements:
+            parent, _, child = name.rpartition(".")
+            setattr(owner.get_submodule(parent), child, replacements[id(module)])
     return list(chosen)
 
 
-def _converted(host: nn.Module, config: AttentionConfig, place: Place) -> HostAttention:
+def _converted(name: str, host: nn.Module, config: AttentionConfig, place: Place) -> HostAttention:
     adapter = adapter_for(host)
     assert adapter is not None
+    if isinstance(host, HostAttention) and host.place.geometry is not None:
+        place = host.place
+    if place.no_grid and (config.local == "grid2d" or isinstance(config, ConvolutionalAdditive)):
+        advice = 'local="none" or "token1d"' if config.local == "grid2d" else "another attention"
+        raise ValueError(
+            f"{name} cannot know the grid of its tokens ({place.no_grid}): use {advice}"
+        )
     parameter = next(host.parameters())
     new: HostAttention = adapter(host, config, place)  # type: ignore[call-arg]
     new.check_bias()
-    new.to(device=parameter.device, dtype=parameter.dtype)
+    for part in (new.kernel, new.dconv, new.auxiliary):  # the host's own parts stay as they are
+        if part is not None:
+            part.to(device=parameter.device, dtype=parameter.dtype)
     return new.train(host.training)

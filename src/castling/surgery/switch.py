@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Iterable, Iterator
@@ -11,9 +12,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from castling.attention import AuxiliaryStatistics, auxiliaries, collect_statistics
+from castling.attention import (
+    AttentionCore,
+    AuxiliaryStatistics,
+    auxiliaries,
+    collect_statistics,
+)
 from castling.ops.macs import macs
+from castling.ops.modes import kept_in_eval
 from castling.surgery.hosts import HostAttention
 
 Batch = Tensor | tuple[Tensor, ...] | list[Tensor]
@@ -26,10 +34,11 @@ class SwitchReport:
     Attributes:
         layers: per layer, what its branch still did on the calibration images.
         images: number of calibration images.
-        max_gap: largest ‖Δlogits‖ / ‖logits‖ of one image.
+        max_gap: largest relative change of one image's outputs: ‖Δ‖ / ‖y − mean of y‖, of every
+            output tensor the worst. What all logits share does not count as size.
         mean_gap: its mean over the images.
-        max_difference: largest |Δlogit|.
-        agreement: share of images whose top class stayed the same.
+        max_difference: largest |Δ| of any output.
+        agreement: share of images whose top class stayed the same; None without (B, classes).
         tolerance: the bound on ``max_gap`` that was asked for.
         forced: True when the bound was exceeded and the switch made all the same.
         exact: True when every mask was provably empty: no weight could pass it on any image.
@@ -48,7 +57,7 @@ class SwitchReport:
     max_gap: float
     mean_gap: float
     max_difference: float
-    agreement: float
+    agreement: float | None
     tolerance: float
     forced: bool
     exact: bool
@@ -67,9 +76,10 @@ class SwitchReport:
 
     def __str__(self) -> str:
         kind = "exact" if self.exact else "forced" if self.forced else "within tolerance"
+        same = "" if self.agreement is None else f"top-1 agreement {self.agreement:.4f} on "
         return (
             f"switch {kind}: max gap {self.max_gap:.2e} (tolerance {self.tolerance:g}), "
-            f"mean gap {self.mean_gap:.2e}, top-1 agreement {self.agreement:.4f} on {self.images} "
+            f"mean gap {self.mean_gap:.2e}, {same}{self.images} "
             f"images; parameters {self.parameters_before:,} -> {self.parameters_after:,}, "
             f"MACs {self.macs_before:,} -> {self.macs_after:,}, "
             f"{self.milliseconds_before:.2f} -> {self.milliseconds_after:.2f} ms for a batch of "
@@ -87,8 +97,8 @@ class SwitchRefusedError(RuntimeError):
     def __init__(self, report: SwitchReport) -> None:
         worst = max(report.layers, key=lambda name: report.layers[name].surviving_mass)
         super().__init__(
-            f"switching would move the logits by up to {report.max_gap:.2e} of their norm, above "
-            f"the tolerance {report.tolerance:g}; the branch of {worst} still carries "
+            f"switching would change the outputs by up to {report.max_gap:.2e} of their size, "
+            f"above the tolerance {report.tolerance:g}; the branch of {worst} still carries "
             f"{report.layers[worst].surviving_mass:.3f} of its attention. Train to the end of its "
             'schedule (schedule="ramp" ends with an empty mask), or pass force=True'
         )
@@ -103,11 +113,8 @@ def is_switched(model: nn.Module) -> bool:
 def strip_(model: nn.Module) -> None:
     """Remove all auxiliary branches, and score biases that only they read, without measuring."""
     for module in model.modules():
-        if isinstance(module, HostAttention):
+        if isinstance(module, AttentionCore):
             module.strip()
-        elif getattr(module, "auxiliary", None) is not None:
-            module.auxiliary = None  # type: ignore[assignment]
-            module.config = dataclasses.replace(module.config, auxiliary=None)  # type: ignore[type-var]
 
 
 @contextmanager
@@ -133,8 +140,25 @@ def _images(batch: Batch) -> Tensor:
     return images
 
 
-def _first(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple | list) else output
+def _outputs(output: Any) -> list[Tensor]:
+    """All floating-point tensors of a model's output, each (B, values)."""
+    tensors = [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point()]
+    if not tensors:
+        raise ValueError("the model returns no floating-point tensor to compare")
+    return [tensor.flatten(1).float() for tensor in tensors]
+
+
+def _gaps(before: list[Tensor], after: list[Tensor]) -> Tensor:
+    """Relative change per image, of all outputs the worst, (B,)."""
+    gaps = []
+    for old, new in zip(before, after, strict=True):
+        size = (old - old.mean(dim=1, keepdim=True)).norm(dim=1) if old.shape[1] > 1 else old.abs()
+        size = size.reshape(-1)
+        # Outputs that do not depend on the image at all hide what a branch still does.
+        blind = size <= 1e-6 * old.norm(dim=1).clamp(min=1e-6)
+        gap = (new - old).norm(dim=1) / size.clamp(min=1e-30)
+        gaps.append(gap.masked_fill(blind, math.inf))
+    return torch.stack(gaps).amax(dim=0)
 
 
 def _time(model: nn.Module, images: Tensor, repeats: int) -> tuple[float, float]:
@@ -173,7 +197,7 @@ def switch_(
     Args:
         model: a model with auxiliary branches; evaluated in eval mode, its mode is restored.
         calibration: batches of images (B, 3, H, W), or (images, labels), or one tensor.
-        tolerance: bound on the largest relative change ‖Δlogits‖/‖logits‖ of an image.
+        tolerance: bound on the largest relative change of an image's outputs (``max_gap``).
         force: switch above the tolerance too; the certificate says so.
         repeats: timed passes for the medians.
 
@@ -181,9 +205,11 @@ def switch_(
         The certificate.
 
     Raises:
-        ValueError: the model has no branch, or there are no calibration images.
+        ValueError: the model has no branch, the tolerance is negative, or there are no images.
         SwitchRefusedError: the tolerance is exceeded and ``force`` is False.
     """
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance must not be negative, got {tolerance}")
     branches = auxiliaries(model)
     if not branches:
         raise ValueError(
@@ -193,9 +219,7 @@ def switch_(
     batches = [calibration] if isinstance(calibration, Tensor) else calibration
     exact = all(branch.empty for branch in branches.values())
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    try:
+    with kept_in_eval(model):
         gaps: list[Tensor] = []
         agreements: list[Tensor] = []
         largest = 0.0
@@ -204,17 +228,22 @@ def switch_(
             for batch in batches:
                 images = _images(batch).to(device)
                 first = images if first is None else first
-                before = _first(model(images)).flatten(1).float()
+                answer = model(images)
+                before = _outputs(answer)
                 for branch in branches.values():
                     branch.collecting = False
                 with _branches(model, computed=False):
-                    after = _first(model(images)).flatten(1).float()
+                    after = _outputs(model(images))
                 for branch in branches.values():
                     branch.collecting = True
-                difference = before - after
-                gaps.append(difference.norm(dim=1) / before.norm(dim=1).clamp(min=1e-12))
-                agreements.append((before.argmax(1) == after.argmax(1)).float())
-                largest = max(largest, float(difference.abs().max()))
+                difference = max(
+                    float((old - new).abs().max()) for old, new in zip(before, after, strict=True)
+                )
+                largest = max(largest, difference)
+                unchanged = difference == 0 and exact
+                gaps.append(torch.zeros(len(images)) if unchanged else _gaps(before, after).cpu())
+                if isinstance(answer, Tensor) and answer.dim() == 2:
+                    agreements.append((before[0].argmax(1) == after[0].argmax(1)).float().cpu())
         if first is None:
             raise ValueError("calibration yielded no images")
         gap = torch.cat(gaps)
@@ -231,7 +260,7 @@ def switch_(
             max_gap=float(gap.max()),
             mean_gap=float(gap.mean()),
             max_difference=largest,
-            agreement=float(torch.cat(agreements).mean()),
+            agreement=float(torch.cat(agreements).mean()) if agreements else None,
             tolerance=tolerance,
             forced=refused and force,
             exact=exact,
@@ -248,8 +277,6 @@ def switch_(
             raise SwitchRefusedError(report)
         strip_(model)
         return report
-    finally:
-        model.train(was_training)
 
 
 def _count(model: nn.Module) -> int:

@@ -12,14 +12,13 @@ from torch import Tensor, nn
 
 from castling.attention import AttentionConfig
 from castling.attention.softmax import SoftmaxKernel
-from castling.surgery.geometry import Geometry
 from castling.surgery.hosts import (
     HostAttention,
     Place,
-    installed_geometry,
     join,
     named_hosts,
     register_host,
+    shared_geometry,
 )
 
 
@@ -48,17 +47,28 @@ class ViTAttention(HostAttention):
     def places(cls, model: nn.Module) -> dict[str, Place]:
         """See :class:`HostAttention`; a bare attention outside a VisionTransformer has no grid."""
         places = {
-            name: Place() for name, m in model.named_modules() if isinstance(m, TimmAttention | cls)
+            name: Place(no_grid="it stands outside a timm VisionTransformer")
+            for name, m in model.named_modules()
+            if isinstance(m, TimmAttention | cls)
         }
         for prefix, vit in named_hosts(model, VisionTransformer):
-            geometry = installed_geometry(vit)
-            if geometry is None:
-                geometry = Geometry()
-                vit.patch_embed.register_forward_pre_hook(geometry.before_patch_embed)
+            geometry, no_grid = None, ""
+            if not hasattr(vit.patch_embed, "feat_ratio"):
+                no_grid = f"{type(vit.patch_embed).__name__} does not tell its stride"
+            elif not isinstance(vit.patch_drop, nn.Identity):
+                no_grid = "patch_drop_rate leaves holes in it while training"
+            else:
+                geometry = shared_geometry(
+                    vit,
+                    vit.patch_embed._forward_pre_hooks,
+                    lambda g, stem=vit.patch_embed: stem.register_forward_pre_hook(
+                        g.before_patch_embed
+                    ),
+                )
             for name, module in vit.blocks.named_modules():
                 if isinstance(module, TimmAttention | cls):
                     places[join(prefix, f"blocks.{name}")] = Place(
-                        geometry, num_prefix_tokens=vit.num_prefix_tokens
+                        geometry, num_prefix_tokens=vit.num_prefix_tokens, no_grid=no_grid
                     )
         return places
 
