@@ -96,12 +96,13 @@ def train(arguments: list[str]) -> int:
     from castling.lens.report import write_run_report
 
     page = write_run_report(folder)
-    lines = [f"{key} {value:.4g}" for key, value in result.metrics.items()]
-    lines += [f"switched {key} {value:.4g}" for key, value in result.switched_metrics.items()]
-    lines += [f"not switched: {result.switch_refused}"] if result.switch_refused else []
-    _print(
-        values, {**result.to_dict(), "report": str(page)}, "\n".join([*lines, f"report: {page}"])
-    )
+    text = f"{result}\nreport: {page}"
+    if result.already_finished:
+        text = (
+            f"already finished; nothing done (delete {folder} or choose another --run). "
+            f"Its results:\n{text}"
+        )
+    _print(values, {**result.to_dict(), "report": str(page)}, text)
     return 0
 
 
@@ -309,6 +310,7 @@ def _parser_options(verb: str) -> dict[str, Any]:
         "prog": f"castling {verb}",
         "description": text[0].upper() + text[1:] + ".",
         "exit_on_error": False,
+        "allow_abbrev": False,  # --epoch must not pass for --epochs
     }
 
 

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 
 import pytest
 import timm
@@ -139,3 +140,13 @@ def test_card_carries_the_version():
     assert ModelCard.from_dict(card().to_dict()) == card()
     with pytest.raises(ValueError, match="unknown entries"):
         ModelCard.from_dict({**dataclasses.asdict(card()), "format": "castling model 1", "x": 1})
+
+
+def test_both_files_follow_the_umask(tmp_path):
+    described = card()
+    before = os.umask(0o027)
+    try:
+        save_model(model_of(described), tmp_path, described)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}

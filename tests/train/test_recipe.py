@@ -105,3 +105,8 @@ def test_differences_ignore_where_it_runs():
     assert recipe_differences(old, same) == []
     assert recipe_differences(old, other)[0].startswith("epochs: 3")
     assert any("depth" in line or "kwargs" in line for line in recipe_differences(old, other))
+
+
+def test_abbreviated_flags_are_refused():
+    with pytest.raises(ValueError, match="--epoch"):
+        parse_recipe(["--epoch", "3"])

@@ -99,7 +99,7 @@ def test_run_ended_by_sigkill_resumes(whole, tmp_path):
     path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(recipe_file), str(run)],
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(torch.get_num_threads())},
     )
     checkpoint = run / "checkpoints" / "last.ckpt"
     deadline = time.time() + 120

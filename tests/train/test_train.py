@@ -5,7 +5,9 @@ import signal
 
 import pytest
 import torch
+from PIL import Image
 
+from castling.data import DataError
 from castling.models.saved import open_model
 from castling.train import (
     TrainingInterrupted,
@@ -201,9 +203,9 @@ def test_display_is_quiet_about_the_engine(tmp_path, capfd):
     out, err = capfd.readouterr()
     assert out == ""
     lines = err.strip().splitlines()
-    assert len(lines) == 1, err
-    assert lines[0].startswith("epoch 1/1  loss ")
-    assert "val top1" in lines[0]
+    assert {line.split()[0] for line in lines[:-1]} == {"model:", "data:", "note:", "run:"}, err
+    assert lines[-1].startswith("epoch 1/1  loss ")
+    assert "val top1" in lines[-1]
 
 
 @pytest.mark.parametrize("name", ["castling-deit-t", "qt-vit-1"])
@@ -219,3 +221,80 @@ def test_published_recipe_steps(name):
     assert result.steps == 1
     assert torch.isfinite(torch.tensor(result.metrics["val_loss"]))
     assert recipe_to_dict(recipe) == before
+
+
+def folder_of_images(folder, classes=("a", "b"), count=6):
+    for label in classes:
+        (folder / label).mkdir(parents=True)
+        for index in range(count):
+            Image.new("RGB", (20, 20), (40 * index, 90, 0)).save(folder / label / f"{index}.png")
+    return folder
+
+
+def test_start_says_what_is_trained_on_what(tmp_path, capsys):
+    images = folder_of_images(tmp_path / "images" / "train")
+    folder_of_images(tmp_path / "images" / "val", count=2)
+    recipe = with_(data={"source": str(images.parent), "subset": None, "batch_size": 4})
+    result = train(recipe, tmp_path / "run")
+    said = capsys.readouterr().err
+    assert f"model: castling_deit_pico, {result.parameters:,} parameters, on cpu" in said
+    assert f"data: {images.parent}, 2 classes, 12 train, 4 val images" in said
+    assert "note: there is no test split" in said
+    assert f"run: {tmp_path / 'run'}" in said
+    assert "top5" not in said
+    assert "top-5" not in str(result)
+    assert "trained, val: top-1" in str(result)
+    assert "switched: exact, max gap 0 on 4 images" in str(result)
+
+
+def test_finished_run_says_so(run):
+    folder, result = run
+    assert not result.already_finished
+    assert train(with_(epochs=2), folder, progress=False).already_finished
+
+
+def test_damaged_image_met_in_a_worker_is_one_line(tmp_path):
+    images = folder_of_images(tmp_path / "images")
+    for path in images.glob("*/*.png"):
+        path.write_bytes(path.read_bytes()[:60])
+    data = {
+        "source": str(images),
+        "subset": None,
+        "verify": "none",
+        "cache_limit_megabytes": 0,
+        "workers": 1,
+    }
+    with pytest.raises(DataError) as caught:
+        evaluate(
+            torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, 2)),
+            with_(data=data).data,
+            split="train",
+        )
+    assert str(images) in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"data": {"source": "nowhere"}},
+        {"model": {"name": "castling_deit_pico", "kwargs": {"no": 1}}},
+    ],
+    ids=["images", "model"],
+)
+def test_failed_start_leaves_no_folder(tmp_path, sections):
+    with pytest.raises((FileNotFoundError, ValueError)):
+        train(with_(**sections), tmp_path / "run", progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_forced_end_is_an_interruption_too(tmp_path, monkeypatch):
+    def step(self, batch, batch_idx):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainingModule, "training_step", step)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(TrainingInterrupted, match="from the beginning"):
+        train(with_(), tmp_path, progress=False)
+    assert signal.getsignal(signal.SIGINT) is before

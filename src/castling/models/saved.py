@@ -159,7 +159,9 @@ def save_model(model: nn.Module, folder: str | os.PathLike[str], card: ModelCard
         card = dataclasses.replace(card, progress=branch.progress)
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    _write(folder / WEIGHTS, lambda path: safetensors.torch.save_file(_unshared(state), path))
+    # not save_file, which keeps the weights from everybody else whatever the umask is
+    weights = safetensors.torch.save(_unshared(state))
+    _write(folder / WEIGHTS, lambda path: Path(path).write_bytes(weights))
     text = json.dumps(card.to_dict(), indent=2, ensure_ascii=False) + "\n"
     _write(folder / CARD, lambda path: Path(path).write_text(text, encoding="utf-8"))
 

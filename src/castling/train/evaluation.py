@@ -16,7 +16,7 @@ from castling.data import DataConfig, ImageData, ImageSet, open_images
 from castling.data.loading import Loader
 from castling.models.saved import ModelCard, open_model
 from castling.tasks import ClassificationTask
-from castling.train.loading import evaluation_loaders
+from castling.train.loading import evaluation_loaders, plain_data_errors
 from castling.train.recipe_file import load_recipe
 
 
@@ -48,13 +48,15 @@ class EvaluateResult:
 
 
 @torch.inference_mode()
+@plain_data_errors()
 def evaluate_loader(
     model: nn.Module, loader: Loader, classes: list[str], split: str
 ) -> EvaluateResult:
     """Evaluate over a loader, on the device the model is on; its mode is put back after.
 
     Raises:
-        ValueError: there are no images, or the model's logits do not match the classes.
+        ValueError: there are no images, or the model's logits do not match the classes; as
+            DataError, when an image is damaged.
     """
     task = ClassificationTask(len(classes))
     metric = task.new_metric()

@@ -11,12 +11,13 @@ import dataclasses
 import itertools
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from castling.data import BatchKey, DataConfig, EpochBatches, ImageData, loaders
+from castling.data import BatchKey, DataConfig, DataError, EpochBatches, ImageData, loaders
 from castling.data.loading import Loader
 from castling.data.randomness import keys
 from castling.train.recipe import Recipe
@@ -38,6 +39,23 @@ def data_config(recipe: Recipe) -> DataConfig:
         seed=recipe.data.seed + recipe.seed,
         workers=recipe.data.workers if workers is None else workers,
     )
+
+
+@contextmanager
+def plain_data_errors() -> Iterator[None]:
+    """Reduce a DataError out of a loader's worker process to its message.
+
+    PyTorch puts the worker's traceback before it.
+    """
+    try:
+        yield
+    except DataError as error:
+        _, within_worker, message = str(error).rpartition(
+            f"{DataError.__module__}.{DataError.__qualname__}: "
+        )
+        if not within_worker:
+            raise
+        raise DataError(message.strip()) from error
 
 
 class ResumableBatches(Sampler[BatchKey]):

@@ -73,6 +73,13 @@ class TrainingModule(pl.LightningModule):
         return evaluation_loaders(config, self.data, trainer.global_rank, trainer.world_size)["val"]
 
     @property
+    def data_sizes(self) -> dict[str, int]:
+        """Number of images of each split; without "test" where the test images are those of val."""
+        data = self.data
+        sizes = {"train": len(data.train), "val": len(data.val)}
+        return sizes if data.test is data.val else sizes | {"test": len(data.test)}
+
+    @property
     def progress(self) -> float:
         """Share of all steps done, 0 to 1."""
         return min(1.0, self.global_step / self.total)

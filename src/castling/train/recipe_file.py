@@ -23,6 +23,7 @@ def recipe_parser(**kwargs: Any) -> ArgumentParser:
     Args:
         **kwargs: as of jsonargparse.ArgumentParser.
     """
+    kwargs.setdefault("allow_abbrev", False)
     kwargs.setdefault("usage", "%(prog)s [--config FILE] [--SECTION.OPTION VALUE ...]")
     parser = ArgumentParser(**kwargs)
     parser.add_argument("--config", action="config", help="a recipe file (YAML)")

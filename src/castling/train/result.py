@@ -27,6 +27,9 @@ class TrainResult:
         seconds: training time, evaluation of each epoch included, interruptions not.
         model_dir: folder of the trained model, for ``castling.models.saved.open_model``.
         switched_dir: folder of the switched model; empty where there is none.
+        classes: number of classes.
+        images: number of images of each split; without "test" where test is val.
+        already_finished: nothing was trained, because the run was finished before.
     """
 
     run_dir: str
@@ -39,10 +42,42 @@ class TrainResult:
     seconds: float = 0.0
     model_dir: str = ""
     switched_dir: str = ""
+    classes: int = 0
+    images: dict[str, int] = dataclasses.field(default_factory=dict)
+    already_finished: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        """Accuracy and loss of each split before and after the switch, and how that went."""
+        lines = self._figures("trained", self.metrics)
+        if self.switched_metrics:
+            lines += self._figures("switched", self.switched_metrics)
+            certificate = self.switch
+            kind = "exact" if certificate["exact"] else "within tolerance"
+            kind = "forced" if certificate["forced"] else kind
+            lines.append(
+                f"switched: {kind}, max gap {certificate['max_gap']:.2g} "
+                f"on {certificate['images']} images"
+            )
+        if self.switch_refused:
+            lines.append(f"not switched: {self.switch_refused}")
+        return "\n".join(lines)
+
+    def _figures(self, what: str, metrics: dict[str, float]) -> list[str]:
+        lines = []
+        for split in ("val", "test"):
+            if f"{split}_top1" not in metrics or (self.images and split not in self.images):
+                continue
+            values = [f"top-1 {metrics[f'{split}_top1']:.2f} %"]
+            if not 0 < self.classes < 6:  # it is near 100 % of necessity
+                values.append(f"top-5 {metrics[f'{split}_top5']:.2f} %")
+            values.append(f"loss {metrics[f'{split}_loss']:.4f}")
+            count = f" ({self.images[split]} images)" if self.images else ""
+            lines.append(f"{what}, {split}: {', '.join(values)}{count}")
+        return lines
 
 
 def read_result(run_dir: Path) -> TrainResult | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any, Literal
@@ -21,10 +22,10 @@ def checkpoint_path(run_dir: Path) -> Path:
     return run_dir / "checkpoints" / "last.ckpt"
 
 
-def open_run(
+def find_run(
     recipe: Recipe, run_dir: Path, resume: Resume
 ) -> tuple[TrainResult | None, Path | None]:
-    """Make a run's folder ready.
+    """Whether to start, resume or return what is there; changes nothing.
 
     Args:
         recipe: what is about to be trained.
@@ -50,8 +51,6 @@ def open_run(
             raise FileExistsError(
                 f"{run_dir} holds a finished run; choose another folder or delete this one"
             )
-        for name in ("checkpoints", "tensorboard"):
-            shutil.rmtree(run_dir / name, ignore_errors=True)
         started = False
     elif result is not None or started:
         differences = recipe_differences(load_recipe(run_dir / "recipe.yaml"), recipe)
@@ -62,12 +61,23 @@ def open_run(
                 "this one, or use its recipe. Differences:\n  " + "\n  ".join(differences)
             )
         if result is not None:
-            return result, None
+            return dataclasses.replace(result, already_finished=True), None
     elif resume == "must":
         raise FileNotFoundError(f"nothing to resume: {run_dir} has no checkpoints/last.ckpt")
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    write_text(run_dir / "recipe.yaml", recipe_to_yaml(recipe))
+    existing = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.exists())
+    if not existing.is_dir():
+        raise FileExistsError(f"{run_dir} cannot be a run's folder: {existing} is a file")
     return None, checkpoint if started else None
+
+
+def make_run(recipe: Recipe, run_dir: Path, resume: Resume) -> None:
+    """Make a run's folder ready; with "never", what an abandoned run left there goes."""
+    checkpoints = checkpoint_path(run_dir).parent
+    if resume == "never":
+        for folder in (checkpoints, run_dir / "tensorboard"):
+            shutil.rmtree(folder, ignore_errors=True)
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    write_text(run_dir / "recipe.yaml", recipe_to_yaml(recipe))
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -35,11 +35,22 @@ from castling.train.callbacks import (
 from castling.train.callbacks.batchnorm import training_images
 from castling.train.evaluation import evaluate_loader
 from castling.train.files import write_json
-from castling.train.loading import data_config, evaluation_loaders, seed_everything
+from castling.train.loading import (
+    data_config,
+    evaluation_loaders,
+    plain_data_errors,
+    seed_everything,
+)
 from castling.train.module import TrainingModule
 from castling.train.recipe import Recipe
 from castling.train.result import RESULT, TrainResult
-from castling.train.run_folder import Resume, checkpoint_path, open_run, read_checkpoint
+from castling.train.run_folder import (
+    Resume,
+    checkpoint_path,
+    find_run,
+    make_run,
+    read_checkpoint,
+)
 
 _log = logging.getLogger(__name__)
 _PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
@@ -62,7 +73,7 @@ def train(
         run_dir: the run's folder; made if missing.
         resume: "auto" goes on where a run of the same recipe stopped, and returns the result of one
             that is finished; "must" insists on something to resume; "never" starts anew.
-        progress: show a live display on standard error.
+        progress: show what is trained on what, and a live display, on standard error.
 
     Returns:
         Results before and after the switch, and where the models lie.
@@ -71,12 +82,13 @@ def train(
         FileExistsError: the folder holds another recipe's run; the message lists the differences.
         FileNotFoundError: "must" without a checkpoint, or images or weights that do not exist.
         ValueError: something in the recipe does not fit together; raised before training starts.
+        DataError: an image is damaged.
         NonFiniteLossError: the loss became NaN or infinite; the message says what to try.
         TrainingInterrupted: Ctrl-C; the message says how to go on.
     """
     run_dir = Path(run_dir)
-    with _quiet_lightning():
-        finished, checkpoint = open_run(recipe, run_dir, resume)
+    with _quiet_lightning(), plain_data_errors():
+        finished, checkpoint = find_run(recipe, run_dir, resume)
         if finished is not None:
             return finished
         seed_everything(recipe.seed)
@@ -94,6 +106,8 @@ def train(
         module = TrainingModule(model, build_task(recipe, data), recipe, data, start)
         checkpoints = Checkpoints(checkpoint_path(run_dir).parent, recipe.save)
         trainer = _trainer(recipe, model, run_dir, progress, checkpoints)
+        if trainer.is_global_zero:
+            make_run(recipe, run_dir, resume)
         with checkpoints.listening(trainer):
             trainer.fit(
                 module, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True
@@ -124,7 +138,7 @@ def _trainer(
     if recipe.regularize.batchnorm_images:
         callbacks.append(BatchNormStatistics(recipe.regularize.batchnorm_images))
     if progress:
-        callbacks.append(Progress())
+        callbacks.append(Progress(run_dir))
     callbacks.append(History(run_dir / "metrics.csv", save.log_steps))
     callbacks.append(checkpoints)
     return pl.Trainer(
@@ -224,6 +238,8 @@ def _finish(
         steps=checkpoint["global_step"],
         seconds=seconds,
         model_dir=str(run_dir),
+        classes=len(module.data.classes),
+        images=module.data_sizes,
     )
     if auxiliaries(model) and module.recipe.switch.enabled:
         result = _switch(model, module, card, run_dir, result)

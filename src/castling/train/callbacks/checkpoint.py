@@ -47,19 +47,25 @@ class Checkpoints(Callback):
     @contextmanager
     def listening(self, trainer: Trainer) -> Iterator[None]:
         """Within the context, Ctrl-C asks for an end after the running step, a second forces it."""
-        if threading.current_thread() is not threading.main_thread() or trainer.world_size > 1:
-            yield
-            return
+        listens = threading.current_thread() is threading.main_thread() and trainer.world_size == 1
 
         def on_interrupt(signum: int, frame: Any) -> None:
             self.interrupted = True
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-        previous = signal.signal(signal.SIGINT, on_interrupt)
+        previous = signal.signal(signal.SIGINT, on_interrupt) if listens else None
         try:
             yield
+        except SystemExit as error:
+            if not isinstance(error.__context__, KeyboardInterrupt):  # Lightning turns it into this
+                raise
+            resumed = "from the last checkpoint" if self.path.is_file() else "from the beginning"
+            raise TrainingInterrupted(
+                f"stopped at once without saving; the same command goes on {resumed}."
+            ) from error
         finally:
-            signal.signal(signal.SIGINT, previous)
+            if listens:
+                signal.signal(signal.SIGINT, previous)
 
     def on_fit_start(self, trainer: Trainer, module: TrainingModule) -> None:
         """A resumed step need not be saved again."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
@@ -16,12 +17,23 @@ class Progress(Callback):
     """Shows loss, learning rate and images/s on standard error; lines only where that is a file.
 
     Must stand before the history, which clears the metrics it shows.
+
+    Args:
+        run_dir: the run's folder, named at the start.
+        refresh_seconds: between two refreshes of the bar.
     """
 
-    def __init__(self, refresh_seconds: float = 0.2) -> None:
+    def __init__(self, run_dir: Path, refresh_seconds: float = 0.2) -> None:
+        self.run_dir = run_dir
         self.refresh_seconds = refresh_seconds
         self.bar: Any = None
         self.count, self.started, self.shown = 0, 0.0, 0.0
+
+    def on_fit_start(self, trainer: Trainer, module: TrainingModule) -> None:
+        """Say what is trained, where and on which images."""
+        if trainer.is_global_zero:
+            for line in introduction(trainer, module, self.run_dir):
+                tqdm.write(line, file=sys.stderr)
 
     def on_train_start(self, trainer: Trainer, module: TrainingModule) -> None:
         """Open the bar of an epoch that is resumed in its middle: Lightning does not start it."""
@@ -65,9 +77,11 @@ class Progress(Callback):
         self._close()
         if not trainer.is_global_zero:
             return
-        values = {f"val {name}": value for name, value in module.metrics.items()}
-        values = {"loss": module.train_loss, **values}
-        text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        texts = [f"loss {module.train_loss:.4g}"]
+        for name, value in module.metrics.items():
+            if name != "top5" or len(module.data.classes) > 5:
+                texts.append(f"val {name} {value:.4g}{' %' if name.startswith('top') else ''}")
+        text = "  ".join(texts)
         seconds = time.perf_counter() - self.started
         tqdm.write(
             f"epoch {trainer.current_epoch + 1}/{module.recipe.epochs}  {text}  {seconds:.1f} s",
@@ -82,3 +96,21 @@ class Progress(Callback):
     def on_exception(self, trainer: Trainer, module: TrainingModule, error: BaseException) -> None:
         """Leave the terminal tidy."""
         self._close()
+
+
+def introduction(trainer: Trainer, module: TrainingModule, run_dir: Path) -> list[str]:
+    """What is about to be trained: model, device, images, folder; a line each."""
+    recipe, data = module.recipe, module.data
+    parameters = sum(parameter.numel() for parameter in module.model.parameters())
+    processes = f"{trainer.world_size} processes, " if trainer.world_size > 1 else ""
+    source = "digits (bundled)" if recipe.data.source == "digits" else recipe.data.source
+    sizes = ", ".join(f"{count} {split}" for split, count in module.data_sizes.items())
+    lines = [
+        f"model: {recipe.model.name}, {parameters:,} parameters, on {processes}{module.device}",
+        f"data: {source}, {len(data.classes)} classes, {sizes} images",
+        *(f"note: {note}" for note in data.notes),
+        f"run: {run_dir}",
+    ]
+    if trainer.global_step:
+        lines.append(f"resumed in epoch {trainer.current_epoch + 1}, step {trainer.global_step}")
+    return lines
