@@ -52,8 +52,16 @@ class Geometry:
             height, width = (height - 1) // 2 + 1, (width - 1) // 2 + 1
         return height, width
 
+    def watch_patch_embed(self, patch_embed: nn.Module) -> None:
+        """Take the grid from the images that timm's ``PatchEmbed`` or ``HybridEmbed`` receives."""
+        patch_embed.register_forward_pre_hook(self.before_patch_embed)
+
+    def watch_stem(self, stem: nn.Module) -> None:
+        """Take the grid from the (B, C, h, w) that a convolutional stem returns."""
+        stem.register_forward_hook(self.after_stem)
+
     def before_patch_embed(self, patch_embed: Any, args: tuple[Any, ...]) -> None:
-        """Forward pre-hook for timm's ``PatchEmbed`` and ``HybridEmbed``.
+        """Forward pre-hook of :meth:`watch_patch_embed`.
 
         Raises:
             ValueError: the image is not a whole number of patches.
@@ -71,6 +79,6 @@ class Geometry:
         self.grid = (height // patch_height, width // patch_width)
 
     def after_stem(self, stem: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        """Forward hook for a convolutional stem: grid from the (B, C, h, w) that it returns."""
+        """Forward hook of :meth:`watch_stem`."""
         height, width = output.shape[-2:]
         self.grid = (height, width)

@@ -8,7 +8,7 @@ family is one file with a subclass decorated by ``register_host``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
@@ -144,7 +144,7 @@ def named_hosts(model: nn.Module, host_class: type[nn.Module]) -> list[tuple[str
 
 
 def shared_geometry(
-    host: nn.Module, hooks: Mapping[int, Any], install: Callable[[Geometry], object]
+    host: nn.Module, stem: nn.Module, watch: Callable[[Geometry, nn.Module], None]
 ) -> Geometry:
     """The one geometry of a host: hooked up already, or known to its layers, or new.
 
@@ -152,16 +152,16 @@ def shared_geometry(
 
     Args:
         host: the whole model.
-        hooks: those of the module that sees the image.
-        install: hooks a geometry up.
+        stem: the module of the host that sees the image.
+        watch: how a geometry hooks itself up to it.
     """
-    for hook in hooks.values():
+    for hook in (*stem._forward_pre_hooks.values(), *stem._forward_hooks.values()):
         owner = getattr(hook, "__self__", None)
         if isinstance(owner, Geometry):
             return owner
     known = (m.place.geometry for m in host.modules() if isinstance(m, HostAttention))
     geometry = next((g for g in known if g is not None), None) or Geometry()
-    install(geometry)
+    watch(geometry, stem)
     return geometry
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from castling.attention import AttentionConfig
+from castling.surgery.geometry import Geometry
 from castling.surgery.hosts import (
     HostAttention,
     Place,
@@ -53,11 +54,7 @@ class _LevitAttention(HostAttention):
         """See :class:`HostAttention`; the level counts the downsamplings already passed."""
         places = {}
         for prefix, levit in named_hosts(model, Levit):
-            geometry = shared_geometry(
-                levit,
-                levit.stem._forward_hooks,
-                lambda g, stem=levit.stem: stem.register_forward_hook(g.after_stem),
-            )
+            geometry = shared_geometry(levit, levit.stem, Geometry.watch_stem)
             level = 0
             for name, module in levit.named_modules():
                 if isinstance(module, TimmAttention | TimmAttentionDownsample | _LevitAttention):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from castling.attention import AttentionConfig
 from castling.attention.softmax import SoftmaxKernel
+from castling.surgery.geometry import Geometry
 from castling.surgery.hosts import (
     HostAttention,
     Place,
@@ -58,13 +59,7 @@ class ViTAttention(HostAttention):
             elif not isinstance(vit.patch_drop, nn.Identity):
                 no_grid = "patch_drop_rate leaves holes in it while training"
             else:
-                geometry = shared_geometry(
-                    vit,
-                    vit.patch_embed._forward_pre_hooks,
-                    lambda g, stem=vit.patch_embed: stem.register_forward_pre_hook(
-                        g.before_patch_embed
-                    ),
-                )
+                geometry = shared_geometry(vit, vit.patch_embed, Geometry.watch_patch_embed)
             for name, module in vit.blocks.named_modules():
                 if isinstance(module, TimmAttention | cls):
                     places[join(prefix, f"blocks.{name}")] = Place(
