@@ -81,13 +81,20 @@ def test_switch_refuses_then_is_forced(trained, tmp_path, capsys):
     save_model(model, tmp_path / "early", card)
     early = ("switch", tmp_path / "early", "--tolerance", 0, "--images", 20, "--data", "digits")
     assert run(*early) == 2
-    assert "tolerance" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "tolerance" in said
+    assert "--force" in said
+    assert "force=True" not in said
+    assert run(*early[:-6], "--tolerance=-1") == 2
+    assert "negative" in capsys.readouterr().err
     assert not (tmp_path / "early" / "switched").exists()
     assert run(*early, "--force", "--json") == 0
     certificate = json.loads(capsys.readouterr().out)
     assert certificate["forced"]
     assert certificate["images"] == 20
     assert not auxiliaries(open_model(tmp_path / "early" / "switched")[0])
+    assert run("switch", tmp_path / "early" / "switched") == 2
+    assert "is switched already" in capsys.readouterr().err
 
 
 def test_switch_asks_for_images_that_it_cannot_know(trained, tmp_path, capsys):
@@ -112,6 +119,10 @@ def test_export_then_predict(trained, tmp_path, capsys):
     assert [len(one["classes"]) for one in found] == [2, 2, 0]
     assert "broken.png" in out.err
     assert "0.png" not in out.err
+    assert run("predict", file, tmp_path / "broken.png", tmp_path / "absent.png") == 1
+    out = capsys.readouterr()
+    assert out.out == ""
+    assert len(out.err.splitlines()) == 2
     assert run("predict", trained, tmp_path / "1.png", "--json") == 0
     assert json.loads(capsys.readouterr().out)[0]["classes"][:2] == found[1]["classes"]
 
@@ -147,6 +158,23 @@ def test_bench(tmp_path, capsys):
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_bench_says_a_failure_once(capsys):
+    assert run("bench", "--models", "deit_pico", "--sizes", "30", "--rounds", 1) == 1
+    out = capsys.readouterr()
+    assert (out.out + out.err).count("30×30: ") == 1
+    assert "deit_pico 30×30 failed" in out.err
+
+
+@pytest.mark.parametrize("verb", [verb for verb in castling_launcher.VERBS if verb != "train"])
+def test_help_says_each_default_once(verb, capsys):
+    with pytest.raises(SystemExit):
+        run(verb, "--help")
+    text = " ".join(capsys.readouterr().out.split())
+    for option in text.split(" --"):
+        assert option.count("default:") <= 1, option
+    assert "default: null" not in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -168,6 +196,21 @@ def test_errors_are_said_without_a_traceback(arguments, says, capsys):
     assert said.startswith(f"castling {arguments[0]}: ")
     assert says in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["train", "--epochs", "many"], "--epochs: expected int. Got value: many"),
+        (["train", "--config", "absent.yaml"], "--config: File does not exist"),
+        (["train", "--model.drop_path", "x"], "--model.drop_path: "),
+        (["export", "absent", "--opset", "x"], "--opset: expected int"),
+    ],
+)
+def test_wrong_arguments_take_one_line(arguments, says, capsys):
+    assert run(*arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"castling {arguments[0]}: {says}")
 
 
 def test_debug_shows_the_traceback(monkeypatch, capsys):

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import traceback
+from argparse import Action
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 from castling_launcher import VERBS
 
@@ -47,6 +49,8 @@ def run(verb: str, arguments: list[str]) -> int:
             error, ArgumentError | ValueError | TypeError | OSError | RuntimeError | ImportError
         )
         text = str(error) if expected and str(error) else f"unexpected {name}: {error}"
+        if isinstance(error, ArgumentError):
+            text = _argument_text(text)
         print(f"castling {verb}: {text}", file=sys.stderr)
         if not expected:
             print("CASTLING_DEBUG=1 shows where it happened", file=sys.stderr)
@@ -144,15 +148,23 @@ def switch(arguments: list[str]) -> int:
     parser.add_argument("--force", action="store_true", help="switch above the tolerance too")
     values = parser.parse_args(arguments)
     from castling.deploy import switch_saved
+    from castling.surgery import SwitchRefusedError
 
-    report, folder = switch_saved(
-        values.model,
-        values.output,
-        data=_data(values.data),
-        images=values.images,
-        tolerance=values.tolerance,
-        force=values.force,
-    )
+    try:
+        report, folder = switch_saved(
+            values.model,
+            values.output,
+            data=_data(values.data),
+            images=values.images,
+            tolerance=values.tolerance,
+            force=values.force,
+        )
+    except SwitchRefusedError as error:  # its advice is for Python
+        raise RuntimeError(
+            f"the outputs would change by up to {error.report.max_gap:.2e} of their size, above "
+            f"the tolerance {error.report.tolerance:g}: train to the end of the branch's schedule "
+            "(schedule: ramp ends with an empty mask), or give --force to switch all the same"
+        ) from error
     _print(values, {**report.to_dict(), "folder": str(folder)}, f"{report}\nwritten to {folder}")
     return 0
 
@@ -191,9 +203,10 @@ def export(arguments: list[str]) -> int:
     parser.add_argument("--verify", nargs="+", default=[], help="further sizes to verify at")
     parser.add_argument(
         "--dynamic",
-        choices=["all", "batch"],
-        default="all",
-        help="what may change later: batch, height and width, or the batch alone (default: all)",
+        choices=["auto", "all", "batch"],
+        default="auto",
+        help="what may change later: batch, height and width (all), or the batch alone; auto: all, "
+        "or batch where the model runs at one size only (default: auto)",
     )
     parser.add_argument("--opset", type=int, help="ONNX operator set (default: the exporter's)")
     parser.add_argument(
@@ -262,10 +275,14 @@ def bench(arguments: list[str]) -> int:
         help="HEIGHTxWIDTH or sides: pixels for models (224 448), tokens for attentions (14 28 56)",
     )
     parser.add_argument("--batch", type=int, default=1, help="(default: 1)")
-    parser.add_argument("--dim", type=int, default=192, help="channels of attentions (192)")
-    parser.add_argument("--heads", type=int, default=3, help="heads of attentions (3)")
-    parser.add_argument("--rounds", type=int, default=15, help="timed rounds at most (15)")
-    parser.add_argument("--seconds", type=float, default=10, help="time limit per size (10)")
+    parser.add_argument(
+        "--dim", type=int, default=192, help="channels of attentions (default: 192)"
+    )
+    parser.add_argument("--heads", type=int, default=3, help="heads of attentions (default: 3)")
+    parser.add_argument("--rounds", type=int, default=15, help="timed rounds at most (default: 15)")
+    parser.add_argument(
+        "--seconds", type=float, default=10, help="time limit per size (default: 10)"
+    )
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", help="folder for bench.json, bench.csv and bench.png")
@@ -282,13 +299,13 @@ def bench(arguments: list[str]) -> int:
         seconds=values.seconds,
         device=values.device,
         threads=values.threads,
-        report=lambda m: _say(f"{m.name} {m.height}×{m.width} {m.error or 'done'}"),
+        report=lambda m: _say(f"{m.name} {m.height}×{m.width} {'failed' if m.error else 'done'}"),
     )
     text = result.table()
     if values.output:
         text += "\n" + "\n".join(str(path) for path in result.write(values.output))
     _print(values, result.to_dict(), text)
-    return 0
+    return 1 if any(m.error for m in result.measurements) else 0
 
 
 _FUNCTIONS: dict[str, Verb] = {
@@ -304,12 +321,28 @@ _FUNCTIONS: dict[str, Verb] = {
 }
 
 
+class _HelpFormatter(DefaultHelpFormatter):
+    """Says a default once, and no default where it says nothing."""
+
+    def _get_help_string(self, action: Action) -> str:
+        text = action.help or ""
+        if "(default: " in text:
+            return text
+        said: str = super()._get_help_string(action)
+        if action.nargs == 0 or action.default in (None, "", []):
+            # Within the brackets there may be a type as well.
+            said = re.sub(r"(, | \()default: %\(default\)s", r"\1", said)
+            said = said.replace(", )", ")").replace(" ()", "")
+        return said
+
+
 def _parser_options(verb: str) -> dict[str, Any]:
     text = VERBS[verb]
     return {
         "prog": f"castling {verb}",
         "description": text[0].upper() + text[1:] + ".",
         "exit_on_error": False,
+        "formatter_class": _HelpFormatter,
         "allow_abbrev": False,  # --epoch must not pass for --epochs
     }
 
@@ -337,6 +370,13 @@ def _data(source: str | None) -> DataConfig | None:
     return None if source is None else DataConfig(source=source)
 
 
+def _argument_text(text: str) -> str:
+    """What jsonargparse says about a wrong argument, in one line, the flag by its name."""
+    text = re.sub(r"Parser key \"(.+?)\":", r"--\1:", text)
+    text = re.sub(r"Expected an? <class '(\w+)'>", r"expected \1", text)
+    return " ".join(text.split())
+
+
 def _size(text: str) -> tuple[int, int]:
     parts: Sequence[str] = text.lower().replace("×", "x").split("x")
     if len(parts) not in (1, 2) or not all(part.isdigit() and int(part) for part in parts):
@@ -345,7 +385,8 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _print(values: Any, value: Any, text: str) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False) if values.json else text, flush=True)
+    if values.json or text:
+        print(json.dumps(value, indent=2, ensure_ascii=False) if values.json else text, flush=True)
 
 
 def _say(text: str) -> None:
