@@ -129,6 +129,22 @@ def test_training_mode_is_refused() -> None:
         fold_(timm.create_model("cas_vit_pico"))
 
 
+@pytest.mark.parametrize("name", ["cas_vit_pico", "qt_vit_pico", "resnet18"])
+def test_a_new_classifier_does_not_need_evaluation_mode(name: str) -> None:
+    model = trained(timm.create_model(name, num_classes=10))
+    model.reset_classifier(3)
+    model.get_classifier().train()
+    assert fold_(model).batch_norms_after < norms(timm.create_model(name))
+
+
+@pytest.mark.parametrize("part", [nn.BatchNorm2d(4), nn.Dropout(0.1)])
+def test_parts_that_differ_in_training_are_refused(part: nn.Module) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), part).eval()
+    part.train()
+    with pytest.raises(ValueError, match=r"model\.eval\(\)"):
+        fold_(model, torch.randn(2, 3, 8, 8))
+
+
 def test_half_precision_is_refused() -> None:
     with pytest.raises(ValueError, match="then convert"):
         fold_(timm.create_model("cas_vit_pico").eval().to(torch.bfloat16))
@@ -141,33 +157,158 @@ def test_example_that_does_not_fit_is_refused() -> None:
     assert norms(model) > 0
 
 
-class Forked(nn.Module):
-    """A convolution read by its norm and, behind its back, by a residual."""
+class Doubling(nn.Module):
+    """A layer with a handler that is wrong."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3)
-        self.bn = nn.BatchNorm2d(4)
+        self.linear = nn.Conv2d(4, 4, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.conv(x)
-        return x + self.bn(x)
+        return self.linear(x)
+
+
+@register_fold(Doubling)
+def _fold_doubling(module: Doubling) -> list[str]:
+    module.linear.weight = nn.Parameter(module.linear.weight * 2)
+    return ["two into linear"]
 
 
 def test_an_inexact_fold_is_refused_and_undone() -> None:
-    model = trained(Forked())
+    model = trained(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), Doubling()))
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    conv, bn, weight = model.conv, model.bn, model.conv.weight
+    conv, bn, weight = model[0], model[1], model[0].weight
     x = torch.randn(2, 3, 8, 8)
     with torch.no_grad():
         before = model(x)
     with pytest.raises(FoldError, match="the model is unchanged"):
         fold_(model, x)
-    assert model.conv is conv
-    assert model.bn is bn
-    assert model.conv.weight is weight
+    assert model[0] is conv
+    assert model[1] is bn
+    assert model[0].weight is weight
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     assert largest_gap(model, x, before) == 0
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_head_of_zeros_does_not_hide_an_inexact_handler() -> None:
+    model = trained(nn.Sequential(nn.Conv2d(3, 4, 3), Doubling(), nn.Conv2d(4, 2, 1)))
+    nn.init.zeros_(model[2].weight)
+    with pytest.raises(FoldError, match="Doubling is not exact"):
+        fold_(model, torch.randn(2, 3, 8, 8))
+
+
+class Pairs(nn.Module):
+    """Two convolutions with norms; the subclass says how the first pair is used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.bn = nn.BatchNorm2d(4)
+        self.last = nn.Conv2d(4, 4, 1)
+        self.last_bn = nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, 5)
+
+    def first(self, x: torch.Tensor) -> torch.Tensor:
+        return self.bn(self.conv(x))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.last_bn(self.last(self.first(x))).mean((2, 3)))
+
+
+class Forked(Pairs):
+    def first(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x)
+        return self.bn(y) + y
+
+
+class ForkedByView(Pairs):
+    def first(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x)
+        return self.bn(y) + y.flatten(2).sigmoid().view_as(y)
+
+
+class Rectified(Pairs):
+    def first(self, x: torch.Tensor) -> torch.Tensor:
+        return self.bn(torch.relu_(self.conv(x)))
+
+
+class RectifiedByModule(Pairs):
+    def first(self, x: torch.Tensor) -> torch.Tensor:
+        self.act = nn.ReLU(inplace=True).eval()
+        return self.bn(self.act(self.conv(x)))
+
+
+class Tapped(Pairs):
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        y = self.conv(x)
+        return {"out": self.last_bn(self.last(self.bn(y))), "tap": y.flatten(2)}
+
+
+@pytest.mark.parametrize("blind", [False, True])
+@pytest.mark.parametrize("form", [Forked, ForkedByView, Rectified, RectifiedByModule, Tapped])
+def test_unsafe_pairs_stay_and_the_others_are_folded(form: type[Pairs], blind: bool) -> None:
+    """Also where a head of zeros hides every difference."""
+    model = trained(form())
+    if blind:
+        nn.init.zeros_(model.head.weight)
+    report = fold_(model, torch.randn(2, 3, 8, 8))
+    assert report.folded == ("last_bn into last",)
+    assert isinstance(model.bn, nn.BatchNorm2d)
+
+
+def test_a_small_layer_scale_hides_nothing() -> None:
+    class Scaled(Pairs):
+        def first(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.conv(x)
+            return nn.functional.avg_pool2d(x.repeat(1, 2, 1, 1)[:, :4], 3, 1) + 1e-6 * (
+                self.bn(y) + y
+            )
+
+    assert fold_(trained(Scaled()), torch.randn(2, 3, 8, 8)).folded == ("last_bn into last",)
+
+
+class TwoBranches(nn.Module):
+    """Two Sequentials over one convolution, and one whose parts are called one by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        conv = nn.Conv2d(3, 3, 1)
+        self.a = nn.Sequential(conv, nn.BatchNorm2d(3))
+        self.b = nn.Sequential(conv, nn.BatchNorm2d(3))
+        self.tapped = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+        self.out = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = self.tapped[0](self.a(x) + self.b(x))
+        return self.out(self.tapped[1](y)), y
+
+
+def test_shared_and_tapped_sequentials_are_left_alone() -> None:
+    model = trained(TwoBranches())
+    assert fold_(model, torch.randn(2, 3, 8, 8)).folded == ("out.1 into out.0",)
+
+
+def test_a_sequential_called_twice_is_folded() -> None:
+    model = trained(nn.Sequential(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))))
+    twice = trained(nn.ModuleDict({"part": model[0]}))
+    twice.forward = lambda x: twice["part"](twice["part"](x))
+    assert fold_(twice, torch.randn(2, 3, 8, 8)).batch_norms_after == 0
+
+
+def test_hooked_layers_are_left_alone() -> None:
+    model = trained(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)))
+    kept: list[torch.Tensor] = []
+    model[0].register_forward_hook(lambda module, inputs, output: kept.append(output))
+    assert fold_(model, torch.randn(2, 3, 8, 8)).folded == ()
+
+
+def test_a_norm_over_positions_is_left_alone() -> None:
+    """(B, N, C) with N = C: BatchNorm1d takes the second axis, the layer has the third."""
+    model = trained(nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 2)))
+    nn.init.zeros_(model[2].weight)
+    assert fold_(model, torch.randn(2, 6, 6)).folded == ()
+    assert fold_(model, torch.randn(2, 6)).folded == ("1 into 0",)
 
 
 class Standardised(nn.Conv2d):

@@ -3,22 +3,24 @@
 Notable:
 - a class of modules is folded by its handler (``register_fold``); handlers of our own models stand
   with the models;
-- pairs that no handler knows are found by running the model and watching which tensors meet;
-- the outputs are compared before and after; on a difference the model is put back as it was.
+- the model is watched while it runs: a pair is folded only if the output of the first serves the
+  second alone (``fold_observe``), whether a handler knows the pair or not;
+- the outputs, and those of the rewritten modules inside, are compared before and after; on a
+  difference the model is put back as it was.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
 from timm.layers import ConvNormAct as TimmConvNormAct
 from timm.models import efficientvit_mit, levit
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from castling.surgery.fold_layers import (
     absorb_following,
@@ -26,11 +28,17 @@ from castling.surgery.fold_layers import (
     can_follow,
     can_precede,
 )
+from castling.surgery.fold_model import Snapshot, check_foldable, count_parts, example_for
+from castling.surgery.fold_observe import Observation, tensors_in
 
 #: Rewrites one module in place; returns what it did, as "part into part", names relative to it.
 Handler = Callable[[Any], list[str]]
 HandlerT = TypeVar("HandlerT", bound=Handler)
 _HANDLERS: dict[type[nn.Module], Handler] = {}
+#: What the running ``fold_`` saw of its model, for the handlers.
+_OBSERVED: ContextVar[Observation | None] = ContextVar("observed", default=None)
+# Inside a network rounding may be magnified before it is damped again; a wrong fold is not so near.
+_INNER_TOLERANCE_FACTOR = 100
 
 
 class FoldError(RuntimeError):
@@ -89,13 +97,16 @@ def fold_(
     """Fold every BatchNorm that can be folded exactly, in place, for inference only.
 
     What the model returns is kept. What it computes on the way may move: CAS-ViT's final norm lies
-    in its classifier afterwards, so ``forward_features`` gives the map in front of that norm.
+    in its classifier afterwards, so ``forward_features`` gives the map in front of that norm. Left
+    as they are: norms whose input is read by anything else too, shared or hooked layers, and
+    modules that do not run on ``example``.
 
     Args:
         model: in evaluation mode, in float32 or float64.
         example: (B, C, H, W) to run the model on; None draws two random images of the model's
             own input size.
-        tolerance: allowed difference of any output, in units of the largest output or 1.
+        tolerance: allowed difference of any output, in units of the largest output or 1; 100 times
+            that for the outputs of rewritten modules inside.
         verify: compare the outputs before and after.
 
     Returns:
@@ -106,29 +117,22 @@ def fold_(
             ``example``.
         FoldError: the outputs differ by more than ``tolerance``.
     """
-    _check(model)
-    images = _example(model) if example is None else example
-    before = _Snapshot(model)
-    counts = _count(model)
+    check_foldable(model)
+    images = example_for(model) if example is None else example
+    before = Snapshot(model)
+    counts = count_parts(model)
+    seen = _observe(model, images, lambda module: _handler(module) is not None)
+    token = _OBSERVED.set(seen)
     try:
-        reference = _outputs(model, images)
-        folded = _fold_known(model)
-        folded += _fold_observed(model, images)
-        difference = None
-        if verify:
-            difference = _largest_difference(reference, _outputs(model, images))
-            scale = max([1.0, *(float(output.abs().max()) for output in reference)])
-            if not difference <= tolerance * scale:
-                raise FoldError(
-                    f"folding changed the outputs by {difference:.2e} (outputs up to {scale:.2e}, "
-                    f"allowed {tolerance * scale:.2e}); the model is unchanged. Either a BatchNorm "
-                    "meets its convolution in a way that its module does not show, or the network "
-                    "magnifies rounding: see whether model.double() folds"
-                )
+        inside, folded = _fold_known(model, seen)
+        folded += _fold_observed(model, seen)
+        difference = _verified(model, images, seen, inside, tolerance) if verify else None
     except BaseException:
         before.restore()
         raise
-    after = _count(model)
+    finally:
+        _OBSERVED.reset(token)
+    after = count_parts(model)
     return FoldReport(
         parameters_before=counts[0],
         parameters_after=after[0],
@@ -140,9 +144,9 @@ def fold_(
 
 
 def absorb(module: nn.Module, linear: str, norm: str) -> list[str]:
-    """Fold ``module.norm``, fed by ``module.linear`` alone, into it; for handlers."""
+    """Fold ``module.norm``, if fed by ``module.linear`` alone, into it; for handlers."""
     layer, following = getattr(module, linear), getattr(module, norm)
-    if not can_follow(layer, following):
+    if not can_follow(layer, following) or not _serves_only(layer, following):
         return []
     setattr(module, norm, absorb_following(layer, following))
     return [f"{norm} into {linear}"]
@@ -174,7 +178,7 @@ def _fold_levit(module: nn.Module) -> list[str]:
 
 @register_fold(levit.NormLinear)
 def _fold_levit_head(module: levit.NormLinear) -> list[str]:
-    if not can_precede(module.bn, module.linear):
+    if not can_precede(module.bn, module.linear) or not _serves_only(module.bn, module.linear):
         return []
     module.bn = absorb_preceding(module.bn, module.linear)
     return ["bn into linear"]
@@ -188,14 +192,35 @@ def _handler(module: nn.Module) -> Handler | None:
     return None
 
 
-def _fold_known(model: nn.Module) -> list[str]:
-    """Run every module's handler, children first."""
+def _serves_only(first: nn.Module, second: nn.Module) -> bool:
+    seen = _OBSERVED.get()
+    return seen is None or seen.serves_only(first, second)
+
+
+def _fold_known(model: nn.Module, seen: Observation) -> tuple[dict[str, nn.Module], list[str]]:
+    """Run the handlers of all modules that ran, children first.
+
+    Returns:
+        the rewritten modules by name, without those that another's rewriting reached into: their
+        outputs may change; and what was done.
+    """
     done: list[str] = []
+    rewritten: dict[str, nn.Module] = {}
     for name, module in reversed(list(model.named_modules())):
         handler = _handler(module)
-        if handler is not None:
-            done = [_full_name(name, line) for line in handler(module)] + done
-    return done
+        if handler is None or not seen.called(module):
+            continue
+        lines = [_full_name(name, line) for line in handler(module)]
+        touched = [part + "." for line in lines for part in line.split(" into ")]
+        rewritten = {
+            inner: part
+            for inner, part in rewritten.items()
+            if not any(p.startswith(f"{inner}.") or f"{inner}.".startswith(p) for p in touched)
+        }
+        if lines and name:
+            rewritten[name] = module
+        done = lines + done
+    return rewritten, done
 
 
 def _full_name(prefix: str, line: str) -> str:
@@ -204,119 +229,74 @@ def _full_name(prefix: str, line: str) -> str:
     return " into ".join(f"{prefix}.{part}" for part in line.split(" into "))
 
 
-def _fold_observed(model: nn.Module, images: Tensor) -> list[str]:
-    """Fold norms whose input is, as an object, what one convolution returned in its only call."""
+def _fold_observed(model: nn.Module, seen: Observation) -> list[str]:
+    """Fold the norms that no handler knows and that got, as an object, one layer's output."""
     names = {module: name for name, module in model.named_modules()}
-    makers: dict[int, list[nn.Module]] = {}
-    takers: dict[int, list[nn.Module]] = {}
-    calls: dict[nn.Module, int] = {}
-    held: list[Tensor] = []  # a tensor that is let go gives its id to another one
-
-    def watch(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        calls[module] = calls.get(module, 0) + 1
-        for tensor, table in ((inputs[0] if inputs else None, takers), (output, makers)):
-            if isinstance(tensor, Tensor):
-                held.append(tensor)
-                table.setdefault(id(tensor), []).append(module)
-
-    leaves = [m for m in names if not m._modules or isinstance(m, _BatchNorm)]
-    if not any(isinstance(module, _BatchNorm) for module in leaves):
-        return []
-    handles = [module.register_forward_hook(watch) for module in leaves]
-    try:
-        model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
+    receivers = seen.receivers()
     done = []
-    for key, layers in makers.items():
-        norms = takers.get(key, [])
-        if len(layers) != 1 or len(norms) != 1:
-            continue
-        layer, norm = layers[0], norms[0]
-        if calls[layer] == calls[norm] == 1 and can_follow(layer, norm):
-            parent, _, child = names[norm].rpartition(".")
-            setattr(model.get_submodule(parent), child, absorb_following(layer, norm))
-            done.append(f"{names[norm]} into {names[layer]}")
+    for layer, outputs in seen.outputs.items():
+        for norm in receivers.get(id(outputs[0]), []):
+            if (
+                norm in names
+                and can_follow(layer, norm)
+                and seen.serves_only(layer, norm)
+                and seen.direct(layer, norm)
+            ):
+                parent, _, child = names[norm].rpartition(".")
+                setattr(model.get_submodule(parent), child, absorb_following(layer, norm))
+                done.append(f"{names[norm]} into {names[layer]}")
     return done
 
 
-class _Snapshot:
-    """A model's modules, parameters and attributes, to go back to; nothing is copied but tables."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.states = [(module, self._tables(module)) for module in model.modules()]
-
-    @staticmethod
-    def _tables(module: nn.Module) -> dict[str, Any]:
-        tables = ("_parameters", "_buffers", "_modules")
-        return {
-            name: value.copy() if name in tables else value
-            for name, value in module.__dict__.items()
-        }
-
-    def restore(self) -> None:
-        """Put everything back."""
-        for module, tables in self.states:
-            module.__dict__.clear()
-            module.__dict__.update(tables)
-
-
-def _check(model: nn.Module) -> None:
-    if any(module.training for module in model.modules()):
-        raise ValueError(
-            "folding is for inference and needs fixed BatchNorm statistics: call model.eval() first"
+def _verified(
+    model: nn.Module,
+    images: Tensor,
+    before: Observation,
+    inside: dict[str, nn.Module],
+    tolerance: float,
+) -> float:
+    """The largest difference of the outputs, after comparing the rewritten modules' outputs too."""
+    parts = set(inside.values())
+    after = _observe(model, images, lambda module: module in parts)
+    reference = list(tensors_in(before.result))
+    difference, scale = _difference(reference, list(tensors_in(after.result)))
+    if not difference <= tolerance * scale:
+        raise FoldError(
+            f"folding changed the outputs by {difference:.2e} (outputs up to {scale:.2e}, "
+            f"allowed {tolerance * scale:.2e}); the model is unchanged. Either a BatchNorm "
+            "meets its convolution in a way that its module does not show, or the network "
+            "magnifies rounding: see whether model.double() folds"
         )
-    half = {p.dtype for p in model.parameters() if p.is_floating_point() and p.itemsize < 4}
-    if half:
-        raise ValueError(
-            f"folding in {', '.join(map(str, half))} would round twice: fold the float32 model, "
-            "then convert it"
-        )
+    for name, module in inside.items():
+        old, new = (list(tensors_in(run.outputs.get(module))) for run in (before, after))
+        if not all(torch.isfinite(tensor).all() for tensor in old):
+            continue
+        inner, scale = _difference(old, new)
+        allowed = _INNER_TOLERANCE_FACTOR * tolerance * scale
+        if not inner <= allowed:
+            raise FoldError(
+                f"folding changed what {name} computes by {inner:.2e} (up to {scale:.2e}, allowed "
+                f"{allowed:.2e}), though the model's outputs hardly show it; the model is "
+                f"unchanged. The handler registered for {type(module).__name__} is not exact"
+            )
+    return difference
 
 
-def _example(model: nn.Module) -> Tensor:
-    """Two random images of the model's own size."""
-    config = getattr(model, "pretrained_cfg", None) or {}
-    channels, height, width = config.get("input_size") or (3, 224, 224)
-    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    height, width = size or (height, width)
-    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    channels = channels if first is None else first.in_channels
-    like = next(model.parameters())
-    images = torch.randn(2, channels, height, width, generator=torch.Generator().manual_seed(0))
-    return images.to(like.device, like.dtype)
-
-
-def _outputs(model: nn.Module, images: Tensor) -> list[Tensor]:
+def _observe(model: nn.Module, images: Tensor, keep: Callable[[nn.Module], bool]) -> Observation:
     try:
-        outputs = list(_tensors(model(images)))
+        seen = Observation(model, images, keep)
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
         raise ValueError(
             f"the model does not run on images {tuple(images.shape)}: {error}; pass example=, a "
             "batch that it takes"
         ) from error
-    if not all(torch.isfinite(output).all() for output in outputs):
+    if not all(torch.isfinite(output).all() for output in tensors_in(seen.result)):
         raise ValueError("the model's outputs are not finite: there is nothing to compare with")
-    return outputs
+    return seen
 
 
-def _tensors(output: Any) -> Iterable[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, dict):
-        for part in output.values():
-            yield from _tensors(part)
-    elif isinstance(output, list | tuple):
-        for part in output:
-            yield from _tensors(part)
-
-
-def _largest_difference(before: list[Tensor], after: list[Tensor]) -> float:
-    return max(float((a - b).abs().max()) for a, b in zip(before, after, strict=True))
-
-
-def _count(model: nn.Module) -> tuple[int, int]:
-    """Parameters and BatchNorms."""
-    norms = sum(isinstance(module, _BatchNorm) for module in model.modules())
-    return sum(parameter.numel() for parameter in model.parameters()), norms
+def _difference(before: list[Tensor], after: list[Tensor]) -> tuple[float, float]:
+    """Largest difference, and the largest value or 1."""
+    gaps = [float((a - b).abs().max()) for a, b in zip(before, after, strict=True) if a.numel()]
+    difference = max(gaps, default=0.0)
+    return difference, max([1.0, *(float(old.abs().max()) for old in before if old.numel())])

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 # Exact classes: a subclass may standardise or re-parametrise its weight on every call.
-_LINEAR_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv2dSame)
+LINEAR_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv2dSame)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, BatchNormAct2d)
 
 
 def can_follow(layer: nn.Module | None, norm: nn.Module | None) -> bool:
     """Whether ``norm``, fed by ``layer`` alone, can go into it."""
-    return _is_norm(norm) and type(layer) in _LINEAR_LAYERS
+    return _is_norm(norm) and type(layer) in LINEAR_LAYERS
 
 
 def can_precede(norm: nn.Module | None, layer: nn.Module | None) -> bool:

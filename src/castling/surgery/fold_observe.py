@@ -1,0 +1,155 @@
+"""Watching a model run: which module's output is read by one other module and by nothing else.
+
+The outputs of a model cannot tell this: a head of zeros or a small layer scale hides everything in
+front of it. So every operation is watched that reads the memory of an output, in place or not,
+inside modules or between them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from castling.surgery.fold_layers import LINEAR_LAYERS
+
+
+class Observation:
+    """What one run of a model showed.
+
+    Attributes:
+        result: what the model returned.
+        outputs: tensors that the kept modules returned, one for each call.
+    """
+
+    def __init__(
+        self, model: nn.Module, images: Tensor, keep: Callable[[nn.Module], bool] | None = None
+    ) -> None:
+        """Run ``model`` on ``images`` (B, C, H, W), keeping the outputs of modules as asked."""
+        self.outputs: dict[nn.Module, list[Any]] = {}
+        self._inputs: dict[nn.Module, list[Any]] = {}
+        self._parents: dict[nn.Module, int] = {}
+        for module in model.modules():
+            for child in module._modules.values():
+                if child is not None:
+                    self._parents[child] = self._parents.get(child, 0) + 1
+        # What a hook sees would change, and hooks may change what a module returns.
+        self._hooked = {m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks}
+        self._keep = keep or (lambda module: False)
+        self._watcher = _Watcher()
+        handles = []
+        try:
+            for module in model.modules():
+                handles.append(module.register_forward_pre_hook(self._enter))
+                handles.append(module.register_forward_hook(self._leave))
+            with self._watcher:
+                self.result = model(images)
+        finally:
+            for handle in handles:
+                handle.remove()
+        self._returned = {_memory(tensor) for tensor in tensors_in(self.result)}
+
+    def called(self, module: nn.Module) -> bool:
+        """Whether the module ran as such, not only parts of it."""
+        return module in self._inputs
+
+    def serves_only(self, first: nn.Module, second: nn.Module) -> bool:
+        """Whether all that ``first`` returned went to ``second`` alone, and nothing else did."""
+        if {first, second} & self._hooked:
+            return False
+        if self._parents.get(first) != 1 or self._parents.get(second) != 1:
+            return False
+        made, taken = self.outputs.get(first, []), self._inputs.get(second, [])
+        if not made or len(made) != len(taken):
+            return False
+        return all(self._meet(*pair, first, second) for pair in zip(made, taken, strict=True))
+
+    def direct(self, first: nn.Module, second: nn.Module) -> bool:
+        """Whether ``second`` got what ``first`` returned as it is, not a view of it."""
+        pairs = zip(self.outputs[first], self._inputs[second], strict=True)
+        return all(made is taken for made, taken in pairs)
+
+    def receivers(self) -> dict[int, list[nn.Module]]:
+        """The modules called with each tensor, by its id."""
+        found: dict[int, list[nn.Module]] = {}
+        for module, inputs in self._inputs.items():
+            for tensor in inputs:
+                found.setdefault(id(tensor), []).append(module)
+        return found
+
+    def _meet(self, made: Any, taken: Any, first: nn.Module, second: nn.Module) -> bool:
+        if not isinstance(made, Tensor) or not isinstance(taken, Tensor):
+            return False
+        memory = _memory(made)
+        if memory != _memory(taken) or memory in self._returned:
+            return False
+        # Linear layers have their channels last, norms have them second.
+        if isinstance(first, nn.Linear) or isinstance(second, nn.Linear):
+            fits = taken.dim() == 2
+        else:
+            fits = taken.shape == made.shape
+        return fits and all(second in stack for stack in self._watcher.readers[memory])
+
+    def _enter(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self._watcher.stack.append(module)
+        self._inputs.setdefault(module, []).append(inputs[0] if inputs else None)
+
+    def _leave(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        self._watcher.stack.pop()
+        followed = isinstance(module, (*LINEAR_LAYERS, _BatchNorm))
+        if followed and isinstance(output, Tensor):
+            self._watcher.readers.setdefault(_memory(output), [])
+        if followed or self._keep(module):
+            self.outputs.setdefault(module, []).append(output)
+
+
+class _Watcher(TorchDispatchMode):
+    """Notes which modules were running whenever an operation read a followed memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack: list[nn.Module] = []
+        self.readers: dict[int, list[tuple[nn.Module, ...]]] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not _is_view(func):
+            for tensor in tensors_in((args, kwargs)):
+                readers = self.readers.get(_memory(tensor))
+                if readers is not None:
+                    readers.append(tuple(self.stack))
+        return result
+
+
+def tensors_in(output: Any) -> Iterable[Tensor]:
+    """The tensors in nested containers and dataclasses."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, dict):
+        for part in output.values():
+            yield from tensors_in(part)
+    elif isinstance(output, list | tuple):
+        for part in output:
+            yield from tensors_in(part)
+    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
+        yield from tensors_in(vars(output))
+
+
+def _is_view(operation: Any) -> bool:
+    """Whether an operation only looks at the same memory in another way."""
+    aliases = [value.alias_info for value in operation._schema.returns]
+    return any(alias is not None and not alias.is_write for alias in aliases)
+
+
+def _memory(tensor: Tensor) -> int:
+    """What tells the memory of one tensor from another's while both are alive."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):  # sparse and other tensors without a storage
+        return -id(tensor)
