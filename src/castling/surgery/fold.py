@@ -125,7 +125,8 @@ def fold_(
     token = _OBSERVED.set(seen)
     try:
         inside, folded = _fold_known(model, seen)
-        folded += _fold_observed(model, seen)
+        observed = _fold_observed(model, seen)
+        inside, folded = _untouched(inside, observed), folded + observed
         difference = _verified(model, images, seen, inside, tolerance) if verify else None
     except BaseException:
         before.restore()
@@ -211,16 +212,21 @@ def _fold_known(model: nn.Module, seen: Observation) -> tuple[dict[str, nn.Modul
         if handler is None or not seen.called(module):
             continue
         lines = [_full_name(name, line) for line in handler(module)]
-        touched = [part + "." for line in lines for part in line.split(" into ")]
-        rewritten = {
-            inner: part
-            for inner, part in rewritten.items()
-            if not any(p.startswith(f"{inner}.") or f"{inner}.".startswith(p) for p in touched)
-        }
+        rewritten = _untouched(rewritten, lines)
         if lines and name:
             rewritten[name] = module
         done = lines + done
     return rewritten, done
+
+
+def _untouched(modules: dict[str, nn.Module], lines: list[str]) -> dict[str, nn.Module]:
+    """Those of ``modules`` that no rewriting, given as "part into part", reached into."""
+    parts = [part + "." for line in lines for part in line.split(" into ")]
+    return {
+        name: module
+        for name, module in modules.items()
+        if not any(p.startswith(f"{name}.") or f"{name}.".startswith(p) for p in parts)
+    }
 
 
 def _full_name(prefix: str, line: str) -> str:
