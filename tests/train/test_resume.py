@@ -59,7 +59,7 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.parametrize("stop_at", [5, 7], ids=["end of epoch", "middle of epoch"])
-def test_interrupted_run_ends_like_whole_one(whole, tmp_path, monkeypatch, stop_at):
+def test_interrupted_run_ends_like_whole_one(whole, tmp_path, monkeypatch, capsys, stop_at):
     folder, expected = whole
     recipe = recipe_from_dict(TINY)
     original = Checkpoints.on_train_batch_end
@@ -73,10 +73,31 @@ def test_interrupted_run_ends_like_whole_one(whole, tmp_path, monkeypatch, stop_
     with pytest.raises(TrainingInterrupted, match=f"after step {stop_at}.*same command"):
         train(recipe, tmp_path)
     monkeypatch.setattr(Checkpoints, "on_train_batch_end", original)
+    capsys.readouterr()
     result = train(recipe, tmp_path, resume="must")
+    assert "resumed in epoch 2 at batch" in capsys.readouterr().err
     assert result.metrics == expected.metrics
     assert result.switched_metrics == expected.switched_metrics
     assert_same_run(folder, tmp_path)
+
+
+def test_average_takes_a_resumed_step_in_once(tmp_path, monkeypatch):
+    hardware = {"accelerator": "cpu", "accumulate": 2}
+    recipe = recipe_from_dict(TINY | {"hardware": hardware, "epochs": 2})
+    train(recipe, tmp_path / "whole", progress=False)
+    original = Checkpoints.on_train_batch_end
+
+    def interrupting(self, trainer, *rest):
+        if trainer.global_step == 4:
+            self.interrupted = True
+        original(self, trainer, *rest)
+
+    monkeypatch.setattr(Checkpoints, "on_train_batch_end", interrupting)
+    with pytest.raises(TrainingInterrupted):
+        train(recipe, tmp_path / "run", progress=False)
+    monkeypatch.setattr(Checkpoints, "on_train_batch_end", original)
+    train(recipe, tmp_path / "run", progress=False)
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
 def test_run_ended_by_sigkill_resumes(whole, tmp_path):

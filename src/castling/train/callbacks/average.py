@@ -38,8 +38,11 @@ class WeightAverage(Callback):
         if self.restored is not None:
             self.average.module.load_state_dict(self.restored)
             self.restored = None
-        self.updated_step = trainer.global_step
         module.evaluated_holder[:] = [self.average.module]
+
+    def on_train_start(self, trainer: Trainer, module: TrainingModule) -> None:
+        """A resumed step has been taken in; Lightning knows it only after on_fit_start."""
+        self.updated_step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, module: TrainingModule, outputs: Any, batch: Any, batch_idx: int

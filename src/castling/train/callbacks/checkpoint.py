@@ -67,7 +67,7 @@ class Checkpoints(Callback):
             if listens:
                 signal.signal(signal.SIGINT, previous)
 
-    def on_fit_start(self, trainer: Trainer, module: TrainingModule) -> None:
+    def on_train_start(self, trainer: Trainer, module: TrainingModule) -> None:
         """A resumed step need not be saved again."""
         self.saved_step = trainer.global_step
 

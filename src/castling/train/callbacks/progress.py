@@ -105,12 +105,11 @@ def introduction(trainer: Trainer, module: TrainingModule, run_dir: Path) -> lis
     processes = f"{trainer.world_size} processes, " if trainer.world_size > 1 else ""
     source = "digits (bundled)" if recipe.data.source == "digits" else recipe.data.source
     sizes = ", ".join(f"{count} {split}" for split, count in module.data_sizes.items())
-    lines = [
+    epoch, batch = module.start
+    resumed = f", resumed in epoch {epoch + 1} at batch {batch + 1}" if epoch or batch else ""
+    return [
         f"model: {recipe.model.name}, {parameters:,} parameters, on {processes}{module.device}",
         f"data: {source}, {len(data.classes)} classes, {sizes} images",
         *(f"note: {note}" for note in data.notes),
-        f"run: {run_dir}",
+        f"run: {run_dir}{resumed}",
     ]
-    if trainer.global_step:
-        lines.append(f"resumed in epoch {trainer.current_epoch + 1}, step {trainer.global_step}")
-    return lines
