@@ -305,8 +305,9 @@ def _multiple(model: nn.Module, size: tuple[int, int]) -> int:
         except _REFUSALS as error:
             refusal = error
     raise OneSizeError(
-        f"the model runs at {size[0]}×{size[1]} pixels only ({_first_line(refusal).rstrip('.')}). For a file "
-        "of any size, build a ViT with dynamic_img_size=True (in a recipe among model.kwargs)"
+        f"the model runs at {size[0]}×{size[1]} pixels only ({_first_line(refusal).rstrip('.')}). "
+        "For a file of any size, build a ViT with dynamic_img_size=True "
+        "(in a recipe among model.kwargs)"
     )
 
 
