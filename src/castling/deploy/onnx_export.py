@@ -9,14 +9,13 @@ Notable:
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 
 from castling.attention.auxiliary import auxiliaries
 from castling.models.saved import ModelCard
+from castling.ops.modes import kept_in_eval
 
 Dynamic = Literal["auto", "all", "batch"]
 
@@ -163,7 +163,7 @@ def export(
         raise ValueError("verify_sizes cannot go with dynamic='batch': the file runs at one size")
     _require_exportable(model)
     _require_packages()
-    with _in_eval(model), torch.no_grad():
+    with kept_in_eval(model), torch.no_grad():
         multiple, notes = 1, []
         if dynamic != "batch":
             try:
@@ -251,18 +251,6 @@ def _require_packages() -> None:
         raise ModuleNotFoundError(
             f"export needs {', '.join(missing)}: pip install 'castling[export]'"
         )
-
-
-@contextlib.contextmanager
-def _in_eval(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            if module.training != mode:
-                module.train(mode)
 
 
 def _images(shape: Sequence[int]) -> Tensor:
