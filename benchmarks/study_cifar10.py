@@ -164,6 +164,7 @@ def main() -> None:
             progress=False,
         )
         print(name, seed, result.metrics, result.switched_metrics, flush=True)
+    options.results.mkdir(parents=True, exist_ok=True)
     study = collect(options.runs, options.seeds)
     write_json(options.results / "study_cifar10.json", study)
     write_text(options.results / "study_cifar10.md", table(study))

@@ -120,10 +120,11 @@ def results_page() -> str:
     ]
     bench = json.loads((results / "bench_models.json").read_text(encoding="utf-8"))
     lines += [
-        "`castling bench` with the models below → "
+        "`castling bench --models deit_tiny_patch16_224 castling_deit_tiny_patch16_224 qt_vit_1 "
+        "cas_vit_xs --sizes 224 448 672 896 --threads 1 --rounds 7 --seconds 25` → "
         "[bench_models.json](../benchmarks/results/bench_models.json). Median of alternated runs, "
         f"batch {bench['measurements'][0]['batch']}. {facts(bench['machine'])}\n",
-        "![time against tokens](images/time.png)\n",
+        "![milliseconds against image size](images/time.png)\n",
         "| model | pixels | tokens | ms | ± | peak MB | MACs (G) |",
         "|---|---|---|---|---|---|---|",
     ]
