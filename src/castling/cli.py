@@ -126,9 +126,10 @@ def evaluate(arguments: list[str]) -> int:
 
     folder = Path(values.model) if values.unswitched else model_folder(values.model)
     result = evaluate_model(folder, _data(values.data), split=values.split, device=values.device)
+    top5 = f"top-5 {result.top5:.2f} %  " if len(result.class_accuracy) > 5 else ""
     lines = [
         f"{folder}, {result.images} {result.split} images",
-        f"top-1 {result.top1:.2f} %  top-5 {result.top5:.2f} %  loss {result.loss:.4f}",
+        f"top-1 {result.top1:.2f} %  {top5}loss {result.loss:.4f}",
         f"{result.images_per_second:.0f} images/s with loading",
     ]
     _print(values, {"model": str(folder), **result.to_dict()}, "\n".join(lines))

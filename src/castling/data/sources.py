@@ -215,7 +215,7 @@ def for_all(count: int, visit: Callable[[int], object], what: str) -> None:
     if complaints:
         more = f"\n… and {len(complaints) - 5} more" if len(complaints) > 5 else ""
         raise DataError(
-            f"{len(complaints)} of {count} {what} images are damaged:\n"
+            f"{len(complaints)} of {count} {f'{what} ' if what else ''}images are damaged:\n"
             + "\n".join(complaints[:5])
             + more
         )
