@@ -9,7 +9,7 @@ from torch import nn
 
 import castling
 from castling.deploy import ExportError, OnnxModel, export
-from castling.deploy.onnx_export import OneSizeError
+from castling.deploy.sizes import OneSizeError
 from castling.models.saved import ModelCard
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -22,26 +21,26 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from castling.attention.auxiliary import auxiliaries
+from castling.deploy.sizes import (
+    OneSizeError,
+    first_line,
+    random_images,
+    require_runs,
+    run_once,
+    sizes_to_verify,
+    smallest_multiple,
+)
 from castling.models.saved import ModelCard
 from castling.ops.modes import kept_in_eval
 
 Dynamic = Literal["auto", "all", "batch"]
 
-#: Sides of any model of the field are multiples of at most this.
-_LARGEST_MULTIPLE = 64
-#: What models raise when they cannot take an image of some size.
-_REFUSALS = (ValueError, RuntimeError, AssertionError)
-
 
 class ExportError(RuntimeError):
     """The model could not be exported, or the file did not reproduce it."""
-
-
-class OneSizeError(ValueError):
-    """The model runs at one image size only, and more were asked for."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +166,7 @@ def export(
         multiple, notes = 1, []
         if dynamic != "batch":
             try:
-                multiple = _multiple(model, input_size)
+                multiple = smallest_multiple(model, input_size)
                 dynamic = "all"
             except OneSizeError as error:
                 if dynamic == "all" or verify_sizes:
@@ -177,7 +176,7 @@ def export(
                 dynamic = "batch"
                 notes.append(f"only the batch is dynamic: {error}")
         if dynamic == "all":
-            sizes = _sizes(input_size, multiple, verify_sizes)
+            sizes = sizes_to_verify(input_size, multiple, verify_sizes)
             # Not square, so that no equality of the sides can be traced into the file.
             traced = (2, 3, input_size[0], input_size[1] + multiple)
         else:
@@ -189,7 +188,7 @@ def export(
                 "sizes without complaint, which PyTorch refuses (castling predict refuses too)"
             )
         for size in {*sizes, (traced[2], traced[3])}:
-            _require_runs(model, size)
+            require_runs(model, size)
         proto = _trace(model, traced, dynamic, opset)
         written = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
         if opset is not None and written != opset:
@@ -253,70 +252,13 @@ def _require_packages() -> None:
         )
 
 
-def _images(shape: Sequence[int]) -> Tensor:
-    return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(sum(shape)))
-
-
-def _run(model: nn.Module, shape: Sequence[int]) -> Tensor:
-    parameter = next(model.parameters(), None)
-    images = _images(shape)
-    output = model(images if parameter is None else images.to(parameter.device))
-    if not isinstance(output, Tensor):
-        raise TypeError(
-            "export wants a model that returns one tensor, this one returns "
-            f"{type(output).__name__}"
-        )
-    return output.cpu()
-
-
-def _require_runs(model: nn.Module, size: tuple[int, int]) -> None:
-    try:
-        _run(model, (1, 3, *size))
-    except _REFUSALS as error:
-        raise ValueError(
-            f"the model does not run at {size[0]}×{size[1]} pixels: {_first_line(error)}"
-        ) from error
-
-
-def _multiple(model: nn.Module, size: tuple[int, int]) -> int:
-    """The smallest stride by which both sides of the model's images may grow."""
-    _require_runs(model, size)
-    refusal: Exception | None = None
-    shared = math.gcd(*size)
-    for multiple in range(1, min(shared, _LARGEST_MULTIPLE) + 1):
-        if shared % multiple:
-            continue
-        try:
-            _run(model, (1, 3, size[0] + multiple, size[1]))
-            _run(model, (1, 3, size[0], size[1] + multiple))
-            return multiple
-        except _REFUSALS as error:
-            refusal = error
-    raise OneSizeError(
-        f"the model runs at {size[0]}×{size[1]} pixels only ({_first_line(refusal).rstrip('.')}). "
-        "For a file of any size, build a ViT with dynamic_img_size=True "
-        "(in a recipe among model.kwargs)"
-    )
-
-
-def _sizes(
-    size: tuple[int, int], multiple: int, chosen: Sequence[tuple[int, int]] | None
-) -> list[tuple[int, int]]:
-    if chosen is not None:
-        return [size, *((int(height), int(width)) for height, width in chosen)]
-    # An odd number of strides, so that rounding inside the model shows.
-    step = multiple * (min(size) // (4 * multiple) | 1)
-    height, width = size
-    return [size, (height + step, width + 3 * step), (height + 2 * step, width)]
-
-
 def _trace(
     model: nn.Module, shape: tuple[int, int, int, int], dynamic: str, opset: int | None
 ) -> Any:
     free = torch.export.Dim.DYNAMIC
     dimensions = {0: free} if dynamic == "batch" else {0: free, 2: free, 3: free}
     parameter = next(model.parameters(), None)
-    images = _images(shape)
+    images = random_images(shape)
     level = logging.root.manager.disable
     try:
         logging.disable(logging.WARNING)  # the exporter warns about things that are in order
@@ -336,7 +278,7 @@ def _trace(
         cause = error.__cause__ or error
         hint = "; --dynamic batch exports for one size" if dynamic == "all" else ""
         raise ExportError(
-            f"PyTorch's exporter failed: {_first_line(cause)} (see the chained error{hint})"
+            f"PyTorch's exporter failed: {first_line(cause)} (see the chained error{hint})"
         ) from error
     finally:
         logging.disable(level)
@@ -371,16 +313,16 @@ def _describe(
 def _compare(model: nn.Module, path: Path, shape: tuple[int, int, int, int]) -> ShapeCheck:
     import onnxruntime
 
-    images = _images(shape)
+    images = random_images(shape)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is raised as well
-    expected = _run(model, shape)
+    expected = run_once(model, shape)
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         result = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
     except Exception as error:
         raise ExportError(
-            f"ONNX Runtime cannot run the exported model at shape {shape}: {_first_line(error)}; "
+            f"ONNX Runtime cannot run the exported model at shape {shape}: {first_line(error)}; "
             "nothing was written. dynamic='batch' (--dynamic batch) exports for one size"
         ) from error
     if result.shape != expected.shape:
@@ -399,10 +341,6 @@ def _require_same(checks: Sequence[ShapeCheck], tolerance: float) -> None:
                 f"the exported model differs from PyTorch by {check.max_difference:.3g} at shape "
                 f"{check.shape}, above the tolerance {tolerance:g}; nothing was written"
             )
-
-
-def _first_line(error: BaseException | None) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
 
 
 def _write_text(path: Path, text: str) -> None:
