@@ -6,6 +6,7 @@ from torch import nn
 
 from castling.attention import (
     Attention,
+    AttentionCore,
     LinearAngular,
     MaskedSoftmax,
     attention_config,
@@ -127,3 +128,11 @@ def test_bfloat16_autocast(name):
         out = model(x, grid=(4, 4))
     assert out.dtype == torch.bfloat16
     assert (out - model(x, grid=(4, 4))).abs().max() < 0.1 * model(x, grid=(4, 4)).abs().max()
+
+
+def test_a_local_residual_needs_to_know_where_the_queries_stand():
+    core = AttentionCore(LinearAngular(constant="mean", local="token1d"), num_heads=2, head_dim=4)
+    query, key = torch.randn(1, 3, 2, 4), torch.randn(1, 6, 2, 4)
+    with pytest.raises(ValueError, match="pass to_queries"):
+        core.attend(query, key, key)
+    assert core.attend(query, key, key, to_queries=lambda t: t[:, ::2]).shape == query.shape

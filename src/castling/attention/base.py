@@ -75,6 +75,28 @@ class Kernel(nn.Module):
         raise NotImplementedError
 
 
+class AveragingKernel(Kernel):
+    """A kernel whose output is finished before the auxiliary branch's is added to it."""
+
+    def average(self, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) -> Tensor:
+        """The kernel alone; arguments and result as in :meth:`Kernel.forward`."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        extra: Tensor | None = None,
+        key_mask: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
+        """See :class:`Kernel`."""
+        out = self.average(query, key, value, key_mask)
+        return out if extra is None else out + extra
+
+
 class AttentionCore(nn.Module):
     """Kernel, auxiliary branch and local residual; token mixers and host adapters inherit from it.
 
@@ -144,11 +166,16 @@ class AttentionCore(nn.Module):
             "grid": grid,
             "num_prefix_tokens": num_prefix_tokens,
         }
+        if self.dconv is not None and to_queries is None and query.shape[1] != key.shape[1]:
+            raise ValueError(
+                f"a local residual stands at the keys: with {query.shape[1]} queries for "
+                f'{key.shape[1]} keys pass to_queries, or use local="none"'
+            )
         extra = None
         if self.auxiliary is not None:
             self.auxiliary.penalty = None
-        if self.auxiliary is not None and not self.auxiliary.empty:
-            extra = self.auxiliary(query, key, value, key_mask=key_mask, bias=bias)
+            if not self.auxiliary.empty:
+                extra = self.auxiliary(query, key, value, key_mask=key_mask, bias=bias)
         out: Tensor = self.kernel(query, key, value, extra=extra, **shared)
         if self.auxiliary is not None and self.auxiliary.collecting:
             with torch.no_grad():

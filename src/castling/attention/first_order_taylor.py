@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
-from castling.attention.base import Kernel
+from castling.attention.base import AveragingKernel
 from castling.attention.config import AttentionConfig, register_attention
 from castling.ops.first_order_taylor import first_order_taylor
 
@@ -26,8 +26,8 @@ class FirstOrderTaylor(AttentionConfig):
 
 
 @register_attention(FirstOrderTaylor)
-class FirstOrderTaylorKernel(Kernel):
-    """Adds ``extra`` to the attention's output."""
+class FirstOrderTaylorKernel(AveragingKernel):
+    """First order taylor attention."""
 
     def __init__(
         self, config: FirstOrderTaylor, num_heads: int, head_dim: int, value_dim: int
@@ -35,16 +35,6 @@ class FirstOrderTaylorKernel(Kernel):
         super().__init__(config, num_heads, head_dim, value_dim)
         self.eps = config.eps
 
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        extra: Tensor | None = None,
-        key_mask: Tensor | None = None,
-        **_: Any,
-    ) -> Tensor:
-        """See :class:`Kernel`."""
-        out = first_order_taylor(query, key, value, eps=self.eps, key_mask=key_mask)
-        return out if extra is None else out + extra
+    def average(self, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) -> Tensor:
+        """See :class:`AveragingKernel`."""
+        return first_order_taylor(query, key, value, eps=self.eps, key_mask=key_mask)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
-from castling.attention.base import Kernel
+from castling.attention.base import AveragingKernel
 from castling.attention.config import AttentionConfig, register_attention
 from castling.ops.mean import mean_attention
 
@@ -20,19 +20,9 @@ class Mean(AttentionConfig):
 
 
 @register_attention(Mean)
-class MeanKernel(Kernel):
-    """Adds ``extra`` to the attention's output."""
+class MeanKernel(AveragingKernel):
+    """Mean attention."""
 
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        extra: Tensor | None = None,
-        key_mask: Tensor | None = None,
-        **_: Any,
-    ) -> Tensor:
-        """See :class:`Kernel`."""
-        out = mean_attention(query, key, value, key_mask=key_mask)
-        return out if extra is None else out + extra
+    def average(self, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) -> Tensor:
+        """See :class:`AveragingKernel`."""
+        return mean_attention(query, key, value, key_mask=key_mask)

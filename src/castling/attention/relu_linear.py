@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
-from castling.attention.base import Kernel
+from castling.attention.base import AveragingKernel
 from castling.attention.config import AttentionConfig, register_attention
 from castling.ops.relu_linear import relu_linear
 
@@ -28,23 +28,13 @@ class ReLULinear(AttentionConfig):
 
 
 @register_attention(ReLULinear)
-class ReLULinearKernel(Kernel):
-    """Adds ``extra`` to the attention's output."""
+class ReLULinearKernel(AveragingKernel):
+    """Relu linear attention."""
 
     def __init__(self, config: ReLULinear, num_heads: int, head_dim: int, value_dim: int) -> None:
         super().__init__(config, num_heads, head_dim, value_dim)
         self.eps = config.eps
 
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        extra: Tensor | None = None,
-        key_mask: Tensor | None = None,
-        **_: Any,
-    ) -> Tensor:
-        """See :class:`Kernel`."""
-        out = relu_linear(query, key, value, eps=self.eps, key_mask=key_mask)
-        return out if extra is None else out + extra
+    def average(self, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) -> Tensor:
+        """See :class:`AveragingKernel`."""
+        return relu_linear(query, key, value, eps=self.eps, key_mask=key_mask)
