@@ -1,0 +1,74 @@
+"""Launching Triton kernels, and recording launches so that they can be compiled without a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Argument = Tensor | int | float | None
+
+# Blocks of a device are handed out in order, but how many run at once differs: about twice the
+# multiprocessors of the largest data-centre GPU keeps every one of them busy.
+PROGRAMS_TO_FILL_A_GPU = 264
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch.
+
+    Args:
+        kernel: a ``triton.jit`` function.
+        grid: programs along each axis, first axis fastest.
+        arguments: run-time arguments by name, in the order of the kernel's parameters.
+        constants: its ``tl.constexpr`` parameters.
+        num_warps: warps per program.
+        num_stages: depth of the software pipeline of its loops.
+    """
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: Mapping[str, Argument]
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    num_warps: int = 4
+    num_stages: int = 2
+
+
+_recordings: list[list[Launch]] = []
+
+
+def launch(call: Launch) -> None:
+    """Run ``call``, or only note it inside :func:`recorded_launches`."""
+    if _recordings:
+        _recordings[-1].append(call)
+        return
+    tensors = [a for a in call.arguments.values() if isinstance(a, Tensor)]
+    device = tensors[0].device
+    # Triton launches on the current device, which need not be the tensors' own.
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        call.kernel[call.grid](
+            **call.arguments,
+            **call.constants,
+            num_warps=call.num_warps,
+            num_stages=call.num_stages,
+        )
+
+
+@contextmanager
+def recorded_launches() -> Iterator[list[Launch]]:
+    """Collect launches instead of running them, so that a wrapper can be called on meta tensors."""
+    calls: list[Launch] = []
+    _recordings.append(calls)
+    try:
+        yield calls
+    finally:
+        _recordings.pop()
+
+
+def padded_width(channels: int) -> int:
+    """The power of two, at least 16 (what a matrix product takes), that holds ``channels``."""
+    return max(16, 1 << (channels - 1).bit_length())
