@@ -1,12 +1,13 @@
 """Triton kernels for NVIDIA GPUs: the ``triton`` path of the fused attention operators.
 
-- Importing this package imports no Triton: machines without it import, test and run everything else.
+- Importing this package imports no Triton, so that machines without it run everything else.
 - With ``TRITON_INTERPRET=1`` set before the first use, the same kernels run on CPU tensors, slowly.
 - Signatures are those of every backend; the operators are registered in ``castling.ops.fused``.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 from importlib import import_module
@@ -53,16 +54,15 @@ def interpreting() -> bool:
 def why_not(device: torch.device | str) -> str | None:
     """Why these kernels cannot serve tensors on ``device``, and what to do; None if they can."""
     device = torch.device(device)
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed: it comes with the CUDA builds of PyTorch on Linux"
+    never = why_never()
+    if never is not None:
+        return never
     if interpreting():
         if device.type == "cpu":
             return None
         return f"TRITON_INTERPRET=1 serves CPU tensors only, got {device}: unset it for the GPU"
     if device.type != "cuda":
         return f"needs a CUDA device, got {device} (TRITON_INTERPRET=1 runs it on CPU tensors)"
-    if torch.version.hip is not None:
-        return "the kernels were written and compiled for NVIDIA GPUs; this PyTorch is for AMD"
     if not torch.cuda.is_available():
         return "PyTorch sees no CUDA device"
     capability = torch.cuda.get_device_capability(device)
@@ -70,6 +70,21 @@ def why_not(device: torch.device | str) -> str | None:
         name = torch.cuda.get_device_name(device)
         return f"needs compute capability 8.0 (Ampere) or newer; {name} has {capability}"
     return None
+
+
+def why_never() -> str | None:
+    """Why these kernels cannot run on this machine, whatever its GPU; asks no driver. None if so."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed: it comes with the CUDA builds of PyTorch on Linux"
+    if torch.version.hip is not None:
+        return "the kernels were written and compiled for NVIDIA GPUs; this PyTorch is for AMD"
+    return None
+
+
+def describe() -> str:
+    """Version of Triton, or why the kernels are missing."""
+    missing = why_never()
+    return f"missing: {missing}" if missing else f"Triton {importlib.metadata.version('triton')}"
 
 
 def available(device: torch.device | str) -> bool:

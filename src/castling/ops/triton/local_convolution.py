@@ -1,0 +1,184 @@
+"""The depthwise convolution of the values, added to attention tile by tile, and its gradients.
+
+Taps are read where they stand, from the first-level cache, instead of from a padded or permuted
+copy. LOCAL is "token1d", SIZE taps along the flattened tokens with one filter per head, or
+"grid2d", SIZE × SIZE taps on the (height, width) grid of the tokens from ``prefix`` on with one
+filter per channel. Gradients gather as well, so nothing is added by atomics.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from castling.ops.triton.tiles import load_rows
+
+# Up to this many taps the loop over them is unrolled, so that their loads overlap.
+UNROLLED_TAPS = tl.constexpr(25)
+
+
+@triton.jit
+def filter_offsets(
+    first_head,
+    TAPS: tl.constexpr,
+    LOCAL: tl.constexpr,
+    GROUP: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """Offset of the filter of every column in the contiguous weight: (GROUP·WIDTH,)."""
+    column = tl.arange(0, GROUP * WIDTH)
+    row = first_head + column // WIDTH
+    if LOCAL == "grid2d":
+        # Padded channels read the last filter and multiply zeros with it.
+        row = row * CHANNELS + tl.minimum(column % WIDTH, CHANNELS - 1)
+    return row * TAPS
+
+
+@triton.jit
+def shifted_tokens(
+    tokens,
+    valid,
+    tap,
+    count,
+    prefix,
+    grid_height,
+    grid_width,
+    LOCAL: tl.constexpr,
+    SIZE: tl.constexpr,
+    SIGN: tl.constexpr,
+):
+    """The token that ``tap`` reads for each output (SIGN 1), or is read by (SIGN -1), if any."""
+    if LOCAL == "token1d":
+        source = tokens + SIGN * (tap - SIZE // 2)
+        inside = valid & (source >= 0) & (source < count)
+    else:
+        down = SIGN * (tap // SIZE - SIZE // 2)
+        right = SIGN * (tap % SIZE - SIZE // 2)
+        cell = tokens - prefix
+        row = cell // grid_width + down
+        column = cell % grid_width + right
+        inside = valid & (cell >= 0) & (row >= 0) & (row < grid_height)
+        inside = inside & (column >= 0) & (column < grid_width)
+        source = tokens + down * grid_width + right
+    return source, inside
+
+
+@triton.jit
+def kept_tokens(mask_base, tokens, valid, stride, HAS_MASK: tl.constexpr):
+    """Those of ``valid`` that the key mask keeps."""
+    if HAS_MASK:
+        kept = tl.load(mask_base + tokens.to(tl.int64) * stride, mask=valid, other=0)
+        valid = valid & (kept != 0)
+    return valid
+
+
+@triton.jit
+def add_tap(
+    accumulator,
+    base,
+    mask_base,
+    weight,
+    tokens,
+    valid,
+    tap,
+    stride,
+    mask_stride,
+    columns,
+    filters,
+    count,
+    prefix,
+    grid_height,
+    grid_width,
+    HAS_MASK: tl.constexpr,
+    LOCAL: tl.constexpr,
+    SIZE: tl.constexpr,
+    SIGN: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """One tap: accumulator + weight[tap] · rows it reads."""
+    source, inside = shifted_tokens(
+        tokens, valid, tap, count, prefix, grid_height, grid_width, LOCAL, SIZE, SIGN
+    )
+    inside = kept_tokens(mask_base, source, inside, mask_stride, HAS_MASK)
+    rows = load_rows(base, source, inside, stride, columns, CHANNELS, WIDTH)
+    return accumulator + rows * tl.load(weight + filters + tap).to(tl.float32)[None, :]
+
+
+@triton.jit
+def add_taps(
+    accumulator,
+    base,
+    mask_base,
+    weight,
+    tokens,
+    valid,
+    stride,
+    mask_stride,
+    columns,
+    filters,
+    count,
+    prefix,
+    grid_height,
+    grid_width,
+    HAS_MASK: tl.constexpr,
+    LOCAL: tl.constexpr,
+    SIZE: tl.constexpr,
+    TAPS: tl.constexpr,
+    SIGN: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """accumulator + the convolution (SIGN 1) of the rows at ``base``, or its transpose (-1)."""
+    if TAPS <= UNROLLED_TAPS:
+        for tap in tl.static_range(TAPS):
+            accumulator = add_tap(
+                accumulator, base, mask_base, weight, tokens, valid, tap, stride, mask_stride,
+                columns, filters, count, prefix, grid_height, grid_width,
+                HAS_MASK, LOCAL, SIZE, SIGN, CHANNELS, WIDTH,
+            )  # fmt: skip
+    else:
+        for tap in range(TAPS):
+            accumulator = add_tap(
+                accumulator, base, mask_base, weight, tokens, valid, tap, stride, mask_stride,
+                columns, filters, count, prefix, grid_height, grid_width,
+                HAS_MASK, LOCAL, SIZE, SIGN, CHANNELS, WIDTH,
+            )  # fmt: skip
+    return accumulator
+
+
+@triton.jit
+def add_filter_gradient(
+    accumulator,
+    gradient,
+    base,
+    mask_base,
+    tokens,
+    valid,
+    stride,
+    mask_stride,
+    columns,
+    count,
+    prefix,
+    grid_height,
+    grid_width,
+    HAS_MASK: tl.constexpr,
+    LOCAL: tl.constexpr,
+    SIZE: tl.constexpr,
+    TAPS: tl.constexpr,
+    PADDED_TAPS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """accumulator (PADDED_TAPS, GROUP·WIDTH) + Σ_tokens gradient · the row that each tap reads."""
+    index = tl.arange(0, PADDED_TAPS)
+    for tap in range(TAPS):
+        source, inside = shifted_tokens(
+            tokens, valid, tap, count, prefix, grid_height, grid_width, LOCAL, SIZE, 1
+        )
+        inside = kept_tokens(mask_base, source, inside, mask_stride, HAS_MASK)
+        rows = load_rows(base, source, inside, stride, columns, CHANNELS, WIDTH)
+        total = tl.sum(rows * gradient, axis=0)
+        accumulator += tl.where((index == tap)[:, None], total[None, :], 0.0)
+    return accumulator

@@ -1,0 +1,142 @@
+"""What the attention kernels are made of: tiles of tokens, row sums per head, split products.
+
+- A program sees GROUP neighbouring heads at once, side by side in the columns of its tiles, so that
+  a row of narrow heads still fills a 128-byte line. Channels of a head are padded to WIDTH, a power
+  of two; padded ones are loaded as zeros and never stored.
+- Sums and products accumulate in float32. Operands of half precision meet on the tensor cores as
+  bfloat16: exact where the input is bfloat16 and raw, else as high + low part (16 bits), so that
+  neither the range of float16 nor eight bits of mantissa limit what a state holds.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from castling.ops.triton import interpreting
+
+# The interpreter multiplies bfloat16 as if its bits were integers.
+INTERPRETING = tl.constexpr(interpreting())
+
+
+@triton.jit
+def row_sums(tile, ROWS: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr):
+    """Sum over each head's channels: (ROWS, GROUP·WIDTH) -> (ROWS, GROUP)."""
+    if GROUP == 1:
+        sums = tl.sum(tile, axis=1, keep_dims=True)
+    else:
+        sums = tl.sum(tl.reshape(tile, (ROWS, GROUP, WIDTH)), axis=2)
+    return sums
+
+
+@triton.jit
+def spread(rows, ROWS: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr):
+    """A number per row and head against its channels: (ROWS, GROUP) -> (ROWS, GROUP·WIDTH).
+
+    One head alone is left (ROWS, 1), which broadcasts by itself.
+    """
+    if GROUP == 1:
+        wide = rows
+    else:
+        wide = tl.broadcast_to(tl.reshape(rows, (ROWS, GROUP, 1)), (ROWS, GROUP, WIDTH))
+        wide = tl.reshape(wide, (ROWS, GROUP * WIDTH))
+    return wide
+
+
+@triton.jit
+def load_rows(base, tokens, valid, stride, columns, CHANNELS: tl.constexpr, WIDTH: tl.constexpr):
+    """Rows ``tokens`` as float32, zero where not ``valid`` and in padded channels.
+
+    ``columns`` are the offsets of the columns in memory; products with ``stride`` take 64 bits.
+    """
+    pointers = base + tokens.to(tl.int64)[:, None] * stride + columns[None, :]
+    mask = valid[:, None]
+    if CHANNELS != WIDTH:
+        channel = tl.arange(0, columns.shape[0]) % WIDTH
+        mask = mask & (channel < CHANNELS)[None, :]
+    return tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store_rows(
+    base, tile, tokens, valid, stride, columns, CHANNELS: tl.constexpr, WIDTH: tl.constexpr
+):
+    """Write rows ``tokens`` in the dtype of ``base``, valid ones and real channels only."""
+    pointers = base + tokens.to(tl.int64)[:, None] * stride + columns[None, :]
+    mask = valid[:, None]
+    if CHANNELS != WIDTH:
+        channel = tl.arange(0, columns.shape[0]) % WIDTH
+        mask = mask & (channel < CHANNELS)[None, :]
+    tl.store(pointers, tile.to(base.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def column_offsets(head_stride, channel_stride, GROUP: tl.constexpr, WIDTH: tl.constexpr):
+    """Offsets of GROUP heads' padded channels from the first head: (GROUP·WIDTH,)."""
+    column = tl.arange(0, GROUP * WIDTH)
+    if GROUP == 1:
+        offsets = column * channel_stride
+    else:
+        offsets = (column // WIDTH) * head_stride + (column % WIDTH) * channel_stride
+    return offsets
+
+
+@triton.jit
+def split(tile, PRECISION: tl.constexpr):
+    """A float32 tile as operands: itself, or for PRECISION "split" a high and a low bfloat16."""
+    if PRECISION == "split":
+        high = tile.to(tl.bfloat16)
+        low = (tile - high.to(tl.float32)).to(tl.bfloat16)
+        if INTERPRETING:
+            high = high.to(tl.float32)
+            low = low.to(tl.float32)
+    else:
+        high = tile
+        low = tile
+    return high, low
+
+
+@triton.jit
+def multiply(
+    left_high,
+    left_low,
+    right_high,
+    right_low,
+    accumulator,
+    LEFT_EXACT: tl.constexpr,
+    RIGHT_EXACT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """accumulator + left @ right, of operands made by :func:`split`.
+
+    An exact operand has no low part. low·low, 2⁻¹⁶ of the result, is left out.
+    """
+    if PRECISION == "split":
+        if not LEFT_EXACT:
+            accumulator = tl.dot(left_low, right_high, accumulator)
+        if not RIGHT_EXACT:
+            accumulator = tl.dot(left_high, right_low, accumulator)
+        accumulator = tl.dot(left_high, right_high, accumulator)
+    else:
+        accumulator = tl.dot(left_high, right_high, accumulator, input_precision=PRECISION)
+    return accumulator
+
+
+@triton.jit
+def sum_parts_kernel(
+    parts,
+    out,
+    count,
+    numbers,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """out[i] = Σ_p parts[p, i], always in the same order: parts (count, numbers), float32."""
+    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    row = tl.arange(0, ROWS)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for first in range(0, count, ROWS):
+        pointers = parts + (first + row).to(tl.int64)[:, None] * numbers + index[None, :]
+        mask = ((first + row) < count)[:, None] & (index < numbers)[None, :]
+        total += tl.sum(tl.load(pointers, mask=mask, other=0.0), axis=0)
+    tl.store(out + index, total, mask=index < numbers)
