@@ -72,3 +72,23 @@ def recorded_launches() -> Iterator[list[Launch]]:
 def padded_width(channels: int) -> int:
     """The power of two, at least 16 (what a matrix product takes), that holds ``channels``."""
     return max(16, 1 << (channels - 1).bit_length())
+
+
+def sum_parts(parts: Tensor) -> Tensor:
+    """Sum float32 ``parts`` over the first axis, always in the same order."""
+    if parts.shape[0] == 1:
+        return parts[0]
+    # Here, because the module of a kernel imports Triton when it is loaded.
+    from castling.ops.triton.tiles import sum_parts_kernel
+
+    out = torch.empty_like(parts[0])
+    block = 128
+    arguments: dict[str, Argument] = {
+        "parts": parts,
+        "out": out,
+        "count": parts.shape[0],
+        "numbers": out.numel(),
+    }
+    constants = {"ROWS": min(32, 1 << (parts.shape[0] - 1).bit_length()), "BLOCK": block}
+    launch(Launch(sum_parts_kernel, (-(-out.numel() // block),), arguments, constants))
+    return out

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from castling.ops.triton.tiles import row_sums, spread
+from castling.ops.triton.tiles import row_sums, safe_rsqrt, spread
 
 
 @triton.jit
@@ -31,9 +31,7 @@ def feature_parts(
     if FEATURES == "unit":
         base = tile
         squares = row_sums(tile * tile, ROWS, GROUP, WIDTH)
-        direction = tl.math.rsqrt(squares + eps)
-        direction = tl.where((squares == 0.0) & (eps > 0.0), 0.0, direction)
-        scale = tl.where(valid[:, None], direction, 0.0)
+        scale = tl.where(valid[:, None], safe_rsqrt(squares, eps), 0.0)
     elif FEATURES == "relu":
         base = tl.maximum(tile, 0.0)
     elif FEATURES == "squares":
@@ -59,13 +57,12 @@ def feature_gradient(
     GROUP: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """Gradient of the row from that of its φ, given :func:`feature_parts` of the row."""
+    """Gradient of the row, given its :func:`feature_parts` and scale · the gradient of its φ."""
     if FEATURES == "unit":
-        # (I − φφᵀ)·gradient / norm; with eps the norm is √(Σx² + eps) in φ as well.
+        # (I − φφᵀ)/norm, eps included: the norm is √(Σx² + eps) in φ as well.
         unit = base * spread(scale, ROWS, GROUP, WIDTH)
         along = row_sums(unit * gradient, ROWS, GROUP, WIDTH)
         gradient = gradient - unit * spread(along, ROWS, GROUP, WIDTH)
-        gradient = gradient * spread(scale, ROWS, GROUP, WIDTH)
     elif FEATURES == "relu":
         gradient = tl.where(tile > 0.0, gradient, 0.0)
     elif FEATURES == "squares":

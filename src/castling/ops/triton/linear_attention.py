@@ -9,7 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from castling.ops.triton.common import Argument, Launch, launch
+from castling.ops.triton.common import Argument, Launch, launch, sum_parts
+from castling.ops.triton.linear_attention_backward_kernels import (
+    linear_attention_bwd_kernel_keys,
+    linear_attention_bwd_kernel_queries,
+)
 from castling.ops.triton.linear_attention_configs import (
     BLOCK_TOKENS,
     SINGLE_LAUNCH_TOKENS,
@@ -21,131 +25,6 @@ from castling.ops.triton.linear_attention_forward_kernels import (
     linear_attention_fwd_kernel_state,
 )
 from castling.ops.triton.linear_attention_problem import Problem, mask_strides, strides
-from castling.ops.triton.tiles import sum_parts_kernel
-
-
-def _mask_bytes(mask: Tensor | None) -> Tensor | None:
-    return None if mask is None else mask.view(torch.uint8)
-
-
-def _counts(mask: Tensor | None) -> Tensor | None:
-    return None if mask is None else mask.sum(dim=1).to(torch.float32)
-
-
-def _sum_parts(parts: Tensor) -> Tensor:
-    """Sum over the first axis, in a fixed order."""
-    if parts.shape[0] == 1:
-        return parts[0]
-    out = torch.empty_like(parts[0])
-    rows = min(32, 1 << (parts.shape[0] - 1).bit_length())
-    block = 128
-    arguments: dict[str, Argument] = {
-        "parts": parts,
-        "out": out,
-        "count": parts.shape[0],
-        "numbers": out.numel(),
-    }
-    constants = {"ROWS": rows, "BLOCK": block}
-    launch(Launch(sum_parts_kernel, (-(-out.numel() // block),), arguments, constants))
-    return out
-
-
-def _single(problem: Problem, out: Tensor, state: Tensor, *, save_state: bool) -> None:
-    query, key, value, residual = problem.query, problem.key, problem.value, problem.residual
-    weight = None if problem.local_weight is None else problem.local_weight.contiguous()
-    tile = problem.tile("single")
-    arguments: dict[str, Argument] = {
-        "query": query,
-        "key": key,
-        "value": value,
-        "residual": residual,
-        "weight": weight,
-        "mask": _mask_bytes(problem.key_mask),
-        "counts": _counts(problem.key_mask),
-        "scalar": problem.scalar,
-        "out": out,
-        "state": state,
-        "queries": query.shape[1],
-        "keys": key.shape[1],
-        "heads": query.shape[2],
-        "groups": problem.groups,
-        **strides("query", query),
-        **strides("key", key),
-        **strides("value", value),
-        **strides("residual", residual),
-        **mask_strides(problem.key_mask),
-        **problem.numbers_of_outputs(),
-    }
-    constants = problem.output_constants() | {"SAVE_STATE": save_state, "ROWS": tile.rows}
-    grid = (query.shape[0] * problem.groups,)
-    kernel = linear_attention_fwd_kernel_single
-    launch(Launch(kernel, grid, arguments, constants, tile.num_warps, tile.num_stages))
-
-
-def _state(problem: Problem) -> Tensor:
-    key, value = problem.key, problem.value
-    batch, keys, heads, _ = key.shape
-    tile = problem.tile("state")
-    splits, length = parts_of(keys, batch * problem.groups, tile.rows)
-    parts = key.new_empty((splits, batch, heads, problem.numbers), dtype=torch.float32)
-    arguments: dict[str, Argument] = {
-        "key": key,
-        "value": value,
-        "mask": _mask_bytes(problem.key_mask),
-        "state": parts,
-        "batches": batch,
-        "keys": keys,
-        "heads": heads,
-        "groups": problem.groups,
-        "splits": splits,
-        "split_keys": length,
-        **strides("key", key),
-        **strides("value", value),
-        **mask_strides(problem.key_mask),
-        "eps": float(problem.eps),
-    }
-    constants = problem.state_constants() | {
-        "NEED_KEY_SUM": problem.normalize == "rowsum",
-        "NEED_VALUE_SUM": problem.output_constants()["HAS_CONSTANT"],
-        "ROWS": tile.rows,
-    }
-    grid = (batch * splits * problem.groups,)
-    kernel = linear_attention_fwd_kernel_state
-    launch(Launch(kernel, grid, arguments, constants, tile.num_warps, tile.num_stages))
-    return _sum_parts(parts)
-
-
-def _output(problem: Problem, state: Tensor, out: Tensor) -> None:
-    query, value, residual = problem.query, problem.value, problem.residual
-    weight = None if problem.local_weight is None else problem.local_weight.contiguous()
-    batch, queries, heads, _ = query.shape
-    tile = problem.tile("output")
-    blocks, length = parts_of(queries, batch * problem.groups, tile.rows, BLOCK_TOKENS)
-    arguments: dict[str, Argument] = {
-        "query": query,
-        "value": value,
-        "residual": residual,
-        "weight": weight,
-        "mask": _mask_bytes(problem.key_mask),
-        "counts": _counts(problem.key_mask),
-        "scalar": problem.scalar,
-        "out": out,
-        "state": state,
-        "queries": queries,
-        "heads": heads,
-        "groups": problem.groups,
-        "blocks": blocks,
-        "block_queries": length,
-        **strides("query", query),
-        **strides("value", value),
-        **strides("residual", residual),
-        **mask_strides(problem.key_mask),
-        **problem.numbers_of_outputs(),
-    }
-    constants = problem.output_constants() | {"ROWS": tile.rows}
-    grid = (batch * blocks * problem.groups,)
-    kernel = linear_attention_fwd_kernel_output
-    launch(Launch(kernel, grid, arguments, constants, tile.num_warps, tile.num_stages))
 
 
 def linear_attention_forward(
@@ -168,20 +47,284 @@ def linear_attention_forward(
     prefix: int,
     save_state: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Output (B, N_q, H, d_v) and state (B, H, d·d_v + d + d_v), or (0,) unless ``save_state``."""
+    """Output (B, N_q, H, d_v) and state (B, H, d·d_v + d + d_v), or (0,) unless ``save_state``.
+
+    Raises:
+        ValueError: shapes or dtypes disagree, or are not what the kernels serve.
+    """
     problem = Problem(
         query, key, value, residual, local_weight, key_mask, scalar, features, normalize,
         identity, gamma, alpha, kv_scale, eps, row_eps, tuple(grid), prefix,
     )  # fmt: skip
     out = query.new_empty(problem.out_shape)
-    batch, queries, heads, _ = query.shape
-    shape = (batch, heads, problem.numbers) if save_state else (0,)
-    state = query.new_empty(shape, dtype=torch.float32)
-    if query.numel() == 0 or key.numel() == 0 or out.numel() == 0:
-        raise ValueError(f"empty input: query {tuple(query.shape)}, key {tuple(key.shape)}")
-    if max(queries, key.shape[1]) <= SINGLE_LAUNCH_TOKENS:
+    nothing = query.new_empty((0,), dtype=torch.float32)
+    if max(query.shape[1], key.shape[1]) <= SINGLE_LAUNCH_TOKENS:
+        shape = (query.shape[0], query.shape[2], problem.numbers)
+        state = query.new_empty(shape, dtype=torch.float32) if save_state else nothing
         _single(problem, out, state, save_state=save_state)
         return out, state
-    state_now = _state(problem)
-    _output(problem, state_now, out)
-    return out, state_now if save_state else state
+    state = _state(problem)
+    _output(problem, state, out)
+    return out, state if save_state else nothing
+
+
+def linear_attention_backward(
+    grad_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    residual: Tensor | None,
+    local_weight: Tensor | None,
+    key_mask: Tensor | None,
+    scalar: Tensor | None,
+    state: Tensor,
+    features: str,
+    normalize: str,
+    identity: float,
+    gamma: float,
+    alpha: float,
+    kv_scale: float,
+    eps: float,
+    row_eps: float,
+    grid: tuple[int, ...],
+    prefix: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of query, key, value, residual, local_weight and scalar, each like its input.
+
+    Raises:
+        ValueError: as the forward does; or ``state`` was not saved by it.
+    """
+    problem = Problem(
+        query, key, value, residual, local_weight, key_mask, scalar, features, normalize,
+        identity, gamma, alpha, kv_scale, eps, row_eps, tuple(grid), prefix,
+    )  # fmt: skip
+    expected = (query.shape[0], query.shape[2], problem.numbers)
+    if tuple(state.shape) != expected:
+        raise ValueError(
+            f"state must be {expected}, got {tuple(state.shape)}: run the forward with save_state"
+        )
+    if tuple(grad_out.shape) != problem.out_shape:
+        raise ValueError(f"grad_out must be {problem.out_shape}, got {tuple(grad_out.shape)}")
+    d_query, d_residual, share, d_state, d_weight, d_scalar = _past_queries(
+        problem, grad_out, state
+    )
+    d_key, d_value = _past_keys(problem, d_state, share)
+    return d_query, d_key, d_value, d_residual, d_weight, d_scalar
+
+
+def _single(problem: Problem, out: Tensor, state: Tensor, *, save_state: bool) -> None:
+    batch, queries, heads, _ = problem.query.shape
+    tile = problem.tile("single")
+    arguments: dict[str, Argument] = {
+        "query": problem.query,
+        "key": problem.key,
+        "value": problem.value,
+        "residual": problem.residual,
+        "weight": problem.weight,
+        "mask": problem.mask,
+        "counts": problem.counts,
+        "scalar": problem.scalar,
+        "out": out,
+        "state": state,
+        "queries": queries,
+        "keys": problem.key.shape[1],
+        "heads": heads,
+        "groups": problem.groups,
+        **strides("query", problem.query),
+        **strides("key", problem.key),
+        **strides("value", problem.value),
+        **strides("residual", problem.residual),
+        **mask_strides(problem.mask),
+        **problem.numbers_of_outputs(),
+    }
+    constants = problem.output_constants() | {"SAVE_STATE": save_state, "ROWS": tile.rows}
+    grid = (batch * problem.groups,)
+    kernel = linear_attention_fwd_kernel_single
+    launch(Launch(kernel, grid, arguments, constants, tile.num_warps, tile.num_stages))
+
+
+def _state(problem: Problem) -> Tensor:
+    key, value = problem.key, problem.value
+    batch, keys, heads, _ = key.shape
+    tile = problem.tile("state")
+    splits, length = parts_of(keys, batch * problem.groups, tile.rows)
+    parts = key.new_empty((splits, batch, heads, problem.numbers), dtype=torch.float32)
+    arguments: dict[str, Argument] = {
+        "key": key,
+        "value": value,
+        "mask": problem.mask,
+        "state": parts,
+        "batches": batch,
+        "keys": keys,
+        "heads": heads,
+        "groups": problem.groups,
+        "splits": splits,
+        "split_keys": length,
+        **strides("key", key),
+        **strides("value", value),
+        **mask_strides(problem.mask),
+        "eps": float(problem.eps),
+    }
+    constants = problem.state_constants() | {
+        "NEED_KEY_SUM": problem.normalize == "rowsum",
+        "NEED_VALUE_SUM": problem.has_constant,
+        "ROWS": tile.rows,
+    }
+    grid = (batch * splits * problem.groups,)
+    kernel = linear_attention_fwd_kernel_state
+    launch(Launch(kernel, grid, arguments, constants, tile.num_warps, tile.num_stages))
+    return sum_parts(parts)
+
+
+def _output(problem: Problem, state: Tensor, out: Tensor) -> None:
+    query = problem.query
+    batch, queries, heads, _ = query.shape
+    tile = problem.tile("output")
+    blocks, length = parts_of(queries, batch * problem.groups, tile.rows, BLOCK_TOKENS)
+    arguments: dict[str, Argument] = {
+        "query": query,
+        "value": problem.value,
+        "residual": problem.residual,
+        "weight": problem.weight,
+        "mask": problem.mask,
+        "counts": problem.counts,
+        "scalar": problem.scalar,
+        "out": out,
+        "state": state,
+        "queries": queries,
+        "heads": heads,
+        "groups": problem.groups,
+        "blocks": blocks,
+        "block_queries": length,
+        **strides("query", query),
+        **strides("value", problem.value),
+        **strides("residual", problem.residual),
+        **mask_strides(problem.mask),
+        **problem.numbers_of_outputs(),
+    }
+    constants = problem.output_constants() | {"ROWS": tile.rows}
+    grid = (batch * blocks * problem.groups,)
+    kernel = linear_attention_fwd_kernel_output
+    launch(Launch(kernel, grid, arguments, constants, tile.num_warps, tile.num_stages))
+
+
+def _past_queries(
+    problem: Problem, grad_out: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor | None, Tensor | None]:
+    query, value, residual = problem.query, problem.value, problem.residual
+    batch, queries, heads, _ = query.shape
+    groups, taps = problem.groups, problem.taps
+    tile = problem.tile("queries")
+    parts, length = parts_of(queries, batch * groups, tile.rows)
+    columns = problem.group * problem.state_constants()["VALUE_WIDTH"]
+
+    def partial(*shape: int) -> Tensor:
+        return query.new_empty((parts, batch, *shape), dtype=torch.float32)
+
+    d_query = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    d_residual = None
+    if residual is not None:
+        d_residual = torch.empty(residual.shape, dtype=residual.dtype, device=residual.device)
+        if problem.identity == 0:
+            d_residual.zero_()
+    has_share = problem.identity_from == "value" or problem.weight is not None
+    share = value.new_empty(problem.out_shape) if has_share else None
+    state_parts = partial(heads, problem.numbers)
+    filter_parts = None if problem.weight is None else partial(groups, taps, columns)
+    scalar_parts = None if problem.scalar is None else partial(groups)
+    arguments: dict[str, Argument] = {
+        "grad_out": grad_out,
+        "query": query,
+        "value": value,
+        "residual": residual,
+        "weight": problem.weight,
+        "mask": problem.mask,
+        "counts": problem.counts,
+        "scalar": problem.scalar,
+        "state": state,
+        "d_query": d_query,
+        "d_residual": d_residual,
+        "value_share": share,
+        "state_parts": state_parts,
+        "filter_parts": filter_parts,
+        "scalar_parts": scalar_parts,
+        "batches": batch,
+        "queries": queries,
+        "heads": heads,
+        "groups": groups,
+        "parts": parts,
+        "part_queries": length,
+        **strides("grad_out", grad_out),
+        **strides("query", query),
+        **strides("value", value),
+        **strides("residual", residual),
+        **mask_strides(problem.mask),
+        **problem.numbers_of_outputs(),
+    }
+    constants = problem.output_constants() | {
+        "PADDED_TAPS": 1 << (taps - 1).bit_length(),
+        "ROWS": tile.rows,
+    }
+    grid = (batch * parts * groups,)
+    kernel = linear_attention_bwd_kernel_queries
+    launch(Launch(kernel, grid, arguments, constants, tile.num_warps, tile.num_stages))
+    d_weight = None if filter_parts is None else _filter_gradient(problem, filter_parts)
+    d_scalar = None
+    if scalar_parts is not None and problem.scalar is not None:
+        d_scalar = (2 * problem.scalar.float() * scalar_parts.sum()).to(problem.scalar.dtype)
+    return d_query, d_residual, share, sum_parts(state_parts), d_weight, d_scalar
+
+
+def _filter_gradient(problem: Problem, parts: Tensor) -> Tensor:
+    """(parts, batch, groups, taps, group · width) -> the gradient of the local weight."""
+    assert problem.local_weight is not None
+    weight, group = problem.local_weight, problem.group
+    total = parts.sum(dim=(0, 1)).unflatten(-1, (group, -1))[..., : problem.value_dim]
+    total = total.permute(0, 2, 3, 1)
+    if not problem.grid:
+        total = total.sum(dim=2)
+    return total.reshape(weight.shape).to(weight.dtype)
+
+
+def _past_keys(problem: Problem, d_state: Tensor, share: Tensor | None) -> tuple[Tensor, Tensor]:
+    key, value = problem.key, problem.value
+    batch, keys, heads, _ = key.shape
+    tile = problem.tile("keys")
+    blocks, length = parts_of(keys, batch * problem.groups, tile.rows, BLOCK_TOKENS)
+    d_key = torch.empty(key.shape, dtype=key.dtype, device=key.device)
+    d_value = torch.empty(value.shape, dtype=value.dtype, device=value.device)
+    arguments: dict[str, Argument] = {
+        "key": key,
+        "value": value,
+        "mask": problem.mask,
+        "counts": problem.counts,
+        "scalar": problem.scalar,
+        "value_share": share,
+        "d_state": d_state,
+        "d_key": d_key,
+        "d_value": d_value,
+        "keys": keys,
+        "heads": heads,
+        "groups": problem.groups,
+        "blocks": blocks,
+        "block_keys": length,
+        **strides("key", key),
+        **strides("value", value),
+        **mask_strides(problem.mask),
+        "all_keys": float(keys),
+        "kv_scale": float(problem.kv_scale),
+        "gamma": float(problem.gamma),
+        "alpha": float(problem.alpha),
+        "eps": float(problem.eps),
+    }
+    constants = problem.state_constants() | {
+        "NORMALIZE": problem.normalize,
+        "HAS_SHARE": share is not None,
+        "HAS_CONSTANT": problem.has_constant,
+        "HAS_SCALAR": problem.scalar is not None,
+        "ROWS": tile.rows,
+    }
+    grid = (batch * blocks * problem.groups,)
+    kernel = linear_attention_bwd_kernel_keys
+    launch(Launch(kernel, grid, arguments, constants, tile.num_warps, tile.num_stages))
+    return d_key, d_value

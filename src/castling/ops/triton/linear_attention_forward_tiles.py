@@ -14,6 +14,8 @@ from castling.ops.triton.tiles import (
     load_rows,
     multiply,
     row_sums,
+    safe_inverse,
+    safe_rsqrt,
     split,
     spread,
     store_rows,
@@ -139,6 +141,40 @@ def sum_keys(
 
 
 @triton.jit
+def attend(
+    base_high, base_low, matrix_high, matrix_low, scale, value_sum,
+    source_base, mask_base, tokens, valid, source_token, mask_token, source_columns,
+    attention_scale, constant_scale, identity,
+    IDENTITY: tl.constexpr, HAS_CONSTANT: tl.constexpr, HAS_MASK: tl.constexpr,
+    RAW: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, GROUP: tl.constexpr,
+    VALUE_DIM: tl.constexpr, VALUE_WIDTH: tl.constexpr,
+):  # fmt: skip
+    """x = identity·source + s·(γ·φ(q)ᵀS + a·m), before it is normalised, for a tile of queries."""
+    result = tl.zeros((ROWS, GROUP * VALUE_WIDTH), tl.float32)
+    result = multiply(base_high, base_low, matrix_high, matrix_low, result, RAW, False, PRECISION)
+    result = result * spread(scale * attention_scale, ROWS, GROUP, VALUE_WIDTH)
+    if HAS_CONSTANT:
+        result += (constant_scale * value_sum)[None, :]
+    if IDENTITY != "none":
+        if IDENTITY == "value":
+            valid = kept_tokens(mask_base, tokens, valid, mask_token, HAS_MASK)
+        result += identity * load_rows(
+            source_base, tokens, valid, source_token, source_columns, VALUE_DIM, VALUE_WIDTH
+        )
+    return result
+
+
+@triton.jit
+def row_total(
+    base, scale, key_sum, attention_scale, constant,
+    ROWS: tl.constexpr, GROUP: tl.constexpr, KEY_WIDTH: tl.constexpr,
+):  # fmt: skip
+    """s·γ·φ(q)ᵀz + constant, what a row sum divides by: (ROWS, GROUP)."""
+    total = row_sums(base * key_sum[None, :], ROWS, GROUP, KEY_WIDTH) * scale
+    return attention_scale * total + constant
+
+
+@triton.jit
 def write_outputs(
     query_base, value_base, residual_base, weight, mask_base, out_base,
     matrix, key_sum, value_sum, begin, end, queries,
@@ -165,32 +201,29 @@ def write_outputs(
         query = load_rows(query_base, tokens, valid, query_token, query_columns, KEY_DIM, KEY_WIDTH)
         base, scale = feature_parts(query, valid, eps, FEATURES, ROWS, GROUP, KEY_WIDTH)
         base_high, base_low = split(base, PRECISION)
-        result = tl.zeros((ROWS, GROUP * VALUE_WIDTH), tl.float32)
-        result = multiply(
-            base_high, base_low, matrix_high, matrix_low, result, raw, False, PRECISION
-        )
-        result = result * spread(scale * attention_scale, ROWS, GROUP, VALUE_WIDTH)
-        if HAS_CONSTANT:
-            result += (constant_scale * value_sum)[None, :]
-        if IDENTITY == "value":
-            kept = kept_tokens(mask_base, tokens, valid, mask_token, HAS_MASK)
-            result += identity * load_rows(
-                value_base, tokens, kept, value_token, value_columns, VALUE_DIM, VALUE_WIDTH
-            )
+        source_base = value_base
+        source_token = value_token
+        source_columns = value_columns
         if IDENTITY == "residual":
-            result += identity * load_rows(
-                residual_base, tokens, valid, residual_token, residual_columns,
-                VALUE_DIM, VALUE_WIDTH,
-            )  # fmt: skip
+            source_base = residual_base
+            source_token = residual_token
+            source_columns = residual_columns
+        result = attend(
+            base_high, base_low, matrix_high, matrix_low, scale, value_sum,
+            source_base, mask_base, tokens, valid, source_token, mask_token, source_columns,
+            attention_scale, constant_scale, identity,
+            IDENTITY, HAS_CONSTANT, HAS_MASK, raw, PRECISION, ROWS, GROUP, VALUE_DIM, VALUE_WIDTH,
+        )  # fmt: skip
         if NORMALIZE == "l2":
-            squares = row_sums(result * result, ROWS, GROUP, VALUE_WIDTH)
-            inverse = tl.math.rsqrt(squares + eps)
-            inverse = tl.where((squares == 0.0) & (eps > 0.0), 0.0, inverse)
+            inverse = safe_rsqrt(row_sums(result * result, ROWS, GROUP, VALUE_WIDTH), eps)
             result = result * spread(inverse, ROWS, GROUP, VALUE_WIDTH)
         if NORMALIZE == "rowsum":
-            total = row_sums(base * key_sum[None, :], ROWS, GROUP, KEY_WIDTH) * scale
-            total = attention_scale * total + denominator + row_eps
-            inverse = tl.where(total == 0.0, 0.0, 1.0 / tl.where(total == 0.0, 1.0, total))
+            inverse = safe_inverse(
+                row_total(
+                    base, scale, key_sum, attention_scale, denominator + row_eps,
+                    ROWS, GROUP, KEY_WIDTH,
+                )
+            )  # fmt: skip
             result = result * spread(inverse, ROWS, GROUP, VALUE_WIDTH)
         if LOCAL != "none":
             result = add_taps(

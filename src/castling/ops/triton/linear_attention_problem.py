@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -156,11 +157,31 @@ class Problem:
         return "grid2d" if self.grid else "token1d"
 
     @property
+    def has_constant(self) -> bool:
+        """Whether a, the constant part of a similarity, is there at all."""
+        return self.alpha != 0 or self.scalar is not None
+
+    @property
     def identity_from(self) -> str:
         """Where the identity term reads."""
         if self.identity == 0:
             return "none"
         return "value" if self.residual is None else "residual"
+
+    @cached_property
+    def weight(self) -> Tensor | None:
+        """The filters, contiguous."""
+        return None if self.local_weight is None else self.local_weight.contiguous()
+
+    @cached_property
+    def mask(self) -> Tensor | None:
+        """The key mask as bytes."""
+        return None if self.key_mask is None else self.key_mask.view(torch.uint8)
+
+    @cached_property
+    def counts(self) -> Tensor | None:
+        """Keys that take part, by sample, if there is a mask: (B,) float32."""
+        return None if self.key_mask is None else self.key_mask.sum(dim=1).to(torch.float32)
 
     def tile(self, kernel: str) -> Tile:
         """The tile of ``kernel`` at this width and precision."""
@@ -186,7 +207,7 @@ class Problem:
         return self.state_constants() | {
             "NORMALIZE": self.normalize,
             "IDENTITY": self.identity_from,
-            "HAS_CONSTANT": self.alpha != 0 or self.scalar is not None,
+            "HAS_CONSTANT": self.has_constant,
             "HAS_SCALAR": self.scalar is not None,
             "LOCAL": self.local,
             "SIZE": self.size,

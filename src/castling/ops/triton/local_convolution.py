@@ -130,7 +130,7 @@ def add_taps(
     CHANNELS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """accumulator + the convolution (SIGN 1) of the rows at ``base``, or its transpose (-1)."""
+    """Accumulator + the convolution (SIGN 1) of the rows at ``base``, or its transpose (-1)."""
     if TAPS <= UNROLLED_TAPS:
         for tap in tl.static_range(TAPS):
             accumulator = add_tap(
@@ -171,7 +171,7 @@ def add_filter_gradient(
     CHANNELS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """accumulator (PADDED_TAPS, GROUP·WIDTH) + Σ_tokens gradient · the row that each tap reads."""
+    """Accumulator (PADDED_TAPS, GROUP·WIDTH) + Σ_tokens gradient · the row that each tap reads."""
     index = tl.arange(0, PADDED_TAPS)
     for tap in range(TAPS):
         source, inside = shifted_tokens(

@@ -44,6 +44,18 @@ def spread(rows, ROWS: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
+def safe_rsqrt(squares, eps):
+    """1/√(squares + eps), but 0 where there is nothing to normalise (unless eps is 0)."""
+    return tl.where((squares == 0.0) & (eps > 0.0), 0.0, tl.math.rsqrt(squares + eps))
+
+
+@triton.jit
+def safe_inverse(total):
+    """1/total, 0 where that is exactly 0."""
+    return tl.where(total == 0.0, 0.0, 1.0 / tl.where(total == 0.0, 1.0, total))
+
+
+@triton.jit
 def load_rows(base, tokens, valid, stride, columns, CHANNELS: tl.constexpr, WIDTH: tl.constexpr):
     """Rows ``tokens`` as float32, zero where not ``valid`` and in padded channels.
 
@@ -83,7 +95,7 @@ def column_offsets(head_stride, channel_stride, GROUP: tl.constexpr, WIDTH: tl.c
 
 @triton.jit
 def split(tile, PRECISION: tl.constexpr):
-    """A float32 tile as operands: itself, or for PRECISION "split" a high and a low bfloat16."""
+    """Operands of a float32 tile: itself, or with PRECISION "split" a high and a low bfloat16."""
     if PRECISION == "split":
         high = tile.to(tl.bfloat16)
         low = (tile - high.to(tl.float32)).to(tl.bfloat16)
@@ -107,7 +119,7 @@ def multiply(
     RIGHT_EXACT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """accumulator + left @ right, of operands made by :func:`split`.
+    """Accumulator + left @ right, of operands made by :func:`split`.
 
     An exact operand has no low part. low·low, 2⁻¹⁶ of the result, is left out.
     """
@@ -131,7 +143,7 @@ def sum_parts_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """out[i] = Σ_p parts[p, i], always in the same order: parts (count, numbers), float32."""
+    """Write out[i] = Σ_p parts[p, i], always in the same order: parts (count, numbers), float32."""
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     row = tl.arange(0, ROWS)
     total = tl.zeros((BLOCK,), tl.float32)

@@ -1,0 +1,228 @@
+"""Compile every Triton kernel for a Hopper GPU, on any machine, and report what it takes.
+
+``python benchmarks/compile_kernels.py`` prints registers, shared memory and spilled bytes of each
+kernel × head width × dtype, writes ``benchmarks/results/compile_kernels.json`` and fails if one
+does not compile or a main configuration spills. No GPU is needed: the package's own functions are
+called on meta tensors, their launches recorded, and each is compiled as the launch would.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from castling.ops.triton import linear_attention_backward, linear_attention_forward
+from castling.ops.triton.common import Argument, Launch, recorded_launches
+from castling.train.files import write_json
+
+CAPABILITY = 90
+# A program may use this much shared memory on compute capability 9.0.
+SHARED_LIMIT = 227 * 1024
+TYPES = {
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.uint8: "u8",
+    torch.int32: "i32",
+    torch.int64: "i64",
+}
+WIDTHS = (16, 32, 48, 64, 96, 128)
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+# One call of the package: (name of the configuration, whether it must not spill, call).
+Call = tuple[str, bool, Callable[[], object]]
+
+
+def packed(batch: int, tokens: int, heads: int, dim: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Query, key and value as views of one packed projection."""
+    return torch.empty(batch, tokens, 3, heads, dim, dtype=dtype, device="meta").unbind(2)
+
+
+def linear_attention_call(
+    dim: int,
+    dtype: torch.dtype,
+    tokens: int,
+    features: str = "unit",
+    normalize: str = "l2",
+    local: str = "grid2d",
+    masked: bool = False,
+) -> None:
+    """Forward and backward of one configuration."""
+    side = math.isqrt(tokens)
+    query, key, value = packed(64, tokens, 12, dim, dtype)
+    shapes = {"grid2d": (12 * dim, 1, 3, 3), "token1d": (12, 1, 9, 1)}
+    weight = None if local == "none" else torch.empty(shapes[local], device="meta")
+    mask = torch.empty(64, tokens, dtype=torch.bool, device="meta") if masked else None
+    scalar = torch.empty((), device="meta") if features == "squares" else None
+    identity = 0.5 if features == "unit" else 0.0
+    grid = (side, side) if local == "grid2d" else ()
+    tensors = (query, key, value, None, weight, mask, scalar)
+    numbers = (features, normalize, identity, 1.0, 0.0, 0.0, 1e-6, 1e-6, grid, 0)
+    out, state = linear_attention_forward(*tensors, *numbers, True)
+    linear_attention_backward(out, *tensors, state, *numbers)
+
+
+def linear_attention_calls() -> Iterator[Call]:
+    """Every width and dtype as published, and every feature map and option at one width."""
+    for dim, dtype, tokens in itertools.product(WIDTHS, DTYPES, (196, 4096)):
+        name = f"d={dim} {TYPES[dtype]} n={tokens} unit l2 grid2d"
+        yield name, True, lambda d=dim, t=dtype, n=tokens: linear_attention_call(d, t, n)
+    options: list[dict[str, Any]] = [
+        {"features": "relu", "normalize": "rowsum", "local": "none"},
+        {"features": "squares", "normalize": "rowsum", "local": "none"},
+        {"features": "identity", "normalize": "none", "local": "none"},
+        {"local": "token1d"},
+        {"local": "none"},
+        {"masked": True},
+    ]
+    for dim, option, dtype, tokens in itertools.product((32, 64), options, DTYPES, (196, 4096)):
+        name = f"d={dim} {TYPES[dtype]} n={tokens} " + " ".join(
+            f"{key}={value}" for key, value in option.items()
+        )
+        arguments = {"dim": dim, "dtype": dtype, "tokens": tokens, **option}
+        yield name, True, lambda a=arguments: linear_attention_call(**a)
+
+
+FAMILIES: dict[str, Callable[[], Iterator[Call]]] = {"linear_attention": linear_attention_calls}
+
+
+def described(argument: Argument) -> tuple[str, Any, bool]:
+    """Type of an argument, its value if that is compiled in, and whether 16 divides it."""
+    if argument is None:
+        return "constexpr", None, False
+    if isinstance(argument, Tensor):
+        aligned = argument.storage_offset() * argument.element_size() % 16 == 0
+        return "*" + TYPES[argument.dtype], None, aligned
+    if isinstance(argument, float):
+        return "fp32", None, False
+    if argument == 1:
+        return "constexpr", 1, False
+    return ("i32" if -(2**31) <= argument < 2**31 else "i64"), None, argument % 16 == 0
+
+
+def compile_launch(call: Launch) -> dict[str, Any]:
+    """Compile what ``call`` would launch; its resources by ``cuobjdump``."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature, constants, attributes = {}, dict(call.constants), {}
+    for index, name in enumerate(call.kernel.arg_names):
+        if name in call.constants:
+            signature[name] = "constexpr"
+            continue
+        signature[name], value, divisible = described(call.arguments[name])
+        if signature[name] == "constexpr":
+            constants[name] = value
+        if divisible:
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(call.kernel, signature, constants, attributes)
+    started = time.perf_counter()
+    compiled = triton.compile(
+        source,
+        target=GPUTarget("cuda", CAPABILITY, 32),
+        options={"num_warps": call.num_warps, "num_stages": call.num_stages},
+    )
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        said = subprocess.run(
+            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    usage = {name: int(number) for name, number in re.findall(r"(REG|STACK|LOCAL):(\d+)", said)}
+    return {
+        "registers": usage["REG"],
+        "shared_bytes": compiled.metadata.shared,
+        # What does not fit into registers is kept on the stack of each thread.
+        "spilled_bytes": usage["STACK"] + usage["LOCAL"],
+        "warps": call.num_warps,
+        "stages": call.num_stages,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def calls(families: list[str], only: str) -> list[tuple[str, str, bool, Callable[[], object]]]:
+    """Family, name, whether it is a main one, and function of each configuration asked for."""
+    found = [(f, *call) for f in families for call in FAMILIES[f]()]
+    return [call for call in found if re.search(only, call[1])]
+
+
+def compile_calls(families: list[str], only: str, kernels: str, part: slice) -> list[Any]:
+    """Rows of the configurations in ``part``; a kernel that does not compile has an ``error``."""
+    rows = []
+    for family, name, main, function in calls(families, only)[part]:
+        with recorded_launches() as launches:
+            function()
+        for call in launches:
+            kernel = call.kernel.fn.__name__
+            if not re.search(kernels, kernel):
+                continue
+            row: dict[str, Any] = {"family": family, "kernel": kernel, "configuration": name}
+            row["main"] = main
+            try:
+                row |= compile_launch(call)
+            except Exception as error:  # whatever the compiler says is the result
+                row["error"] = f"{type(error).__name__}: {str(error)[-2000:]}"
+            rows.append(row)
+    return rows
+
+
+def verdict(row: dict[str, Any]) -> str:
+    """What is wrong with a row, or nothing."""
+    if "error" in row:
+        return "DOES NOT COMPILE"
+    if row["shared_bytes"] > SHARED_LIMIT:
+        return "TOO MUCH SHARED MEMORY"
+    return "SPILLS" if row["spilled_bytes"] and row["main"] else ""
+
+
+def main() -> int:
+    """Compile, print and write; 1 if something does not compile or a main configuration spills."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
+    parser.add_argument("--only", default="", help="regular expression on configurations")
+    parser.add_argument("--kernels", default="", help="regular expression on kernels")
+    parser.add_argument("--jobs", type=int, default=2, help="processes that compile")
+    default = Path(__file__).parent / "results/compile_kernels.json"
+    parser.add_argument("--output", type=Path, default=default)
+    options = parser.parse_args()
+    count = len(calls(options.families, options.only))
+    arguments = (options.families, options.only, options.kernels)
+    with ProcessPoolExecutor(options.jobs) as pool:
+        parts = [
+            pool.submit(compile_calls, *arguments, slice(index, index + 1))
+            for index in range(count)
+        ]
+        rows: list[dict[str, Any]] = []
+        for part in parts:
+            for row in part.result():
+                rows.append(row)
+                told = row.get("error", "").splitlines()[-1:] or (
+                    f"{row['registers']:4d} registers {row['shared_bytes'] / 1024:6.1f} KB "
+                    f"{row['spilled_bytes']:5d} B spilled, {row['warps']} warps"
+                )
+                name = f"{row['kernel']:40s} {row['configuration']:45s}"
+                print(name, told, verdict(row), flush=True)
+    bad = [row for row in rows if verdict(row)]
+    report = {"capability": CAPABILITY, "kernels": len(rows), "bad": len(bad), "rows": rows}
+    write_json(options.output, report)
+    print(f"{len(rows)} kernels, {len(bad)} bad")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,298 @@
+"""Backward kernels of linear attention: first past the queries, then past the keys.
+
+- ``…_queries`` writes the gradient of the queries (and of the residual), the queries' share of the
+  gradient of the values (identity term and convolution), and sums over its part of the queries:
+  the gradients of the state, of the filters and of the scalar.
+- ``…_keys`` takes the gradient of the state to keys and values.
+- Outputs are computed again from the saved state: only inputs and the state are kept.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from castling.ops.triton.features import feature_gradient, feature_parts
+from castling.ops.triton.linear_attention_forward_tiles import (
+    attend,
+    load_state,
+    row_total,
+    sample_scales,
+    store_state,
+)
+from castling.ops.triton.local_convolution import (
+    add_filter_gradient,
+    add_taps,
+    filter_offsets,
+    kept_tokens,
+)
+from castling.ops.triton.tiles import (
+    column_offsets,
+    load_rows,
+    multiply,
+    row_sums,
+    safe_inverse,
+    safe_rsqrt,
+    split,
+    spread,
+    store_rows,
+)
+
+
+@triton.jit
+def linear_attention_bwd_kernel_queries(
+    grad_out, query, value, residual, weight, mask, counts, scalar, state,
+    d_query, d_residual, value_share, state_parts, filter_parts, scalar_parts,
+    batches, queries, heads, groups, parts, part_queries,
+    grad_out_batch, grad_out_token, grad_out_head, grad_out_channel,
+    query_batch, query_token, query_head, query_channel,
+    value_batch, value_token, value_head, value_channel,
+    residual_batch, residual_token, residual_head, residual_channel,
+    mask_batch, mask_token,
+    all_keys, kv_scale, gamma, alpha, identity, eps, row_eps, prefix, grid_height, grid_width,
+    FEATURES: tl.constexpr, NORMALIZE: tl.constexpr, IDENTITY: tl.constexpr,
+    HAS_CONSTANT: tl.constexpr, HAS_MASK: tl.constexpr, HAS_SCALAR: tl.constexpr,
+    LOCAL: tl.constexpr, SIZE: tl.constexpr, TAPS: tl.constexpr, PADDED_TAPS: tl.constexpr,
+    EXACT: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, GROUP: tl.constexpr,
+    KEY_DIM: tl.constexpr, KEY_WIDTH: tl.constexpr,
+    VALUE_DIM: tl.constexpr, VALUE_WIDTH: tl.constexpr,
+):  # fmt: skip
+    """One part of one sample's queries; grid (batch · parts · groups,).
+
+    ``state_parts`` (parts, batch, heads, numbers), ``filter_parts`` (parts, batch, groups,
+    TAPS, GROUP·VALUE_WIDTH) and ``scalar_parts`` (parts, batch, groups) are float32 sums.
+    """
+    program = tl.program_id(0)
+    group = program % groups
+    head = group.to(tl.int64) * GROUP
+    part = program // groups % parts
+    batch = (program // groups // parts).to(tl.int64)
+    slot = (part.to(tl.int64) * batches + batch) * groups + group
+    begin = part * part_queries
+    end = tl.minimum(begin + part_queries, queries)
+    numbers: tl.constexpr = KEY_DIM * VALUE_DIM + KEY_DIM + VALUE_DIM
+    raw: tl.constexpr = EXACT and FEATURES != "squares"
+    matrix, key_sum, value_sum = load_state(
+        state + (batch * heads + head) * numbers, NORMALIZE == "rowsum", HAS_CONSTANT,
+        GROUP, KEY_DIM, KEY_WIDTH, VALUE_DIM, VALUE_WIDTH,
+    )  # fmt: skip
+    count, sample_scale, constant = sample_scales(
+        counts, batch, scalar, all_keys, kv_scale, alpha, HAS_MASK, HAS_SCALAR
+    )
+    attention_scale = sample_scale * gamma
+    constant_scale = sample_scale * constant
+    key_columns = column_offsets(KEY_DIM, 1, GROUP, KEY_WIDTH)
+    value_columns = column_offsets(VALUE_DIM, 1, GROUP, VALUE_WIDTH)
+    query_columns = column_offsets(query_head, query_channel, GROUP, KEY_WIDTH)
+    grad_columns = column_offsets(grad_out_head, grad_out_channel, GROUP, VALUE_WIDTH)
+    grad_base = grad_out + batch * grad_out_batch + head * grad_out_head
+    first = batch * queries * heads + head
+    mask_base = mask
+    if HAS_MASK:
+        mask_base = mask + batch * mask_batch
+    source_base = value
+    source_token = value_token
+    source_columns = value_columns
+    if IDENTITY == "residual":
+        source_base = residual + batch * residual_batch + head * residual_head
+        source_token = residual_token
+        source_columns = column_offsets(residual_head, residual_channel, GROUP, VALUE_WIDTH)
+    if IDENTITY == "value":
+        source_base = value + batch * value_batch + head * value_head
+        source_columns = column_offsets(value_head, value_channel, GROUP, VALUE_WIDTH)
+    filter_gradient = tl.zeros((PADDED_TAPS, GROUP * VALUE_WIDTH), tl.float32)
+    filters = value_columns
+    tap_base = value
+    tap_columns = value_columns
+    if LOCAL != "none":
+        filters = filter_offsets(head, TAPS, LOCAL, GROUP, VALUE_DIM, VALUE_WIDTH)
+        tap_base = value + batch * value_batch + head * value_head
+        tap_columns = column_offsets(value_head, value_channel, GROUP, VALUE_WIDTH)
+    d_matrix = tl.zeros((GROUP * KEY_WIDTH, GROUP * VALUE_WIDTH), tl.float32)
+    d_key_sum = tl.zeros((GROUP * KEY_WIDTH,), tl.float32)
+    d_value_sum = tl.zeros((GROUP * VALUE_WIDTH,), tl.float32)
+    d_totals = tl.zeros((ROWS, GROUP), tl.float32)
+    matrix_high, matrix_low = split(matrix, PRECISION)
+    for start in range(begin, end, ROWS):
+        tokens = start + tl.arange(0, ROWS)
+        valid = tokens < end
+        row = load_rows(
+            query + batch * query_batch + head * query_head,
+            tokens, valid, query_token, query_columns, KEY_DIM, KEY_WIDTH,
+        )  # fmt: skip
+        base, scale = feature_parts(row, valid, eps, FEATURES, ROWS, GROUP, KEY_WIDTH)
+        base_high, base_low = split(base, PRECISION)
+        gradient = load_rows(
+            grad_base, tokens, valid, grad_out_token, grad_columns, VALUE_DIM, VALUE_WIDTH
+        )
+        d_result = gradient
+        d_total = tl.zeros((ROWS, GROUP), tl.float32)
+        if NORMALIZE != "none":
+            result = attend(
+                base_high, base_low, matrix_high, matrix_low, scale, value_sum,
+                source_base, mask_base, tokens, valid, source_token, mask_token, source_columns,
+                attention_scale, constant_scale, identity,
+                IDENTITY, HAS_CONSTANT, HAS_MASK, raw, PRECISION, ROWS, GROUP,
+                VALUE_DIM, VALUE_WIDTH,
+            )  # fmt: skip
+            along = row_sums(result * gradient, ROWS, GROUP, VALUE_WIDTH)
+            if NORMALIZE == "l2":
+                inverse = safe_rsqrt(row_sums(result * result, ROWS, GROUP, VALUE_WIDTH), eps)
+                along = along * inverse * inverse
+                d_result = gradient - result * spread(along, ROWS, GROUP, VALUE_WIDTH)
+            else:
+                inverse = safe_inverse(
+                    row_total(
+                        base, scale, key_sum, attention_scale, constant_scale * count + row_eps,
+                        ROWS, GROUP, KEY_WIDTH,
+                    )
+                )  # fmt: skip
+                d_total = -along * inverse * inverse
+            d_result = d_result * spread(inverse, ROWS, GROUP, VALUE_WIDTH)
+            # Rows past the end may have no finite norm; they have no gradient either.
+            d_result = tl.where(valid[:, None], d_result, 0.0)
+            d_total = tl.where(valid[:, None], d_total, 0.0)
+        if IDENTITY == "residual":
+            store_rows(
+                d_residual + first * VALUE_DIM, identity * d_result, tokens, valid,
+                heads * VALUE_DIM, value_columns, VALUE_DIM, VALUE_WIDTH,
+            )  # fmt: skip
+        if IDENTITY == "value" or LOCAL != "none":
+            share = tl.zeros((ROWS, GROUP * VALUE_WIDTH), tl.float32)
+            if IDENTITY == "value":
+                share = identity * d_result
+            if LOCAL != "none":
+                share = add_taps(
+                    share, grad_base, mask_base, weight, tokens, valid, grad_out_token, mask_token,
+                    grad_columns, filters, queries, prefix, grid_height, grid_width,
+                    False, LOCAL, SIZE, TAPS, -1, VALUE_DIM, VALUE_WIDTH,
+                )  # fmt: skip
+                filter_gradient = add_filter_gradient(
+                    filter_gradient, gradient, tap_base, mask_base, tokens, valid,
+                    value_token, mask_token, tap_columns, queries, prefix, grid_height, grid_width,
+                    HAS_MASK, LOCAL, SIZE, TAPS, PADDED_TAPS, VALUE_DIM, VALUE_WIDTH,
+                )  # fmt: skip
+            store_rows(
+                value_share + first * VALUE_DIM, share, tokens, valid,
+                heads * VALUE_DIM, value_columns, VALUE_DIM, VALUE_WIDTH,
+            )  # fmt: skip
+        if HAS_CONSTANT:
+            d_value_sum += tl.sum(d_result, axis=0)
+        # One scaled copy serves both products: scale·∂φ = (scale·∂x)Sᵀ and ∂S = baseᵀ(scale·∂x).
+        scaled = d_result * spread(scale, ROWS, GROUP, VALUE_WIDTH)
+        high, low = split(scaled, PRECISION)
+        d_row = tl.zeros((ROWS, GROUP * KEY_WIDTH), tl.float32)
+        d_row = multiply(
+            high, low, tl.trans(matrix_high), tl.trans(matrix_low), d_row, False, False, PRECISION
+        )
+        d_matrix = multiply(
+            tl.trans(base_high), tl.trans(base_low), high, low, d_matrix, raw, False, PRECISION
+        )
+        if NORMALIZE == "rowsum":
+            scaled_total = spread(d_total * scale, ROWS, GROUP, KEY_WIDTH)
+            d_row += scaled_total * key_sum[None, :]
+            d_key_sum += tl.sum(base * scaled_total, axis=0)
+            d_totals += d_total
+        d_row = feature_gradient(
+            row, base, scale, d_row * attention_scale, eps, FEATURES, ROWS, GROUP, KEY_WIDTH
+        )
+        store_rows(
+            d_query + first * KEY_DIM, d_row, tokens, valid,
+            heads * KEY_DIM, key_columns, KEY_DIM, KEY_WIDTH,
+        )  # fmt: skip
+    store_state(
+        state_parts + ((part.to(tl.int64) * batches + batch) * heads + head) * numbers,
+        d_matrix, d_key_sum, d_value_sum, GROUP, KEY_DIM, KEY_WIDTH, VALUE_DIM, VALUE_WIDTH,
+    )  # fmt: skip
+    if HAS_SCALAR:
+        d_constant = tl.sum(value_sum * d_value_sum) + count * tl.sum(tl.sum(d_totals, axis=1))
+        tl.store(scalar_parts + slot, sample_scale * d_constant)
+    if LOCAL != "none":
+        columns: tl.constexpr = GROUP * VALUE_WIDTH
+        tap = tl.arange(0, PADDED_TAPS)[:, None]
+        place = slot * TAPS * columns + tap * columns + tl.arange(0, columns)[None, :]
+        tl.store(filter_parts + place, filter_gradient, mask=tap < TAPS)
+
+
+@triton.jit
+def linear_attention_bwd_kernel_keys(
+    key, value, mask, counts, scalar, value_share, d_state, d_key, d_value,
+    keys, heads, groups, blocks, block_keys,
+    key_batch, key_token, key_head, key_channel,
+    value_batch, value_token, value_head, value_channel,
+    mask_batch, mask_token, all_keys, kv_scale, gamma, alpha, eps,
+    FEATURES: tl.constexpr, NORMALIZE: tl.constexpr, HAS_SHARE: tl.constexpr,
+    HAS_CONSTANT: tl.constexpr, HAS_MASK: tl.constexpr, HAS_SCALAR: tl.constexpr,
+    EXACT: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, GROUP: tl.constexpr,
+    KEY_DIM: tl.constexpr, KEY_WIDTH: tl.constexpr,
+    VALUE_DIM: tl.constexpr, VALUE_WIDTH: tl.constexpr,
+):  # fmt: skip
+    """One block of one sample's keys from the complete ``d_state``; grid (batch·blocks·groups,)."""
+    program = tl.num_programs(0) - 1 - tl.program_id(0)
+    head = (program % groups).to(tl.int64) * GROUP
+    begin = (program // groups % blocks) * block_keys
+    end = tl.minimum(begin + block_keys, keys)
+    batch = (program // groups // blocks).to(tl.int64)
+    numbers: tl.constexpr = KEY_DIM * VALUE_DIM + KEY_DIM + VALUE_DIM
+    raw: tl.constexpr = EXACT and FEATURES != "squares"
+    matrix, key_sum, value_sum = load_state(
+        d_state + (batch * heads + head) * numbers, NORMALIZE == "rowsum", HAS_CONSTANT,
+        GROUP, KEY_DIM, KEY_WIDTH, VALUE_DIM, VALUE_WIDTH,
+    )  # fmt: skip
+    count, sample_scale, constant = sample_scales(
+        counts, batch, scalar, all_keys, kv_scale, alpha, HAS_MASK, HAS_SCALAR
+    )
+    matrix_high, matrix_low = split(matrix * (sample_scale * gamma), PRECISION)
+    key_sum = key_sum * (sample_scale * gamma)
+    value_sum = value_sum * (sample_scale * constant)
+    mask_base = mask
+    if HAS_MASK:
+        mask_base = mask + batch * mask_batch
+    key_columns = column_offsets(key_head, key_channel, GROUP, KEY_WIDTH)
+    value_columns = column_offsets(value_head, value_channel, GROUP, VALUE_WIDTH)
+    d_key_columns = column_offsets(KEY_DIM, 1, GROUP, KEY_WIDTH)
+    d_value_columns = column_offsets(VALUE_DIM, 1, GROUP, VALUE_WIDTH)
+    first = batch * keys * heads + head
+    for start in range(begin, end, ROWS):
+        tokens = start + tl.arange(0, ROWS)
+        inside = tokens < end
+        valid = kept_tokens(mask_base, tokens, inside, mask_token, HAS_MASK)
+        row = load_rows(
+            key + batch * key_batch + head * key_head,
+            tokens, valid, key_token, key_columns, KEY_DIM, KEY_WIDTH,
+        )  # fmt: skip
+        values = load_rows(
+            value + batch * value_batch + head * value_head,
+            tokens, valid, value_token, value_columns, VALUE_DIM, VALUE_WIDTH,
+        )  # fmt: skip
+        base, scale = feature_parts(row, valid, eps, FEATURES, ROWS, GROUP, KEY_WIDTH)
+        high, low = split(values, PRECISION)
+        d_row = tl.zeros((ROWS, GROUP * KEY_WIDTH), tl.float32)
+        d_row = multiply(
+            high, low, tl.trans(matrix_high), tl.trans(matrix_low), d_row, EXACT, False, PRECISION
+        )
+        if NORMALIZE == "rowsum":
+            d_row += key_sum[None, :]
+        d_row = feature_gradient(
+            row, base, scale, d_row * spread(scale, ROWS, GROUP, KEY_WIDTH), eps,
+            FEATURES, ROWS, GROUP, KEY_WIDTH,
+        )  # fmt: skip
+        store_rows(
+            d_key + first * KEY_DIM, tl.where(valid[:, None], d_row, 0.0), tokens, inside,
+            heads * KEY_DIM, d_key_columns, KEY_DIM, KEY_WIDTH,
+        )  # fmt: skip
+        high, low = split(base, PRECISION)
+        d_values = tl.zeros((ROWS, GROUP * VALUE_WIDTH), tl.float32)
+        d_values = multiply(high, low, matrix_high, matrix_low, d_values, raw, False, PRECISION)
+        d_values = d_values * spread(scale, ROWS, GROUP, VALUE_WIDTH)
+        if HAS_CONSTANT:
+            d_values += value_sum[None, :]
+        if HAS_SHARE:
+            d_values += load_rows(
+                value_share + first * VALUE_DIM, tokens, valid,
+                heads * VALUE_DIM, d_value_columns, VALUE_DIM, VALUE_WIDTH,
+            )  # fmt: skip
+        store_rows(
+            d_value + first * VALUE_DIM, tl.where(valid[:, None], d_values, 0.0), tokens, inside,
+            heads * VALUE_DIM, d_value_columns, VALUE_DIM, VALUE_WIDTH,
+        )  # fmt: skip
