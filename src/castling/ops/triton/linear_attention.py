@@ -26,6 +26,8 @@ from castling.ops.triton.linear_attention_forward_kernels import (
 )
 from castling.ops.triton.linear_attention_problem import Problem, mask_strides, strides
 
+_NUMBERS_OF_KEYS = ("all_keys", "kv_scale", "gamma", "alpha", "eps")
+
 
 def linear_attention_forward(
     query: Tensor,
@@ -105,10 +107,12 @@ def linear_attention_backward(
         )
     if tuple(grad_out.shape) != problem.out_shape:
         raise ValueError(f"grad_out must be {problem.out_shape}, got {tuple(grad_out.shape)}")
-    d_query, d_residual, share, d_state, d_weight, d_scalar = _past_queries(
-        problem, grad_out, state
-    )
-    d_key, d_value = _past_keys(problem, d_state, share)
+    d_query, d_identity, d_state, d_scalar = _past_queries(problem, grad_out, state)
+    share, d_residual = d_identity, None
+    if residual is not None:
+        share = None
+        d_residual = torch.zeros_like(residual) if d_identity is None else d_identity
+    d_key, d_value, d_weight = _past_keys(problem, grad_out, d_state, share)
     return d_query, d_key, d_value, d_residual, d_weight, d_scalar
 
 
@@ -135,9 +139,14 @@ def _single(problem: Problem, out: Tensor, state: Tensor, *, save_state: bool) -
         **strides("value", problem.value),
         **strides("residual", problem.residual),
         **mask_strides(problem.mask),
-        **problem.numbers_of_outputs(),
+        **problem.numbers_of_rows(),
+        **problem.numbers_of_grid(),
     }
-    constants = problem.output_constants() | {"SAVE_STATE": save_state, "ROWS": tile.rows}
+    constants = (
+        problem.row_constants()
+        | problem.local_constants()
+        | {"SAVE_STATE": save_state, "ROWS": tile.rows}
+    )
     grid = (batch * problem.groups,)
     kernel = linear_attention_fwd_kernel_single
     launch(Launch(kernel, grid, arguments, constants, tile.num_warps, tile.num_stages))
@@ -200,9 +209,10 @@ def _output(problem: Problem, state: Tensor, out: Tensor) -> None:
         **strides("value", problem.value),
         **strides("residual", problem.residual),
         **mask_strides(problem.mask),
-        **problem.numbers_of_outputs(),
+        **problem.numbers_of_rows(),
+        **problem.numbers_of_grid(),
     }
-    constants = problem.output_constants() | {"ROWS": tile.rows}
+    constants = problem.row_constants() | problem.local_constants() | {"ROWS": tile.rows}
     grid = (batch * blocks * problem.groups,)
     kernel = linear_attention_fwd_kernel_output
     launch(Launch(kernel, grid, arguments, constants, tile.num_warps, tile.num_stages))
@@ -210,43 +220,34 @@ def _output(problem: Problem, state: Tensor, out: Tensor) -> None:
 
 def _past_queries(
     problem: Problem, grad_out: Tensor, state: Tensor
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor | None, Tensor | None]:
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+    """Gradients of the queries, of what the identity term read, of state and scalar."""
     query, value, residual = problem.query, problem.value, problem.residual
     batch, queries, heads, _ = query.shape
-    groups, taps = problem.groups, problem.taps
+    groups = problem.groups
     tile = problem.tile("queries")
     parts, length = parts_of(queries, batch * groups, tile.rows)
-    columns = problem.group * problem.state_constants()["VALUE_WIDTH"]
 
     def partial(*shape: int) -> Tensor:
         return query.new_empty((parts, batch, *shape), dtype=torch.float32)
 
     d_query = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    d_residual = None
-    if residual is not None:
-        d_residual = torch.empty(residual.shape, dtype=residual.dtype, device=residual.device)
-        if problem.identity == 0:
-            d_residual.zero_()
-    has_share = problem.identity_from == "value" or problem.weight is not None
-    share = value.new_empty(problem.out_shape) if has_share else None
+    has_identity = problem.identity_from != "none"
+    d_identity = query.new_empty(problem.out_shape) if has_identity else None
     state_parts = partial(heads, problem.numbers)
-    filter_parts = None if problem.weight is None else partial(groups, taps, columns)
     scalar_parts = None if problem.scalar is None else partial(groups)
     arguments: dict[str, Argument] = {
         "grad_out": grad_out,
         "query": query,
         "value": value,
         "residual": residual,
-        "weight": problem.weight,
         "mask": problem.mask,
         "counts": problem.counts,
         "scalar": problem.scalar,
         "state": state,
         "d_query": d_query,
-        "d_residual": d_residual,
-        "value_share": share,
+        "d_identity": d_identity,
         "state_parts": state_parts,
-        "filter_parts": filter_parts,
         "scalar_parts": scalar_parts,
         "batches": batch,
         "queries": queries,
@@ -259,24 +260,20 @@ def _past_queries(
         **strides("value", value),
         **strides("residual", residual),
         **mask_strides(problem.mask),
-        **problem.numbers_of_outputs(),
+        **problem.numbers_of_rows(),
     }
-    constants = problem.output_constants() | {
-        "PADDED_TAPS": 1 << (taps - 1).bit_length(),
-        "ROWS": tile.rows,
-    }
+    constants = problem.row_constants() | {"ROWS": tile.rows}
     grid = (batch * parts * groups,)
     kernel = linear_attention_bwd_kernel_queries
     launch(Launch(kernel, grid, arguments, constants, tile.num_warps, tile.num_stages))
-    d_weight = None if filter_parts is None else _filter_gradient(problem, filter_parts)
     d_scalar = None
     if scalar_parts is not None and problem.scalar is not None:
         d_scalar = (2 * problem.scalar.float() * scalar_parts.sum()).to(problem.scalar.dtype)
-    return d_query, d_residual, share, sum_parts(state_parts), d_weight, d_scalar
+    return d_query, d_identity, sum_parts(state_parts), d_scalar
 
 
 def _filter_gradient(problem: Problem, parts: Tensor) -> Tensor:
-    """(parts, batch, groups, taps, group · width) -> the gradient of the local weight."""
+    """(batch, blocks, groups, taps, group · width) -> the gradient of the local weight."""
     assert problem.local_weight is not None
     weight, group = problem.local_weight, problem.group
     total = parts.sum(dim=(0, 1)).unflatten(-1, (group, -1))[..., : problem.value_dim]
@@ -286,16 +283,26 @@ def _filter_gradient(problem: Problem, parts: Tensor) -> Tensor:
     return total.reshape(weight.shape).to(weight.dtype)
 
 
-def _past_keys(problem: Problem, d_state: Tensor, share: Tensor | None) -> tuple[Tensor, Tensor]:
+def _past_keys(
+    problem: Problem, grad_out: Tensor, d_state: Tensor, share: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients of keys, values and local weight."""
     key, value = problem.key, problem.value
     batch, keys, heads, _ = key.shape
     tile = problem.tile("keys")
     blocks, length = parts_of(keys, batch * problem.groups, tile.rows, BLOCK_TOKENS)
     d_key = torch.empty(key.shape, dtype=key.dtype, device=key.device)
     d_value = torch.empty(value.shape, dtype=value.dtype, device=value.device)
+    filter_parts = None
+    if problem.weight is not None:
+        columns = problem.group * problem.state_constants()["VALUE_WIDTH"]
+        shape = (batch, blocks, problem.groups, problem.taps, columns)
+        filter_parts = key.new_empty(shape, dtype=torch.float32)
     arguments: dict[str, Argument] = {
+        "grad_out": grad_out,
         "key": key,
         "value": value,
+        "weight": problem.weight,
         "mask": problem.mask,
         "counts": problem.counts,
         "scalar": problem.scalar,
@@ -303,28 +310,30 @@ def _past_keys(problem: Problem, d_state: Tensor, share: Tensor | None) -> tuple
         "d_state": d_state,
         "d_key": d_key,
         "d_value": d_value,
+        "filter_parts": filter_parts,
         "keys": keys,
         "heads": heads,
         "groups": problem.groups,
         "blocks": blocks,
         "block_keys": length,
+        **strides("grad_out", grad_out),
         **strides("key", key),
         **strides("value", value),
         **mask_strides(problem.mask),
-        "all_keys": float(keys),
-        "kv_scale": float(problem.kv_scale),
-        "gamma": float(problem.gamma),
-        "alpha": float(problem.alpha),
-        "eps": float(problem.eps),
+        **{name: problem.numbers_of_rows()[name] for name in _NUMBERS_OF_KEYS},
+        **problem.numbers_of_grid(),
     }
     constants = problem.state_constants() | {
         "NORMALIZE": problem.normalize,
         "HAS_SHARE": share is not None,
         "HAS_CONSTANT": problem.has_constant,
         "HAS_SCALAR": problem.scalar is not None,
+        **problem.local_constants(),
+        "PADDED_TAPS": 1 << (problem.taps - 1).bit_length(),
         "ROWS": tile.rows,
     }
     grid = (batch * blocks * problem.groups,)
     kernel = linear_attention_bwd_kernel_keys
     launch(Launch(kernel, grid, arguments, constants, tile.num_warps, tile.num_stages))
-    return d_key, d_value
+    d_weight = None if filter_parts is None else _filter_gradient(problem, filter_parts)
+    return d_key, d_value, d_weight

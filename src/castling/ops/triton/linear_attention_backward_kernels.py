@@ -1,9 +1,9 @@
 """Backward kernels of linear attention: first past the queries, then past the keys.
 
-- ``…_queries`` writes the gradient of the queries (and of the residual), the queries' share of the
-  gradient of the values (identity term and convolution), and sums over its part of the queries:
-  the gradients of the state, of the filters and of the scalar.
-- ``…_keys`` takes the gradient of the state to keys and values.
+- ``…_queries`` writes the gradient of the queries and of what the identity term reads, and sums
+  over its part of the queries: the gradients of the state and of the scalar.
+- ``…_keys`` takes the gradient of the state to keys and values, and that of the outputs through the
+  convolution: the rows it gathers for the values serve the filters as well.
 - Outputs are computed again from the saved state: only inputs and the state are kept.
 """
 
@@ -21,8 +21,7 @@ from castling.ops.triton.linear_attention_forward_tiles import (
     store_state,
 )
 from castling.ops.triton.local_convolution import (
-    add_filter_gradient,
-    add_taps,
+    add_taps_and_filter_gradient,
     filter_offsets,
     kept_tokens,
 )
@@ -41,33 +40,31 @@ from castling.ops.triton.tiles import (
 
 @triton.jit
 def linear_attention_bwd_kernel_queries(
-    grad_out, query, value, residual, weight, mask, counts, scalar, state,
-    d_query, d_residual, value_share, state_parts, filter_parts, scalar_parts,
+    grad_out, query, value, residual, mask, counts, scalar, state,
+    d_query, d_identity, state_parts, scalar_parts,
     batches, queries, heads, groups, parts, part_queries,
     grad_out_batch, grad_out_token, grad_out_head, grad_out_channel,
     query_batch, query_token, query_head, query_channel,
     value_batch, value_token, value_head, value_channel,
     residual_batch, residual_token, residual_head, residual_channel,
     mask_batch, mask_token,
-    all_keys, kv_scale, gamma, alpha, identity, eps, row_eps, prefix, grid_height, grid_width,
+    all_keys, kv_scale, gamma, alpha, identity, eps, row_eps,
     FEATURES: tl.constexpr, NORMALIZE: tl.constexpr, IDENTITY: tl.constexpr,
     HAS_CONSTANT: tl.constexpr, HAS_MASK: tl.constexpr, HAS_SCALAR: tl.constexpr,
-    LOCAL: tl.constexpr, SIZE: tl.constexpr, TAPS: tl.constexpr, PADDED_TAPS: tl.constexpr,
     EXACT: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, GROUP: tl.constexpr,
     KEY_DIM: tl.constexpr, KEY_WIDTH: tl.constexpr,
     VALUE_DIM: tl.constexpr, VALUE_WIDTH: tl.constexpr,
 ):  # fmt: skip
     """One part of one sample's queries; grid (batch · parts · groups,).
 
-    ``state_parts`` (parts, batch, heads, numbers), ``filter_parts`` (parts, batch, groups,
-    TAPS, GROUP·VALUE_WIDTH) and ``scalar_parts`` (parts, batch, groups) are float32 sums.
+    ``state_parts`` (parts, batch, heads, numbers) and ``scalar_parts`` (parts, batch, groups) are
+    float32 sums.
     """
     program = tl.program_id(0)
     group = program % groups
     head = group.to(tl.int64) * GROUP
     part = program // groups % parts
     batch = (program // groups // parts).to(tl.int64)
-    slot = (part.to(tl.int64) * batches + batch) * groups + group
     begin = part * part_queries
     end = tl.minimum(begin + part_queries, queries)
     numbers: tl.constexpr = KEY_DIM * VALUE_DIM + KEY_DIM + VALUE_DIM
@@ -100,14 +97,6 @@ def linear_attention_bwd_kernel_queries(
     if IDENTITY == "value":
         source_base = value + batch * value_batch + head * value_head
         source_columns = column_offsets(value_head, value_channel, GROUP, VALUE_WIDTH)
-    filter_gradient = tl.zeros((PADDED_TAPS, GROUP * VALUE_WIDTH), tl.float32)
-    filters = value_columns
-    tap_base = value
-    tap_columns = value_columns
-    if LOCAL != "none":
-        filters = filter_offsets(head, TAPS, LOCAL, GROUP, VALUE_DIM, VALUE_WIDTH)
-        tap_base = value + batch * value_batch + head * value_head
-        tap_columns = column_offsets(value_head, value_channel, GROUP, VALUE_WIDTH)
     d_matrix = tl.zeros((GROUP * KEY_WIDTH, GROUP * VALUE_WIDTH), tl.float32)
     d_key_sum = tl.zeros((GROUP * KEY_WIDTH,), tl.float32)
     d_value_sum = tl.zeros((GROUP * VALUE_WIDTH,), tl.float32)
@@ -152,28 +141,9 @@ def linear_attention_bwd_kernel_queries(
             # Rows past the end may have no finite norm; they have no gradient either.
             d_result = tl.where(valid[:, None], d_result, 0.0)
             d_total = tl.where(valid[:, None], d_total, 0.0)
-        if IDENTITY == "residual":
+        if IDENTITY != "none":
             store_rows(
-                d_residual + first * VALUE_DIM, identity * d_result, tokens, valid,
-                heads * VALUE_DIM, value_columns, VALUE_DIM, VALUE_WIDTH,
-            )  # fmt: skip
-        if IDENTITY == "value" or LOCAL != "none":
-            share = tl.zeros((ROWS, GROUP * VALUE_WIDTH), tl.float32)
-            if IDENTITY == "value":
-                share = identity * d_result
-            if LOCAL != "none":
-                share = add_taps(
-                    share, grad_base, mask_base, weight, tokens, valid, grad_out_token, mask_token,
-                    grad_columns, filters, queries, prefix, grid_height, grid_width,
-                    False, LOCAL, SIZE, TAPS, -1, VALUE_DIM, VALUE_WIDTH,
-                )  # fmt: skip
-                filter_gradient = add_filter_gradient(
-                    filter_gradient, gradient, tap_base, mask_base, tokens, valid,
-                    value_token, mask_token, tap_columns, queries, prefix, grid_height, grid_width,
-                    HAS_MASK, LOCAL, SIZE, TAPS, PADDED_TAPS, VALUE_DIM, VALUE_WIDTH,
-                )  # fmt: skip
-            store_rows(
-                value_share + first * VALUE_DIM, share, tokens, valid,
+                d_identity + first * VALUE_DIM, identity * d_result, tokens, valid,
                 heads * VALUE_DIM, value_columns, VALUE_DIM, VALUE_WIDTH,
             )  # fmt: skip
         if HAS_CONSTANT:
@@ -206,28 +176,29 @@ def linear_attention_bwd_kernel_queries(
     )  # fmt: skip
     if HAS_SCALAR:
         d_constant = tl.sum(value_sum * d_value_sum) + count * tl.sum(tl.sum(d_totals, axis=1))
+        slot = (part.to(tl.int64) * batches + batch) * groups + group
         tl.store(scalar_parts + slot, sample_scale * d_constant)
-    if LOCAL != "none":
-        columns: tl.constexpr = GROUP * VALUE_WIDTH
-        tap = tl.arange(0, PADDED_TAPS)[:, None]
-        place = slot * TAPS * columns + tap * columns + tl.arange(0, columns)[None, :]
-        tl.store(filter_parts + place, filter_gradient, mask=tap < TAPS)
 
 
 @triton.jit
 def linear_attention_bwd_kernel_keys(
-    key, value, mask, counts, scalar, value_share, d_state, d_key, d_value,
+    grad_out, key, value, weight, mask, counts, scalar, value_share, d_state, d_key, d_value, filter_parts,
     keys, heads, groups, blocks, block_keys,
+    grad_out_batch, grad_out_token, grad_out_head, grad_out_channel,
     key_batch, key_token, key_head, key_channel,
     value_batch, value_token, value_head, value_channel,
-    mask_batch, mask_token, all_keys, kv_scale, gamma, alpha, eps,
+    mask_batch, mask_token, all_keys, kv_scale, gamma, alpha, eps, prefix, grid_height, grid_width,
     FEATURES: tl.constexpr, NORMALIZE: tl.constexpr, HAS_SHARE: tl.constexpr,
     HAS_CONSTANT: tl.constexpr, HAS_MASK: tl.constexpr, HAS_SCALAR: tl.constexpr,
+    LOCAL: tl.constexpr, SIZE: tl.constexpr, TAPS: tl.constexpr, PADDED_TAPS: tl.constexpr,
     EXACT: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, GROUP: tl.constexpr,
     KEY_DIM: tl.constexpr, KEY_WIDTH: tl.constexpr,
     VALUE_DIM: tl.constexpr, VALUE_WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """One block of one sample's keys from the complete ``d_state``; grid (batch·blocks·groups,)."""
+    """One block of one sample's keys from the complete ``d_state``; grid (batch·blocks·groups,).
+
+    ``filter_parts`` (batch, blocks, groups, TAPS, GROUP·VALUE_WIDTH) are float32 sums.
+    """
     program = tl.num_programs(0) - 1 - tl.program_id(0)
     head = (program % groups).to(tl.int64) * GROUP
     begin = (program // groups % blocks) * block_keys
@@ -253,6 +224,14 @@ def linear_attention_bwd_kernel_keys(
     d_key_columns = column_offsets(KEY_DIM, 1, GROUP, KEY_WIDTH)
     d_value_columns = column_offsets(VALUE_DIM, 1, GROUP, VALUE_WIDTH)
     first = batch * keys * heads + head
+    filter_gradient = tl.zeros((PADDED_TAPS, GROUP * VALUE_WIDTH), tl.float32)
+    grad_base = grad_out
+    grad_columns = d_value_columns
+    filters = d_value_columns
+    if LOCAL != "none":
+        grad_base = grad_out + batch * grad_out_batch + head * grad_out_head
+        grad_columns = column_offsets(grad_out_head, grad_out_channel, GROUP, VALUE_WIDTH)
+        filters = filter_offsets(head, TAPS, LOCAL, GROUP, VALUE_DIM, VALUE_WIDTH)
     for start in range(begin, end, ROWS):
         tokens = start + tl.arange(0, ROWS)
         inside = tokens < end
@@ -292,7 +271,22 @@ def linear_attention_bwd_kernel_keys(
                 value_share + first * VALUE_DIM, tokens, valid,
                 heads * VALUE_DIM, d_value_columns, VALUE_DIM, VALUE_WIDTH,
             )  # fmt: skip
+        if LOCAL != "none":
+            taps = tl.zeros((ROWS, GROUP * VALUE_WIDTH), tl.float32)
+            taps, filter_gradient = add_taps_and_filter_gradient(
+                taps, filter_gradient, values, grad_base, weight, tokens, valid,
+                grad_out_token, grad_columns, filters, keys, prefix, grid_height, grid_width,
+                LOCAL, SIZE, TAPS, PADDED_TAPS, VALUE_DIM, VALUE_WIDTH,
+            )  # fmt: skip
+            d_values += taps
         store_rows(
             d_value + first * VALUE_DIM, tl.where(valid[:, None], d_values, 0.0), tokens, inside,
             heads * VALUE_DIM, d_value_columns, VALUE_DIM, VALUE_WIDTH,
         )  # fmt: skip
+    if LOCAL != "none":
+        columns: tl.constexpr = GROUP * VALUE_WIDTH
+        slot = tl.num_programs(0) - 1 - tl.program_id(0)
+        tap = tl.arange(0, PADDED_TAPS)[:, None]
+        place = tap * columns + tl.arange(0, columns)[None, :]
+        filter_base = filter_parts + slot.to(tl.int64) * (TAPS * columns)
+        tl.store(filter_base + place, filter_gradient, mask=tap < TAPS)

@@ -226,9 +226,11 @@ def write_outputs(
             )  # fmt: skip
             result = result * spread(inverse, ROWS, GROUP, VALUE_WIDTH)
         if LOCAL != "none":
-            result = add_taps(
-                result, value_base, mask_base, weight, tokens, valid, value_token, mask_token,
+            # Summed apart: added one by one, each tap would change to the layout of the product.
+            taps = tl.zeros((ROWS, GROUP * VALUE_WIDTH), tl.float32)
+            result += add_taps(
+                taps, value_base, mask_base, weight, tokens, valid, value_token, mask_token,
                 value_columns, filters, queries, prefix, grid_height, grid_width,
-                HAS_MASK, LOCAL, SIZE, TAPS, 1, VALUE_DIM, VALUE_WIDTH,
+                HAS_MASK, LOCAL, SIZE, TAPS, VALUE_DIM, VALUE_WIDTH,
             )  # fmt: skip
         store_rows(out_base, result, tokens, valid, out_token, out_columns, VALUE_DIM, VALUE_WIDTH)

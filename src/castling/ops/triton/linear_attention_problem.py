@@ -202,21 +202,21 @@ class Problem:
             "VALUE_WIDTH": padded_width(self.value_dim),
         }
 
-    def output_constants(self) -> dict[str, Any]:
-        """Constants of every kernel that sees outputs or their gradients."""
+    def row_constants(self) -> dict[str, Any]:
+        """Constants of every kernel that sees rows of the output before the convolution."""
         return self.state_constants() | {
             "NORMALIZE": self.normalize,
             "IDENTITY": self.identity_from,
             "HAS_CONSTANT": self.has_constant,
             "HAS_SCALAR": self.scalar is not None,
-            "LOCAL": self.local,
-            "SIZE": self.size,
-            "TAPS": self.taps,
         }
 
-    def numbers_of_outputs(self) -> dict[str, Argument]:
-        """Run-time numbers of every kernel that sees outputs or their gradients."""
-        height, width = self.grid or (1, 1)
+    def local_constants(self) -> dict[str, Any]:
+        """Constants of the convolution."""
+        return {"LOCAL": self.local, "SIZE": self.size, "TAPS": self.taps}
+
+    def numbers_of_rows(self) -> dict[str, Argument]:
+        """Run-time numbers of every kernel that sees rows of the output."""
         return {
             "all_keys": float(self.key.shape[1]),
             "kv_scale": float(self.kv_scale),
@@ -225,7 +225,9 @@ class Problem:
             "identity": float(self.identity),
             "eps": float(self.eps),
             "row_eps": float(self.row_eps),
-            "prefix": self.prefix,
-            "grid_height": height,
-            "grid_width": width,
         }
+
+    def numbers_of_grid(self) -> dict[str, Argument]:
+        """Run-time numbers of the convolution."""
+        height, width = self.grid or (1, 1)
+        return {"prefix": self.prefix, "grid_height": height, "grid_width": width}

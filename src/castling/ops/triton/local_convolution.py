@@ -93,13 +93,12 @@ def add_tap(
     HAS_MASK: tl.constexpr,
     LOCAL: tl.constexpr,
     SIZE: tl.constexpr,
-    SIGN: tl.constexpr,
     CHANNELS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
     """One tap: accumulator + weight[tap] · rows it reads."""
     source, inside = shifted_tokens(
-        tokens, valid, tap, count, prefix, grid_height, grid_width, LOCAL, SIZE, SIGN
+        tokens, valid, tap, count, prefix, grid_height, grid_width, LOCAL, SIZE, 1
     )
     inside = kept_tokens(mask_base, source, inside, mask_stride, HAS_MASK)
     rows = load_rows(base, source, inside, stride, columns, CHANNELS, WIDTH)
@@ -126,44 +125,78 @@ def add_taps(
     LOCAL: tl.constexpr,
     SIZE: tl.constexpr,
     TAPS: tl.constexpr,
-    SIGN: tl.constexpr,
     CHANNELS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """Accumulator + the convolution (SIGN 1) of the rows at ``base``, or its transpose (-1)."""
+    """Accumulator + the convolution of the rows at ``base``."""
     if TAPS <= UNROLLED_TAPS:
         for tap in tl.static_range(TAPS):
             accumulator = add_tap(
                 accumulator, base, mask_base, weight, tokens, valid, tap, stride, mask_stride,
                 columns, filters, count, prefix, grid_height, grid_width,
-                HAS_MASK, LOCAL, SIZE, SIGN, CHANNELS, WIDTH,
+                HAS_MASK, LOCAL, SIZE, CHANNELS, WIDTH,
             )  # fmt: skip
     else:
         for tap in range(TAPS):
             accumulator = add_tap(
                 accumulator, base, mask_base, weight, tokens, valid, tap, stride, mask_stride,
                 columns, filters, count, prefix, grid_height, grid_width,
-                HAS_MASK, LOCAL, SIZE, SIGN, CHANNELS, WIDTH,
+                HAS_MASK, LOCAL, SIZE, CHANNELS, WIDTH,
             )  # fmt: skip
     return accumulator
 
 
 @triton.jit
-def add_filter_gradient(
-    accumulator,
-    gradient,
-    base,
-    mask_base,
+def add_tap_and_filter_gradient(
+    d_values,
+    filter_gradient,
+    values,
+    grad_base,
+    weight,
     tokens,
     valid,
+    tap,
     stride,
-    mask_stride,
     columns,
+    filters,
     count,
     prefix,
     grid_height,
     grid_width,
-    HAS_MASK: tl.constexpr,
+    LOCAL: tl.constexpr,
+    SIZE: tl.constexpr,
+    PADDED_TAPS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """One tap of :func:`add_taps_and_filter_gradient`."""
+    reader, inside = shifted_tokens(
+        tokens, valid, tap, count, prefix, grid_height, grid_width, LOCAL, SIZE, -1
+    )
+    rows = load_rows(grad_base, reader, inside, stride, columns, CHANNELS, WIDTH)
+    d_values += rows * tl.load(weight + filters + tap).to(tl.float32)[None, :]
+    total = tl.sum(rows * values, axis=0)
+    here = tl.arange(0, PADDED_TAPS) == tap
+    filter_gradient += tl.where(here[:, None], total[None, :], 0.0)
+    return d_values, filter_gradient
+
+
+@triton.jit
+def add_taps_and_filter_gradient(
+    d_values,
+    filter_gradient,
+    values,
+    grad_base,
+    weight,
+    tokens,
+    valid,
+    stride,
+    columns,
+    filters,
+    count,
+    prefix,
+    grid_height,
+    grid_width,
     LOCAL: tl.constexpr,
     SIZE: tl.constexpr,
     TAPS: tl.constexpr,
@@ -171,14 +204,14 @@ def add_filter_gradient(
     CHANNELS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """Accumulator (PADDED_TAPS, GROUP·WIDTH) + Σ_tokens gradient · the row that each tap reads."""
-    index = tl.arange(0, PADDED_TAPS)
+    """Gather the output gradients of all that read these values, for them and for the filters.
+
+    ``filter_gradient`` is (PADDED_TAPS, GROUP·WIDTH).
+    """
     for tap in range(TAPS):
-        source, inside = shifted_tokens(
-            tokens, valid, tap, count, prefix, grid_height, grid_width, LOCAL, SIZE, 1
-        )
-        inside = kept_tokens(mask_base, source, inside, mask_stride, HAS_MASK)
-        rows = load_rows(base, source, inside, stride, columns, CHANNELS, WIDTH)
-        total = tl.sum(rows * gradient, axis=0)
-        accumulator += tl.where((index == tap)[:, None], total[None, :], 0.0)
-    return accumulator
+        d_values, filter_gradient = add_tap_and_filter_gradient(
+            d_values, filter_gradient, values, grad_base, weight, tokens, valid, tap, stride,
+            columns, filters, count, prefix, grid_height, grid_width,
+            LOCAL, SIZE, PADDED_TAPS, CHANNELS, WIDTH,
+        )  # fmt: skip
+    return d_values, filter_gradient
