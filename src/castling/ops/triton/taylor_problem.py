@@ -1,0 +1,201 @@
+"""One call of the Taylor attention and the sums over its tokens, as kernel launches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from castling.ops.triton.common import Argument, Launch, launch, padded_width, sum_parts
+from castling.ops.triton.taylor_configs import Tile, operand_of, splits_of, tile_of
+from castling.ops.triton.taylor_features import taylor_pairs_kernel
+from castling.ops.triton.taylor_state import pair_count
+from castling.ops.triton.taylor_sums import taylor_moment_kernel, taylor_rows_kernel
+
+WIDEST = 128
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Rows x of queries or keys and what stands beside each: w, values or gradients.
+
+    Args:
+        x: (B, N, H, d).
+        w: (B, N, H, d_v).
+        mask: (B, N) boolean, or None.
+        centre: (B·H, d_v padded) float32, taken off w in sums of products; None takes nothing off.
+    """
+
+    x: Tensor
+    w: Tensor
+    mask: Tensor | None
+    centre: Tensor | None = None
+
+    def arguments(self) -> dict[str, Argument]:
+        """The kernel arguments of both tensors and the mask."""
+        return {
+            **{"x": self.x, "w": self.w, **mask_arguments(self.mask), "heads": self.x.shape[2]},
+            **strides("x", self.x),
+            **strides("w", self.w),
+            "tokens": self.x.shape[1],
+        }
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One call: its tensors and numbers.
+
+    Args:
+        query: (B, N_q, H, d).
+        key: (B, N_k, H, d).
+        value: (B, N_k, H, d_v).
+        key_mask: (B, N_k) boolean or None.
+        qk_norm: whether rows are made unit vectors.
+        eps: as in the formula.
+        backward: whether gradients are computed.
+
+    Raises:
+        ValueError: a shape or dtype the kernels do not serve.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    key_mask: Tensor | None
+    qk_norm: bool
+    eps: float
+    backward: bool = False
+
+    def __post_init__(self) -> None:
+        if self.value.dtype not in DTYPES or not (
+            self.query.dtype == self.key.dtype == self.value.dtype
+        ):
+            raise ValueError(
+                "query, key and value must share float32, bfloat16 or float16, got "
+                f"{self.query.dtype}, {self.key.dtype}, {self.value.dtype}: cast them, or use the "
+                'path "compiled" or "naive"'
+            )
+        if max(self.query.shape[-1], self.value.shape[-1]) > WIDEST:
+            raise ValueError(
+                f"at most {WIDEST} channels per head are served, got {self.query.shape[-1]} and "
+                f'{self.value.shape[-1]}: use the path "compiled" or "naive"'
+            )
+
+    @property
+    def rows(self) -> int:
+        """Heads of all samples."""
+        return self.query.shape[0] * self.query.shape[2]
+
+    @property
+    def operand(self) -> str:
+        """Precision of computed operands."""
+        return operand_of(self.value.dtype, unit_rows=self.qk_norm, backward=self.backward)
+
+    def tile(self, kernel: str) -> Tile:
+        """The tile of ``kernel`` here."""
+        width = max(padded_width(self.query.shape[-1]), padded_width(self.value.shape[-1]))
+        return tile_of(kernel, width, self.operand)
+
+    def counts(self) -> Tensor | None:
+        """(B,) float32, the keys that take part; None where all do."""
+        return None if self.key_mask is None else self.key_mask.sum(1, dtype=torch.float32)
+
+    def mean_over_keys(self, sums: Tensor) -> Tensor:
+        """Sums over the keys (B·H, …) divided by the number of keys that take part."""
+        counts = self.counts()
+        if counts is None:
+            return sums / self.key.shape[1]
+        return sums / counts.clamp(min=1).repeat_interleave(self.query.shape[2])[:, None]
+
+    def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """An uninitialised tensor beside the inputs."""
+        return self.query.new_empty(shape, dtype=dtype)
+
+    def token_rows(self, of: Tokens, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Scales (B·H, N) and Σ_i c_i w_i (B·H, W_WIDTH) by ``taylor_rows_kernel``."""
+        width, block = padded_width(of.w.shape[-1]), 64
+        tokens = of.x.shape[1]
+        splits, length = splits_of(self.rows, tokens, block)
+        scale = self.empty(self.rows, tokens)
+        parts = self.empty(splits, self.rows, width)
+        arguments: dict[str, Argument] = {
+            **of.arguments(),
+            **{"weights": weights, "scale": scale, "sums": parts},
+            **{"splits": splits, "split_length": length, "rows": self.rows, "eps": self.eps},
+        }
+        constants = {
+            **{"DIM": of.x.shape[-1], "W_DIM": of.w.shape[-1], "BLOCK": block},
+            **{"WIDTH": padded_width(of.x.shape[-1]), "W_WIDTH": width, "QK_NORM": self.qk_norm},
+            **{"MASKED": of.mask is not None, "WEIGHTED": weights is not None},
+        }
+        launch(Launch(taylor_rows_kernel, (splits * self.rows,), arguments, constants, 4, 2))
+        return scale, sum_parts(parts)
+
+    def moments(
+        self, of: Tokens, scale: Tensor, weights: Tensor | None = None, *, own: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Sums (B·H, WIDTH, W_WIDTH), (B·H, W_WIDTH) by ``taylor_moment_kernel``, times 1/N_k."""
+        of = Tokens(of.x, of.x, of.mask) if own else of
+        width, w_width = padded_width(of.x.shape[-1]), padded_width(of.w.shape[-1])
+        tile = self.tile("moment")
+        tokens = of.x.shape[1]
+        splits, length = splits_of(self.rows, tokens, tile.step)
+        moments = self.empty(splits, self.rows, width, w_width)
+        sums = self.empty(splits, self.rows, w_width)
+        arguments: dict[str, Argument] = {
+            **of.arguments(),
+            **{"weights": weights, "scale": scale, "moments": moments, "sums": sums},
+            "centre": of.centre,
+            **{"splits": splits, "split_length": length, "rows": self.rows},
+            "factor": 1.0 / self.key.shape[1],
+        }
+        constants = {
+            **{"DIM": of.x.shape[-1], "W_DIM": of.w.shape[-1], "WIDTH": width, "W_WIDTH": w_width},
+            **{"BLOCK": tile.step, "MASKED": of.mask is not None, "OPERAND": self.operand},
+            **{"WEIGHTED": weights is not None, "CENTRED": of.centre is not None, "OWN": own},
+        }
+        grid = (splits * self.rows,)
+        launch(Launch(taylor_moment_kernel, grid, arguments, constants, tile.warps, tile.stages))
+        return sum_parts(moments), sum_parts(sums)
+
+    def pairs(self, of: Tokens, scale: Tensor, weights: Tensor | None = None) -> Tensor:
+        """S₂/N_k (B·H, pairs, W_WIDTH) by ``taylor_pairs_kernel``, as operands of products."""
+        width, count = padded_width(of.w.shape[-1]), pair_count(of.x.shape[-1])
+        tile = self.tile("pairs")
+        sides = -(-of.x.shape[-1] // tile.block)
+        squares = sides * (sides + 1) // 2
+        splits, length = splits_of(self.rows * squares, of.x.shape[1], tile.step)
+        kept = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.operand, torch.float32)
+        dtype = kept if splits == 1 else torch.float32
+        parts = self.empty(splits, self.rows, count, width, dtype=dtype)
+        arguments: dict[str, Argument] = {
+            **of.arguments(),
+            **{"weights": weights, "centre": of.centre, "scale": scale, "pairs": parts},
+            **{"splits": splits, "split_length": length, "rows": self.rows},
+            "factor": 1.0 / self.key.shape[1],
+        }
+        constants = {
+            **{"DIM": of.x.shape[-1], "W_DIM": of.w.shape[-1], "W_WIDTH": width},
+            **{"SIDE": tile.block, "SQUARES": squares, "BLOCK": tile.step},
+            **{"MASKED": of.mask is not None, "WEIGHTED": weights is not None},
+            **{"CENTRED": of.centre is not None, "OPERAND": self.operand},
+        }
+        grid = (splits * squares * self.rows,)
+        launch(Launch(taylor_pairs_kernel, grid, arguments, constants, tile.warps, tile.stages))
+        return sum_parts(parts).to(kept)
+
+
+def strides(name: str, tensor: Tensor) -> dict[str, Argument]:
+    """The kernel arguments ``{name}_batch, _token, _head, _channel`` of a (B, N, H, d) tensor."""
+    axes = ("batch", "token", "head", "channel")
+    return {f"{name}_{axis}": tensor.stride(i) for i, axis in enumerate(axes)}
+
+
+def mask_arguments(mask: Tensor | None) -> dict[str, Argument]:
+    """The kernel arguments of a (B, N) boolean mask, as bytes."""
+    if mask is None:
+        return {"mask": None, "mask_batch": 0, "mask_token": 0}
+    mask_batch, mask_token = mask.stride()
+    return {"mask": mask.view(torch.uint8), "mask_batch": mask_batch, "mask_token": mask_token}
