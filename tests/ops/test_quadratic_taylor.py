@@ -7,6 +7,7 @@ import torch
 
 from castling.ops import quadratic_taylor as ops
 from castling.ops import taylor_features as maps
+from castling.ops.exact_taylor import exact_taylor
 
 
 def tokens(batch=2, n_q=9, n_k=13, heads=3, dim=8, value_dim=5, dtype=torch.float64, seed=0):
@@ -144,13 +145,13 @@ def test_exact_orders_agree_with_gradients(qk_norm, masked):
     key_mask = key_mask if masked else None
     results = []
     for order in ("direct", "features"):
-        out = ops.exact_taylor(*inputs, qk_norm=qk_norm, order=order, key_mask=key_mask)
+        out = exact_taylor(*inputs, qk_norm=qk_norm, order=order, key_mask=key_mask)
         results.append((out, *torch.autograd.grad(out.square().sum(), inputs)))
     for direct, features in zip(*results, strict=True):
         assert torch.allclose(direct, features, rtol=1e-10, atol=1e-12)
     if masked:
         q, k, v = inputs
-        short = ops.exact_taylor(q[:1], k[:1, :4], v[:1, :4], qk_norm=qk_norm)
+        short = exact_taylor(q[:1], k[:1, :4], v[:1, :4], qk_norm=qk_norm)
         assert torch.allclose(results[0][0][:1], short, atol=1e-9)
 
 
@@ -162,7 +163,7 @@ def test_auto_takes_the_cheaper_order(n, direct, monkeypatch):
     monkeypatch.setattr(
         ops, "similarity_attention", lambda *a, **k: (called.append(1), original(*a, **k))[1]
     )
-    ops.exact_taylor(*tokens(n_q=n, n_k=n, value_dim=8))
+    exact_taylor(*tokens(n_q=n, n_k=n, value_dim=8))
     assert bool(called) is direct
 
 
@@ -172,13 +173,13 @@ def test_gradients_against_finite_differences():
     ]
     scalar = torch.tensor(0.6, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(ops.released_taylor, (*inputs, scalar))
-    assert torch.autograd.gradcheck(ops.exact_taylor, inputs)
+    assert torch.autograd.gradcheck(exact_taylor, inputs)
 
 
 def attend(form, q, k, v):
     if form == "released":
         return ops.released_taylor(q, k, v, torch.ones(()))
-    return ops.exact_taylor(q, k, v, order=form)
+    return exact_taylor(q, k, v, order=form)
 
 
 @pytest.mark.parametrize("form", ["released", "direct", "features"])
@@ -230,7 +231,7 @@ def test_fully_masked_sample_gives_zeros():
     key_mask[1] = False
     for out in (
         ops.released_taylor(q, k, v, torch.ones(()), key_mask=key_mask),
-        ops.exact_taylor(q, k, v, key_mask=key_mask),
+        exact_taylor(q, k, v, key_mask=key_mask),
     ):
         assert out[1].eq(0).all()
         assert out[0].isfinite().all()
@@ -238,4 +239,4 @@ def test_fully_masked_sample_gives_zeros():
 
 def test_unknown_order_is_refused():
     with pytest.raises(ValueError, match="order must be"):
-        ops.exact_taylor(*tokens(), order="fast")
+        exact_taylor(*tokens(), order="fast")

@@ -18,6 +18,7 @@ from castling.attention.auxiliary import MaskedSoftmaxBranch
 from castling.attention.config import AttentionConfig, kernel_class
 from castling.attention.local import build_local_residual
 from castling.ops.common import mask_tokens
+from castling.ops.local import LocalResidual, local_residual
 
 
 class Kernel(nn.Module):
@@ -34,6 +35,8 @@ class Kernel(nn.Module):
     takes_bias = False
     #: True when the cost grows with the square of the tokens.
     quadratic = False
+    #: True when the local residual can be added by the kernel's own operator.
+    adds_local = False
 
     def __init__(
         self, config: AttentionConfig, num_heads: int, head_dim: int, value_dim: int
@@ -53,6 +56,7 @@ class Kernel(nn.Module):
         query_value: Tensor | None = None,
         grid: tuple[int, int] | None = None,
         num_prefix_tokens: int = 0,
+        local: LocalResidual | None = None,
     ) -> Tensor:
         """Attend.
 
@@ -68,6 +72,7 @@ class Kernel(nn.Module):
             query_value: (B, N_q, H, d_v), the value standing at each query when N_q ≠ N_k.
             grid: (h, w) of the key tokens behind the prefix.
             num_prefix_tokens: class, distillation and register tokens in front of the grid.
+            local: convolution of the values to add last; only where :attr:`adds_local`.
 
         Returns:
             (B, N_q, H, d_v) in the dtype of ``value``.
@@ -171,19 +176,25 @@ class AttentionCore(nn.Module):
                 f"a local residual stands at the keys: with {query.shape[1]} queries for "
                 f'{key.shape[1]} keys pass to_queries, or use local="none"'
             )
+        local = None
+        if self.dconv is not None:
+            local = self.dconv.residual(grid, num_prefix_tokens)
+        collecting = self.auxiliary is not None and self.auxiliary.collecting
+        if self.kernel.adds_local and to_queries is None and not collecting:
+            shared["local"], local = local, None
         extra = None
         if self.auxiliary is not None:
             self.auxiliary.penalty = None
             if not self.auxiliary.empty:
                 extra = self.auxiliary(query, key, value, key_mask=key_mask, bias=bias)
         out: Tensor = self.kernel(query, key, value, extra=extra, **shared)
-        if self.auxiliary is not None and self.auxiliary.collecting:
+        if self.auxiliary is not None and collecting:
             with torch.no_grad():
                 alone = out if extra is None else self.kernel(query, key, value, **shared)
             self.auxiliary.record_gap(out, alone)
-        if self.dconv is not None:
-            local = self.dconv(mask_tokens(value, key_mask), grid, num_prefix_tokens)
-            out = out + (local if to_queries is None else to_queries(local))
+        if local is not None:
+            convolved = local_residual(mask_tokens(value, key_mask), local)
+            out = out + (convolved if to_queries is None else to_queries(convolved))
         return out
 
     def strip(self) -> None:

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from castling.attention.base import Kernel
 from castling.attention.config import AttentionConfig, Local, register_attention
-from castling.ops.angular import Constant, KeyValueScale, Normalisation, linear_angular
+from castling.ops.angular import Constant, linear_angular
+from castling.ops.local import LocalResidual
+from castling.ops.naive_linear_attention import KeyValueScale, Normalisation
 
 _PRESETS: dict[str, dict[str, Any]] = {
     # Departs from the reference only where that is fragile: zero tokens, image rows, class token.
@@ -74,6 +76,8 @@ class LinearAngular(AttentionConfig):
 class LinearAngularKernel(Kernel):
     """Linear-angular attention."""
 
+    adds_local = True
+
     def __init__(
         self, config: LinearAngular, num_heads: int, head_dim: int, value_dim: int
     ) -> None:
@@ -94,6 +98,7 @@ class LinearAngularKernel(Kernel):
         extra: Tensor | None = None,
         key_mask: Tensor | None = None,
         query_value: Tensor | None = None,
+        local: LocalResidual | None = None,
         **_: Any,
     ) -> Tensor:
         """See :class:`Kernel`."""
@@ -105,4 +110,5 @@ class LinearAngularKernel(Kernel):
             key_mask=key_mask,
             query_value=query_value,
             extra=extra,
+            local=local,
         )

@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from castling.attention.config import AttentionConfig
+from castling.ops.local import LocalResidual, local_residual
 
 
-class TokenConv(nn.Module):
+class LocalConv(nn.Module):
+    """A convolution of the values whose weight an attention operator may take over."""
+
+    weight: nn.Parameter
+
+    def residual(self, grid: tuple[int, int] | None, num_prefix_tokens: int) -> LocalResidual:
+        """What an operator needs to add it, for tokens on ``grid`` behind a prefix."""
+        raise NotImplementedError
+
+    def forward(
+        self, value: Tensor, grid: tuple[int, int] | None, num_prefix_tokens: int
+    ) -> Tensor:
+        """(B, P + h·w, H, d_v) -> the same; raises ValueError when ``grid`` does not fit."""
+        return local_residual(value, self.residual(grid, num_prefix_tokens))
+
+
+class TokenConv(LocalConv):
     """Taps along the flattened tokens, one filter per head, shared by its channels.
 
     As in the Castling-ViT reference (``Conv2d(heads, heads, (9, 1))`` on [B, heads, N, d]); row
@@ -25,18 +41,12 @@ class TokenConv(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_heads, 1, kernel_size, 1))
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)
 
-    def forward(
-        self, value: Tensor, grid: tuple[int, int] | None, num_prefix_tokens: int
-    ) -> Tensor:
-        """(B, N, H, d_v) -> (B, N, H, d_v)."""
-        heads, _, taps, _ = self.weight.shape
-        out = F.conv2d(
-            value.transpose(1, 2), self.weight.to(value.dtype), padding=(taps // 2, 0), groups=heads
-        )
-        return out.transpose(1, 2)
+    def residual(self, grid: tuple[int, int] | None, num_prefix_tokens: int) -> LocalResidual:
+        """What an operator needs to add it; ``grid`` and prefix do not matter to it."""
+        return LocalResidual(self.weight)
 
 
-class GridConv(nn.Module):
+class GridConv(LocalConv):
     """k×k depthwise convolution on the (h, w) grid, one filter per channel; prefix tokens get zero.
 
     Args:
@@ -49,34 +59,19 @@ class GridConv(nn.Module):
         self.weight = nn.Parameter(torch.empty(channels, 1, kernel_size, kernel_size))
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)
 
-    def forward(
-        self, value: Tensor, grid: tuple[int, int] | None, num_prefix_tokens: int
-    ) -> Tensor:
-        """(B, P + h·w, H, d_v) -> the same; raises ValueError when ``grid`` does not fit."""
-        batch, tokens, heads, dim = value.shape
+    def residual(self, grid: tuple[int, int] | None, num_prefix_tokens: int) -> LocalResidual:
+        """What an operator needs to add it; raises ValueError when the grid is not known."""
         if grid is None:
             raise ValueError(
                 'local="grid2d" needs to know the grid: pass grid=(height, width) in tokens, or '
                 'use local="token1d" or "none"'
             )
-        height, width = grid
-        if height * width + num_prefix_tokens != tokens:
-            raise ValueError(
-                f"grid {height}×{width} with {num_prefix_tokens} prefix tokens does not make "
-                f"{tokens} tokens"
-            )
-        image = value[:, num_prefix_tokens:].reshape(batch, height, width, heads * dim)
-        weight = self.weight.to(value.dtype)
-        out = F.conv2d(
-            image.permute(0, 3, 1, 2), weight, padding=weight.shape[-1] // 2, groups=heads * dim
-        )
-        out = out.permute(0, 2, 3, 1).reshape(batch, height * width, heads, dim)
-        return F.pad(out, (0, 0, 0, 0, num_prefix_tokens, 0)) if num_prefix_tokens else out
+        return LocalResidual(self.weight, grid, num_prefix_tokens)
 
 
 def build_local_residual(
     config: AttentionConfig, num_heads: int, value_dim: int
-) -> TokenConv | GridConv | None:
+) -> LocalConv | None:
     """The local residual that ``config`` asks for, or None."""
     if config.local == "token1d":
         return TokenConv(num_heads, config.local_kernel_size or 9)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from castling.attention.base import Kernel
 from castling.attention.config import AttentionConfig, register_attention
-from castling.ops.angular import Normalisation, quadratic_angular
+from castling.ops.angular import quadratic_angular
+from castling.ops.naive_linear_attention import Normalisation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

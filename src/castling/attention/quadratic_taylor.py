@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from castling.attention.base import Kernel
 from castling.attention.config import AttentionConfig, register_attention
-from castling.ops.quadratic_taylor import Order, exact_taylor, released_taylor, taylor_attention
+from castling.ops.exact_taylor import exact_taylor
+from castling.ops.quadratic_taylor import Order, released_taylor, taylor_attention
 from castling.ops.taylor_features import (
     TAYLOR_FORMS,
     TaylorForm,

@@ -20,20 +20,11 @@ from castling.ops.common import (
     normalise_rows,
     upcast,
 )
+from castling.ops.linear_attention import linear_attention
+from castling.ops.local import LocalResidual
+from castling.ops.naive_linear_attention import KeyValueScale, Normalisation
 
 Constant = Literal["identity", "mean", "none"]
-Normalisation = Literal["l2", "rowsum", "none"]
-KeyValueScale = float | Literal["tokens"]
-
-
-def _finish(out: Tensor, extra: Tensor | None, normalize: Normalisation, eps: float) -> Tensor:
-    if extra is not None:
-        out = out + extra.to(out.dtype)
-    return normalise_rows(out, eps) if normalize == "l2" else out
-
-
-def _state_scale(scale: KeyValueScale, key: Tensor, key_mask: Tensor | None) -> Tensor | float:
-    return 1.0 / count_keys(key, key_mask) if scale == "tokens" else scale
 
 
 def linear_angular(
@@ -48,6 +39,7 @@ def linear_angular(
     key_mask: Tensor | None = None,
     query_value: Tensor | None = None,
     extra: Tensor | None = None,
+    local: LocalResidual | None = None,
 ) -> Tensor:
     """y_i = constant_i + (s/π) q̂_i (Σ_j k̂_j v_jᵀ) [+ extra_i], then normalised; O(N·d·d_v).
 
@@ -67,6 +59,7 @@ def linear_angular(
         query_value: (B, N_q, H, d_v), the value standing at each query when N_q ≠ N_k.
         extra: (B, N_q, H, d_v), an auxiliary branch's output; added before an L2 normalisation and
             after a row-sum one, so that it always meets attention of its own magnitude.
+        local: convolution of the values added last; needs N_q = N_k.
 
     Returns:
         (B, N_q, H, d_v) in the dtype of ``value``; sums and norms are float32 or better.
@@ -74,35 +67,41 @@ def linear_angular(
     Raises:
         ValueError: shapes disagree; ``identity`` without a value at each query; ``rowsum`` without
             the exact constant.
+        PathError: the forced path cannot serve this input.
     """
-    check_qkv(query, key, value, key_mask)
     if normalize == "rowsum" and constant != "mean":
         raise ValueError('normalize="rowsum" needs constant="mean": other row sums may cross zero')
-    dtype = value.dtype
-    with autocast_off(value):
-        q, k, v = upcast(query, key, value)
-        v = mask_tokens(v, key_mask)
-        k = mask_tokens(normalise_rows(k, eps), key_mask)
-        q = normalise_rows(q, eps)
-        scale = _state_scale(kv_scale, key, key_mask)
-        # Rows: one scale serves q̂ after the product, so q̂ itself is scaled, never the larger state.
-        state = torch.einsum("bnhd,bnhe->bhde", k, v)
-        out = torch.einsum("bnhd,bhde->bnhe", q * (scale / math.pi), state)
-        if constant == "mean":
-            out = out + (0.5 * scale) * v.sum(dim=1, keepdim=True)
-        elif constant == "identity":
-            at_query = v if query_value is None else query_value.to(v.dtype)
-            if at_query.shape[1] != q.shape[1]:
-                raise ValueError(
-                    'constant="identity" needs one value per query, got '
-                    f"{at_query.shape[1]} values for {q.shape[1]} queries: pass query_value or "
-                    'use constant="mean"'
-                )
-            out = out + 0.5 * at_query
-        if normalize == "rowsum":
-            row = torch.einsum("bnhd,bhd->bnh", q, k.sum(dim=1)).unsqueeze(-1) / math.pi
-            out = out / ((row + 0.5 * count_keys(key, key_mask)) * scale)
-        return _finish(out, extra, normalize, eps).to(dtype)
+    identity = 0.5 if constant == "identity" else 0.0
+    residual = query_value if identity else None
+    if identity and residual is None and query.shape[1] != value.shape[1]:
+        raise ValueError(
+            'constant="identity" needs one value per query, got '
+            f"{value.shape[1]} values for {query.shape[1]} queries: pass query_value or "
+            'use constant="mean"'
+        )
+    before = extra if normalize != "rowsum" else None
+    if before is not None:
+        # The branch enters where ½·v_i does: the operator has one addend for both.
+        if identity:
+            at_query = mask_tokens(value, key_mask) if residual is None else residual
+            before = before + identity * at_query
+        identity, residual = 1.0, before
+    out = linear_attention(
+        query,
+        key,
+        value,
+        features="unit",
+        normalize=normalize,
+        identity=identity,
+        gamma=1 / math.pi,
+        alpha=0.5 if constant == "mean" else 0.0,
+        kv_scale=kv_scale,
+        eps=eps,
+        key_mask=key_mask,
+        residual=residual,
+        local=local,
+    )
+    return out if extra is None or before is not None else out + extra.to(out.dtype)
 
 
 def angular_similarity(query: Tensor, key: Tensor, *, exact: bool, eps: float = 1e-6) -> Tensor:
@@ -147,4 +146,6 @@ def quadratic_angular(
             out = out / rows.masked_fill(rows == 0, 1)  # every key of a sample may be masked
         else:
             out = out / count_keys(key, key_mask)
-        return _finish(out, extra, normalize, eps).to(dtype)
+        if extra is not None:
+            out = out + extra.to(out.dtype)
+        return (normalise_rows(out, eps) if normalize == "l2" else out).to(dtype)

@@ -6,8 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from castling.ops.common import autocast_off, check_qkv, normalise_rows, upcast
-from castling.ops.feature_attention import feature_attention
+from castling.ops.linear_attention import linear_attention
 
 
 def cosine_attention(
@@ -36,17 +35,14 @@ def cosine_attention(
     Returns:
         (B, N_q, H, d_v) in the dtype of ``value``.
     """
-    check_qkv(query, key, value, key_mask)
-    with autocast_off(value):
-        q, k, v = upcast(query, key, value)
-        out = feature_attention(
-            normalise_rows(q, eps),
-            normalise_rows(k, eps),
-            v,
-            row_sum=False,
-            eps=eps,
-            key_mask=key_mask,
-        )
-        if extra is not None:
-            out = out + extra.to(out.dtype)
-        return (normalise_rows(out, eps) if normalize == "l2" else out).to(value.dtype)
+    return linear_attention(
+        query,
+        key,
+        value,
+        features="unit",
+        normalize=normalize,
+        identity=0.0 if extra is None else 1.0,
+        eps=eps,
+        key_mask=key_mask,
+        residual=extra,
+    )

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn import functional as F
 
-from castling.ops.common import autocast_off, check_qkv, normalise_rows, upcast
-from castling.ops.feature_attention import feature_attention
+from castling.ops.linear_attention import linear_attention
 
 
 def first_order_taylor(
@@ -31,9 +29,14 @@ def first_order_taylor(
     Returns:
         (B, N_q, H, d_v) in the dtype of ``value``.
     """
-    check_qkv(query, key, value, key_mask)
-    with autocast_off(value):
-        q, k, v = upcast(query, key, value)
-        q, k = (F.pad(normalise_rows(tensor, eps), (0, 1), value=1.0) for tensor in (q, k))
-        out = feature_attention(q, k, v, row_sum=True, eps=eps, key_mask=key_mask)
-        return out.to(value.dtype)
+    return linear_attention(
+        query,
+        key,
+        value,
+        features="unit",
+        normalize="rowsum",
+        alpha=1.0,
+        eps=eps,
+        row_eps=eps,
+        key_mask=key_mask,
+    )

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from castling.ops.common import autocast_off, check_qkv, upcast
-from castling.ops.feature_attention import feature_attention
+from castling.ops.linear_attention import linear_attention
 
 
 def mean_attention(
@@ -22,8 +21,6 @@ def mean_attention(
     Returns:
         (B, N_q, H, d_v) in the dtype of ``value``.
     """
-    check_qkv(query, key, value, key_mask)
-    with autocast_off(value):
-        q, k, v = upcast(query, key, value)
-        out = feature_attention(q, k, v, row_sum=False, eps=0.0, key_mask=key_mask)
-        return out.to(value.dtype)
+    return linear_attention(
+        query, key, value, features="identity", normalize="none", key_mask=key_mask
+    )

@@ -13,8 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from castling.ops.common import autocast_off, check_qkv, count_keys, mask_tokens, upcast
+from castling.ops.common import autocast_off, check_qkv, upcast
 from castling.ops.feature_attention import feature_attention, similarity_attention
+from castling.ops.linear_attention import linear_attention
 from castling.ops.taylor_features import (
     released_features,
     scaled_vectors,
@@ -23,13 +24,6 @@ from castling.ops.taylor_features import (
 )
 
 Order = Literal["auto", "direct", "features"]
-
-
-def _squares_and_norm(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Squares w = x²/(‖x‖² + eps) and their norm r = √(‖w‖² + eps): (..., d) and (..., 1)."""
-    squares = x.square()
-    squares = squares / (squares.sum(dim=-1, keepdim=True) + eps)
-    return squares, (squares.square().sum(dim=-1, keepdim=True) + eps).sqrt()
 
 
 def released_taylor(
@@ -43,8 +37,8 @@ def released_taylor(
 ) -> Tensor:
     """Attention with Sim(q, k) = ⟨q²,k²⟩/(‖q²‖‖k²‖) + s², divided by its row sum; O(N·d·d_v).
 
-    Fused: with A = Σ_n k̃_n v_nᵀ, a = Σ_n k̃_n, b = Σ_n v_n, k̃ = k²/‖k²‖ and r = ‖q²‖,
-    out = ((q²)ᵀA + s²·r·b)/((q²)ᵀa + s²·r·N): two passes over the tokens, no concatenation, a state
+    With A = Σ_n k̃_n v_nᵀ, a = Σ_n k̃_n, b = Σ_n v_n and x̃ = x²/‖x²‖,
+    out = (q̃ᵀA + s²·b)/(q̃ᵀa + s²·N): two passes over the tokens, no concatenation, a state
     of d·d_v + d + d_v numbers per head. Sums are means over the tokens.
 
     Args:
@@ -58,25 +52,17 @@ def released_taylor(
     Returns:
         (B, N_q, H, d_v) in the dtype of ``value``; sums and norms are float32 or better.
     """
-    check_qkv(query, key, value, key_mask)
-    with autocast_off(value):
-        q, k, v = upcast(query, key, value)
-        v = mask_tokens(v, key_mask)
-        scale = 1.0 / count_keys(k, key_mask)
-        squares, norm = _squares_and_norm(k, eps)
-        unit_key = mask_tokens(squares * (scale / norm), key_mask)
-        state = torch.einsum("bnhd,bnhe->bhde", unit_key, v)
-        key_sum = unit_key.sum(dim=1)
-        offset = scalar.to(v.dtype).square()
-        value_mean = v.sum(dim=1, keepdim=True) * (scale * offset)
-        if key_mask is not None:
-            # Nothing but eps is left below where no key takes part.
-            offset = offset * key_mask.any(dim=1)[:, None, None, None]
-        squares, norm = _squares_and_norm(q, eps)
-        above = torch.einsum("bnhd,bhde->bnhe", squares, state) + norm * value_mean
-        below = torch.einsum("bnhd,bhd->bnh", squares, key_sum).unsqueeze(-1)
-        below = below + norm * (offset + eps)
-        return (above / below).to(value.dtype)
+    return linear_attention(
+        query,
+        key,
+        value,
+        features="squares",
+        normalize="rowsum",
+        scalar=scalar,
+        eps=eps,
+        row_eps=eps,
+        key_mask=key_mask,
+    )
 
 
 def released_taylor_reference(
@@ -127,43 +113,23 @@ def taylor_attention(
         return out.to(value.dtype)
 
 
-def exact_taylor(
+def naive_exact_taylor(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     *,
-    qk_norm: bool = True,
-    order: Order = "auto",
-    eps: float = 1e-9,
-    key_mask: Tensor | None = None,
+    qk_norm: bool,
+    order: Order,
+    eps: float,
+    key_mask: Tensor | None,
 ) -> Tensor:
-    """Attention with Sim(q, k) = 1 + z + z²/2 exactly, divided by its row sum.
-
-    Args:
-        query: (B, N_q, H, d).
-        key: (B, N_k, H, d).
-        value: (B, N_k, H, d_v).
-        qk_norm: z = ⟨q̂, k̂⟩; otherwise z = ⟨q, k⟩/√d.
-        order: ``"direct"`` forms the N_q×N_k similarity, O(N²·d); ``"features"`` the symmetric
-            features, O(N·d³/2); ``"auto"`` takes the one with fewer multiplications (direct while
-            N is below the number of features; features where N is unknown to an export).
-        eps: under the norms, and added to the mean of a row of similarities.
-        key_mask: (B, N_k) boolean, True where a key takes part.
-
-    Returns:
-        (B, N_q, H, d_v) in the dtype of ``value``.
-
-    Raises:
-        ValueError: shapes disagree or ``order`` is unknown.
-    """
-    check_qkv(query, key, value, key_mask)
-    if order not in ("auto", "direct", "features"):
-        raise ValueError(f'order must be "auto", "direct" or "features", got {order!r}')
+    """:func:`castling.ops.exact_taylor.exact_taylor` in basic operators; arguments as there."""
     with autocast_off(value):
         q, k, v = upcast(query, key, value)
         q = scaled_vectors(q, qk_norm=qk_norm, eps=eps)
         k = scaled_vectors(k, qk_norm=qk_norm, eps=eps)
-        if order == "direct" or (order == "auto" and _direct_is_cheaper(q, k, v)):
+        sizes = q.shape[1], k.shape[1], q.shape[-1], v.shape[-1]
+        if order == "direct" or (order == "auto" and direct_is_cheaper(*sizes)):
             z = torch.einsum("bqhd,bkhd->bhqk", q, k)
             out = similarity_attention(
                 1 + z + 0.5 * z.square(), v, row_sum=True, eps=eps, key_mask=key_mask
@@ -178,10 +144,12 @@ def exact_taylor(
         return out.to(value.dtype)
 
 
-def _direct_is_cheaper(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    queries, keys = query.shape[1], key.shape[1]
+def direct_is_cheaper(queries: int, keys: int, dim: int, value_dim: int) -> bool:
+    """Whether N_q×N_k products take fewer multiplications than symmetric features.
+
+    No where a size is symbolic: what is traced then serves every size.
+    """
     if isinstance(queries, torch.SymInt) or isinstance(keys, torch.SymInt):
         return False
-    dim, value_dim = query.shape[-1], value.shape[-1]
     features = taylor_feature_count("exact", dim)
     return queries * keys * (dim + value_dim) < (queries + keys) * features * value_dim

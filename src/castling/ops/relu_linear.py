@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from castling.ops.common import autocast_off, check_qkv, upcast
-from castling.ops.feature_attention import feature_attention
+from castling.ops.linear_attention import linear_attention
 
 
 def relu_linear(
@@ -28,8 +27,6 @@ def relu_linear(
     Returns:
         (B, N_q, H, d_v) in the dtype of ``value``.
     """
-    check_qkv(query, key, value, key_mask)
-    with autocast_off(value):
-        q, k, v = upcast(query, key, value)
-        out = feature_attention(q.relu(), k.relu(), v, row_sum=True, eps=eps, key_mask=key_mask)
-        return out.to(value.dtype)
+    return linear_attention(
+        query, key, value, features="relu", normalize="rowsum", row_eps=eps, key_mask=key_mask
+    )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from castling.ops.common import autocast_off, check_qkv, count_keys, upcast
-from castling.ops.feature_attention import feature_attention
+from castling.ops.common import autocast_off, check_qkv, upcast
+from castling.ops.linear_attention import linear_attention
 
 
 def sigmoid_softmax(
@@ -28,7 +28,14 @@ def sigmoid_softmax(
         q, k, v = upcast(query, key, value)
         if key_mask is not None:
             k = k.masked_fill(~key_mask[:, :, None, None], torch.finfo(k.dtype).min)
-        # feature_attention averages over tokens; these weights already sum to one.
-        weights = k.softmax(dim=1) * count_keys(k, key_mask)
-        out = feature_attention(q.sigmoid(), weights, v, row_sum=False, eps=0.0, key_mask=key_mask)
+        # Weights that sum to one already: nothing is left to scale.
+        out = linear_attention(
+            q.sigmoid(),
+            k.softmax(dim=1),
+            v,
+            features="identity",
+            normalize="none",
+            kv_scale=1.0,
+            key_mask=key_mask,
+        )
         return out.to(value.dtype)

@@ -1,0 +1,62 @@
+"""Exact second-order Taylor attention on the chosen path."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from castling.ops.common import check_qkv
+from castling.ops.fused_taylor_attention import fused_taylor_attention
+from castling.ops.paths import select_path
+from castling.ops.quadratic_taylor import Order, naive_exact_taylor
+
+
+def exact_taylor(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    qk_norm: bool = True,
+    order: Order = "auto",
+    eps: float = 1e-9,
+    key_mask: Tensor | None = None,
+) -> Tensor:
+    """Attention with Sim(q, k) = 1 + z + z²/2 exactly, divided by its row sum.
+
+    Args:
+        query: (B, N_q, H, d).
+        key: (B, N_k, H, d).
+        value: (B, N_k, H, d_v).
+        qk_norm: z = ⟨q̂, k̂⟩; otherwise z = ⟨q, k⟩/√d.
+        order: ``"direct"`` forms the N_q×N_k similarity, O(N²·d); ``"features"`` the symmetric
+            features, O(N·d³/2); ``"auto"`` takes the one with fewer multiplications (direct while
+            N is below the number of features; features where N is unknown to an export).
+        eps: under the norms, and added to the mean of a row of similarities.
+        key_mask: (B, N_k) boolean, True where a key takes part.
+
+    Returns:
+        (B, N_q, H, d_v) in the dtype of ``value``.
+
+    Raises:
+        ValueError: shapes disagree or ``order`` is unknown.
+        PathError: the forced path cannot serve this input.
+    """
+    check_qkv(query, key, value, key_mask)
+    if order not in ("auto", "direct", "features"):
+        raise ValueError(f'order must be "auto", "direct" or "features", got {order!r}')
+    path = select_path(query)
+    if path in ("native", "triton"):
+        return fused_taylor_attention(
+            query, key, value, key_mask, qk_norm=qk_norm, eps=eps, order=order, path=path
+        )
+    formula = _compiled() if path == "compiled" else naive_exact_taylor
+    return formula(query, key, value, qk_norm=qk_norm, order=order, eps=eps, key_mask=key_mask)
+
+
+@functools.cache
+def _compiled() -> Callable[..., Tensor]:
+    compiled: Callable[..., Tensor] = torch.compile(naive_exact_taylor)
+    return compiled

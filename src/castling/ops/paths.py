@@ -1,0 +1,132 @@
+"""Which implementation an attention operator takes, and how to force one.
+
+- ``naive``: basic PyTorch operators; any device, any precision, differentiable twice, exportable;
+- ``compiled``: the naive formula through ``torch.compile``;
+- ``native``: the C++ operators on a CPU;
+- ``triton``: the Triton kernels on a GPU (or in Triton's interpreter, for tests).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from castling.ops import native, triton
+
+PATHS = ("naive", "compiled", "native", "triton")
+_FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+#: What each kind of device takes by itself; read by compilers as constants. A GPU too old for the
+#: kernels is found out by the operator itself, which then computes the naive formula.
+_AUTOMATIC = {
+    "cpu": "native" if native.available() else "naive",
+    "cuda": "triton" if triton.why_never() is None else "naive",
+}
+
+_forced: str | None = None
+
+
+class PathError(RuntimeError):
+    """A forced path cannot serve what it was given."""
+
+
+def _checked(path: str) -> str:
+    if path not in PATHS:
+        raise ValueError(f"an attention path is one of {', '.join(PATHS)}; got {path!r}")
+    return path
+
+
+if os.environ.get("CASTLING_PATH"):
+    _forced = _checked(os.environ["CASTLING_PATH"])
+
+
+@contextmanager
+def attention_path(path: str | None) -> Iterator[None]:
+    """Force every attention operator of this process onto one path inside the context.
+
+    The environment variable ``CASTLING_PATH`` does the same for a whole process.
+
+    Args:
+        path: ``"naive"``, ``"compiled"``, ``"native"`` or ``"triton"``; None chooses by device:
+            native on a CPU and triton on a GPU where they are there, else naive.
+
+    Raises:
+        ValueError: no such path.
+        PathError: from the operators inside, when the path cannot serve their input.
+    """
+    global _forced
+    before = _forced
+    _forced = None if path is None else _checked(path)
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def backend_for(path: str, device: torch.device | str) -> ModuleType | None:
+    """The package behind a fused path, or None where it cannot run on ``device``."""
+    device = torch.device(device)
+    if path == "native":
+        return native if device.type == "cpu" and native.available() else None
+    return triton if triton.available(device) else None
+
+
+def available_paths(device: torch.device | str) -> tuple[str, ...]:
+    """The paths that work on ``device``, the one chosen by itself first."""
+    device = torch.device(device)
+    first = "native" if device.type == "cpu" else "triton"
+    return (*((first,) if backend_for(first, device) else ()), "naive", "compiled")
+
+
+def describe_paths() -> dict[str, str]:
+    """Every path with what it is made of here, or why it is not there."""
+    return {
+        "naive": f"PyTorch {torch.__version__}",
+        "compiled": "torch.compile of the naive formula",
+        "native": native.describe() if native.available() else f"missing: {native.why_not()}",
+        "triton": triton.describe(),
+    }
+
+
+def select_path(query: Tensor) -> str:
+    """The path for an operator whose first argument is ``query``.
+
+    Left to itself it is a fused one only where that can do all that is asked: not in float64,
+    not on other devices, not under function transforms, and not while a model is written as ONNX,
+    which knows basic operators only.
+
+    Raises:
+        PathError: a path is forced that cannot serve this device or precision.
+    """
+    if _forced is not None:
+        return _forced_path(query)
+    if (
+        query.dtype not in _FUSED_DTYPES
+        or torch.onnx.is_in_onnx_export()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        or (not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active())
+    ):
+        return "naive"
+    return _AUTOMATIC.get(query.device.type, "naive")
+
+
+def _forced_path(query: Tensor) -> str:
+    path, device = str(_forced), query.device
+    if path not in ("native", "triton"):
+        return path
+    if query.dtype not in _FUSED_DTYPES:
+        raise PathError(
+            f"the forced path {path!r} takes float32, bfloat16 and float16, got {query.dtype}: "
+            'use attention_path("naive")'
+        )
+    if path == "native" and device.type != "cpu":
+        raise PathError(f'the forced path "native" runs on a CPU, the input is on {device}')
+    if backend_for(path, device) is None:
+        reason = native.why_not() if path == "native" else triton.why_not(device)
+        raise PathError(f"the forced path {path!r} is missing: {reason}")
+    return path
