@@ -1,16 +1,66 @@
-"""The C++ operators of the ``native`` path (being written)."""
+"""C++ operators for the CPU: the ``native`` path of the fused attention operators.
+
+- One shared library without ties to a version of PyTorch or Python, built when the package is
+  installed and a compiler is there (setup.py); everything else works without it.
+- Kernels for AVX-512, AVX2 and any other machine; the best that runs here is taken.
+- Signatures are those of every backend; the operators are registered one level up.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from castling.ops.native.library import load
+
+if TYPE_CHECKING:
+    from castling.ops.native.linear_attention import (
+        linear_attention_backward,
+        linear_attention_forward,
+    )
+    from castling.ops.native.taylor import taylor_backward, taylor_forward, taylor_state_shape
+
+__all__ = [
+    "available",
+    "describe",
+    "linear_attention_backward",
+    "linear_attention_forward",
+    "taylor_backward",
+    "taylor_forward",
+    "taylor_state_shape",
+    "why_not",
+]
+
+_HOMES = {
+    "linear_attention_forward": "linear_attention",
+    "linear_attention_backward": "linear_attention",
+    "taylor_forward": "taylor",
+    "taylor_backward": "taylor",
+    "taylor_state_shape": "taylor",
+}
+
+
+def why_not() -> str | None:
+    """Why the operators cannot run here, and what to do; None if they can."""
+    library = load()
+    return library if isinstance(library, str) else None
 
 
 def available() -> bool:
-    """Whether the library is built."""
-    return False
-
-
-def why_not() -> str:
-    """Why not."""
-    return "not built"
+    """Whether the library is built and runs on this machine."""
+    return why_not() is None
 
 
 def describe() -> str:
-    """What it is."""
-    return ""
+    """Instruction set, compiler and threads, or why the library is missing."""
+    library = load()
+    if isinstance(library, str):
+        return f"missing: {library}"
+    threads = "PyTorch's OpenMP threads" if library.openmp else "POSIX threads"
+    return f"C++ {library.instruction_set}, {library.compiler}, {threads}"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,114 @@
+"""Builds the C++ operators of castling.ops.native, where a compiler is found.
+
+- Plain C interface, linked against neither Python nor PyTorch: any wheel of torch will do.
+- Kernels are compiled once per instruction set; the library chooses when it is loaded.
+- Optional: without a compiler the installation goes on, and the operators take another path.
+- ``python setup.py build_ext --inplace`` builds it again beside the sources.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+SOURCES = Path("src/castling/ops/native/csrc")
+FLAGS = (
+    *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden"),
+    # No errno, contracted multiply-adds; NaN and infinity keep their meaning.
+    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
+    *("-fno-exceptions", "-fno-rtti", "-Wall", "-Wno-psabi", "-Wno-unused-function"),
+)
+X86 = {
+    "avx2": ("-mavx2", "-mfma", "-mf16c"),
+    "avx512": (
+        *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"),
+        "-mprefer-vector-width=512",
+    ),
+}
+
+
+def compiler() -> list[str]:
+    """The C++ compiler's command: $CXX, or the first of the usual ones."""
+    if os.environ.get("CXX"):
+        return shlex.split(os.environ["CXX"])
+    for name in ("g++", "clang++", "c++"):
+        if shutil.which(name):
+            return [name]
+    raise FileNotFoundError("no C++ compiler found (g++, clang++ or $CXX)")
+
+
+def run(command: list[str]) -> None:
+    """Run a command; its error output is the message of what it raises."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise RuntimeError(f"{command[0]} cannot be run: {error}") from error
+    if done.returncode:
+        first = [line for line in done.stderr.splitlines() if "error" in line] or ["no message"]
+        raise RuntimeError(f"{shlex.join(command[:1])} failed: {first[0].strip()}")
+    if done.stderr:
+        print(done.stderr, file=sys.stderr)
+
+
+def build_library(target: Path, temporary: Path) -> None:
+    """Compile every source for every instruction set and link the shared library."""
+    cxx = compiler()
+    machine = os.environ.get("CASTLING_MACHINE", platform.machine()).lower()
+    sets = dict(X86) if machine in ("x86_64", "amd64") else {}
+    has = [f"-DCASTLING_HAS_{name.upper()}" for name in sets]
+    temporary.mkdir(parents=True, exist_ok=True)
+    jobs: list[tuple[list[str], Path]] = []
+    for source in sorted(SOURCES.glob("*.cpp")):
+        jobs.append(([*has, str(source)], temporary / f"{source.stem}.o"))
+    for source in sorted((SOURCES / "kernels").glob("*.cpp")):
+        for name, flags in {"portable": (), **sets}.items():
+            define = f"-DCASTLING_NAMESPACE=castling_{name}"
+            jobs.append(([*flags, define, str(source)], temporary / f"{source.stem}.{name}.o"))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda job: run([*cxx, *FLAGS, *job[0], "-c", "-o", str(job[1])]), jobs))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Written aside and renamed: a process that has the old library loaded keeps it.
+    linked = target.with_name(target.name + ".new")
+    run([*cxx, "-shared", "-pthread", "-o", str(linked), *(str(job[1]) for job in jobs)])
+    linked.replace(target)
+
+
+class BuildNative(build_ext):
+    """Builds the library if it can; says in one line when it cannot."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """The library's file: no Python version in its name, for it depends on none."""
+        suffix = ".dylib" if sys.platform == "darwin" else ".so"
+        return os.path.join(*fullname.split(".")) + suffix
+
+    def build_extension(self, ext: Extension) -> None:
+        """Build into the package, or warn and go on."""
+        try:
+            build_library(Path(self.get_ext_fullpath(ext.name)), Path(self.build_temp))
+        except (OSError, RuntimeError) as error:
+            print(
+                f"warning: castling's C++ operators were not built ({error}); attention on a CPU "
+                "will take the slower PyTorch path. Install a C++17 compiler and install again.",
+                file=sys.stderr,
+            )
+
+    def copy_extensions_to_source(self) -> None:
+        """Editable installation: nothing to copy when nothing was built."""
+        built = Path(self.get_ext_fullpath(self.extensions[0].name))
+        if built.exists():
+            super().copy_extensions_to_source()
+
+
+setup(
+    ext_modules=[Extension("castling.ops.native.libcastling_native", [], optional=True)],
+    cmdclass={"build_ext": BuildNative},
+)

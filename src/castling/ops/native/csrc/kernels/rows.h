@@ -1,0 +1,142 @@
+// Rows of a tensor as float32 in scratch memory, and back; any strides, any of the three precisions.
+#pragma once
+
+#include "../tensors.h"
+#include "simd.h"
+
+namespace CASTLING_NAMESPACE {
+
+using castling::Tensor4;
+
+// Four tokens by four channels at once where tokens lie side by side in memory (channels first).
+template <class T>
+static void pack_channels_first(const T* source, long channel, long tokens, long count, float* to,
+                                long ld) {
+  typedef float Four __attribute__((vector_size(16), aligned(4), may_alias));
+  constexpr long BLOCK = 64;
+  float columns[4][BLOCK];
+  for (long start = 0; start < tokens; start += BLOCK) {
+    long here = least(BLOCK, tokens - start);
+    for (long c = 0; c < count; c += 4) {
+      long wide = least(4, count - c);
+      for (long i = 0; i < wide; ++i) {
+        const T* from = source + (c + i) * channel + start;
+        long t = 0;
+        for (; t + LANES <= here; t += LANES) store(columns[i] + t, load(from + t));
+        if (t < here) store_part(columns[i] + t, load_part(from + t, here - t), here - t);
+      }
+      float* out = to + start * ld + c;
+      if (wide == 4)
+        for (long t = 0; t < here; ++t)
+          *(Four*)(out + t * ld) =
+              Four{columns[0][t], columns[1][t], columns[2][t], columns[3][t]};
+      else
+        for (long t = 0; t < here; ++t)
+          for (long i = 0; i < wide; ++i) out[t * ld + i] = columns[i][t];
+    }
+  }
+}
+
+template <class T>
+static CASTLING_INLINE float as_float(const T* p) {
+  return load_part(p, 1)[0];
+}
+template <>
+CASTLING_INLINE float as_float(const float* p) {
+  return *p;
+}
+
+template <class T>
+static void pack(const T* source, long token, long channel, long tokens, long count, float* to,
+                 long ld) {
+  long whole = count / LANES * LANES, end = vectors(count) * LANES;
+  if (channel == 1) {
+    for (long t = 0; t < tokens; ++t) {
+      const T* from = source + t * token;
+      float* out = to + t * ld;
+      for (long c = 0; c < whole; c += LANES) store(out + c, load(from + c));
+      if (whole < count) store(out + whole, load_part(from + whole, count - whole));
+    }
+    return;
+  }
+  if (token == 1) {
+    pack_channels_first(source, channel, tokens, count, to, ld);
+  } else {
+    for (long t = 0; t < tokens; ++t)
+      for (long c = 0; c < count; ++c)
+        to[t * ld + c] = as_float(source + t * token + c * channel);
+  }
+  for (long t = 0; t < tokens; ++t)
+    for (long c = count; c < end; ++c) to[t * ld + c] = 0;
+}
+
+// Tokens start … start + tokens − 1 of a head, `count` channels, into rows of `ld` floats; channels
+// up to the next whole vector become zero.
+static void pack_rows(const Tensor4& x, long dtype, long b, long h, long start, long tokens,
+                      long count, float* to, long ld) {
+  long at = b * x.batch + start * x.token + h * x.head;
+  if (dtype == castling::FLOAT32)
+    pack((const float*)x.data + at, x.token, x.channel, tokens, count, to, ld);
+  else if (dtype == castling::BFLOAT16)
+    pack((const BFloat16*)x.data + at, x.token, x.channel, tokens, count, to, ld);
+  else
+    pack((const Float16*)x.data + at, x.token, x.channel, tokens, count, to, ld);
+}
+
+template <class T>
+static CASTLING_INLINE void unpack_row(const float* from, long count, T* to) {
+  long whole = count / LANES * LANES;
+  for (long c = 0; c < whole; c += LANES) store(to + c, load(from + c));
+  if (whole < count) store_part(to + whole, load(from + whole), count - whole);
+}
+
+// The reverse, into a tensor whose channels are contiguous.
+static void unpack_rows(const float* from, long ld, long tokens, long count, const Tensor4& x,
+                        long dtype, long b, long h, long start) {
+  for (long t = 0; t < tokens; ++t) {
+    long at = b * x.batch + (start + t) * x.token + h * x.head;
+    if (dtype == castling::FLOAT32)
+      unpack_row(from + t * ld, count, (float*)x.data + at);
+    else if (dtype == castling::BFLOAT16)
+      unpack_row(from + t * ld, count, (BFloat16*)x.data + at);
+    else
+      unpack_row(from + t * ld, count, (Float16*)x.data + at);
+  }
+}
+
+struct Rows {
+  const float* data;
+  long ld;
+};
+
+// Whether a head's rows may be read in place: whole vectors of float32, channels contiguous.
+static CASTLING_INLINE bool in_place(const Tensor4& x, long dtype, long count) {
+  return dtype == castling::FLOAT32 && x.channel == 1 && count % LANES == 0;
+}
+
+// As `pack_rows`, without a copy where the tensor can be read in place.
+static CASTLING_INLINE Rows rows_of(const Tensor4& x, long dtype, long b, long h, long start,
+                                    long tokens, long count, float* scratch, long ld) {
+  if (in_place(x, dtype, count))
+    return {(const float*)x.data + b * x.batch + start * x.token + h * x.head, (long)x.token};
+  pack_rows(x, dtype, b, h, start, tokens, count, scratch, ld);
+  return {scratch, ld};
+}
+
+static CASTLING_INLINE Vec dot_lanes(const float* a, const float* b, long count) {
+  Vec even = {}, odd = {};
+  long c = 0;
+  for (; c + 2 * LANES <= count; c += 2 * LANES) {
+    even += load(a + c) * load(b + c);
+    odd += load(a + c + LANES) * load(b + c + LANES);
+  }
+  for (; c < count; c += LANES) even += load(a + c) * load(b + c);
+  return even + odd;
+}
+
+// Σ_c a_c·b_c over whole vectors.
+static CASTLING_INLINE float dot(const float* a, const float* b, long count) {
+  return sum(dot_lanes(a, b, count));
+}
+
+}  // namespace CASTLING_NAMESPACE
