@@ -19,8 +19,10 @@ import torch
 import castling
 from castling.attention import attention_config, set_progress
 from castling.attention.config import kernel_class
-from castling.lens.bench import bench, machine_facts
-from castling.lens.subjects import attention_subject, model_subject
+from castling.lens.bench_models import bench_models
+from castling.lens.bench_ops import bench_ops, settings_of
+from castling.lens.machine import machine_facts
+from castling.lens.subjects import choose_subjects, read_attention
 from castling.train.files import write_json
 
 ATTENTIONS = [n for n in castling.list_attentions() if n != "convolutional_additive"]
@@ -86,21 +88,20 @@ def models(device: torch.device, quick: bool) -> list[dict[str, Any]]:
 
 
 def speed(device: torch.device, quick: bool) -> dict[str, Any]:
-    """Attentions alone and models end to end against softmax, by the package's own benchmark."""
-    sizes = [(7, 7), (14, 14)] if quick else [(7, 7), (14, 14), (32, 32), (64, 64), (128, 128)]
-    kernels = ["softmax", *(n for n in ATTENTIONS if n not in ("softmax", "quadratic_angular"))]
-    alone = bench(
-        [attention_subject(name, dim=384, num_heads=6) for name in kernels],
-        sizes,
-        batch=1 if quick else 16,
+    """Kernels alone and models end to end against softmax, by the package's own benchmark."""
+    tokens = [49, 196] if quick else [49, 196, 1024, 4096, 16384]
+    kernels = [n for n in ATTENTIONS if n not in ("softmax", "quadratic_angular")]
+    alone = bench_ops(
+        {name: read_attention(name) for name in kernels},
+        settings_of(tokens, batches=[1 if quick else 16]),
         device=device,
     )
-    names = ["deit_pico", "castling_deit_pico"]
+    names = ["castling_deit_pico"]
     pixels = [(32, 32)] if quick else [(224, 224), (448, 448), (896, 896)]
     if not quick:
-        names = ["deit_tiny_patch16_224", "castling_deit_tiny_patch16_224", "qt_vit_1", "cas_vit_s"]
-    whole = bench([model_subject(n) for n in names], pixels, batch=1 if quick else 8, device=device)
-    return {"attentions": alone.to_dict(), "models": whole.to_dict()}
+        names = ["castling_deit_tiny_patch16_224", "qt_vit_1", "cas_vit_s"]
+    whole = bench_models(choose_subjects(names), pixels, batches=[1 if quick else 8], device=device)
+    return {"kernels": alone.to_dict(), "models": whole.to_dict()}
 
 
 PARTS: dict[str, Callable[[torch.device, bool], Any]] = {

@@ -18,7 +18,7 @@ import yaml
 
 import castling
 from castling.attention import AttentionConfig, config_to_dict
-from castling.lens.bench import machine_facts
+from castling.lens.machine import machine_facts
 from castling.train import recipe_from_dict, train
 from castling.train.files import write_json, write_text
 from castling.train.result import TrainResult, read_result

@@ -22,7 +22,8 @@ VERBS = {
     "export": "write a trained model as ONNX and verify it in ONNX Runtime",
     "models": "list the models of this package; --macs adds parameters and MACs",
     "attentions": "list the attention mechanisms and their options",
-    "bench": "milliseconds, memory and MACs against resolution, side by side",
+    "bench": "time and memory of kernels (ops) and whole models (models) against softmax",
+    "plan": "measure a model's attention layers here; softmax stays where it is faster",
 }
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+import castling
 import castling_launcher
 from castling import cli, demo
-from castling.attention import auxiliaries, set_progress
-from castling.lens.bench import bench
-from castling.lens.subjects import attention_subject
+from castling.attention import ReLULinear, auxiliaries, set_progress
+from castling.lens.bench_ops import bench_ops, settings_of
 from castling.models.saved import open_model, save_model
 
 
@@ -145,24 +145,78 @@ def test_models_and_attentions(capsys):
     assert "castling.QuadraticTaylor(" in text
 
 
-def test_bench(tmp_path, capsys):
+def test_bench_ops(tmp_path, capsys):
     code = run(
-        *("bench", "--attentions", "softmax", "linear_angular", "--sizes", "4", "6x8"),
-        *("--rounds", 2, "--seconds", 0, "--dim", 16, "--heads", 2, "--output", tmp_path, "--json"),
+        *("bench", "ops", "--kernels", "relu_linear", "linear_angular:local=token1d"),
+        *("--tokens", 16, 25, "--dims", 8, "--heads", 2, "--paths", "naive", "--json"),
+        *("--rounds", 3, "--seconds", 0, "--plot", tmp_path / "ops.png"),
+        *("--csv", tmp_path / "ops.csv", "--output", tmp_path / "ops.json"),
     )
     assert code == 0
     result = json.loads(capsys.readouterr().out)
-    assert [m["tokens"] for m in result["measurements"]] == [16, 16, 48, 48]
-    with (tmp_path / "bench.csv").open() as stream:
-        assert len(list(csv.DictReader(stream))) == 4
-    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+    assert [m["tokens"] for m in result["measurements"]] == [16] * 5 + [25] * 5
+    assert result == json.loads((tmp_path / "ops.json").read_text())
+    with (tmp_path / "ops.csv").open() as stream:
+        assert len(list(csv.DictReader(stream))) == 10
+    assert (tmp_path / "ops.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bench_models(tmp_path, capsys):
+    code = run(
+        *("bench", "models", "deit_pico", "--attentions", "relu_linear", "--sizes", "32"),
+        *("--batches", 1, 2, "--rounds", 3, "--seconds", 0, "--plot", tmp_path / "models.png"),
+    )
+    assert code == 0
+    out = capsys.readouterr()
+    assert "deit_pico + relu_linear" in out.out
+    assert "deit_pico without attention (eager), 32×32, batch 2: done" in out.err
+    assert (tmp_path / "models.png").exists()
 
 
 def test_bench_says_a_failure_once(capsys):
-    assert run("bench", "--models", "deit_pico", "--sizes", "30", "--rounds", 1) == 1
+    assert run("bench", "models", "deit_pico", "--sizes", "30", "--rounds", 1) == 1
     out = capsys.readouterr()
-    assert (out.out + out.err).count("30×30: ") == 1
-    assert "deit_pico 30×30 failed" in out.err
+    assert (out.out + out.err).count("30×30, batch 1: Input") == 1
+    assert "deit_pico (eager), 30×30, batch 1: failed" in out.err
+
+
+@pytest.mark.parametrize("part", ["ops", "models"])
+def test_help_of_each_bench(part, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run("bench", part, "--help")
+    assert stopped.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"castling bench {part}" in text
+    for option in text.split(" --"):
+        assert option.count("default:") <= 1, option
+
+
+def test_plan(tmp_path, capsys):
+    path = tmp_path / "plan.json"
+    arguments = ["plan", "deit_pico", "--image_size", 32, "--rounds", 1, "--output", path]
+    assert run(*arguments, "--attention", "relu_linear", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(path.read_text())
+    plan = castling.load_plan(path)
+    model = castling.create_model("deit_pico")
+    assert castling.linearize_(model, castling.ReLULinear(), where=path) == list(plan.linear)
+
+
+def test_plan_is_strict_about_its_prediction_where_asked(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(castling.Plan, "error", 0.2)
+    arguments = ["plan", "deit_pico", "--image_size", 32, "--rounds", 1]
+    arguments += ["--output", tmp_path / "plan.json"]
+    assert run(*arguments) == 0
+    assert "more than 10 %" in capsys.readouterr().out
+    assert run(*arguments, "--strict") == 1
+
+
+def test_plan_of_a_run(trained, tmp_path, capsys):
+    output = tmp_path / "plan.json"
+    arguments = ["--image_size", 32, "--rounds", 1, "--output", output, "--checkpoint", trained]
+    assert run("plan", "castling_deit_pico", *arguments) == 0
+    assert [layer.name for layer in castling.load_plan(output).layers] == ["blocks.0.attn"]
+    assert run("plan", "deit_pico", *arguments) == 2
+    assert "holds a castling_deit_pico, not a deit_pico" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", [verb for verb in castling_launcher.VERBS if verb != "train"])
@@ -185,8 +239,13 @@ def test_help_says_each_default_once(verb, capsys):
         (["train", "--config", "absent.yaml"], "absent.yaml"),
         (["train", "--optim.speed", "1"], "speed"),
         (["models", "no_such_*"], "no_such_"),
-        (["bench", "--attentions", "magic"], "magic"),
-        (["bench", "--sizes", "big"], "big"),
+        (["bench"], "what"),
+        (["bench", "ops", "--kernels", "magic"], "magic"),
+        (["bench", "ops", "--dtypes", "float8"], "there are: float32"),
+        (["bench", "ops", "--paths", "fast"], "there are: naive"),
+        (["bench", "models", "deit_pico", "--sizes", "big"], "big"),
+        (["bench", "models", "deit_pico", "--runtimes", "java"], "java"),
+        (["plan", "cas_vit_pico"], "no attention that can be replaced"),
         (["export", "absent", "--size", "0x4"], "absent"),
     ],
 )
@@ -221,7 +280,8 @@ def test_debug_shows_the_traceback(monkeypatch, capsys):
 
 def test_demo(tmp_path, monkeypatch):
     """The whole road, one epoch each, with the four models at their smallest cost."""
-    small = bench([attention_subject("softmax")], [(2, 2)], rounds=1, seconds=0)
+    settings = settings_of([4], heads=[1], dims=[4])
+    small = bench_ops({"r": ReLULinear()}, settings, paths=["naive"], rounds=1, seconds=0)
     monkeypatch.setattr(demo, "_measure", lambda folder, seconds: (small, small))
     monkeypatch.setattr(demo, "MODELS", {key: demo.MODELS[key] for key in ("softmax", "castling")})
     torch.manual_seed(0)

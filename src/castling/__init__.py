@@ -31,20 +31,24 @@ from castling.ops.macs import macs
 from castling.surgery import (
     FoldReport,
     LoadReport,
+    Plan,
+    PlanError,
     SwitchRefusedError,
     SwitchReport,
     fold_,
     linearize_,
     load_checkpoint,
+    load_plan,
     switch_,
 )
 
 if TYPE_CHECKING:
     from castling.deploy import export
+    from castling.lens.planning import plan
 
 __version__ = "0.1.0"
 
-_LAZY = {"export": "castling.deploy"}
+_LAZY = {"export": "castling.deploy", "plan": "castling.lens.planning"}
 
 __all__ = [
     "ConvolutionalAdditive",
@@ -55,6 +59,8 @@ __all__ = [
     "LoadReport",
     "MaskedSoftmax",
     "Mean",
+    "Plan",
+    "PlanError",
     "QuadraticAngular",
     "QuadraticTaylor",
     "ReLULinear",
@@ -69,7 +75,9 @@ __all__ = [
     "list_attentions",
     "list_models",
     "load_checkpoint",
+    "load_plan",
     "macs",
+    "plan",
     "switch_",
 ]
 

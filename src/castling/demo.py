@@ -17,10 +17,12 @@ from PIL import Image
 from castling.data import AugmentConfig, DataConfig, open_images
 from castling.deploy import ExportReport, export, model_folder, open_classifier, predict
 from castling.lens import report
-from castling.lens.bench import BenchResult, bench
-from castling.lens.subjects import attention_subject, model_subject
+from castling.lens.bench_models import ModelsResult, bench_models
+from castling.lens.bench_ops import OpsResult, bench_ops, settings_of
+from castling.lens.subjects import model_subject, read_attention
 from castling.models.saved import open_model
 from castling.ops.macs import macs
+from castling.ops.paths import available_paths
 from castling.train import (
     ClipConfig,
     ModelConfig,
@@ -148,7 +150,7 @@ def _run(
     exported = export(network, folder / "castling.onnx", card.image_size, card=card)
     say(str(exported))
     say("measuring time against resolution")
-    attentions, models = _measure(folder, seconds_per_size)
+    kernels, models = _measure(folder, seconds_per_size)
     page = report.new_page(
         "castling demo",
         "Four small vision transformers trained on handwritten digits: one with softmax attention, "
@@ -164,7 +166,7 @@ def _run(
     report.add_speed(
         page,
         [
-            ("One attention, 192 channels, 3 heads, against tokens", attentions),
+            ("Attention kernels alone, 3 heads of 64 channels, against tokens", kernels),
             ("Whole models, as trained here, against image size", models),
         ],
     )
@@ -173,25 +175,25 @@ def _run(
     return page.write(folder / "report.html"), results, exported
 
 
-def _measure(folder: Path, seconds: float) -> tuple[BenchResult, BenchResult]:
-    attentions = bench(
-        [
-            attention_subject(name)
-            for name in ("softmax", "linear_angular", "quadratic_taylor", "relu_linear")
-        ],
-        [(side, side) for side in (8, 16, 32, 64)],
+def _measure(folder: Path, seconds: float) -> tuple[OpsResult, ModelsResult]:
+    kernels = bench_ops(
+        {name: read_attention(name) for name in ("linear_angular", "quadratic_taylor")},
+        settings_of([64, 256, 1024, 4096], heads=[3]),
+        paths=available_paths("cpu")[:1],
         seconds=seconds,
-        rounds=15,
     )
-    attentions.write(folder, "attentions")
-    models = bench(
-        [model_subject(model.name, kwargs=model.kwargs) for _, model in MODELS.values()],
+    softmax = MODELS["softmax"][1].name
+    models = bench_models(
+        [model_subject(m.name, kwargs=m.kwargs, hosts=[softmax]) for _, m in MODELS.values()],
         [(side, side) for side in (64, 128, 256, 512)],
         seconds=seconds,
         rounds=15,
     )
-    models.write(folder, "models")
-    return attentions, models
+    for result, stem in ((kernels, "kernels"), (models, "models")):
+        result.write_json(folder / f"{stem}.json")
+        result.write_csv(folder / f"{stem}.csv")
+        result.write_plot(folder / f"{stem}.png")
+    return kernels, models
 
 
 def _examples(folder: Path) -> list[tuple[Image.Image, str, str, float]]:

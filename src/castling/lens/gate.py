@@ -2,89 +2,108 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+import copy
+import dataclasses
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from castling.attention import Attention, LinearAngular, ReLULinear, Softmax
-from castling.attention.config import AttentionConfig
-from castling.ops.common import normalise_rows
+from castling.attention import QuadraticTaylor
+from castling.attention.base import AttentionCore
+from castling.ops.paths import attention_path
 
-#: Largest relative difference between an attention and its N×N form in float32.
-TOLERANCE = 1e-4
+#: Largest relative RMS error against the naive formula in float64: (output, gradients).
+LIMITS = {
+    torch.float32: (1e-5, 1e-4),
+    torch.bfloat16: (2.5e-3, 1e-2),
+    torch.float16: (1e-3, 1e-2),
+}
+#: For what others wrote and we only compare with: enough to say that it computes the same thing.
+FOREIGN_LIMITS = {
+    torch.float32: (1e-4, 1e-3),
+    torch.bfloat16: (5e-2, 1e-1),
+    torch.float16: (5e-2, 1e-1),
+}
+#: A model's output against the same model on the naive path, or as another runtime computes it.
+MODEL_LIMIT = 1e-4
+RUNTIME_LIMIT = 1e-3
+
+#: Of N×N forms longer than this only some rows are compared: all keys, these queries.
+_MOST_TOKENS = 1024
+_ROWS = 256
 
 
 class GateError(RuntimeError):
     """A subject gave a wrong result; it is not timed."""
 
 
-def require_sane(name: str, output: object, batch: int) -> None:
-    """Raise GateError unless ``output`` is one finite tensor with ``batch`` rows."""
+def require_sane(name: str, output: object, batch: int) -> Tensor:
+    """``output``, if it is one finite tensor with ``batch`` rows; GateError otherwise."""
     if not isinstance(output, Tensor) or output.shape[0] != batch:
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise GateError(f"{name} gave {shape} for a batch of {batch} images")
     if not bool(torch.isfinite(output).all()):
         raise GateError(f"{name} gave NaN or infinite values")
+    return output
 
 
-def explicit_difference(attention: nn.Module, tokens: int = 49) -> float | None:
-    """How far an attention is from the same attention written as one N×N matrix times v.
+def relative_rms(found: Tensor, expected: Tensor) -> float:
+    """‖found − expected‖ / ‖expected‖, in float64; infinite where shapes differ."""
+    if found.shape != expected.shape:
+        return float("inf")
+    found, expected = found.detach().double(), expected.detach().double()
+    size = float(expected.norm())
+    return float((found - expected).norm()) / size if size else float(found.norm())
+
+
+def require_close(what: str, error: float, limit: float) -> None:
+    """GateError unless ``error`` is at most ``limit``; a NaN is refused as well."""
+    if not error <= limit:
+        raise GateError(f"{what} is wrong by {error:.1e} (relative RMS), allowed is {limit:.1e}")
+
+
+def compared_rows(core: AttentionCore, tokens: int) -> Tensor | None:
+    """The queries whose results are compared: all (None), or some of a long N×N form."""
+    exact = isinstance(core.config, QuadraticTaylor) and core.config.form == "exact"
+    if tokens <= _MOST_TOKENS or core.dconv is not None or not (core.kernel.quadratic or exact):
+        return None
+    return torch.linspace(0, tokens - 1, _ROWS).round().long()
+
+
+def exact_result(
+    core: AttentionCore,
+    packed: Tensor,
+    grid: tuple[int, int],
+    prefix: int,
+    rows: Tensor | None,
+    grad: Tensor | None = None,
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """The naive formula in float64 on the CPU.
 
     Args:
-        attention: a token mixer.
-        tokens: N of the trial, small because the matrix is written out.
+        core: the attention.
+        packed: (B, N, 3, H, d) in any precision.
+        grid: (h, w) of the tokens behind the prefix.
+        prefix: tokens in front of the grid.
+        rows: queries to compute; None is all.
+        grad: (B, N, H·d), gradient of the output, zero outside of ``rows``; None for no gradients.
 
     Returns:
-        max |Δ| / max |reference|, or None where no explicit form is known here.
+        the output (B, rows, H·d), and the gradients of ``packed`` and of every parameter.
     """
-    if not isinstance(attention, Attention):
-        return None
-    reference = _explicit(attention.config)
-    if reference is None:
-        return None
-    parameter = next(attention.parameters())
-    generator = torch.Generator().manual_seed(0)
-    shape = (2, tokens, attention.num_heads, attention.head_dim)
-    query, key, value = (
-        torch.randn(shape, generator=generator).to(parameter.device) for _ in range(3)
-    )
-    with torch.no_grad():
-        found = attention.kernel(query, key, value)
-        expected = reference(query.double(), key.double(), value.double())
-    return float((found.double() - expected).abs().max() / expected.abs().max())
-
-
-def _scores(query: Tensor, key: Tensor) -> Tensor:
-    return torch.einsum("bqhd,bkhd->bhqk", query, key)
-
-
-def _apply(matrix: Tensor, value: Tensor) -> Tensor:
-    return torch.einsum("bhqk,bkhd->bqhd", matrix, value)
-
-
-def _explicit(
-    config: AttentionConfig,
-) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
-    if isinstance(config, Softmax):
-        return lambda q, k, v: _apply((_scores(q, k) * q.shape[-1] ** -0.5).softmax(-1), v)
-    if isinstance(config, ReLULinear):
-
-        def relu(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            scores = _scores(q.relu(), k.relu())
-            return _apply(scores / scores.sum(-1, keepdim=True), v)
-
-        return relu
-    if isinstance(config, LinearAngular) and (
-        config.constant,
-        config.normalize,
-        config.kv_scale,
-    ) == ("identity", "l2", 1.0):
-
-        def angular(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            cosines = _scores(normalise_rows(q, 1e-6), normalise_rows(k, 1e-6))
-            return normalise_rows(_apply(cosines / math.pi, v) + 0.5 * v, 1e-6)
-
-        return angular
-    return None
+    core = copy.deepcopy(core).cpu().double()
+    if rows is not None and isinstance(core.config, QuadraticTaylor):
+        # Few queries: the N×N order is the cheap one.
+        core.kernel.config = dataclasses.replace(core.config, order="direct")  # type: ignore[assignment]
+    packed = packed.detach().cpu().double().requires_grad_(grad is not None)
+    with attention_path("naive"), torch.set_grad_enabled(grad is not None):
+        query, key, value = packed.unbind(2)
+        if rows is not None:
+            query = query[:, rows]
+        out = core.attend(query, key, value, grid=grid, num_prefix_tokens=prefix).flatten(2)
+    if grad is None:
+        return out, ()
+    grad = grad.cpu().double()
+    leaves = [packed, *core.parameters()]
+    return out, torch.autograd.grad(out, leaves, grad if rows is None else grad[:, rows])

@@ -1,15 +1,19 @@
-"""Peak memory of a computation."""
+"""Peak memory of a computation: of its tensors, and of the whole process."""
 
 from __future__ import annotations
 
+import ctypes
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+_PROCESS = Path("/proc/self")
 
 
 class _LiveTensors(TorchDispatchMode):
@@ -45,23 +49,49 @@ def peak_megabytes(function: Callable[[], Any], device: torch.device) -> float:
     """Largest memory of tensors alive at one time during a call, beyond those alive before it.
 
     Activations and results are counted, weights and inputs are not. On a GPU the allocator tells;
-    elsewhere every operator's results are followed: scratch memory inside one operator is missed.
+    elsewhere every operator's results are followed: scratch memory inside one operator is missed
+    (:func:`resident_megabytes` sees it).
 
     Args:
-        function: called once, without gradients.
+        function: called once; gradients as the caller has them.
         device: where it computes.
 
     Returns:
         10⁶ bytes.
     """
-    with torch.no_grad():
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-            torch.cuda.reset_peak_memory_stats(device)
-            before = torch.cuda.memory_allocated(device)
-            function()
-            torch.cuda.synchronize(device)
-            return (torch.cuda.max_memory_allocated(device) - before) / 1e6
-        with _LiveTensors() as live:
-            function()
-        return live.peak / 1e6
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        function()
+        torch.cuda.synchronize(device)
+        return (torch.cuda.max_memory_allocated(device) - before) / 1e6
+    with _LiveTensors() as live:
+        function()
+    return live.peak / 1e6
+
+
+def resident_megabytes(function: Callable[[], Any]) -> float | None:
+    """By how much the process grows at most during a call, in physical memory.
+
+    Whatever runs in the process is counted, scratch memory and other runtimes too. Memory that an
+    earlier call has left with the process is used again unseen, so this is a lower bound.
+
+    Returns:
+        10⁶ bytes; None where the system (Linux) does not tell.
+    """
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back, to be counted when taken anew
+        (_PROCESS / "clear_refs").write_text("5", encoding="ascii")  # forgets the earlier peak
+        before = _status("VmRSS")
+    except (OSError, AttributeError, KeyError):
+        return None
+    function()
+    return max(0.0, _status("VmHWM") - before) / 1e3
+
+
+def _status(name: str) -> float:
+    """Kilobytes."""
+    lines = (_PROCESS / "status").read_text(encoding="ascii", errors="replace").splitlines()
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    return float(fields[name].split()[0]) * 1.024

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullLocator
 
 if TYPE_CHECKING:
-    from castling.lens.bench import BenchResult
+    from castling.lens.results import BenchResult
 
 #: Told apart by colour-blind readers, visible on white and on black.
 PALETTE = ("#4c78dd", "#e8743b", "#2aa876", "#b45fcf", "#d9a40f", "#d6455d", "#17a2b8", "#8c7355")
@@ -23,15 +26,25 @@ class Plot:
     """A drawing that can be written on a page or into a file.
 
     Args:
-        draw: paints on an axes.
+        draw: each paints on an axes of its own, side by side.
         width: inches.
         height: inches.
+        y: label of all vertical axes.
+        title: above all.
+        legend: (name, colour, line style) of entries right of all; empty for none.
     """
 
     def __init__(
-        self, draw: Callable[[Any], None], width: float = 6.4, height: float = 3.6
+        self,
+        *draw: Callable[[Any], None],
+        width: float = 6.4,
+        height: float = 3.6,
+        y: str = "",
+        title: str = "",
+        legend: Sequence[tuple[str, str, Any]] = (),
     ) -> None:
         self.draw, self.width, self.height = draw, width, height
+        self.y, self.title, self.legend = y, title, legend
 
     def _figure(self, ink: str) -> Figure:
         with matplotlib.rc_context(
@@ -53,13 +66,24 @@ class Plot:
             }
         ):
             figure = Figure(figsize=(self.width, self.height), layout="constrained")
-            axes = figure.add_subplot()
-            self.draw(axes)
-            axes.spines[["top", "right"]].set_visible(False)
-            for side in ("left", "bottom"):
-                axes.spines[side].set_alpha(0.4)
-            axes.grid(True, color=ink, alpha=0.1, linewidth=0.8)
-            axes.set_axisbelow(True)
+            panels = figure.subplots(1, len(self.draw), sharey=True, squeeze=False)[0]
+            for axes, draw in zip(panels, self.draw, strict=True):
+                draw(axes)
+                axes.spines[["top", "right"]].set_visible(False)
+                for side in ("left", "bottom"):
+                    axes.spines[side].set_alpha(0.4)
+                axes.grid(True, color=ink, alpha=0.1, linewidth=0.8)
+                axes.set_axisbelow(True)
+            if self.y:
+                panels[0].set_ylabel(self.y)
+            if self.title:
+                figure.suptitle(self.title, fontsize=10)
+            if self.legend:
+                handles = [
+                    Line2D([], [], color=colour, linestyle=style, label=name)
+                    for name, colour, style in self.legend
+                ]
+                figure.legend(handles=handles, loc="outside right center", frameon=False)
             return figure
 
     def svg(self) -> str:
@@ -134,39 +158,95 @@ def lines(
     return Plot(draw)
 
 
-def time_against_tokens(result: BenchResult) -> Plot:
-    """Milliseconds per call against tokens, one curve per subject.
-
-    Where subjects differ in tokens at one size (hierarchical models) the horizontal axis is pixels.
-    """
-    return _against_size(result, "milliseconds", f"milliseconds, batch {_batch(result)}")
+def time_against_size(result: BenchResult[Any]) -> Plot:
+    """Milliseconds per call against size, one curve per subject."""
+    return _against_size(result, "milliseconds", "milliseconds a call")
 
 
-def memory_against_tokens(result: BenchResult) -> Plot:
-    """Peak megabytes of activations against tokens, one curve per subject."""
-    return _against_size(result, "peak_megabytes", f"peak activations, MB, batch {_batch(result)}")
+def memory_against_size(result: BenchResult[Any]) -> Plot:
+    """Peak megabytes of activations against size, one curve per subject."""
+    return _against_size(result, "peak_megabytes", "peak activations, MB")
 
 
-def _batch(result: BenchResult) -> int:
-    return result.measurements[0].batch if result.measurements else 1
-
-
-def _against_size(result: BenchResult, field: str, label: str) -> Plot:
-    shown = [m for m in result.measurements if getattr(m, field) is not None]
-    tokens_of: dict[tuple[int, int], set[int | None]] = {}
-    for m in shown:
-        tokens_of.setdefault((m.height, m.width), set()).add(m.tokens)
-    by_tokens = all(len(tokens) == 1 and None not in tokens for tokens in tokens_of.values())
+def _against_size(result: BenchResult[Any], field: str, label: str) -> Plot:
     series: dict[str, tuple[list[float], list[float]]] = {}
-    for m in shown:
-        xs, ys = series.setdefault(m.name, ([], []))
-        xs.append((m.tokens or 0) if by_tokens else (m.height * m.width) ** 0.5)
-        ys.append(getattr(m, field))
-    axis = "tokens" if by_tokens else "image side, pixels"
-    return lines(
-        {name: (xs, ys) for name, (xs, ys) in series.items()},
-        x=axis,
-        y=label,
-        log_x=True,
-        log_y=True,
+    for row in result.measurements:
+        if getattr(row, field) is not None:
+            xs, ys = series.setdefault(row.label, ([], []))
+            xs.append(row.size)
+            ys.append(getattr(row, field))
+    return lines(dict(series), x=result.axis, y=label, log_x=True, log_y=True)
+
+
+#: Line styles of the ways to run one subject, in the order in which they are met.
+_STYLES = ("-", "--", ":", "-.", (0, (1, 3)), (0, (5, 4)))
+
+
+def speedups(
+    panels: Mapping[str, Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]],
+    *,
+    x: str,
+    y: str,
+    title: str = "",
+) -> Plot:
+    """Ratios against size, above 1 the better; a colour for each subject, a style for each way.
+
+    Args:
+        panels: panel → subject → way (path, runtime) → (x values, ratios).
+        x: axis label with its unit.
+        y: axis label.
+        title: above all.
+    """
+    subjects = list(dict.fromkeys(name for panel in panels.values() for name in panel))
+    ways = list(
+        dict.fromkeys(way for panel in panels.values() for one in panel.values() for way in one)
     )
+
+    def draw_panel(name: str) -> Callable[[Any], None]:
+        def draw(axes: Any) -> None:
+            sizes: set[float] = set()
+            for subject, curves in panels[name].items():
+                for way, (xs, ys) in curves.items():
+                    axes.plot(
+                        xs,
+                        ys,
+                        color=PALETTE[subjects.index(subject) % len(PALETTE)],
+                        linestyle=_STYLES[ways.index(way) % len(_STYLES)],
+                        marker="o",
+                        markersize=4,
+                        linewidth=1.8,
+                    )
+                    sizes |= set(xs)
+            axes.axhline(1.0, color="#888888", linewidth=1)
+            axes.set_xlabel(x)
+            axes.set_xscale("log", base=2)
+            axes.set_yscale("log")
+            axes.set_xticks(sorted(sizes), [f"{size:g}" for size in sorted(sizes)])
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}×")
+            axes.yaxis.set_minor_formatter(_minor)
+            axes.tick_params(axis="y", which="minor", labelsize=8)
+            axes.xaxis.set_minor_locator(NullLocator())
+            if name:
+                axes.set_title(name, fontsize=10)
+
+        return draw
+
+    legend: list[tuple[str, str, Any]] = [
+        (name, PALETTE[i % len(PALETTE)], _STYLES[0]) for i, name in enumerate(subjects)
+    ]
+    if len(ways) > 1:
+        legend += [(way, "#888888", _STYLES[i % len(_STYLES)]) for i, way in enumerate(ways)]
+    return Plot(
+        *(draw_panel(name) for name in panels),
+        width=2.7 * len(panels) + 3.4,
+        height=4.0,
+        y=y,
+        title=title,
+        legend=legend,
+    )
+
+
+def _minor(value: float, _: Any) -> str:
+    """Labels at 2 and 5 of each decade."""
+    leading = value / 10.0 ** math.floor(math.log10(value))
+    return f"{value:g}×" if round(leading, 6) in (2, 5) else ""

@@ -11,9 +11,9 @@ from typing import Any
 from PIL import Image
 
 import castling
-from castling.lens.bench import BenchResult, short
 from castling.lens.page import Page, badge, cards, figures, gallery, subheading, table
-from castling.lens.plots import Plot, lines, memory_against_tokens, time_against_tokens
+from castling.lens.plots import Plot, lines, memory_against_size, time_against_size
+from castling.lens.results import BenchResult, short
 from castling.train.result import RESULT, TrainResult, read_result
 
 
@@ -176,7 +176,7 @@ def add_switch(page: Page, result: TrainResult) -> None:
     )
 
 
-def add_speed(page: Page, parts: Sequence[tuple[str, BenchResult]]) -> None:
+def add_speed(page: Page, parts: Sequence[tuple[str, BenchResult[Any]]]) -> None:
     """Time and memory against size, with the table of numbers.
 
     Args:
@@ -186,8 +186,8 @@ def add_speed(page: Page, parts: Sequence[tuple[str, BenchResult]]) -> None:
     blocks = []
     for heading, result in parts:
         captions = [
-            (time_against_tokens(result), "Median time of one call; lower is better."),
-            (memory_against_tokens(result), "Peak memory of activations; lower is better."),
+            (time_against_size(result), "Median time of one call; lower is better."),
+            (memory_against_size(result), "Peak memory of activations; lower is better."),
         ]
         blocks += [subheading(heading), figures(captions), _speed_table(result)]
     machine = parts[0][1].machine if parts else {}
@@ -199,26 +199,26 @@ def add_speed(page: Page, parts: Sequence[tuple[str, BenchResult]]) -> None:
     )
 
 
-def _speed_table(result: BenchResult) -> str:
-    names = list(dict.fromkeys(m.name for m in result.measurements))
-    sizes = list(dict.fromkeys((m.height, m.width) for m in result.measurements))
-    found = {(m.name, m.height, m.width): m for m in result.measurements}
+def _speed_table(result: BenchResult[Any]) -> str:
+    rows = result.measurements
+    sizes = sorted({row.size for row in rows})
+    found = {(row.label, row.size): row for row in rows}
     crossovers = result.crossovers()
-    rows = []
-    for name in names:
-        row = [name]
+    lines = []
+    for label in dict.fromkeys(row.label for row in rows):
+        cells = [label]
         for size in sizes:
-            m = found[(name, *size)]
-            row.append(
+            row = found.get((label, size))
+            cells.append(
                 "–"
-                if m.milliseconds is None
-                else f"{short(m.milliseconds, 3)} ± {short(m.spread, 2)}"
+                if row is None or row.milliseconds is None
+                else f"{short(row.milliseconds)} ({short(row.low)}–{short(row.high)})"
             )
-        tokens = crossovers.get(name)
-        row.append("baseline" if name == names[0] else f"{tokens} tokens" if tokens else "not here")
-        rows.append(row)
-    head = ["milliseconds", *(f"{h}×{w}" for h, w in sizes), f"beats {names[0]} from"]
-    return table(head, rows)
+        tokens = crossovers.get(label)
+        said = f"{tokens} tokens" if tokens else "not here"
+        lines.append([*cells, said if label in crossovers else "–"])
+    head = [f"ms (quartiles) by {result.axis}", *(f"{size:g}" for size in sizes)]
+    return table([*head, "beats softmax from"], lines)
 
 
 def add_export(page: Page, report: Mapping[str, Any]) -> None:

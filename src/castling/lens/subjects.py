@@ -1,99 +1,206 @@
-"""What can be measured: named models and single attentions, built alike at every size."""
+"""Which models are measured, and what each is compared with.
+
+A model's **host** is the same network with softmax attention; its **cap** is the same network with
+the attention core deleted, projections kept: no attention can be faster than that.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+import timm
 import torch
 from torch import Tensor, nn
 
-from castling.attention import Attention, attention_config, auxiliaries
-from castling.attention.base import AttentionCore
+from castling.attention import Softmax, attention_config, auxiliaries
+from castling.attention.base import AttentionCore, Kernel
 from castling.attention.config import AttentionConfig
+from castling.attention.convolutional_additive import AdditiveTokenMixer
 from castling.models.saved import build_model
-from castling.surgery import strip_
+from castling.surgery import convertible, linearize_, strip_
 
 Size = tuple[int, int]
+
+_OWN_HOSTS = {"castling_vit_base_patch16": "vit_base_patch16_224"}
 
 
 @dataclass(frozen=True)
 class Subject:
-    """Something to measure.
+    """A model to measure.
 
     Attributes:
         name: as it stands in tables and legends.
-        kind: ``"model"`` takes images, sizes are pixels; ``"attention"`` takes a grid of
-            tokens, sizes are its rows and columns.
-        build: gives the module for a size.
-        channels: of its input.
+        build: gives the model for images of (height, width).
+        hosts: names of subjects with softmax that it is compared with, the fastest of them.
+        cap: name of the subject that is this one without its attention core; empty for none.
     """
 
     name: str
-    kind: Literal["model", "attention"]
     build: Callable[[Size], nn.Module]
-    channels: int = 3
+    hosts: tuple[str, ...] = ()
+    cap: str = ""
 
 
-class GridAttention(nn.Module):
-    """One token mixer, fed with (B, C, h, w) as a model is fed with images."""
-
-    def __init__(self, dim: int, num_heads: int, attention: AttentionConfig) -> None:
-        super().__init__()
-        self.attention = Attention(dim, num_heads, attention)
-
-    def forward(self, grid: Tensor) -> Tensor:
-        """(B, C, h, w) to (B, h·w, C)."""
-        size = grid.shape[-2], grid.shape[-1]
-        mixed: Tensor = self.attention(grid.flatten(2).transpose(1, 2), grid=size)
-        return mixed
-
-
-def attention_subject(
-    attention: str | AttentionConfig, *, dim: int = 192, num_heads: int = 3
-) -> Subject:
-    """A single attention as in use: without its auxiliary branch.
-
-    Args:
-        attention: a registered name or a configuration.
-        dim: channels; the default is DeiT-Tiny's.
-        num_heads: heads.
+def read_attention(text: str) -> AttentionConfig:
+    """``NAME`` or ``NAME:option=value,option=value``, such as ``linear_angular:local=none``.
 
     Raises:
-        ValueError: the name is unknown, or ``dim`` is not divisible by ``num_heads``.
+        ValueError: the name or an option is unknown, or a value has no meaning.
     """
-    config = dataclasses.replace(attention_config(attention), auxiliary=None)
-    if dim % num_heads:
-        raise ValueError(f"dim {dim} is not divisible by num_heads {num_heads}")
-    return Subject(
-        config.name,
-        "attention",
-        lambda _: GridAttention(dim, num_heads, config),
-        channels=dim,
-    )
+    name, _, rest = text.partition(":")
+    options: dict[str, Any] = {}
+    for part in rest.split(",") if rest else ():
+        option, equals, value = part.partition("=")
+        if not equals or option == "name":
+            raise ValueError(
+                f"{text!r} is not an attention: write NAME:option=value,option=value, such as "
+                "linear_angular:local=token1d"
+            )
+        try:
+            options[option] = json.loads(value)
+        except json.JSONDecodeError:
+            options[option] = value
+    return attention_config({"name": name, **options})
 
 
 def model_subject(
-    name: str, attention: str | None = None, *, kwargs: dict[str, Any] | None = None
+    name: str,
+    attention: str | None = None,
+    *,
+    kwargs: dict[str, Any] | None = None,
+    hosts: Sequence[str] = (),
+    cap: str = "",
 ) -> Subject:
     """A named model as in use: auxiliary branches cast away.
 
     Args:
         name: timm name, ours included.
-        attention: put into the model; None keeps its own.
+        attention: put into the model, as :func:`read_attention` takes it; None keeps its own.
         kwargs: further arguments of the model.
+        hosts: names of what it is compared with.
+        cap: name of its cap.
     """
+    config = None if attention is None else read_attention(attention)
+    values = None if config is None else {"name": config.name, **dataclasses.asdict(config)}
 
     def build(size: Size) -> nn.Module:
-        model = build_model(name, kwargs or {}, attention, image_size=size)
+        model = build_model(name, dict(kwargs or {}), values, image_size=size)
         if auxiliaries(model):
             strip_(model)
         return model
 
-    return Subject(name if attention is None else f"{name} + {attention}", "model", build)
+    label = name if attention is None else f"{name} + {attention}"
+    return Subject(label, build, tuple(hosts), cap)
+
+
+def choose_subjects(models: Sequence[str], attentions: Sequence[str] = ()) -> list[Subject]:
+    """Models with what they are compared with.
+
+    Args:
+        models: timm names. Of ours, the softmax twin is measured too; a host with softmax stands
+            for itself.
+        attentions: put into each of ``models``; empty measures them as they are.
+
+    Raises:
+        ValueError: an attention is unknown.
+    """
+    found: dict[str, Subject] = {}
+
+    def add(subject: Subject) -> str:
+        found.setdefault(subject.name, subject)
+        return subject.name
+
+    for name in models:
+        hosts = [add(model_subject(host, attention)) for host, attention in _hosts(name)]
+        wanted = list(attentions)
+        if not attentions and name not in hosts:
+            add(_with_cap(model_subject(name, hosts=hosts), add))
+        for attention in wanted:
+            add(_with_cap(model_subject(name, attention, hosts=hosts), add))
+    return list(found.values())
+
+
+def _with_cap(subject: Subject, add: Callable[[Subject], str]) -> Subject:
+    name = subject.name.partition(" + ")[0] + " without attention"
+    cap = Subject(name, lambda size: without_attention(subject.build(size)))
+    return dataclasses.replace(subject, cap=add(cap))
+
+
+def _hosts(name: str) -> list[tuple[str, str | None]]:
+    """The softmax twins of a model: (timm name, attention put in).
+
+    LeViT and MViTv2 write their scores out in timm: there the twin with PyTorch's fused kernel is
+    measured as well, and the faster one counts.
+    """
+    host = _OWN_HOSTS.get(name, name.removeprefix("castling_"))
+    own = timm.is_model(name) and timm.models.model_entrypoint(name).__module__.startswith(
+        "castling."
+    )
+    if own and (host == name or not timm.is_model(host)) and name != "deit_pico":
+        return [(name, "softmax")]
+    fused = any(part in host for part in ("vit_", "deit", "eva")) and "mvit" not in host
+    return [(host, None)] if fused and "levit" not in host else [(host, None), (host, "softmax")]
+
+
+class _PassValues(Kernel):
+    """No attention: the value at each query."""
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        query_value: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
+        """See :class:`Kernel`."""
+        return value if query_value is None else query_value
+
+
+class _PassMixer(nn.Module):
+    """CAS-ViT's token mixer without gates, Γ and product: its projections of v alone."""
+
+    def __init__(self, mixer: AdditiveTokenMixer) -> None:
+        super().__init__()
+        self.qkv, self.proj = mixer.qkv, mixer.proj
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, h, w)."""
+        return self.proj(self.qkv(x).chunk(3, dim=1)[2])
+
+
+def without_attention(model: nn.Module) -> nn.Module:
+    """Delete every attention core of ``model``, in place: q, k, v and output projections stay.
+
+    Returns:
+        the model.
+
+    Raises:
+        ValueError: no attention was found.
+    """
+    if convertible(model) and not any(isinstance(m, AttentionCore) for m in model.modules()):
+        linearize_(model, Softmax())
+    count = 0
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, AdditiveTokenMixer):
+                setattr(parent, name, _PassMixer(child))
+                count += 1
+    for core in model.modules():
+        if isinstance(core, AttentionCore):
+            core.strip()
+            core.kernel = _PassValues(core.config, core.num_heads, core.head_dim, core.value_dim)
+            core.dconv = None
+            count += 1
+    if not count:
+        raise ValueError(f"{type(model).__name__} holds no attention that could be deleted")
+    return model
 
 
 def count_tokens(module: nn.Module, images: Tensor) -> int | None:
@@ -122,23 +229,3 @@ def count_tokens(module: nn.Module, images: Tensor) -> int | None:
 def _looks_like_attention(module: nn.Module) -> bool:
     name = type(module).__name__.lower()
     return any(part in name for part in ("attention", "attn", "mixer", "litemla"))
-
-
-def choose_subjects(
-    models: Sequence[str], attentions: Sequence[str], *, dim: int = 192, num_heads: int = 3
-) -> list[Subject]:
-    """Subjects for a comparison.
-
-    Args:
-        models: timm names; empty measures attentions alone.
-        attentions: names; put into each of ``models``, or measured alone. Empty takes the models'
-            own, or softmax and the three linear families.
-        dim: channels of attentions measured alone.
-        num_heads: their heads.
-    """
-    if models and attentions:
-        return [model_subject(name, attention) for name in models for attention in attentions]
-    if models:
-        return [model_subject(name) for name in models]
-    names = attentions or ("softmax", "linear_angular", "quadratic_taylor", "relu_linear")
-    return [attention_subject(name, dim=dim, num_heads=num_heads) for name in names]

@@ -4,6 +4,7 @@ from castling.surgery.checkpoint import LoadReport, load_checkpoint
 from castling.surgery.fold import FoldError, FoldReport, fold_, register_fold
 from castling.surgery.hosts import HostAttention, Place, register_host
 from castling.surgery.linearize import convertible, linearize_
+from castling.surgery.plan import Plan, PlanError, load_plan
 from castling.surgery.switch import (
     SwitchRefusedError,
     SwitchReport,
@@ -19,6 +20,8 @@ __all__ = [
     "HostAttention",
     "LoadReport",
     "Place",
+    "Plan",
+    "PlanError",
     "SwitchRefusedError",
     "SwitchReport",
     "convertible",
@@ -27,6 +30,7 @@ __all__ = [
     "is_switched",
     "linearize_",
     "load_checkpoint",
+    "load_plan",
     "register_fold",
     "register_host",
     "strip_",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
@@ -12,9 +13,11 @@ from torch import nn
 from castling.attention import AttentionConfig, ConvolutionalAdditive, attention_config
 from castling.surgery import levit, mvitv2, vit  # noqa: F401  # they register their hosts
 from castling.surgery.hosts import HostAttention, Place, adapter_for, supported_hosts
+from castling.surgery.plan import Plan, load_plan
 
 Attention = str | AttentionConfig | dict[str, Any]
-Where = str | Iterable[str] | Callable[[str, nn.Module], bool] | Mapping[str, Attention | None]
+Selection = str | Iterable[str] | Callable[[str, nn.Module], bool] | Mapping[str, Attention | None]
+Where = Selection | Plan | os.PathLike[str]
 
 
 def convertible(model: nn.Module) -> dict[str, nn.Module]:
@@ -39,10 +42,30 @@ def _owner(model: nn.Module) -> nn.Module:
 def _choose(
     layers: dict[str, nn.Module], attention: Attention, where: Where | None
 ) -> dict[str, AttentionConfig]:
-    """Layer name -> its new configuration; raises ValueError for a name that matches no layer."""
+    """Layer name -> its new configuration; only a plan may choose none.
+
+    Raises:
+        ValueError: a name matches no layer, nothing is chosen, or a plan is of another model.
+    """
     config = attention_config(attention)
+    if isinstance(where, os.PathLike) or (isinstance(where, str) and where.endswith(".json")):
+        where = load_plan(where)
+    if isinstance(where, Plan):
+        where.require_fits(layers, config)
+        return dict.fromkeys(where.linear, config)
     if where is None:
         return dict.fromkeys(layers, config)
+    chosen = _by_predicate_or_name(layers, config, where)
+    if not chosen:
+        raise ValueError(
+            f"where selects none of the model's attentions; it has: {', '.join(layers)}"
+        )
+    return chosen
+
+
+def _by_predicate_or_name(
+    layers: dict[str, nn.Module], config: AttentionConfig, where: Selection
+) -> dict[str, AttentionConfig]:
     if callable(where):
         return {name: config for name, module in layers.items() if where(name, module)}
     wanted: Mapping[str, Attention | None]
@@ -76,15 +99,18 @@ def linearize_(model: nn.Module, attention: Attention, where: Where | None = Non
             again.
         attention: the new attention: a configuration, a registered name, or a dictionary.
         where: None for all layers; a name, a shell pattern or the name of an enclosing module
-            (``"stages.0"``), or several of them; a predicate ``(name, module) -> bool``; or a
-            plan: a mapping from such names to an attention, None leaving the layer as it is.
+            (``"stages.0"``), or several of them; a predicate ``(name, module) -> bool``; a mapping
+            from such names to an attention, None leaving the layer as it is; or what
+            ``castling.plan`` measured: the plan, or the path of its file (``….json``). A plan may
+            leave every layer as it is.
 
     Returns:
         Names of the replaced layers, in order of execution.
 
     Raises:
         ValueError: the model holds no attention that can be replaced, or ``where`` matches none, or
-            the attention needs the grid where a layer cannot know it. The model is then unchanged.
+            a plan is of another model, or the attention needs the grid where a layer cannot know
+            it. The model is then unchanged.
 
     Example:
         >>> model = timm.create_model("vit_base_patch16_224")
@@ -97,10 +123,6 @@ def linearize_(model: nn.Module, attention: Attention, where: Where | None = Non
             f"{', '.join(supported_hosts())}"
         )
     chosen = _choose(layers, attention, where)
-    if not chosen:
-        raise ValueError(
-            f"where selects none of the model's attentions; it has: {', '.join(layers)}"
-        )
     if "" in chosen:
         raise ValueError("an attention cannot replace itself: pass the module that holds it")
     owner = _owner(model)

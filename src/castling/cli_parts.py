@@ -1,0 +1,92 @@
+"""What the verbs of the command line share: parsers, sizes, printing."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from argparse import Action
+from collections.abc import Sequence
+from typing import Any
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+from castling_launcher import VERBS
+
+
+class _HelpFormatter(DefaultHelpFormatter):
+    """Says a default once, and no default where it says nothing."""
+
+    def _get_help_string(self, action: Action) -> str:
+        text = action.help or ""
+        if "(default: " in text:
+            return text
+        said: str = super()._get_help_string(action)
+        if action.nargs == 0 or action.default in (None, "", []):
+            # Within the brackets there may be a type as well.
+            said = re.sub(r"(, | \()default: %\(default\)s", r"\1", said)
+            said = said.replace(", )", ")").replace(" ()", "")
+        return said
+
+
+def parser_options(verb: str, text: str = "") -> dict[str, Any]:
+    """Arguments of a parser.
+
+    Args:
+        verb: of the launcher's table, or one of its parts, such as ``"bench ops"``.
+        text: what it does; empty takes the table's.
+    """
+    text = text or VERBS[verb]
+    return {
+        "prog": f"castling {verb}",
+        "description": text[0].upper() + text[1:] + ".",
+        "exit_on_error": False,
+        "formatter_class": _HelpFormatter,
+        "allow_abbrev": False,  # --epoch must not pass for --epochs
+    }
+
+
+def parser_for(verb: str, text: str = "") -> ArgumentParser:
+    """A verb's parser with ``--json``; arguments as in :func:`parser_options`."""
+    parser = ArgumentParser(**parser_options(verb, text))
+    add_json(parser)
+    return parser
+
+
+def add_json(parser: ArgumentParser) -> None:
+    """Every verb that reports can say it as JSON."""
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def add_data(parser: ArgumentParser, what: str) -> None:
+    """``--data``, for verbs that work on a run's own data unless told otherwise."""
+    parser.add_argument(
+        "--data",
+        help=f"{what}: digits, a folder, a zip or torchvision:NAME (default: those of the run)",
+    )
+
+
+def argument_text(text: str) -> str:
+    """What jsonargparse says about a wrong argument, in one line, the flag by its name."""
+    text = re.sub(r"Parser key \"(.+?)\":", r"--\1:", text)
+    text = re.sub(r"Expected an? <class '(\w+)'>", r"expected \1", text)
+    return " ".join(text.split())
+
+
+def read_size(text: str) -> tuple[int, int]:
+    """(height, width) from ``HEIGHTxWIDTH`` or a side; ValueError otherwise."""
+    parts: Sequence[str] = text.lower().replace("×", "x").split("x")
+    if len(parts) not in (1, 2) or not all(part.isdigit() and int(part) for part in parts):
+        raise ValueError(f"{text!r} is not a size: give a side (224) or HEIGHTxWIDTH (224x320)")
+    return int(parts[0]), int(parts[-1])
+
+
+def show(values: Any, value: Any, text: str) -> None:
+    """Print a result: ``value`` as JSON where ``values.json`` asks for it, else ``text``."""
+    if values.json or text:
+        print(json.dumps(value, indent=2, ensure_ascii=False) if values.json else text, flush=True)
+
+
+def say(text: str) -> None:
+    """Progress, on standard error."""
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,318 @@
+"""``castling.plan``: on this device, at this size, which layers are faster with linear attention.
+
+Notable:
+- each layer is timed inside the running model, by hooks, so that its inputs, its caches and its
+  neighbours are the real ones;
+- the softmax model and the linear one run in turns;
+- the plan's prediction is checked against the model that it makes.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from castling.attention import Softmax, attention_config
+from castling.lens.machine import machine_facts
+from castling.lens.timing import FEWEST_ROUNDS, Timer, time_alternately
+from castling.ops.paths import available_paths
+from castling.surgery import convertible, linearize_
+from castling.surgery.hosts import HostAttention
+from castling.surgery.linearize import Attention
+from castling.surgery.plan import Plan, PlannedLayer, Predicted, Verified
+
+#: How far a prediction may be from what is measured, as a share.
+WITHIN = 0.1
+
+
+class Stopwatch:
+    """Marks on a device's time line.
+
+    Args:
+        device: on a GPU the marks travel in its queue, so that nothing has to wait for them.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def mark(self) -> Any:
+        """Now."""
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self, start: Any, end: Any) -> float:
+        """Between two marks."""
+        if self.device.type != "cuda":
+            return end - start
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+    @property
+    def timer(self) -> Timer:
+        """The same clock for whole calls."""
+
+        def seconds(call: Callable[[], Any], repeats: int) -> float:
+            start = self.mark()
+            for _ in range(repeats):
+                call()
+            return self.seconds(start, self.mark())
+
+        return seconds
+
+
+@torch.no_grad()
+def plan(
+    model: nn.Module,
+    attention: Attention,
+    *,
+    image_size: tuple[int, int] | int = 224,
+    batch: int = 1,
+    name: str = "",
+    device: str | torch.device = "cpu",
+    threads: int | None = None,
+    rounds: int = 25,
+    seconds: float = 20.0,
+    verify: bool = True,
+    stopwatch: Stopwatch | None = None,
+) -> Plan:
+    """Measure each attention layer with softmax and linear, and choose the faster.
+
+    Args:
+        model: a timm model that ``linearize_`` can convert; it is not changed. Layers that are
+            converted already are measured with softmax in their place.
+        attention: for the linear layers; an auxiliary branch is left out, as in use.
+        image_size: (height, width) in pixels, or the side of a square.
+        batch: images a call.
+        name: of the model in the plan; empty takes timm's.
+        device: where to measure.
+        threads: CPU threads; None leaves PyTorch's number.
+        rounds: timed runs of each model at most.
+        seconds: time limit of the measurement, and again of the verification; at least three
+            rounds are made of each.
+        verify: measure the planned model too.
+        stopwatch: the clock; None is the device's.
+
+    Returns:
+        the plan; ``save`` writes it, ``linearize_(model, attention, where=plan)`` obeys it.
+
+    Raises:
+        ValueError: the model holds no attention that can be replaced or does not run at this size,
+            or a number is not positive.
+
+    Example:
+        >>> plan = castling.plan(model, castling.LinearAngular(), image_size=512)
+        >>> castling.linearize_(model, castling.LinearAngular(), where=plan)
+    """
+    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if min(*size, batch, rounds) < 1:
+        raise ValueError("image_size, batch and rounds must be positive")
+    device = torch.device(device)
+    stopwatch = stopwatch or Stopwatch(device)
+    config = replace(attention_config(attention), auxiliary=None)
+    before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        softmax = _softmax_twin(model).to(device)
+        linear = _twin(softmax)
+        linearize_(linear, config)
+        images = torch.randn((batch, 3, *size), generator=torch.Generator().manual_seed(0))
+        images = images.to(device)
+        tokens = _tokens(linear, images)
+        watched = {"softmax": _Watched(softmax, stopwatch), "linear": _Watched(linear, stopwatch)}
+        _run_in_turns(watched, images, rounds, seconds)
+        facts = machine_facts(device)
+        found = Plan(
+            model=name or _name_of(model),
+            attention=config,
+            device=facts["device"],
+            threads=torch.get_num_threads(),
+            torch=torch.__version__,
+            paths=available_paths(device),
+            image_size=(size[0], size[1]),
+            batch=batch,
+            layers=_layers(linear, watched, tokens),
+            predicted=Predicted(1.0, 1.0, 1.0),
+        )
+        found = replace(found, predicted=_predict(found, watched["softmax"].total()))
+        if not verify:
+            return found
+        planned = _twin(softmax)
+        linearize_(planned, config, where=found)
+        models = {"softmax": softmax, "linear": linear, "planned": planned}
+        times = time_alternately(
+            {key: _call(one, images) for key, one in models.items()},
+            rounds=rounds,
+            seconds=seconds,
+            timer=stopwatch.timer,
+        )
+        measured = Verified(**{key: timing.milliseconds for key, timing in times.items()})
+        return replace(found, verified=measured)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _name_of(model: nn.Module) -> str:
+    config = getattr(model, "pretrained_cfg", None) or {}
+    return config.get("architecture") or type(model).__name__
+
+
+def _twin(model: nn.Module) -> nn.Module:
+    """A copy with modules of its own and the same weights."""
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in model.parameters()}
+    return copy.deepcopy(model, shared).eval()
+
+
+def _softmax_twin(model: nn.Module) -> nn.Module:
+    twin = _twin(model)
+    converted = [n for n, m in convertible(twin).items() if isinstance(m, HostAttention)]
+    if converted:  # auxiliary branches go with it; score biases stay
+        linearize_(twin, Softmax(), converted)
+    return twin
+
+
+def _call(model: nn.Module, images: Tensor) -> Callable[[], Any]:
+    return lambda: model(images)
+
+
+def _tokens(model: nn.Module, images: Tensor) -> dict[str, int]:
+    """Keys that each layer meets; raises ValueError where the model does not run."""
+    found: dict[str, int] = {}
+
+    def note(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+            found[name] = inputs[1].shape[1]
+
+        return hook
+
+    layers = convertible(model)
+    handles = [
+        layer.kernel.register_forward_pre_hook(note(name))  # type: ignore[union-attr]
+        for name, layer in layers.items()
+    ]
+    height, width = images.shape[-2:]
+    try:
+        model(images)
+    except (ValueError, RuntimeError, AssertionError) as error:
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"the model does not run at {height}×{width} pixels: {line}") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    missing = [name for name in layers if name not in found]
+    if missing:
+        raise ValueError(f"{missing[0]} takes no part in a forward pass: nothing to plan")
+    return found
+
+
+class _Watched:
+    """A model whose attention layers are timed while it runs."""
+
+    def __init__(self, model: nn.Module, stopwatch: Stopwatch) -> None:
+        self.model, self.stopwatch = model, stopwatch
+        self.layers = convertible(model)
+        self.runs: list[float] = []
+        self.by_layer: dict[str, list[float]] = {name: [] for name in self.layers}
+
+    def run(self, images: Tensor) -> float:
+        """One call without hooks, which would slow the whole, and one with; seconds of both."""
+        whole = self.stopwatch.timer(lambda: self.model(images), 1)
+        self.runs.append(whole)
+        marks: dict[str, list[tuple[Any, Any]]] = {name: [] for name in self.layers}
+        with self._hooked(marks):
+            hooked = self.stopwatch.timer(lambda: self.model(images), 1)
+        for name, pairs in marks.items():
+            self.by_layer[name].append(sum(self.stopwatch.seconds(*pair) for pair in pairs))
+        return whole + hooked
+
+    def total(self) -> float:
+        """Median milliseconds of a call."""
+        return statistics.median(self.runs) * 1e3
+
+    def layer(self, name: str) -> float:
+        """Median milliseconds of a layer."""
+        return statistics.median(self.by_layer[name]) * 1e3
+
+    @contextmanager
+    def _hooked(self, marks: Mapping[str, list[tuple[Any, Any]]]) -> Any:
+        started: dict[str, Any] = {}
+
+        def before(name: str) -> Callable[..., None]:
+            def hook(*_: Any) -> None:
+                started[name] = self.stopwatch.mark()
+
+            return hook
+
+        def after(name: str) -> Callable[..., None]:
+            def hook(*_: Any) -> None:
+                marks[name].append((started[name], self.stopwatch.mark()))
+
+            return hook
+
+        handles = []
+        for name, layer in self.layers.items():
+            handles.append(layer.register_forward_pre_hook(before(name)))
+            handles.append(layer.register_forward_hook(after(name)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _run_in_turns(
+    watched: Mapping[str, _Watched], images: Tensor, rounds: int, seconds: float
+) -> None:
+    for one in watched.values():
+        one.model(images)
+        one.model(images)
+    spent = 0.0
+    for done in range(rounds):
+        if done >= FEWEST_ROUNDS and spent > seconds:
+            break
+        order = list(watched.values())
+        for one in order if done % 2 == 0 else reversed(order):
+            spent += one.run(images)
+
+
+def _layers(
+    linear: nn.Module, watched: Mapping[str, _Watched], tokens: Mapping[str, int]
+) -> tuple[PlannedLayer, ...]:
+    found = []
+    for name, layer in convertible(linear).items():
+        assert isinstance(layer, HostAttention)
+        before, after = watched["softmax"].layer(name), watched["linear"].layer(name)
+        found.append(
+            PlannedLayer(
+                name=name,
+                tokens=tokens[name],
+                heads=layer.num_heads,
+                head_dim=layer.head_dim,
+                value_dim=layer.value_dim,
+                softmax_ms=before,
+                linear_ms=after,
+                choice="linear" if after < before else "softmax",
+            )
+        )
+    return tuple(found)
+
+
+def _predict(plan: Plan, softmax: float) -> Predicted:
+    """The measured softmax model with the layers' times exchanged."""
+    gains = {layer.name: layer.linear_ms - layer.softmax_ms for layer in plan.layers}
+    return Predicted(
+        softmax=softmax,
+        linear=softmax + sum(gains.values()),
+        planned=softmax + sum(gains[name] for name in plan.linear),
+    )

@@ -1,0 +1,127 @@
+"""The clock of every measurement.
+
+Notable:
+- subjects run in turns, so that a busy machine slows all of them alike;
+- each round starts with another subject, so that none always runs in the caches of the same one;
+- a median stands between its quartiles.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch._dynamo
+
+Call = Callable[[], Any]
+#: Seconds that a call takes, repeated so many times.
+Timer = Callable[[Call, int], float]
+Key = TypeVar("Key", bound=Hashable)
+
+#: A timed run lasts at least this long, by repeating calls, so that the clock's grain vanishes.
+SHORTEST_RUN = 0.005
+#: A call as slow as this (seconds) needs no second run to be warm.
+_SLOW = 0.5
+#: Fewer rounds have no quartiles.
+FEWEST_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long a call takes.
+
+    Attributes:
+        milliseconds: the median.
+        low: lower quartile, milliseconds.
+        high: upper quartile, milliseconds.
+        rounds: how many runs these are taken from.
+    """
+
+    milliseconds: float
+    low: float
+    high: float
+    rounds: int
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Timing:
+        """The statistics of single runs."""
+        median = statistics.median(seconds)
+        low, _, high = (
+            statistics.quantiles(seconds, n=4, method="inclusive")
+            if len(seconds) > 1
+            else (median, median, median)
+        )
+        return cls(median * 1e3, low * 1e3, high * 1e3, len(seconds))
+
+
+def timer_for(device: torch.device) -> Timer:
+    """Wall-clock seconds, the device's queue emptied before and after."""
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    def seconds(call: Call, repeats: int) -> float:
+        wait()
+        started = time.perf_counter()
+        for _ in range(repeats):
+            call()
+        wait()
+        return time.perf_counter() - started
+
+    return seconds
+
+
+@contextmanager
+def specialised() -> Iterator[None]:
+    """Within, ``torch.compile`` makes code for each size, as for a model that runs at one size.
+
+    Left to itself it generalises what it meets in two sizes, and gives up after eight.
+    """
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(
+        automatic_dynamic_shapes=False, specialize_float=True, recompile_limit=256
+    ):
+        yield
+    torch._dynamo.reset()
+
+
+def time_alternately(
+    calls: Mapping[Key, Call], *, rounds: int, seconds: float, timer: Timer
+) -> dict[Key, Timing]:
+    """Time several calls against each other.
+
+    Args:
+        calls: what to call; each is called once or twice before, to be warm.
+        rounds: at most; in each, every subject runs once.
+        seconds: no further round begins after so long, except for the first three.
+        timer: the clock.
+
+    Returns:
+        the timing of one call of each.
+    """
+    repeats = {key: _repeats(call, timer) for key, call in calls.items()}
+    runs: dict[Key, list[float]] = {key: [] for key in calls}
+    order = list(calls)
+    spent = 0.0
+    for done in range(rounds):
+        if done >= FEWEST_ROUNDS and spent > seconds:
+            break
+        start = done % max(1, len(order))
+        for key in order[start:] + order[:start]:
+            run = timer(calls[key], repeats[key])
+            spent += run
+            runs[key].append(run / repeats[key])
+    return {key: Timing.of(values) for key, values in runs.items()}
+
+
+def _repeats(call: Call, timer: Timer) -> int:
+    once = timer(call, 1)
+    if once < _SLOW:
+        once = timer(call, 1)
+    return max(1, int(SHORTEST_RUN / max(once, 1e-6)))

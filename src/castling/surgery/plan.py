@@ -1,0 +1,305 @@
+"""A plan: which attention layers of a model to make linear, as measured on one device.
+
+``castling.plan`` measures and makes one; ``linearize_(model, attention, where=plan)`` obeys it. The
+file is small JSON, and nothing in it is executed or taken for a pattern.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from torch import nn
+
+from castling.attention import AttentionConfig, config_from_dict, config_to_dict
+
+SCHEMA = "castling plan 1"
+#: A plan of a thousand layers is smaller.
+_MOST_BYTES = 1 << 20
+
+Choice = Literal["softmax", "linear"]
+
+
+class PlanError(ValueError):
+    """The file is no plan, or the plan is of another model."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedLayer:
+    """One attention layer.
+
+    Attributes:
+        name: of the module in the model.
+        tokens: keys that it meets at the plan's image size.
+        heads: H.
+        head_dim: d.
+        value_dim: d_v.
+        softmax_ms: median milliseconds of the whole layer, projections included, with softmax.
+        linear_ms: the same with the linear attention.
+        choice: the faster one.
+    """
+
+    name: str
+    tokens: int
+    heads: int
+    head_dim: int
+    value_dim: int
+    softmax_ms: float
+    linear_ms: float
+    choice: Choice
+
+
+@dataclasses.dataclass(frozen=True)
+class Predicted:
+    """Milliseconds of a call of the whole model.
+
+    Attributes:
+        softmax: all layers with softmax, as measured.
+        linear: all layers linear: the former with the layers' times exchanged.
+        planned: the chosen ones linear, likewise.
+    """
+
+    softmax: float
+    linear: float
+    planned: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Verified:
+    """Milliseconds of a call of the whole model, measured after planning, in turns.
+
+    Attributes:
+        softmax: all layers with softmax.
+        linear: all layers linear.
+        planned: the model converted by the plan.
+    """
+
+    softmax: float
+    linear: float
+    planned: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What was measured, and what follows.
+
+    Attributes:
+        model: name of the model.
+        attention: of the linear layers, without auxiliary branch.
+        device: that measured it.
+        threads: CPU threads.
+        torch: version.
+        paths: attention paths that were there, the one used first.
+        image_size: (height, width) in pixels.
+        batch: images a call.
+        layers: in order of execution.
+        predicted: of the whole model.
+        verified: the same, measured; None where that was not done.
+    """
+
+    model: str
+    attention: AttentionConfig
+    device: str
+    threads: int
+    torch: str
+    paths: tuple[str, ...]
+    image_size: tuple[int, int]
+    batch: int
+    layers: tuple[PlannedLayer, ...]
+    predicted: Predicted
+    verified: Verified | None = None
+
+    @property
+    def linear(self) -> tuple[str, ...]:
+        """Names of the layers to make linear."""
+        return tuple(layer.name for layer in self.layers if layer.choice == "linear")
+
+    @property
+    def error(self) -> float | None:
+        """(predicted − measured) / measured of the planned model; None where not verified."""
+        if self.verified is None:
+            return None
+        return self.predicted.planned / self.verified.planned - 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        values = dataclasses.asdict(self)
+        return {"schema": SCHEMA, **values, "attention": config_to_dict(self.attention)}
+
+    @classmethod
+    def from_dict(cls, values: object) -> Plan:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            PlanError: not a plan of this schema; the message says what is wrong with it.
+        """
+        if not isinstance(values, dict) or values.get("schema") != SCHEMA:
+            found = values.get("schema") if isinstance(values, dict) else type(values).__name__
+            raise PlanError(f'"schema" is not "{SCHEMA}" but {found!r:.60}: measure a new plan')
+        values = {key: value for key, value in values.items() if key != "schema"}
+        layers = _list(values.get("layers"), "layers")
+        plan = _build(
+            cls,
+            values,
+            "the plan",
+            attention=_attention(values.get("attention")),
+            paths=tuple(_text(path, "paths") for path in _list(values.get("paths"), "paths")),
+            image_size=_size(values.get("image_size")),
+            layers=tuple(_build(PlannedLayer, layer, "a layer") for layer in layers),
+            predicted=_build(Predicted, values.get("predicted"), "predicted"),
+            verified=None
+            if values.get("verified") is None
+            else _build(Verified, values["verified"], "verified"),
+        )
+        names = [layer.name for layer in plan.layers]
+        if not names or len(set(names)) < len(names):
+            raise PlanError("layers must be named, each once")
+        return plan
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write JSON, whole or not at all."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(target.name + ".part")
+        temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, target)
+
+    def require_fits(self, layers: Mapping[str, nn.Module], attention: AttentionConfig) -> None:
+        """Raise PlanError unless the plan was made for these layers and this attention.
+
+        Args:
+            layers: the attentions of a model, by name.
+            attention: to be put in; its auxiliary branch, cast away for use, does not matter.
+        """
+        planned = {layer.name: layer for layer in self.layers}
+        missing = [name for name in planned if name not in layers]
+        unknown = [name for name in layers if name not in planned]
+        if missing or unknown:
+            said = [f"it plans {missing[0]}, which this model has not"] if missing else []
+            said += [f"it says nothing of {unknown[0]}"] if unknown else []
+            raise PlanError(
+                f"the plan is of another model ({self.model}, {len(planned)} layers): "
+                f"{'; '.join(said)}. Measure this model with castling plan"
+            )
+        for name, layer in planned.items():
+            heads = getattr(layers[name], "num_heads", None)
+            if heads != layer.heads:
+                raise PlanError(
+                    f"the plan is of another model ({self.model}): {name} has {heads} heads here "
+                    f"and {layer.heads} in the plan. Measure this model with castling plan"
+                )
+        wanted = dataclasses.replace(attention, auxiliary=None)
+        if wanted != self.attention:
+            raise PlanError(
+                f"the plan was measured for {self.attention}, not for {wanted}: measure again, or "
+                "pass the names that it chose (plan.linear)"
+            )
+
+    def __str__(self) -> str:
+        side = "×".join(map(str, self.image_size))
+        lines = [
+            f"{self.model}, {side} pixels, batch {self.batch}, {self.device}, "
+            f"{self.threads} threads, torch {self.torch}, {self.paths[0]} path",
+            f"{'layer':32}{'tokens':>8}{'heads':>7}{'softmax ms':>12}{'linear ms':>11}  choice",
+        ]
+        lines += [
+            f"{layer.name:32}{layer.tokens:8}{layer.heads:7}{layer.softmax_ms:12.3f}"
+            f"{layer.linear_ms:11.3f}  {layer.choice}"
+            for layer in self.layers
+        ]
+        lines.append(f"{'whole model, ms':32}{'all softmax':>14}{'all linear':>13}{'planned':>11}")
+        rows = [("predicted", self.predicted), ("measured", self.verified)]
+        lines += [
+            f"{name:32}{row.softmax:14.2f}{row.linear:13.2f}{row.planned:11.2f}"
+            for name, row in rows
+            if row is not None
+        ]
+        if self.error is not None:
+            lines.append(f"the prediction is off by {100 * self.error:+.1f} %")
+        return "\n".join(lines)
+
+
+def load_plan(path: str | os.PathLike[str]) -> Plan:
+    """Read a plan's file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        PlanError: it is no plan.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such plan: {path}")
+    if path.stat().st_size > _MOST_BYTES:
+        raise PlanError(f"{path} is no plan: {path.stat().st_size} bytes are too many")
+    try:
+        return Plan.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, RecursionError) as error:  # JSON and Unicode errors are ValueErrors too
+        raise PlanError(f"{path} is no plan: {error}") from error
+
+
+def _build(kind: type[Any], values: object, what: str, **ready: Any) -> Any:
+    """A dataclass of plain values; ``ready`` fields are built already."""
+    if not isinstance(values, dict):
+        raise PlanError(f"{what} must be an object, got {type(values).__name__}")
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    wrong = sorted({str(name) for name in values} ^ set(fields))
+    if set(wrong) - {"verified"}:
+        raise PlanError(f"{what} must have the entries {', '.join(fields)}; see {wrong[0]:.60}")
+    checks = {"str": _text, "int": _count, "float": _time, "Choice": _choice}
+    plain = {
+        name: checks[str(field.type)](values.get(name), f"{what}'s {name}")
+        for name, field in fields.items()
+        if name not in ready
+    }
+    return kind(**plain, **ready)
+
+
+def _text(value: object, what: str) -> str:
+    if not isinstance(value, str) or not value or len(value) > 500 or not value.isprintable():
+        raise PlanError(f"{what} must be a short text")
+    return value
+
+
+def _count(value: object, what: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 40:
+        raise PlanError(f"{what} must be a positive integer, got {value!r:.60}")
+    return value
+
+
+def _time(value: object, what: str) -> float:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < 1e12:  # type: ignore[operator]  # NaN is refused as well
+        raise PlanError(f"{what} must be a time in milliseconds, got {value!r:.60}")
+    return float(value)  # type: ignore[arg-type]
+
+
+def _choice(value: object, what: str) -> Choice:
+    if value not in get_args(Choice):
+        raise PlanError(f"{what} must be one of {', '.join(get_args(Choice))}, got {value!r:.60}")
+    return value  # type: ignore[return-value]
+
+
+def _list(value: object, what: str) -> list[Any]:
+    if not isinstance(value, list) or not value:
+        raise PlanError(f"{what} must be a list with entries")
+    return value
+
+
+def _size(value: object) -> tuple[int, int]:
+    sides = _list(value, "image_size")
+    if len(sides) != 2:
+        raise PlanError("image_size must be [height, width]")
+    return _count(sides[0], "image_size"), _count(sides[1], "image_size")
+
+
+def _attention(value: object) -> AttentionConfig:
+    if not isinstance(value, dict):
+        raise PlanError(f"attention must be an object, got {type(value).__name__}")
+    try:
+        return config_from_dict(value)
+    except (ValueError, TypeError) as error:
+        raise PlanError(f"attention: {error}") from error

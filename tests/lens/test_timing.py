@@ -1,0 +1,76 @@
+"""The clock: turns, quartiles, time limits; and what one machine can do at best."""
+
+import pytest
+import torch
+
+from castling.lens.machine import MachineLimit, machine_facts, measure_limit
+from castling.lens.timing import Timing, time_alternately, timer_for
+
+
+class FakeClock:
+    """Seconds by subject; notes the order of calls, and runs nothing."""
+
+    def __init__(self, **seconds):
+        self.seconds, self.order = seconds, []
+
+    def __call__(self, call, repeats):
+        name = call()
+        self.order.append(name)
+        return self.seconds[name] * repeats
+
+
+def calls(*names):
+    return {name: (lambda name=name: name) for name in names}
+
+
+def test_subjects_run_in_turns_and_each_begins_once():
+    clock = FakeClock(a=1.0, b=2.0, c=3.0)
+    times = time_alternately(calls("a", "b", "c"), rounds=3, seconds=0.0, timer=clock)
+    assert "".join(clock.order) == "abc" + "abc" + "bca" + "cab"
+    assert times["b"] == Timing(2000.0, 2000.0, 2000.0, 3)
+
+
+def test_short_calls_are_repeated_and_warmed_twice():
+    seen = []
+    clock = FakeClock(a=0.001)
+
+    def timer(call, repeats):
+        seen.append(repeats)
+        return clock(call, repeats)
+
+    time_alternately(calls("a"), rounds=1, seconds=9.0, timer=timer)
+    assert seen == [1, 1, 5]
+
+
+def test_time_limit_ends_the_rounds_after_three():
+    clock = FakeClock(a=1.0)
+    assert time_alternately(calls("a"), rounds=9, seconds=0.0, timer=clock)["a"].rounds == 3
+    clock = FakeClock(a=1.0)
+    assert time_alternately(calls("a"), rounds=9, seconds=5.5, timer=clock)["a"].rounds == 6
+
+
+def test_quartiles():
+    timing = Timing.of([0.004, 0.001, 0.002, 0.003, 0.005])
+    assert (timing.low, timing.milliseconds, timing.high) == pytest.approx((2.0, 3.0, 4.0))
+    assert Timing.of([0.5]) == Timing(500.0, 500.0, 500.0, 1)
+
+
+def test_the_real_clock_counts_repeats():
+    count = []
+    assert timer_for(torch.device("cpu"))(lambda: count.append(1), 7) > 0
+    assert len(count) == 7
+
+
+def test_machine_limit_is_the_slower_of_computing_and_moving():
+    limit = MachineLimit(gflops=10.0, gigabytes=2.0)
+    assert limit.milliseconds(2e7, 1e6) == pytest.approx(2.0)
+    assert limit.milliseconds(1e6, 2e7) == pytest.approx(10.0)
+
+
+def test_limit_and_facts_of_this_machine():
+    limit = measure_limit(torch.device("cpu"), torch.float32, lambda call, repeats: 0.1 * repeats)
+    assert limit.gflops == pytest.approx(2 * 1536**3 / 1e8)
+    assert limit.gigabytes == pytest.approx(2 * 2**27 / 1e8)
+    facts = machine_facts(torch.device("cpu"))
+    assert facts["torch"] == torch.__version__
+    assert "naive" in facts["paths"]
