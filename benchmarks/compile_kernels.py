@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
+import os
 import re
 import subprocess
 import sys
@@ -24,11 +25,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from castling.ops.triton import linear_attention_backward, linear_attention_forward
+from castling.ops.triton import (
+    linear_attention_backward,
+    linear_attention_forward,
+    taylor_backward,
+    taylor_forward,
+)
 from castling.ops.triton.common import Argument, Launch, recorded_launches
 from castling.train.files import write_json
 
 CAPABILITY = 90
+# Triton warns that the default, multiply and add in one instruction, will change; this keeps it.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 # A program may use this much shared memory on compute capability 9.0.
 SHARED_LIMIT = 227 * 1024
 TYPES = {
@@ -88,15 +96,47 @@ def linear_attention_calls() -> Iterator[Call]:
         {"local": "none"},
         {"masked": True},
     ]
-    for dim, option, dtype, tokens in itertools.product((32, 64), options, DTYPES, (196, 4096)):
-        name = f"d={dim} {TYPES[dtype]} n={tokens} " + " ".join(
+    for option, dtype, tokens in itertools.product(options, DTYPES, (196, 4096)):
+        name = f"d=64 {TYPES[dtype]} n={tokens} " + " ".join(
             f"{key}={value}" for key, value in option.items()
         )
-        arguments = {"dim": dim, "dtype": dtype, "tokens": tokens, **option}
+        arguments = {"dim": 64, "dtype": dtype, "tokens": tokens, **option}
         yield name, True, lambda a=arguments: linear_attention_call(**a)
 
 
-FAMILIES: dict[str, Callable[[], Iterator[Call]]] = {"linear_attention": linear_attention_calls}
+def taylor_call(
+    dim: int,
+    dtype: torch.dtype,
+    tokens: int,
+    order: str,
+    qk_norm: bool = True,
+    masked: bool = False,
+) -> None:
+    """Forward and backward of the exact Taylor attention in one order."""
+    query, key, value = packed(64, tokens, 12, dim, dtype)
+    mask = torch.empty(64, tokens, dtype=torch.bool, device="meta") if masked else None
+    tensors, numbers = (query, key, value, mask), (qk_norm, 1e-9)
+    out, state = taylor_forward(*tensors, *numbers, order, True)
+    taylor_backward(out, *tensors, out, state, *numbers, order)
+
+
+def taylor_calls() -> Iterator[Call]:
+    """Every width and dtype in both orders, and every option at one width."""
+    orders = (("direct", 196), ("features", 4096))
+    for dim, dtype, (order, tokens) in itertools.product(WIDTHS, DTYPES, orders):
+        name = f"d={dim} {TYPES[dtype]} n={tokens} {order}"
+        yield name, True, lambda d=dim, t=dtype, n=tokens, o=order: taylor_call(d, t, n, o)
+    options: list[dict[str, Any]] = [{"masked": True}, {"qk_norm": False}]
+    for option, dtype, (order, tokens) in itertools.product(options, DTYPES, orders):
+        name = f"d=64 {TYPES[dtype]} n={tokens} {order} {next(iter(option))}"
+        arguments = {"dim": 64, "dtype": dtype, "tokens": tokens, "order": order, **option}
+        yield name, True, lambda a=arguments: taylor_call(**a)
+
+
+FAMILIES: dict[str, Callable[[], Iterator[Call]]] = {
+    "linear_attention": linear_attention_calls,
+    "taylor": taylor_calls,
+}
 
 
 def described(argument: Argument) -> tuple[str, Any, bool]:

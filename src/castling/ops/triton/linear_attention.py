@@ -280,7 +280,7 @@ def _filter_gradient(problem: Problem, parts: Tensor) -> Tensor:
     total = total.permute(0, 2, 3, 1)
     if not problem.grid:
         total = total.sum(dim=2)
-    return total.reshape(weight.shape).to(weight.dtype)
+    return total.reshape(weight.shape).to(weight.dtype).contiguous()
 
 
 def _past_keys(

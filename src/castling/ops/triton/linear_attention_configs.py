@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from castling.ops.triton.common import PROGRAMS_TO_FILL_A_GPU
 
 # One launch serves up to this many tokens: its programs, one per sample and group of heads, then
@@ -26,26 +28,45 @@ class Tile:
     num_stages: int
 
 
-# kernel -> padded channels of a group, the wider of keys and values -> tile; half precision first.
-_HALF = {
-    "single": {16: Tile(64, 4, 2), 32: Tile(64, 4, 2), 64: Tile(64, 4, 2), 128: Tile(64, 8, 2)},
-    "state": {16: Tile(64, 4, 3), 32: Tile(64, 4, 3), 64: Tile(64, 4, 3), 128: Tile(64, 8, 2)},
-    "output": {16: Tile(64, 4, 2), 32: Tile(64, 4, 2), 64: Tile(64, 4, 2), 128: Tile(64, 8, 2)},
-    "queries": {16: Tile(64, 4, 2), 32: Tile(64, 4, 2), 64: Tile(64, 4, 2), 128: Tile(32, 8, 1)},
-    "keys": {16: Tile(64, 4, 2), 32: Tile(64, 4, 2), 64: Tile(64, 4, 2), 128: Tile(64, 8, 1)},
+# kernel -> tile for groups of heads up to 64 padded channels wide, and up to 128. Kernels with a
+# convolution hold its taps as well and see fewer rows at once. 64 rows are the fewest that the
+# matrix units of compute capability 9.0 take in one instruction.
+_BFLOAT16 = {
+    "single": (Tile(64, 4, 2), Tile(64, 8, 2)),
+    "single local": (Tile(32, 4, 2), Tile(32, 8, 2)),
+    "state": (Tile(64, 4, 3), Tile(64, 8, 2)),
+    "output": (Tile(64, 4, 2), Tile(64, 8, 2)),
+    "output local": (Tile(32, 4, 2), Tile(32, 8, 2)),
+    "queries": (Tile(64, 4, 2), Tile(16, 8, 2)),
+    "keys": (Tile(64, 4, 2), Tile(64, 8, 2)),
+    "keys local": (Tile(32, 4, 2), Tile(32, 8, 2)),
 }
-_FLOAT = {
-    "single": {16: Tile(32, 4, 1), 32: Tile(32, 4, 1), 64: Tile(32, 4, 1), 128: Tile(16, 8, 1)},
-    "state": {16: Tile(32, 4, 2), 32: Tile(32, 4, 2), 64: Tile(32, 4, 2), 128: Tile(16, 8, 1)},
-    "output": {16: Tile(32, 4, 1), 32: Tile(32, 4, 1), 64: Tile(32, 4, 1), 128: Tile(32, 8, 1)},
-    "queries": {16: Tile(32, 4, 1), 32: Tile(32, 4, 1), 64: Tile(32, 8, 1), 128: Tile(16, 8, 1)},
-    "keys": {16: Tile(32, 4, 1), 32: Tile(32, 4, 1), 64: Tile(32, 4, 1), 128: Tile(16, 8, 1)},
+# Both operands of a product are split: one more product.
+_FLOAT16 = _BFLOAT16 | {
+    "keys": (Tile(64, 4, 2), Tile(16, 8, 2)),
+    "keys local": (Tile(32, 4, 2), Tile(16, 8, 2)),
+}
+# Products run on the scalar units, whose operands take registers by the row.
+_FLOAT32 = {
+    "single": (Tile(32, 8, 1), Tile(16, 16, 1)),
+    "single local": (Tile(16, 8, 1), Tile(16, 16, 1)),
+    "state": (Tile(32, 4, 2), Tile(16, 8, 2)),
+    "output": (Tile(32, 8, 1), Tile(16, 16, 1)),
+    "output local": (Tile(16, 4, 1), Tile(16, 16, 1)),
+    "queries": (Tile(32, 8, 1), Tile(16, 16, 1)),
+    "keys": (Tile(32, 8, 1), Tile(16, 16, 1)),
+    "keys local": (Tile(16, 8, 1), Tile(16, 16, 1)),
+}
+_TILES = {
+    torch.bfloat16: _BFLOAT16,
+    torch.float16: _FLOAT16,
+    torch.float32: _FLOAT32,
 }
 
 
-def tile_of(kernel: str, width: int, *, half: bool) -> Tile:
+def tile_of(kernel: str, width: int, dtype: torch.dtype) -> Tile:
     """The tile of a kernel whose group of heads is ``width`` padded channels wide (16 … 128)."""
-    return (_HALF if half else _FLOAT)[kernel][width]
+    return _TILES[dtype][kernel][width > 64]
 
 
 def parts_of(tokens: int, programs: int, rows: int, longest: int | None = None) -> tuple[int, int]:

@@ -186,7 +186,9 @@ class Problem:
     def tile(self, kernel: str) -> Tile:
         """The tile of ``kernel`` at this width and precision."""
         width = max(padded_width(self.key_dim), padded_width(self.value_dim)) * self.group
-        return tile_of(kernel, width, half=self.half)
+        if self.weight is not None and kernel in ("single", "output", "keys"):
+            kernel = f"{kernel} local"
+        return tile_of(kernel, width, self.query.dtype)
 
     def state_constants(self) -> dict[str, Any]:
         """Constants of every kernel that sees keys or a state."""

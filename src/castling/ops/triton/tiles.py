@@ -15,7 +15,7 @@ import triton.language as tl
 
 from castling.ops.triton import interpreting
 
-# The interpreter multiplies bfloat16 as if its bits were integers.
+# The interpreter truncates to bfloat16, and multiplies it as if its bits were integers.
 INTERPRETING = tl.constexpr(interpreting())
 
 
@@ -94,14 +94,22 @@ def column_offsets(head_stride, channel_stride, GROUP: tl.constexpr, WIDTH: tl.c
 
 
 @triton.jit
+def rounded_to_bfloat16(tile):
+    """What ``tile.to(tl.bfloat16)`` is on a GPU, to nearest even, left in float32."""
+    bits = tile.to(tl.int32, bitcast=True)
+    bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def split(tile, PRECISION: tl.constexpr):
     """Operands of a float32 tile: itself, or with PRECISION "split" a high and a low bfloat16."""
-    if PRECISION == "split":
+    if PRECISION == "split" and INTERPRETING:
+        high = rounded_to_bfloat16(tile)
+        low = rounded_to_bfloat16(tile - high)
+    elif PRECISION == "split":
         high = tile.to(tl.bfloat16)
         low = (tile - high.to(tl.float32)).to(tl.bfloat16)
-        if INTERPRETING:
-            high = high.to(tl.float32)
-            low = low.to(tl.float32)
     else:
         high = tile
         low = tile
