@@ -28,6 +28,7 @@ from castling.attention import (
 )
 from castling.models.registry import list_models
 from castling.ops.macs import macs
+from castling.ops.paths import PathError, attention_path, available_paths, describe_paths
 from castling.surgery import (
     FoldReport,
     LoadReport,
@@ -59,6 +60,7 @@ __all__ = [
     "LoadReport",
     "MaskedSoftmax",
     "Mean",
+    "PathError",
     "Plan",
     "PlanError",
     "QuadraticAngular",
@@ -68,7 +70,10 @@ __all__ = [
     "Softmax",
     "SwitchRefusedError",
     "SwitchReport",
+    "attention_path",
+    "available_paths",
     "create_model",
+    "describe_paths",
     "export",
     "fold_",
     "linearize_",

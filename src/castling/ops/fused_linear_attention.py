@@ -119,23 +119,25 @@ def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor]:
     return out, value.new_empty(shape, dtype=torch.float32)
 
 
-def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
-    *arguments_before, path, save_state = arguments
-    backend = backend_for(path, arguments[0].device)
-    if backend is not None:
-        result: tuple[Tensor, Tensor] = backend.linear_attention_forward(
-            *arguments_before, save_state
-        )
-        return result
+def _naive_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     query, value = arguments[0], arguments[2]
     out = _naive(arguments[:7], arguments[7:18]).contiguous()
-    shape = _state_shape(query, value, save_state)
+    shape = _state_shape(query, value, arguments[18])
     return out, query.new_zeros(shape, dtype=torch.float32)
+
+
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    *before, path, save_state = arguments
+    backend = backend_for(path, arguments[0])
+    if backend is None:
+        return _naive_forward(*arguments)
+    result: tuple[Tensor, Tensor] = backend.linear_attention_forward(*before, save_state)
+    return result
 
 
 def _backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     tensors, state, options = arguments[:7], arguments[7], arguments[8:]
-    backend = backend_for(options[-1], grad.device)
+    backend = backend_for(options[-1], grad)
     if backend is not None:
         found = backend.linear_attention_backward(grad, *tensors, state, *options[:-1])
         gradients = list(found)
@@ -187,6 +189,7 @@ register(
     backward_fake=_backward_fake,
     setup=_setup,
     gradient=_gradient,
+    naive=_naive_forward,
 )
 
 

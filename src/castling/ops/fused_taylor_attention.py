@@ -80,21 +80,23 @@ def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor]:
     return out, value.new_empty(_state_shape(arguments), dtype=torch.float32)
 
 
-def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
-    *tensors, qk_norm, eps, order, path, save_state = arguments
-    backend = backend_for(path, arguments[0].device)
-    if backend is not None:
-        result: tuple[Tensor, Tensor] = backend.taylor_forward(
-            *tensors, qk_norm, eps, order, save_state
-        )
-        return result
-    out = _naive(tuple(tensors), arguments[4:8]).contiguous()
+def _naive_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    out = _naive(arguments[:4], arguments[4:8]).contiguous()
     return out, out.new_zeros(_state_shape(arguments), dtype=torch.float32)
+
+
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    *before, path, save_state = arguments
+    backend = backend_for(path, arguments[0])
+    if backend is None:
+        return _naive_forward(*arguments)
+    result: tuple[Tensor, Tensor] = backend.taylor_forward(*before, save_state)
+    return result
 
 
 def _backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     *tensors, out, state, qk_norm, eps, order, path = arguments
-    backend = backend_for(path, grad.device)
+    backend = backend_for(path, grad)
     if backend is not None:
         gradients: tuple[Tensor, ...] = backend.taylor_backward(
             grad, *tensors, out, state, qk_norm, eps, order
@@ -133,6 +135,7 @@ register(
     backward_fake=_backward_fake,
     setup=_setup,
     gradient=_gradient,
+    naive=_naive_forward,
 )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._decomp import register_decomposition
 
 from castling.ops.common import autocast_off
 
@@ -29,6 +30,7 @@ def register(
     backward_fake: Callable[..., Any],
     setup: Callable[..., None],
     gradient: Callable[..., Any],
+    naive: Callable[..., Any],
 ) -> None:
     """Give ``castling::name`` and ``castling::name_backward``, already defined, what they do.
 
@@ -40,6 +42,8 @@ def register(
         backward_fake: makes its outputs for tracing.
         setup: stores what the gradient needs, as ``torch.library.register_autograd`` wants it.
         gradient: calls the backward operator.
+        naive: the forward operator in basic operators; what programs are broken down into that
+            go where nobody knows ours (an ONNX file).
     """
     for operator, compute, fake in (
         (name, forward, forward_fake),
@@ -48,6 +52,7 @@ def register(
         library.impl(operator, compute, "CompositeExplicitAutograd")
         torch.library.register_fake(f"castling::{operator}", fake, lib=library)
     torch.library.register_autograd(f"castling::{name}", gradient, setup_context=setup, lib=library)
+    register_decomposition(getattr(torch.ops.castling, name).default)(naive)
     torch.library.register_autograd(f"castling::{name}_backward", _not_twice, lib=library)
 
 

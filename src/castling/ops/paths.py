@@ -68,9 +68,12 @@ def attention_path(path: str | None) -> Iterator[None]:
         _forced = before
 
 
-def backend_for(path: str, device: torch.device | str) -> ModuleType | None:
-    """The package behind a fused path, or None where it cannot run on ``device``."""
-    device = torch.device(device)
+def backend_for(path: str, tensor: Tensor) -> ModuleType | None:
+    """The package behind a fused path, or None where it cannot run on this tensor."""
+    return None if tensor.numel() == 0 else _backend_on(path, tensor.device)
+
+
+def _backend_on(path: str, device: torch.device) -> ModuleType | None:
     if path == "native":
         return native if device.type == "cpu" and native.available() else None
     return triton if triton.available(device) else None
@@ -80,7 +83,7 @@ def available_paths(device: torch.device | str) -> tuple[str, ...]:
     """The paths that work on ``device``, the one chosen by itself first."""
     device = torch.device(device)
     first = "native" if device.type == "cpu" else "triton"
-    return (*((first,) if backend_for(first, device) else ()), "naive", "compiled")
+    return (*((first,) if _backend_on(first, device) else ()), "naive", "compiled")
 
 
 def describe_paths() -> dict[str, str]:
@@ -126,7 +129,7 @@ def _forced_path(query: Tensor) -> str:
         )
     if path == "native" and device.type != "cpu":
         raise PathError(f'the forced path "native" runs on a CPU, the input is on {device}')
-    if backend_for(path, device) is None:
+    if _backend_on(path, device) is None:
         reason = native.why_not() if path == "native" else triton.why_not(device)
         raise PathError(f"the forced path {path!r} is missing: {reason}")
     return path
