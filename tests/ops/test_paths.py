@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import castling
 from castling.attention import Attention, LinearAngular, MaskedSoftmax, QuadraticTaylor
@@ -15,6 +16,7 @@ from castling.ops.cosine import cosine_attention
 from castling.ops.exact_taylor import exact_taylor
 from castling.ops.first_order_taylor import first_order_taylor
 from castling.ops.local import LocalResidual
+from castling.ops.macs import _formulas
 from castling.ops.mean import mean_attention
 from castling.ops.paths import PathError, available_paths, describe_paths
 from castling.ops.quadratic_taylor import released_taylor
@@ -284,6 +286,20 @@ def test_onnx_gets_basic_operators_by_itself(name, already_exported, tmp_path):
     session = onnxruntime.InferenceSession(path)
     (out,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     torch.testing.assert_close(torch.from_numpy(out), model(x), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operators_are_counted_like_their_formulas(name):
+    def count(path):
+        _, q, k, v, weight = inputs(name)
+        counter = FlopCounterMode(display=False, custom_mapping=dict(_formulas))
+        with torch.no_grad(), castling.attention_path(path), counter:
+            OPERATORS[name][0](q, k, v, weight, None)
+        return counter.get_total_flops()
+
+    if "native" not in available_paths("cpu"):
+        pytest.skip("the C++ operators are not built")
+    assert count("native") == count("naive") > 0
 
 
 # --- choosing -----------------------------------------------------------------------------------

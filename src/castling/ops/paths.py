@@ -122,6 +122,8 @@ def _forced_path(query: Tensor) -> str:
     path, device = str(_forced), query.device
     if path not in ("native", "triton"):
         return path
+    if device.type == "meta":
+        return "naive"  # shapes only: nothing is computed that a path could be chosen for
     if query.dtype not in _FUSED_DTYPES:
         raise PathError(
             f"the forced path {path!r} takes float32, bfloat16 and float16, got {query.dtype}: "
