@@ -1,6 +1,7 @@
 # make demo   sets up, then trains, switches, exports and measures on bundled images
 # make test   sets up, then runs the test suite
 # make lint   style, types, and whether the documentation is what the code says
+# make bench  measures what docs/performance.md quotes, on an idle machine; then: make docs
 # make constraints   records the installed versions as the tested set
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ READY := $(VENV)/.ready
 # Each test process computes on one thread; as many processes as there are cores, at most four.
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(min(4, os.cpu_count() or 1))")
 
-.PHONY: setup demo test lint docs constraints
+.PHONY: setup demo test lint docs bench constraints
 
 setup: $(READY)
 
@@ -38,6 +39,9 @@ lint: $(READY)
 
 docs: $(READY)
 	$(BIN)/python docs/build.py
+
+bench: $(READY)
+	CASTLING=$(BIN)/castling benchmarks/performance.sh
 
 # Names and versions only. Builds for one kind of accelerator come with torch and are left to it.
 constraints: $(READY)

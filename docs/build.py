@@ -13,10 +13,10 @@ import re
 import sys
 import textwrap
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
+from performance_page import facts, performance_page
 
 import castling
 from castling.attention import AttentionConfig, MaskedSoftmax, attention_config, auxiliaries
@@ -24,6 +24,7 @@ from castling.attention.config import kernel_class
 from castling.surgery import strip_
 
 HERE = Path(__file__).parent
+RESULTS = HERE.parent / "benchmarks" / "results"
 NOTE = "<!-- Written by docs/build.py from the code; edit there. -->\n\n"
 
 
@@ -104,9 +105,8 @@ def attentions_page() -> str:
 
 def results_page() -> str:
     """What was measured: the files under benchmarks/results."""
-    results = HERE.parent / "benchmarks" / "results"
     lines = ["# Results\n", "Every figure here stands in a file that the named command wrote.\n"]
-    study = json.loads((results / "study_cifar10.json").read_text(encoding="utf-8"))
+    study = json.loads((RESULTS / "study_cifar10.json").read_text(encoding="utf-8"))
     recipe, data = study["recipe"], study["recipe"]["data"]
     lines += [
         "## What each part of Castling-ViT is worth\n",
@@ -114,43 +114,18 @@ def results_page() -> str:
         f"{data['subset']:,} CIFAR-10 training images (a re-encoded copy, a little below the "
         f"original), {data['image_size']} px, {recipe['epochs']} epochs; top-1 on the 10,000 test "
         f"images in percent, mean ± standard deviation over the seeds. {facts(study['machine'])}\n",
-        (results / "study_cifar10.md").read_text(encoding="utf-8"),
-        (results / "study_cifar10_remarks.md").read_text(encoding="utf-8"),
-        "## Time, memory and MACs against resolution\n",
-    ]
-    bench = json.loads((results / "bench_models.json").read_text(encoding="utf-8"))
-    lines += [
-        "`castling bench --models deit_tiny_patch16_224 castling_deit_tiny_patch16_224 qt_vit_1 "
-        "cas_vit_xs --sizes 224 448 672 896 --threads 1 --rounds 7 --seconds 25` → "
-        "[bench_models.json](../benchmarks/results/bench_models.json). Median of alternated runs, "
-        f"batch {bench['measurements'][0]['batch']}. {facts(bench['machine'])}\n",
-        "![milliseconds against image size](images/time.png)\n",
-        "| model | pixels | tokens | ms | ± | peak MB | MACs (G) |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {m['name']} | {m['height']}×{m['width']} | {m['tokens']} | {m['milliseconds']:.1f} "
-        f"| {m['spread']:.1f} | {m['peak_megabytes']:.1f} | {m['macs'] / 1e9:.3f} |"
-        for m in bench["measurements"]
-        if m["milliseconds"] is not None
-    ]
-    lines += [
-        "",
-        *(
-            f"- {name}: faster than {bench['measurements'][0]['name']} "
-            + (f"from {tokens} tokens on" if tokens else "at none of these sizes")
-            for name, tokens in bench["crossovers"].items()
-        ),
+        (RESULTS / "study_cifar10.md").read_text(encoding="utf-8"),
+        (RESULTS / "study_cifar10_remarks.md").read_text(encoding="utf-8"),
     ]
     return "\n".join(lines) + "\n"
 
 
-def facts(machine: dict[str, Any]) -> str:
-    """The machine of a measurement in one line."""
-    return "Measured on " + ", ".join(f"{key} {value}" for key, value in machine.items()) + "."
-
-
-PAGES = {"models.md": models_page, "attentions.md": attentions_page, "results.md": results_page}
+PAGES = {
+    "models.md": models_page,
+    "attentions.md": attentions_page,
+    "results.md": results_page,
+    "performance.md": lambda: performance_page(RESULTS),
+}
 
 
 def main() -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser
@@ -100,7 +102,7 @@ def bench_ops(arguments: list[str]) -> int:
         threads=values.threads,
         report=_progress,
     )
-    return _finish(values, result)
+    return _finish(values, result, "ops", arguments)
 
 
 def bench_models(arguments: list[str]) -> int:
@@ -150,7 +152,7 @@ def bench_models(arguments: list[str]) -> int:
         threads=values.threads,
         report=_progress,
     )
-    return _finish(values, result)
+    return _finish(values, result, "models", arguments)
 
 
 def plan(arguments: list[str]) -> int:
@@ -243,7 +245,8 @@ def _progress(row: Any) -> None:
     say(f"{row.label}, {row.point}: {'failed' if row.error else 'done'}")
 
 
-def _finish(values: Any, result: BenchResult[Any]) -> int:
+def _finish(values: Any, result: BenchResult[Any], part: str, arguments: list[str]) -> int:
+    result = replace(result, command=shlex.join(["castling", "bench", part, *arguments]))
     lines = [result.table()]
     for path, write in (
         (values.output, result.write_json),

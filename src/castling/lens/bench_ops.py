@@ -172,7 +172,8 @@ class OpsResult(BenchResult[OpMeasurement]):
                 continue
             if (row.batch, row.heads, row.dim, row.dtype) != shape:
                 continue
-            kernels = panels.setdefault(row.path, {})
+            panel = "authors' block" if row.path == REFERENCE else f"{row.path} path"
+            kernels = panels.setdefault(panel, {})
             xs, ys = kernels.setdefault(row.kernel, {}).setdefault("", ([], []))
             xs.append(row.tokens)
             ys.append(row.against_sdpa)

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullLocator
 
 if TYPE_CHECKING:
     from castling.lens.results import BenchResult
 
 #: Told apart by colour-blind readers, visible on white and on black.
 PALETTE = ("#4c78dd", "#e8743b", "#2aa876", "#b45fcf", "#d9a40f", "#d6455d", "#17a2b8", "#8c7355")
+_COLUMNS = 4
 #: Stands for the text colour until it is replaced by the page's.
 _INK = "#010203"
 
@@ -26,7 +26,7 @@ class Plot:
     """A drawing that can be written on a page or into a file.
 
     Args:
-        draw: each paints on an axes of its own, side by side.
+        draw: each paints on an axes of its own, side by side, at most four in a row.
         width: inches.
         height: inches.
         y: label of all vertical axes.
@@ -66,8 +66,12 @@ class Plot:
             }
         ):
             figure = Figure(figsize=(self.width, self.height), layout="constrained")
-            panels = figure.subplots(1, len(self.draw), sharey=True, squeeze=False)[0]
-            for axes, draw in zip(panels, self.draw, strict=True):
+            columns = min(len(self.draw), _COLUMNS)
+            rows = -(-len(self.draw) // columns)
+            panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
+            for axes in panels.flat[len(self.draw) :]:
+                axes.set_axis_off()
+            for axes, draw in zip(panels.flat, self.draw, strict=False):
                 draw(axes)
                 axes.spines[["top", "right"]].set_visible(False)
                 for side in ("left", "bottom"):
@@ -75,7 +79,7 @@ class Plot:
                 axes.grid(True, color=ink, alpha=0.1, linewidth=0.8)
                 axes.set_axisbelow(True)
             if self.y:
-                panels[0].set_ylabel(self.y)
+                figure.supylabel(self.y, fontsize=10)
             if self.title:
                 figure.suptitle(self.title, fontsize=10)
             if self.legend:
@@ -202,6 +206,15 @@ def speedups(
         dict.fromkeys(way for panel in panels.values() for one in panel.values() for way in one)
     )
 
+    values = [
+        y
+        for panel in panels.values()
+        for one in panel.values()
+        for _, ys in one.values()
+        for y in ys
+    ]
+    ticks = _ratio_ticks(values)
+
     def draw_panel(name: str) -> Callable[[Any], None]:
         def draw(axes: Any) -> None:
             sizes: set[float] = set()
@@ -214,6 +227,7 @@ def speedups(
                         linestyle=_STYLES[ways.index(way) % len(_STYLES)],
                         marker="o",
                         markersize=4,
+                        markerfacecolor=None if way == ways[0] else "none",
                         linewidth=1.8,
                     )
                     sizes |= set(xs)
@@ -222,10 +236,8 @@ def speedups(
             axes.set_xscale("log", base=2)
             axes.set_yscale("log")
             axes.set_xticks(sorted(sizes), [f"{size:g}" for size in sorted(sizes)])
-            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}×")
-            axes.yaxis.set_minor_formatter(_minor)
-            axes.tick_params(axis="y", which="minor", labelsize=8)
-            axes.xaxis.set_minor_locator(NullLocator())
+            axes.set_yticks(ticks, [f"{tick:g}×" for tick in ticks])
+            axes.minorticks_off()
             if name:
                 axes.set_title(name, fontsize=10)
 
@@ -238,15 +250,22 @@ def speedups(
         legend += [(way, "#888888", _STYLES[i % len(_STYLES)]) for i, way in enumerate(ways)]
     return Plot(
         *(draw_panel(name) for name in panels),
-        width=2.7 * len(panels) + 3.4,
-        height=4.0,
+        width=2.7 * min(len(panels), _COLUMNS) + 3.4,
+        height=3.6 * -(-len(panels) // _COLUMNS) + 0.4,
         y=y,
         title=title,
         legend=legend,
     )
 
 
-def _minor(value: float, _: Any) -> str:
-    """Labels at 2 and 5 of each decade."""
-    leading = value / 10.0 ** math.floor(math.log10(value))
-    return f"{value:g}×" if round(leading, 6) in (2, 5) else ""
+def _ratio_ticks(values: Sequence[float]) -> list[float]:
+    """Round ratios that cover ``values`` and 1, the closer the less they differ."""
+    low, high = min(1.0, *values), max(1.0, *values)
+    steps = (1, 2, 5) if high / low > 8 else (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
+    decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+    ticks = [round(step * 10.0**decade, 9) for decade in decades for step in steps]
+    if high / low < 2:
+        ticks = [round(0.1 * tenth, 1) for tenth in range(1, 41)]
+    first = max((tick for tick in ticks if tick <= low), default=low)
+    last = min((tick for tick in ticks if tick >= high), default=high)
+    return [tick for tick in ticks if first <= tick <= last]

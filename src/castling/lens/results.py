@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -55,10 +55,12 @@ class BenchResult(Generic[Row]):
     Attributes:
         measurements: by setting, then by subject.
         machine: device, threads, versions.
+        command: that measured it; empty where Python did.
     """
 
     measurements: tuple[Row, ...]
     machine: dict[str, Any]
+    command: str = field(default="", kw_only=True)
 
     #: Column heads of the table; the first two are flush left.
     head: ClassVar[tuple[str, ...]] = ()
