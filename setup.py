@@ -26,6 +26,8 @@ FLAGS = (
     # No errno, contracted multiply-adds; NaN and infinity keep their meaning.
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
     *("-fno-exceptions", "-fno-rtti", "-Wall", "-Wno-psabi", "-Wno-unused-function"),
+    # GCC warns of its own AVX-512 headers.
+    *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),
 )
 X86 = {
     "avx2": ("-mavx2", "-mfma", "-mf16c"),
@@ -92,8 +94,10 @@ class BuildNative(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         """Build into the package, or warn and go on."""
+        self.built = False
         try:
             build_library(Path(self.get_ext_fullpath(ext.name)), Path(self.build_temp))
+            self.built = True
         except (OSError, RuntimeError) as error:
             print(
                 f"warning: castling's C++ operators were not built ({error}); attention on a CPU "
@@ -103,8 +107,7 @@ class BuildNative(build_ext):
 
     def copy_extensions_to_source(self) -> None:
         """Editable installation: nothing to copy when nothing was built."""
-        built = Path(self.get_ext_fullpath(self.extensions[0].name))
-        if built.exists():
+        if self.built:
             super().copy_extensions_to_source()
 
 

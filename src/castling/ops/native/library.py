@@ -54,7 +54,7 @@ def load() -> Library | str:
     except (OSError, AttributeError, ValueError) as error:
         return f"{_FILE.name} cannot be used ({error}); install castling again"
     functions.castling_select(INSTRUCTION_SETS.index(chosen))
-    entry = _openmp_entry()
+    entry = openmp_entry()
     functions.castling_use_openmp(ctypes.c_void_p(entry))
     compiler = functions.castling_compiler().decode()
     return Library(functions, chosen, compiler, entry is not None)
@@ -68,7 +68,8 @@ def _instruction_set(functions: ctypes.CDLL) -> str:
     return forced or able[-1]
 
 
-def _openmp_entry() -> int | None:
+def openmp_entry() -> int | None:
+    """Address of GOMP_parallel, which every OpenMP runtime of PyTorch has; None without one."""
     try:
         return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p).value
     except (AttributeError, OSError, TypeError):

@@ -1,0 +1,104 @@
+// Linear attention, forward: the state S = Σφ(k)vᵀ, z = Σφ(k), m = Σv in the first pass over the
+// tokens, rows of the output in the second.
+#include "linear_problem.h"
+
+namespace CASTLING_NAMESPACE {
+namespace {
+
+struct Forward : LinearProblem {
+  explicit Forward(const LinearArguments& arguments)
+      : LinearProblem(arguments, arguments.keys, arguments.queries, 1) {
+    sum_floats = dim * ldv + ldk + 2 * ldv;  // S, z, m, and s·a·m
+    head_floats = 16 + (converts_values() ? a.keys * ldv : 0);
+    worker_floats = most(BLOCK * (ldk + ldv), QueryBlock::floats(*this));
+  }
+
+  float* total(float* sum) const { return sum + dim * ldv; }
+  float* values(float* sum) const { return total(sum) + ldk; }
+
+  void prepare(float*, long b, long h, float* own) {
+    long keys = count_keys(b);
+    own[0] = scale(keys);
+    own[1] = (float)keys;
+    if (converts_values()) masked_rows(a.value, b, h, 0, a.keys, value_dim, own + 16, ldv);
+  }
+
+  void first_pass(float* work, long b, long h, long start, long count, float* own, float* sum) {
+    float* k = work;
+    float* v = k + BLOCK * ldk;
+    float scales[BLOCK];
+    masked_rows(a.key, b, h, start, count, dim, k, ldk);
+    map_rows(a.features, {k, ldk}, count, key_wide, eps, k, ldk, scales);
+    if (a.key_mask != nullptr)
+      for (long t = 0; t < count; ++t)
+        if (!takes_part(b, start + t)) scales[t] = 0;
+    Rows rows{v, ldv};
+    if (converts_values())
+      rows = {own + 16 + start * ldv, ldv};
+    else
+      masked_rows(a.value, b, h, start, count, value_dim, v, ldv);
+    if (mean || a.state != nullptr) add_rows(rows, nullptr, count, value_wide, values(sum));
+    if (rowsum || a.state != nullptr) add_rows({k, ldk}, scales, count, key_wide, total(sum));
+    if (a.features == castling::UNIT || a.features == castling::SQUARES) {
+      for (long t = 0; t < count; ++t)
+        for (long c = 0; c < value_wide; c += LANES)
+          store(v + t * ldv + c, broadcast(scales[t]) * load(rows.data + t * rows.ld + c));
+      rows = {v, ldv};
+    }
+    matmul<true, true>(dim, value_dim, count, k, ldk, rows.data, rows.ld, sum, ldv);
+  }
+
+  void finish(float*, long b, long h, float* own, float* sum) {
+    float* m = values(sum);
+    for (long c = 0; c < value_wide; c += LANES)
+      store(m + ldv + c, broadcast(own[0] * constant) * load(m + c));
+    if (a.state == nullptr) return;
+    float* to = a.state + (b * heads + h) * (dim * value_dim + dim + value_dim);
+    for (long r = 0; r < dim; ++r)
+      __builtin_memcpy(to + r * value_dim, sum + r * ldv, value_dim * sizeof(float));
+    __builtin_memcpy(to + dim * value_dim, total(sum), dim * sizeof(float));
+    __builtin_memcpy(to + dim * value_dim + dim, m, value_dim * sizeof(float));
+  }
+
+  void second_pass(float* work, long b, long h, long start, long count, float* own, float* sum) {
+    QueryBlock block(*this, work);
+    block.compute(*this, b, h, start, count, own[0], (long)own[1], sum, total(sum),
+                  mean ? values(sum) + ldv : nullptr);
+    bool direct = in_place(a.out, a.dtype, value_dim);
+    float* to = direct ? (float*)a.out.data + b * a.out.batch + start * a.out.token + h * a.out.head
+                       : block.x;
+    long ld = direct ? a.out.token : ldv;
+    if (local.kind) {
+      Rows all = all_values(b, h, own + 16);
+      convolve(local, weights_of(h, false), all.data, all.ld, start, count, block.x, ldv,
+               block.factors, to, ld);
+    } else {
+      for (long t = 0; t < count; ++t)
+        for (long c = 0; c < value_wide; c += LANES)
+          store(to + t * ld + c, broadcast(block.factors[t]) * load(block.x + t * ldv + c));
+    }
+    if (!direct) unpack_rows(to, ld, count, value_dim, a.out, a.dtype, b, h, start);
+  }
+
+  // to += Σ_t scale_t·row_t
+  static void add_rows(Rows rows, const float* scales, long count, long wide, float* to) {
+    for (long c = 0; c < wide; c += LANES) {
+      Vec sums[2] = {};
+      for (long t = 0; t < count; ++t) {
+        Vec row = load(rows.data + t * rows.ld + c);
+        sums[t % 2] += scales != nullptr ? broadcast(scales[t]) * row : row;
+      }
+      store(to + c, load(to + c) + (sums[0] + sums[1]));
+    }
+  }
+};
+
+}  // namespace
+
+int linear_attention_forward(const LinearArguments& arguments) {
+  Forward problem(arguments);
+  if (problem.weights.data == nullptr) return 1;
+  return Schedule<Forward>(problem).run();
+}
+
+}  // namespace CASTLING_NAMESPACE

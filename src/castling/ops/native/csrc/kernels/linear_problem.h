@@ -1,0 +1,180 @@
+// What the forward and the backward pass of linear attention share: sizes, constants, the rows x_i.
+#pragma once
+
+#include "convolution.h"
+#include "features.h"
+#include "matmul.h"
+#include "schedule.h"
+
+namespace CASTLING_NAMESPACE {
+
+using castling::LinearArguments;
+
+// Below this many multiply-adds per thread, waking one costs more than it saves.
+constexpr double WORK_PER_THREAD = 4e5;
+// Up to this many bytes a head's rows stay in the second-level cache between the two passes.
+constexpr double HEAD_BYTES = 1 << 20;
+
+struct LinearProblem {
+  const LinearArguments& a;
+  long batch, heads, threads;
+  bool by_head;
+  Blocks first, second;
+  long sum_floats, head_floats, worker_floats;
+
+  long dim, value_dim;       // channels
+  long key_wide, value_wide; // floats of whole vectors that hold them
+  long ldk, ldv;             // floats of a scratch row
+  float eps, gamma, constant, identity;
+  bool rowsum, mean;
+  Local local;
+  castling::Scratch weights;
+
+  LinearProblem(const LinearArguments& arguments, long first_tokens, long second_tokens,
+                double work)
+      : a(arguments),
+        batch(a.batch),
+        heads(a.heads),
+        first(first_tokens),
+        second(second_tokens),
+        dim(a.dim),
+        value_dim(a.value_dim),
+        key_wide(vectors(dim) * LANES),
+        value_wide(vectors(value_dim) * LANES),
+        ldk(padded(dim)),
+        ldv(padded(value_dim)),
+        eps((float)a.eps),
+        gamma((float)a.gamma),
+        constant((float)a.constant),
+        identity((float)a.identity),
+        rowsum(a.normalize == castling::ROWSUM),
+        mean(a.constant != 0),
+        local{(long)a.local, (long)a.taps, (long)a.height, (long)a.width,
+              (long)a.prefix, (long)a.keys, value_wide},
+        weights(local.kind ? 2 * heads * local.size() : 1) {
+    double useful = work * (a.queries + a.keys) * a.batch * a.heads * a.dim * a.value_dim;
+    threads = most(1, least(a.threads, (long)(useful / WORK_PER_THREAD)));
+    double bytes = 4.0 * (a.queries + a.keys) * (a.dim + a.value_dim);
+    by_head = batch * heads >= threads && bytes <= HEAD_BYTES;
+    if (local.kind && weights.data != nullptr) {
+      lay_weights(local, a.local_weight, heads, value_dim, false, weights.data);
+      lay_weights(local, a.local_weight, heads, value_dim, true,
+                  weights.data + heads * local.size());
+    }
+  }
+
+  const float* weights_of(long h, bool flipped) const {
+    return weights.data + ((flipped ? heads : 0) + h) * local.size();
+  }
+
+  bool takes_part(long b, long token) const {
+    return a.key_mask == nullptr || a.key_mask[b * a.mask_batch + token * a.mask_token];
+  }
+
+  long count_keys(long b) const {
+    if (a.key_mask == nullptr) return a.keys;
+    long count = 0;
+    for (long t = 0; t < a.keys; ++t) count += takes_part(b, t);
+    return count;
+  }
+
+  float scale(long keys) const { return a.kv_scale > 0 ? (float)a.kv_scale : 1.0f / most(1, keys); }
+
+  void zero_masked(float* rows, long ld, long b, long start, long count) const {
+    if (a.key_mask == nullptr) return;
+    for (long t = 0; t < count; ++t)
+      if (!takes_part(b, start + t)) zero(rows + t * ld, ld);
+  }
+
+  // Keys and values count as zero where they are masked, whatever stands in memory.
+  void masked_rows(const castling::Tensor4& x, long b, long h, long start, long count,
+                   long channels, float* to, long ld) const {
+    pack_rows(x, a.dtype, b, h, start, count, channels, to, ld);
+    zero_masked(to, ld, b, start, count);
+  }
+
+  // Rows of values at queries, in place where they can be read so.
+  Rows value_rows(long b, long h, long start, long count, float* scratch) const {
+    if (a.key_mask == nullptr)
+      return rows_of(a.value, a.dtype, b, h, start, count, value_dim, scratch, ldv);
+    masked_rows(a.value, b, h, start, count, value_dim, scratch, ldv);
+    return {scratch, ldv};
+  }
+
+  // A convolution reads rows again and again: they are converted once, unless they can stay.
+  bool converts_values() const {
+    return local.kind && (a.key_mask != nullptr || !in_place(a.value, a.dtype, value_dim));
+  }
+  Rows all_values(long b, long h, const float* converted) const {
+    if (converts_values()) return {converted, ldv};
+    return {(const float*)a.value.data + b * a.value.batch + h * a.value.head,
+            (long)a.value.token};
+  }
+};
+
+// Scratch rows of a block of queries, in a worker's memory.
+struct QueryBlock {
+  float* raw;       // (BLOCK, ldk) queries, where they cannot be read in place
+  float* mapped;    // (BLOCK, ldk) rows a of φ
+  float* x;         // (BLOCK, ldv)
+  float* residual;  // (BLOCK, ldv)
+  Rows query, rows;
+  float scales[BLOCK];
+  float factors[BLOCK];  // y = factor·x
+
+  static long floats(const LinearProblem& p) { return 2 * BLOCK * (p.ldk + p.ldv); }
+  QueryBlock(const LinearProblem& p, float* memory)
+      : raw(memory),
+        mapped(raw + BLOCK * p.ldk),
+        x(mapped + BLOCK * p.ldk),
+        residual(x + BLOCK * p.ldv) {}
+
+  // x_i = ι·r_i + sγ·φ(q_i)ᵀS + (sa)·m and the factors that normalise; `mean` is s·a·m.
+  void compute(const LinearProblem& p, long b, long h, long start, long count, float s, long keys,
+               const float* state, const float* total, const float* mean) {
+    const LinearArguments& a = p.a;
+    query = rows_of(a.query, a.dtype, b, h, start, count, p.dim, raw, p.ldk);
+    map_rows(a.features, query, count, p.key_wide, p.eps, mapped, p.ldk, scales);
+    rows = transforms(a.features) ? Rows{mapped, p.ldk} : query;
+    matmul<false, false>(count, p.value_dim, p.dim, rows.data, rows.ld, state, p.ldv, x, p.ldv);
+    Rows added{nullptr, 0};
+    if (p.identity != 0)
+      added = a.residual.data != nullptr
+                  ? rows_of(a.residual, a.dtype, b, h, start, count, p.value_dim, residual, p.ldv)
+                  : p.value_rows(b, h, start, count, residual);
+    for (long t = 0; t < count; ++t) {
+      float weight = s * p.gamma * scales[t];
+      float squares = combine(p.value_wide, x + t * p.ldv, weight, p.identity,
+                              added.data ? added.data + t * added.ld : nullptr, mean);
+      factors[t] = 1;
+      if (a.normalize == castling::L2) {
+        factors[t] = inverse_norm(squares, p.eps);
+      } else if (p.rowsum) {
+        float sum = weight * dot(rows.data + t * rows.ld, total, p.key_wide) +
+                    s * p.constant * keys + (float)a.row_eps;
+        factors[t] = sum == 0 ? 1 : 1 / sum;
+      }
+    }
+  }
+
+ private:
+  // x ← weight·x + identity·added + mean; returns Σx².
+  static CASTLING_INLINE float combine(long wide, float* x, float weight, float identity,
+                                       const float* added, const float* mean) {
+    Vec squares = {}, more = {};
+    for (long c = 0; c < wide; c += LANES) {
+      Vec row = broadcast(weight) * load(x + c);
+      if (added != nullptr) row += broadcast(identity) * load(added + c);
+      if (mean != nullptr) row += load(mean + c);
+      store(x + c, row);
+      // Two sums: one would wait for itself.
+      if (c / LANES % 2)
+        squares += row * row;
+      else
+        more += row * row;
+    }
+    return sum(squares + more);
+  }
+};
+
+}  // namespace CASTLING_NAMESPACE
