@@ -182,7 +182,8 @@ def linear_attention_bwd_kernel_queries(
 
 @triton.jit
 def linear_attention_bwd_kernel_keys(
-    grad_out, key, value, weight, mask, counts, scalar, value_share, d_state, d_key, d_value, filter_parts,
+    grad_out, key, value, weight, mask, counts, scalar, value_share, d_state,
+    d_key, d_value, filter_parts,
     keys, heads, groups, blocks, block_keys,
     grad_out_batch, grad_out_token, grad_out_head, grad_out_channel,
     key_batch, key_token, key_head, key_channel,
