@@ -28,9 +28,9 @@ class Tile:
 
 # By kernel, then by the wider of the padded d and d_v: 64 or less, or 128 and more.
 HALF = {
-    "forward": (Tile(128, 64, 4, 3), Tile(128, 64, 8, 2)),
+    "forward": (Tile(128, 64, 8, 3), Tile(128, 64, 8, 2)),
     "query_gradient": (Tile(128, 64, 8, 2), Tile(64, 64, 8, 2)),
-    "key_gradient": (Tile(128, 64, 8, 2), Tile(64, 64, 8, 2)),
+    "key_gradient": (Tile(128, 32, 8, 2), Tile(64, 32, 8, 2)),
     "moment": (Tile(0, 64, 4, 2), Tile(0, 64, 8, 2)),
     "pairs": (Tile(16, 64, 8, 3), Tile(16, 32, 8, 2)),
     "output": (Tile(128, 0, 4, 3), Tile(128, 0, 8, 2)),
@@ -39,12 +39,12 @@ HALF = {
 # Full-precision products of float32 run on the ordinary cores, one register per operand.
 FULL = {
     "forward": (Tile(64, 32, 8, 2), Tile(32, 32, 8, 1)),
-    "query_gradient": (Tile(64, 32, 8, 1), Tile(32, 32, 8, 1)),
-    "key_gradient": (Tile(64, 32, 8, 1), Tile(32, 32, 8, 1)),
+    "query_gradient": (Tile(32, 32, 8, 1), Tile(32, 16, 8, 1)),
+    "key_gradient": (Tile(32, 32, 8, 1), Tile(32, 16, 8, 1)),
     "moment": (Tile(0, 32, 8, 1), Tile(0, 16, 8, 1)),
     "pairs": (Tile(8, 32, 8, 1), Tile(8, 16, 8, 1)),
-    "output": (Tile(64, 0, 8, 1), Tile(32, 0, 8, 1)),
-    "gradient": (Tile(64, 0, 8, 1), Tile(32, 0, 8, 1)),
+    "output": (Tile(32, 0, 8, 1), Tile(16, 0, 8, 1)),
+    "gradient": (Tile(32, 0, 8, 1), Tile(16, 0, 8, 1)),
 }
 
 
@@ -68,8 +68,9 @@ def operand_of(dtype: torch.dtype, *, unit_rows: bool, backward: bool) -> str:
 
 
 def splits_of(programs: int, tokens: int, step: int) -> tuple[int, int]:
-    """(splits, tokens of each) so that ``programs`` × splits fill a GPU; at least four steps each."""
+    """(splits, tokens of each): ``programs`` × splits fill a GPU, at least four steps each."""
     wanted = -(-PROGRAMS_TO_FILL_A_GPU // programs)
     least = 4 * step
-    length = -(--(-tokens // wanted) // least) * least
+    share = -(-tokens // wanted)
+    length = -(-share // least) * least
     return -(-tokens // length), length

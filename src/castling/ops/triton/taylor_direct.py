@@ -1,6 +1,6 @@
 """Exact Taylor attention in tiles of the N×N similarity: p = 1 + z + z²/2, no exponential.
 
-- p ≥ ½ and grows only quadratically: no running maximum, no rescaling, one plain loop over the keys.
+- p ≥ ½ and grows only quadratically: no running maximum, no rescaling, one plain loop over keys.
 - Only r = p − 1 meets the values in half precision; the ones are Σ_j v_j, summed in float32. So a
   rounded p costs nothing where z is small, as it is for unit rows.
 - A key that does not take part is loaded as zero: then r = 0 and no mask touches the similarity.

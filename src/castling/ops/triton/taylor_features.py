@@ -10,8 +10,7 @@ above) and *gradient* (rows, w, S -> S₁w + Σ_b x̂_b S₂[·, b]w).
 
 - S₂ is symmetric. Channels are cut in blocks of eight and only pairs of blocks A ≤ B are kept, each
   a dense 8×8 tile: 2304 products of two channels at d = 64 where the triangle has 2080 and the
-  square 4096. Blocks A < B stand for both orders and weigh 1, blocks A = B are whole and weigh ½;
-  either factor is exact.
+  square 4096. In the sum above blocks A < B stand for both orders, blocks A = B are whole.
 - Products x_a·x_b are made rather than x_a·w: each then meets every channel of w, so that there
   are least of them per multiplication of the tensor cores.
 - All sums over the keys carry 1/N_k, so that nothing overflows and a row sum is near one.
@@ -39,15 +38,16 @@ from castling.ops.triton.taylor_tiles import (
 
 @triton.jit
 def taylor_pairs_kernel(
-    x, w, mask, weights, centre, scale, pairs, x_batch, x_token, x_head, x_channel, w_batch, w_token,
-    w_head, w_channel, mask_batch, mask_token, heads, tokens, splits, split_length, rows, factor,
+    x, w, mask, weights, centre, scale, pairs, x_batch, x_token, x_head, x_channel, w_batch,
+    w_token, w_head, w_channel, mask_batch, mask_token, heads, tokens, splits, split_length, rows,
+    factor,
     DIM: tl.constexpr, W_DIM: tl.constexpr, W_WIDTH: tl.constexpr, SIDE: tl.constexpr,
-    SQUARES: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr, WEIGHTED: tl.constexpr, CENTRED: tl.constexpr,
-    OPERAND: tl.constexpr,
+    SQUARES: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr, WEIGHTED: tl.constexpr,
+    CENTRED: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
     """Tiles of S₂ of one pair of SIDE-wide channel blocks, one split of the tokens, one head.
 
-    pairs: (splits, B·H, tiles of 8×8, 64, W_WIDTH), f·Σ_i β_i x̂_a x̂_b w_i times ½ or 1 as above.
+    pairs: (splits, B·H, tiles of 8×8, 64, W_WIDTH), f·Σ_i β_i x̂_a x̂_b w_i.
     SQUARES is the number of such pairs, DIM/SIDE·(DIM/SIDE + 1)/2.
     """
     part, row, batch, head = locate(splits * SQUARES, heads)
@@ -99,7 +99,7 @@ def taylor_pairs_kernel(
     blocks: tl.constexpr = (DIM + 7) // 8
     tiles: tl.constexpr = blocks * (blocks + 1) // 2
     wanted = (a // 8 <= b // 8) & (b // 8 < blocks)
-    accumulator *= (tl.where(a // 8 == b // 8, 0.5, 1.0) * factor)[:, None]
+    accumulator *= factor
     place = (split.to(tl.int64) * rows + row) * (tiles * 64) + pair_place(a, b, blocks)
     channel = tl.arange(0, W_WIDTH)
     pointers = pairs + place[:, None] * W_WIDTH + channel[None, :]
@@ -116,9 +116,10 @@ def pair_place(a, b, BLOCKS: tl.constexpr):
 @triton.jit
 def taylor_output_kernel(
     x, mask, scale, sums, moments, pairs, linear, square, counts, out, x_batch, x_token, x_head,
-    x_channel, mask_batch, mask_token, heads, tokens, keys, blocks, eps, DIM: tl.constexpr,
-    VALUE_DIM: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, BLOCK: tl.constexpr,
-    MASKED: tl.constexpr, COUNTED: tl.constexpr, NORMALISE: tl.constexpr, OPERAND: tl.constexpr,
+    x_channel, mask_batch, mask_token, heads, tokens, keys, blocks, eps,
+    DIM: tl.constexpr, VALUE_DIM: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr, MASKED: tl.constexpr, COUNTED: tl.constexpr, NORMALISE: tl.constexpr,
+    OPERAND: tl.constexpr,
 ):  # fmt: skip
     """S₀ + S₁ᵀx̂ + ½x̂x̂:S₂ for one block of rows, over 1 + E₁x̂ + ½x̂ᵀE₂x̂ + eps if NORMALISE.
 
@@ -153,7 +154,8 @@ def taylor_output_kernel(
     for _ in range(tiles):
         one = load_eight(x, index, valid, upper * 8 + eight, x_token, x_channel, DIM)
         two = load_eight(x, index, valid, lower * 8 + eight, x_token, x_channel, DIM)
-        two *= squared[:, None]
+        # ½ of a pair, which stands for both orders where the blocks differ.
+        two *= tl.where(upper == lower, 0.5, 1.0) * squared[:, None]
         features = tl.reshape(one[:, :, None] * two[:, None, :], (BLOCK, 64))
         result = product(features, tl.load(state), result, OPERAND)
         state += 64 * VALUE_WIDTH
@@ -186,11 +188,11 @@ def load_eight(x, index, valid, channel, x_token, x_channel, DIM: tl.constexpr):
 @triton.jit
 def taylor_gradient_kernel(
     x, w, mask, centre, scale, sums, moments, pairs, linear, square, counts, gradient, weights,
-    offsets,
-    x_batch, x_token, x_head, x_channel, w_batch, w_token, w_head, w_channel, mask_batch,
-    mask_token, heads, tokens, keys, blocks, eps, DIM: tl.constexpr, W_DIM: tl.constexpr,
-    WIDTH: tl.constexpr, W_WIDTH: tl.constexpr, BLOCK: tl.constexpr, QK_NORM: tl.constexpr,
-    MASKED: tl.constexpr, COUNTED: tl.constexpr, QUERIES: tl.constexpr, OPERAND: tl.constexpr,
+    offsets, x_batch, x_token, x_head, x_channel, w_batch, w_token, w_head, w_channel, mask_batch,
+    mask_token, heads, tokens, keys, blocks, eps,
+    DIM: tl.constexpr, W_DIM: tl.constexpr, WIDTH: tl.constexpr, W_WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr, QK_NORM: tl.constexpr, MASKED: tl.constexpr, COUNTED: tl.constexpr,
+    QUERIES: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
     """Gradient of one block of rows: c·(S₁w + Σ_b x̂_b S₂[·, b]w) + h·(E₁ + E₂x̂), then the norm's.
 
@@ -217,9 +219,15 @@ def taylor_gradient_kernel(
     result = state_product(right, moment, result, OPERAND)
     right = right.to(tl.float32)
     rows = load_tile(x, index, valid, x_token, x_channel, DIM, WIDTH)
+    zeroth = tl.zeros((BLOCK,), tl.float32)
     first_order = tl.zeros((BLOCK,), tl.float32)
+    middle = tl.zeros((BLOCK,), tl.float32)
     if QUERIES:
+        # Here, because w's registers are needed for other things behind the loop.
+        place = row * W_WIDTH + tl.arange(0, W_WIDTH)
+        zeroth = tl.sum(right * tl.load(sums + place)[None, :], axis=1)
         first_order = tl.sum(rows.to(tl.float32) * result, axis=1) * norm
+        middle = tl.sum(right * tl.load(centre + place)[None, :], axis=1)
     eights: tl.constexpr = (DIM + 7) // 8
     tiles: tl.constexpr = eights * (eights + 1) // 2
     pairs += row * (tiles * 64 * W_WIDTH)
@@ -227,11 +235,9 @@ def taylor_gradient_kernel(
     column = x + index.to(tl.int64) * x_token
     for b in range(DIM):
         before = a // 8 <= b // 8
-        place = pair_place(tl.where(before, a, b), tl.where(before, b, a), eights)
-        pointers = pairs + place[:, None] * W_WIDTH + tl.arange(0, W_WIDTH)[None, :]
+        pair = pair_place(tl.where(before, a, b), tl.where(before, b, a), eights)
+        pointers = pairs + pair[:, None] * W_WIDTH + tl.arange(0, W_WIDTH)[None, :]
         state = tl.load(pointers, mask=(a < eights * 8)[:, None], other=0.0)
-        # A tile on the diagonal was halved.
-        state = state.to(tl.float32) * tl.where(a // 8 == b // 8, 2.0, 1.0)[:, None]
         own = tl.load(column + b * x_channel, mask=valid, other=0.0).to(tl.float32) * norm
         result = product(right * own[:, None], tl.trans(state), result, OPERAND)
     shared = tl.zeros((BLOCK, WIDTH), tl.float32)
@@ -247,11 +253,8 @@ def taylor_gradient_kernel(
         inverse = inverse_row_sum(below, count, eps)
         # x̂·result holds the first order once and the second twice.
         both = tl.sum(rows * result, axis=1) * norm
-        zeroth = tl.load(sums + row * W_WIDTH + tl.arange(0, W_WIDTH))[None, :]
-        delta = tl.sum(right * zeroth, axis=1) + 0.5 * (first_order + both)
         # eps draws the output towards zero, not towards the centre.
-        middle = tl.load(centre + row * W_WIDTH + tl.arange(0, W_WIDTH))[None, :]
-        delta -= tl.sum(right * middle, axis=1) * (count * eps)
+        delta = zeroth + 0.5 * (first_order + both) - middle * (count * eps)
         offset = -delta * inverse * inverse
         result = result * inverse[:, None] + (first + shared) * offset[:, None]
         tl.store(weights + row * tokens + index, inverse, mask=present)

@@ -13,6 +13,7 @@ from castling.ops.triton.taylor_tiles import (
     kept,
     load_tile,
     locate,
+    operand,
     product,
     row_scale,
 )
@@ -25,9 +26,9 @@ def taylor_rows_kernel(
     DIM: tl.constexpr, W_DIM: tl.constexpr, WIDTH: tl.constexpr, W_WIDTH: tl.constexpr,
     BLOCK: tl.constexpr, QK_NORM: tl.constexpr, MASKED: tl.constexpr, WEIGHTED: tl.constexpr,
 ):  # fmt: skip
-    """scale (B·H, N): s of x̂ = s·x, zero where masked; sums (splits, B·H, W_WIDTH): Σ_i c_i w_i.
+    """Make scale (B·H, N), s of x̂ = s·x, zero where masked, and sums Σ_i c_i w_i.
 
-    c is ``weights`` (B·H, N) if WEIGHTED, else 1.
+    sums: (splits, B·H, W_WIDTH). c is ``weights`` (B·H, N) if WEIGHTED, else 1.
     """
     split, row, batch, head = locate(splits, heads)
     x += batch * x_batch + head * x_head
@@ -51,16 +52,17 @@ def taylor_rows_kernel(
 
 @triton.jit
 def taylor_moment_kernel(
-    x, w, mask, weights, centre, scale, moments, sums, x_batch, x_token, x_head, x_channel, w_batch,
-    w_token, w_head, w_channel, mask_batch, mask_token, heads, tokens, splits, split_length, rows,
-    factor, DIM: tl.constexpr, W_DIM: tl.constexpr, WIDTH: tl.constexpr, W_WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr, MASKED: tl.constexpr, WEIGHTED: tl.constexpr, CENTRED: tl.constexpr, OWN: tl.constexpr,
-    OPERAND: tl.constexpr,
+    x, w, mask, weights, centre, scale, moments, sums, x_batch, x_token, x_head, x_channel,
+    w_batch, w_token, w_head, w_channel, mask_batch, mask_token, heads, tokens, splits,
+    split_length, rows, factor,
+    DIM: tl.constexpr, W_DIM: tl.constexpr, WIDTH: tl.constexpr, W_WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr, MASKED: tl.constexpr, WEIGHTED: tl.constexpr, CENTRED: tl.constexpr,
+    OWN: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
-    """moments (splits, B·H, WIDTH, W_WIDTH): f·Σ_i β_i x̂_i w_iᵀ; sums (…, W_WIDTH): f·Σ_i β_i w_i.
+    """Make moments (splits, B·H, WIDTH, W_WIDTH): f·Σ_i β_i x̂_i w_iᵀ, and sums: f·Σ_i β_i w_i.
 
-    β is ``weights`` (B·H, N) if WEIGHTED, else 1; w is taken less ``centre`` if CENTRED. With OWN, w is x and takes its scale too: the sums
-    are then f·Σ β x̂x̂ᵀ and f·Σ β x̂.
+    sums: (splits, B·H, W_WIDTH). β is ``weights`` (B·H, N) if WEIGHTED, else 1; w is taken less
+    ``centre`` if CENTRED. With OWN, w is x and takes its scale too: f·Σ β x̂x̂ᵀ and f·Σ β x̂.
     """
     split, row, batch, head = locate(splits, heads)
     x += batch * x_batch + head * x_head
@@ -73,7 +75,9 @@ def taylor_moment_kernel(
         valid = kept(mask, mask_batch, mask_token, batch, index, tokens, MASKED)
         left = load_tile(x, index, valid, x_token, x_channel, DIM, WIDTH).to(tl.float32)
         right = load_tile(w, index, valid, w_token, w_channel, W_DIM, W_WIDTH)
-        right = centred(right, centre, row, valid, W_WIDTH, CENTRED)
+        # Rounded before both sums, so that they, and the pairs, are of the very same values: a
+        # common error of theirs then shifts the output, which no gradient but theirs can see.
+        right = operand(centred(right, centre, row, valid, W_WIDTH, CENTRED), OPERAND)
         norm = tl.load(scale + row * tokens + index, mask=index < tokens, other=0.0)
         weight = tl.where(valid, 1.0, 0.0)
         if WEIGHTED:
@@ -82,7 +86,11 @@ def taylor_moment_kernel(
             weight *= norm
         total += tl.sum(right.to(tl.float32) * weight[:, None], axis=0)
         left *= (weight * norm)[:, None]
-        moment = product(tl.trans(left), right, moment, OPERAND)
+        high = operand(left, OPERAND)
+        if (OPERAND == "bf16") or (OPERAND == "fp16"):
+            low = left - high.to(tl.float32)
+            moment = product(tl.trans(low), right, moment, OPERAND)
+        moment = product(tl.trans(high), right, moment, OPERAND)
     channel = tl.arange(0, W_WIDTH)
     place = split.to(tl.int64) * rows + row
     tl.store(sums + place * W_WIDTH + channel, total * factor)

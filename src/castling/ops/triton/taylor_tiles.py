@@ -55,7 +55,7 @@ def load_tile(
 
 @triton.jit
 def centred(tile, centre, row, valid, WIDTH: tl.constexpr, CENTRED: tl.constexpr):
-    """Rows of ``tile`` less row ``row`` of ``centre`` (B·H, WIDTH), if CENTRED; invalid ones zero."""
+    """``tile`` less row ``row`` of ``centre`` (B·H, WIDTH) if CENTRED, invalid rows still zero."""
     if CENTRED:
         middle = tl.load(centre + row * WIDTH + tl.arange(0, WIDTH))
         tile = tl.where(valid[:, None], tile.to(tl.float32) - middle[None, :], 0.0)
@@ -65,7 +65,7 @@ def centred(tile, centre, row, valid, WIDTH: tl.constexpr, CENTRED: tl.constexpr
 @triton.jit
 def narrowed(tile, DTYPE: tl.constexpr):
     """``tile`` in DTYPE, to the nearest: the interpreter cuts bfloat16 off instead of rounding."""
-    if INTERPRETING and (DTYPE == tl.bfloat16):
+    if INTERPRETING and (tl.bfloat16 == DTYPE):
         bits = tile.to(tl.float32).to(tl.int32, bitcast=True)
         bits = bits + 0x7FFF + ((bits >> 16) & 1)
         tile = (bits & -65536).to(tl.float32, bitcast=True)
@@ -85,7 +85,7 @@ def store_tile(base, tile, tokens, valid, token_stride, DIM: tl.constexpr, WIDTH
 
 @triton.jit
 def row_scale(tile, valid, eps, DIM: tl.constexpr, QK_NORM: tl.constexpr):
-    """s of x̂ = s·x: rsqrt(Σx² + eps), 0 for a zero row unless eps is 0; d^-¼ without QK_NORM."""
+    """Scale s of x̂ = s·x: rsqrt(Σx² + eps), 0 for a zero row unless eps is 0; else d^-¼."""
     if QK_NORM:
         squares = tl.sum(tile * tile, axis=1)
         alive = valid & ((squares != 0.0) | (eps == 0.0))
@@ -117,7 +117,7 @@ def inverse_row_sum(below, count, eps):
 
 @triton.jit
 def raw_product(left, right):
-    """left @ right of untouched inputs, in float32."""
+    """Product left @ right of untouched inputs, in float32."""
     if left.dtype == tl.float32:
         result = tl.dot(left, right, input_precision="ieee")
     elif INTERPRETING:
@@ -143,7 +143,7 @@ def operand(tile, OPERAND: tl.constexpr):
 
 @triton.jit
 def product(left, right, accumulator, OPERAND: tl.constexpr):
-    """accumulator + left @ right, each rounded to OPERAND."""
+    """Sum accumulator + left @ right, each rounded to OPERAND."""
     left = operand(left, OPERAND)
     right = operand(right, OPERAND)
     if OPERAND == "fp32":
@@ -157,7 +157,7 @@ def product(left, right, accumulator, OPERAND: tl.constexpr):
 
 @triton.jit
 def state_product(rows, state, accumulator, OPERAND: tl.constexpr):
-    """accumulator + rows @ state for raw rows and a float32 state in two parts, high and low."""
+    """Sum accumulator + rows @ state: raw rows, a float32 state in two parts, high and low."""
     if (OPERAND == "bf16") or (OPERAND == "fp16"):
         high = operand(state, OPERAND)
         accumulator = product(rows, state - high.to(tl.float32), accumulator, OPERAND)
