@@ -4,6 +4,7 @@
 #
 #   benchmarks/performance.sh            writes benchmarks/results and docs/images
 #   QUICK=1 benchmarks/performance.sh    tries every command at small sizes; writes runs/performance
+#   CLOCK=cpu benchmarks/performance.sh  by processor time: for a machine that is not idle
 set -euo pipefail
 cd "$(dirname "$0")/.."
 CASTLING=${CASTLING:-castling}
@@ -11,12 +12,12 @@ export OMP_NUM_THREADS=1
 
 if [ "${QUICK:-0}" = 1 ]; then
   RESULTS=runs/performance IMAGES=runs/performance
-  TOKENS="49 196" LONG=1024 SHAPES="49" SIZES="64 128" WIDE="64" CLOCK="--rounds 3 --seconds 1"
+  TOKENS="49 196" LONG=1024 SHAPES="49" SIZES="64 128" WIDE="64" ROUNDS="--rounds 3 --seconds 1"
   DEIT=castling_deit_pico OTHERS="castling_levit_pico castling_mvitv2_pico qt_vit_pico cas_vit_pico"
   PLANS="deit_pico:64 deit_pico:128"
 else
   RESULTS=benchmarks/results IMAGES=docs/images
-  TOKENS="49 196 1024 4096" LONG=16384 SHAPES="196 1024" SIZES="224 512 1024" WIDE="224 512" CLOCK=""
+  TOKENS="49 196 1024 4096" LONG=16384 SHAPES="196 1024" SIZES="224 512 1024" WIDE="224 512" ROUNDS=""
   DEIT=castling_deit_tiny_patch16_224
   OTHERS="castling_deit_small_patch16_224 castling_levit_128s castling_mvitv2_tiny qt_vit_1 cas_vit_xs"
   PLANS="deit_tiny_patch16_224:224 deit_tiny_patch16_224:512 levit_128s:224 mvitv2_tiny:224"
@@ -28,23 +29,23 @@ measure() {  # name, then the command; a row that failed stands in the result, a
   shift
   echo "== $name: castling $*" >&2
   rm -f "$RESULTS/$name.json"
-  $CASTLING "$@" --threads 1 --output "$RESULTS/$name.json" || status=$?
+  $CASTLING "$@" --threads 1 --clock "${CLOCK:-wall}" --output "$RESULTS/$name.json" || status=$?
   [ -s "$RESULTS/$name.json" ] || exit "$status"
 }
 
 started=$SECONDS
-measure bench_ops bench ops --tokens $TOKENS $CLOCK --plot "$IMAGES/bench_ops.png"
-measure bench_ops_long bench ops --tokens $LONG $CLOCK
-measure bench_ops_shapes bench ops --tokens $SHAPES --dims 32 128 $CLOCK
-measure bench_ops_bfloat16 bench ops --tokens $SHAPES --dtypes bfloat16 $CLOCK
-measure bench_ops_backward bench ops --tokens $TOKENS --backward $CLOCK \
+measure bench_ops bench ops --tokens $TOKENS $ROUNDS --plot "$IMAGES/bench_ops.png"
+measure bench_ops_long bench ops --tokens $LONG $ROUNDS
+measure bench_ops_shapes bench ops --tokens $SHAPES --dims 32 128 $ROUNDS
+measure bench_ops_bfloat16 bench ops --tokens $SHAPES --dtypes bfloat16 $ROUNDS
+measure bench_ops_backward bench ops --tokens $TOKENS --backward $ROUNDS \
   --plot "$IMAGES/bench_ops_backward.png"
 measure bench_models bench models $DEIT --sizes $SIZES \
-  --runtimes eager compiled onnxruntime openvino $CLOCK --plot "$IMAGES/bench_models.png"
+  --runtimes eager compiled onnxruntime openvino $ROUNDS --plot "$IMAGES/bench_models.png"
 measure bench_models_batch8 bench models $DEIT --sizes ${SIZES%% *} --batches 8 \
-  --runtimes eager compiled onnxruntime openvino $CLOCK
-measure bench_models_others bench models $OTHERS --sizes $WIDE $CLOCK
-measure bench_models_folded bench models $OTHERS --sizes ${SIZES%% *} --fold $CLOCK
+  --runtimes eager compiled onnxruntime openvino $ROUNDS
+measure bench_models_others bench models $OTHERS --sizes $WIDE $ROUNDS
+measure bench_models_folded bench models $OTHERS --sizes ${SIZES%% *} --fold $ROUNDS
 for plan in $PLANS; do
   model=${plan%%:*} size=${plan##*:}
   measure "plan_${model}_$size" plan "$model" --image_size "$size" --seconds 8

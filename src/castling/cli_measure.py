@@ -100,6 +100,7 @@ def bench_ops(arguments: list[str]) -> int:
         seconds=values.seconds,
         device=values.device,
         threads=values.threads,
+        clock=values.clock,
         report=_progress,
     )
     return _finish(values, result, "ops", arguments)
@@ -150,6 +151,7 @@ def bench_models(arguments: list[str]) -> int:
         seconds=values.seconds,
         device=values.device,
         threads=values.threads,
+        clock=values.clock,
         report=_progress,
     )
     return _finish(values, result, "models", arguments)
@@ -186,6 +188,7 @@ def plan(arguments: list[str]) -> int:
         name=values.model,
         device=values.device,
         threads=values.threads,
+        clock=values.clock,
         rounds=values.rounds,
         seconds=values.seconds,
     )
@@ -225,6 +228,11 @@ def _add_clock(parser: ArgumentParser, rounds: int, seconds: float) -> None:
         help=f"time limit of a comparison (default: {seconds})",
     )
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's)")
+    parser.add_argument(
+        "--clock",
+        default="wall",
+        help="wall, or cpu on a busy machine, with --threads 1 (default: wall)",
+    )
     parser.add_argument("--device", default="cpu")
 
 

@@ -1,10 +1,14 @@
 """The clock: turns, quartiles, time limits; and what one machine can do at best."""
 
+import time
+
 import pytest
 import torch
 
 from castling.lens.machine import MachineLimit, machine_facts, measure_limit
 from castling.lens.timing import Timing, time_alternately, timer_for
+
+CPU = torch.device("cpu")
 
 
 class FakeClock:
@@ -57,8 +61,27 @@ def test_quartiles():
 
 def test_the_real_clock_counts_repeats():
     count = []
-    assert timer_for(torch.device("cpu"))(lambda: count.append(1), 7) > 0
+    assert timer_for(CPU)(lambda: count.append(1), 7) > 0
     assert len(count) == 7
+
+
+def test_the_processor_clock_stands_still_while_nothing_runs():
+    timer = timer_for(CPU, "cpu")
+    assert timer(lambda: time.sleep(0.05), 1) < 0.04
+
+
+def test_clocks_that_would_lie_are_refused():
+    with pytest.raises(ValueError, match="no clock 'moon'; there are: wall, cpu"):
+        timer_for(CPU, "moon")
+    with pytest.raises(ValueError, match="one thread on the CPU"):
+        timer_for(torch.device("cuda"), "cpu")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(ValueError, match="one thread on the CPU"):
+            timer_for(CPU, "cpu")
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_machine_limit_is_the_slower_of_computing_and_moving():
@@ -68,9 +91,9 @@ def test_machine_limit_is_the_slower_of_computing_and_moving():
 
 
 def test_limit_and_facts_of_this_machine():
-    limit = measure_limit(torch.device("cpu"), torch.float32, lambda call, repeats: 0.1 * repeats)
+    limit = measure_limit(CPU, torch.float32, lambda call, repeats: 0.1 * repeats)
     assert limit.gflops == pytest.approx(2 * 1536**3 / 1e8)
     assert limit.gigabytes == pytest.approx(2 * 2**27 / 1e8)
-    facts = machine_facts(torch.device("cpu"))
+    facts = machine_facts(CPU)
     assert facts["torch"] == torch.__version__
     assert "naive" in facts["paths"]

@@ -32,7 +32,7 @@ from castling.lens.plots import Plot, speedups
 from castling.lens.results import BenchResult, crossover, percent, ratio, short, spread
 from castling.lens.runtimes import VARIANTS, Run, Runtimes, runtime_versions, runtimes
 from castling.lens.subjects import Size, Subject, count_tokens
-from castling.lens.timing import Timer, Timing, specialised, time_alternately, timer_for
+from castling.lens.timing import Clock, Timer, Timing, specialised, time_alternately, timer_for
 from castling.ops.macs import CONVENTION, macs
 from castling.ops.paths import attention_path
 from castling.surgery import fold_
@@ -197,6 +197,7 @@ def bench_models(
     seconds: float = 10.0,
     device: str | torch.device = "cpu",
     threads: int | None = None,
+    clock: Clock = "wall",
     timer: Timer | None = None,
     report: Callable[[ModelMeasurement], None] | None = None,
 ) -> ModelsResult:
@@ -212,7 +213,8 @@ def bench_models(
         seconds: time limit per size and batch; at least three rounds are made.
         device: where.
         threads: CPU threads; None leaves PyTorch's number.
-        timer: the clock; None is the device's.
+        clock: ``"wall"``, or ``"cpu"`` for one thread on a busy machine.
+        timer: a clock of another kind.
         report: called with each measurement as it is done.
 
     Returns:
@@ -230,11 +232,11 @@ def bench_models(
     if unknown:
         raise ValueError(f"no runtime {unknown[0]!r}; there are: {', '.join(VARIANTS)}")
     device = torch.device(device)
-    timer = timer or timer_for(device)
     before = torch.get_num_threads()
     if threads is not None:
         torch.set_num_threads(threads)
     try:
+        timer = timer or timer_for(device, clock)
         found: list[ModelMeasurement] = []
         for size in sizes:
             for batch in batches:
@@ -246,6 +248,7 @@ def bench_models(
                         report(row)
                 found += rows
         facts = machine_facts(device) | runtime_versions(list(variants))
+        facts["clock"] = clock
         facts["folded"] = "yes" if fold else "no"
         hosts = {subject.name: subject.hosts for subject in subjects}
         return ModelsResult(tuple(found), facts, hosts)

@@ -48,7 +48,15 @@ from castling.lens.results import (
     short,
     spread,
 )
-from castling.lens.timing import Call, Timer, Timing, specialised, time_alternately, timer_for
+from castling.lens.timing import (
+    Call,
+    Clock,
+    Timer,
+    Timing,
+    specialised,
+    time_alternately,
+    timer_for,
+)
 from castling.ops.paths import available_paths
 
 SOFTMAX = "softmax"
@@ -196,6 +204,7 @@ def bench_ops(
     seconds: float = 5.0,
     device: str | torch.device = "cpu",
     threads: int | None = None,
+    clock: Clock = "wall",
     timer: Timer | None = None,
     report: Callable[[OpMeasurement], None] | None = None,
 ) -> OpsResult:
@@ -210,7 +219,8 @@ def bench_ops(
         seconds: time limit per setting; at least three rounds are made.
         device: where.
         threads: CPU threads; None leaves PyTorch's number.
-        timer: the clock; None is the device's.
+        clock: ``"wall"``, or ``"cpu"`` for one thread on a busy machine.
+        timer: a clock of another kind.
         report: called with each measurement as it is done.
 
     Returns:
@@ -225,11 +235,11 @@ def bench_ops(
     if rounds < 1 or min(min(s.batch, s.tokens, s.heads, s.dim) for s in settings) < 1:
         raise ValueError("tokens, heads, channels, batch and rounds must be positive")
     device = torch.device(device)
-    timer = timer or timer_for(device)
     before = torch.get_num_threads()
     if threads is not None:
         torch.set_num_threads(threads)
     try:
+        timer = timer or timer_for(device, clock)
         limits: dict[torch.dtype, MachineLimit] = {}
         found: list[OpMeasurement] = []
         for setting in settings:
@@ -244,7 +254,7 @@ def bench_ops(
                 if report is not None:
                     report(row)
             found += rows
-        facts = machine_facts(device)
+        facts = machine_facts(device) | {"clock": clock}
         for dtype, limit in limits.items():
             facts[f"limit ({_name(dtype)})"] = (
                 f"{limit.gflops:.0f} GFLOP/s, {limit.gigabytes:.1f} GB/s"

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from castling.attention import Softmax, attention_config
 from castling.lens.machine import machine_facts
-from castling.lens.timing import FEWEST_ROUNDS, Timer, time_alternately
+from castling.lens.timing import FEWEST_ROUNDS, Clock, Timer, require_clock, time_alternately
 from castling.ops.paths import available_paths
 from castling.surgery import convertible, linearize_
 from castling.surgery.hosts import HostAttention
@@ -38,15 +38,21 @@ class Stopwatch:
 
     Args:
         device: on a GPU the marks travel in its queue, so that nothing has to wait for them.
+        clock: ``"wall"``, or ``"cpu"`` for one thread on a busy machine.
+
+    Raises:
+        ValueError: as :func:`castling.lens.timing.require_clock`.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, clock: Clock = "wall") -> None:
+        require_clock(clock, device)
         self.device = device
+        self._now = time.perf_counter if clock == "wall" else time.process_time
 
     def mark(self) -> Any:
         """Now."""
         if self.device.type != "cuda":
-            return time.perf_counter()
+            return self._now()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
@@ -81,6 +87,7 @@ def plan(
     name: str = "",
     device: str | torch.device = "cpu",
     threads: int | None = None,
+    clock: Clock = "wall",
     rounds: int = 25,
     seconds: float = 20.0,
     verify: bool = True,
@@ -101,7 +108,8 @@ def plan(
         seconds: time limit of the measurement, and again of the verification; at least three
             rounds are made of each.
         verify: measure the planned model too.
-        stopwatch: the clock; None is the device's.
+        clock: ``"wall"``, or ``"cpu"`` for one thread on a busy machine.
+        stopwatch: a clock of another kind.
 
     Returns:
         the plan; ``save`` writes it, ``linearize_(model, attention, where=plan)`` obeys it.
@@ -118,12 +126,12 @@ def plan(
     if min(*size, batch, rounds) < 1:
         raise ValueError("image_size, batch and rounds must be positive")
     device = torch.device(device)
-    stopwatch = stopwatch or Stopwatch(device)
     config = replace(attention_config(attention), auxiliary=None)
     before = torch.get_num_threads()
     if threads is not None:
         torch.set_num_threads(threads)
     try:
+        stopwatch = stopwatch or Stopwatch(device, clock)
         softmax = _softmax_twin(model).to(device)
         linear = _twin(softmax)
         linearize_(linear, config)

@@ -21,7 +21,7 @@ from castling.attention.local import GridConv
 Packed = Callable[[Tensor], Tensor]
 
 #: A reference that would need more memory than this is left out.
-MOST_BYTES = 2 << 30
+MOST_BYTES = 1 << 29
 
 
 def _heads_first(packed: Tensor) -> tuple[Tensor, ...]:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 import torch._dynamo
@@ -21,6 +21,8 @@ import torch._dynamo
 Call = Callable[[], Any]
 #: Seconds that a call takes, repeated so many times.
 Timer = Callable[[Call, int], float]
+#: ``"cpu"`` stands still while other programs run: for busy machines, one thread, no GPU.
+Clock = Literal["wall", "cpu"]
 Key = TypeVar("Key", bound=Hashable)
 
 #: A timed run lasts at least this long, by repeating calls, so that the clock's grain vanishes.
@@ -59,8 +61,25 @@ class Timing:
         return cls(median * 1e3, low * 1e3, high * 1e3, len(seconds))
 
 
-def timer_for(device: torch.device) -> Timer:
-    """Wall-clock seconds, the device's queue emptied before and after."""
+def require_clock(clock: str, device: torch.device) -> None:
+    """ValueError unless ``clock`` exists and tells the truth on ``device`` and its threads."""
+    if clock not in get_args(Clock):
+        raise ValueError(f"no clock {clock!r}; there are: {', '.join(get_args(Clock))}")
+    if clock == "cpu" and (device.type != "cpu" or torch.get_num_threads() != 1):
+        raise ValueError(
+            'clock "cpu" adds up the time of all threads and knows no other device: take one '
+            'thread on the CPU (threads=1, --threads 1), or clock "wall"'
+        )
+
+
+def timer_for(device: torch.device, clock: Clock = "wall") -> Timer:
+    """Seconds by the wall, the device's queue emptied before and after; or by the processor.
+
+    Raises:
+        ValueError: as :func:`require_clock`.
+    """
+    require_clock(clock, device)
+    now = time.perf_counter if clock == "wall" else time.process_time
 
     def wait() -> None:
         if device.type == "cuda":
@@ -68,11 +87,11 @@ def timer_for(device: torch.device) -> Timer:
 
     def seconds(call: Call, repeats: int) -> float:
         wait()
-        started = time.perf_counter()
+        started = now()
         for _ in range(repeats):
             call()
         wait()
-        return time.perf_counter() - started
+        return now() - started
 
     return seconds
 
