@@ -29,7 +29,7 @@ class Tile:
 
 
 # kernel -> tile for groups of heads up to 64 padded channels wide, and up to 128. Kernels with a
-# convolution hold its taps as well and see fewer rows at once. 64 rows are the fewest that the
+# convolution hold its taps as well, the gradient of "squares" four rows more: fewer at once. 64 rows are the fewest that the
 # matrix units of compute capability 9.0 take in one instruction.
 _BFLOAT16 = {
     "single": (Tile(64, 4, 2), Tile(64, 8, 2)),
@@ -37,9 +37,12 @@ _BFLOAT16 = {
     "state": (Tile(64, 4, 3), Tile(64, 8, 2)),
     "output": (Tile(64, 4, 2), Tile(64, 8, 2)),
     "output local": (Tile(32, 4, 2), Tile(32, 8, 2)),
-    "queries": (Tile(64, 4, 2), Tile(16, 8, 2)),
+    "queries": (Tile(32, 4, 2), Tile(16, 8, 2)),
+    "queries squares": (Tile(16, 4, 2), Tile(16, 8, 1)),
     "keys": (Tile(64, 4, 2), Tile(64, 8, 2)),
+    "keys squares": (Tile(32, 4, 2), Tile(16, 8, 2)),
     "keys local": (Tile(32, 4, 2), Tile(32, 8, 2)),
+    "keys squares local": (Tile(16, 4, 2), Tile(16, 8, 2)),
 }
 # Both operands of a product are split: one more product.
 _FLOAT16 = _BFLOAT16 | {
@@ -50,12 +53,15 @@ _FLOAT16 = _BFLOAT16 | {
 _FLOAT32 = {
     "single": (Tile(32, 8, 1), Tile(16, 16, 1)),
     "single local": (Tile(16, 8, 1), Tile(16, 16, 1)),
-    "state": (Tile(32, 4, 2), Tile(16, 8, 2)),
+    "state": (Tile(32, 8, 2), Tile(16, 8, 2)),
     "output": (Tile(32, 8, 1), Tile(16, 16, 1)),
     "output local": (Tile(16, 4, 1), Tile(16, 16, 1)),
     "queries": (Tile(32, 8, 1), Tile(16, 16, 1)),
+    "queries squares": (Tile(16, 8, 1), Tile(16, 16, 1)),
     "keys": (Tile(32, 8, 1), Tile(16, 16, 1)),
+    "keys squares": (Tile(16, 8, 1), Tile(16, 16, 1)),
     "keys local": (Tile(16, 8, 1), Tile(16, 16, 1)),
+    "keys squares local": (Tile(16, 8, 1), Tile(16, 16, 1)),
 }
 _TILES = {
     torch.bfloat16: _BFLOAT16,

@@ -186,7 +186,9 @@ class Problem:
     def tile(self, kernel: str) -> Tile:
         """The tile of ``kernel`` at this width and precision."""
         width = max(padded_width(self.key_dim), padded_width(self.value_dim)) * self.group
-        if self.weight is not None and kernel in ("single", "output", "keys"):
+        if self.features == "squares" and kernel in ("queries", "keys"):
+            kernel = f"{kernel} squares"
+        if self.weight is not None and kernel not in ("state", "queries", "queries squares"):
             kernel = f"{kernel} local"
         return tile_of(kernel, width, self.query.dtype)
 
