@@ -65,20 +65,22 @@ def count_keys(key: Tensor, key_mask: Tensor | None) -> Tensor | int:
 
 def check_qkv(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None) -> None:
     """Raise ValueError unless shapes are (B, N_q, H, d), (B, N_k, H, d) and (B, N_k, H, d_v)."""
-    if not (query.dim() == key.dim() == value.dim() == 4):
+    # Shapes are read once: this stands before every attention, however small.
+    queries, keys, values = query.shape, key.shape, value.shape
+    if not (len(queries) == len(keys) == len(values) == 4):
         raise ValueError(
             "query, key and value must have four dimensions (batch, tokens, heads, channels); got "
-            f"{tuple(query.shape)}, {tuple(key.shape)}, {tuple(value.shape)}"
+            f"{tuple(queries)}, {tuple(keys)}, {tuple(values)}"
         )
-    if query.shape[0] != key.shape[0] or query.shape[2:] != key.shape[2:]:
+    if queries[0] != keys[0] or queries[2] != keys[2] or queries[3] != keys[3]:
         raise ValueError(
             "query and key must agree in batch, heads and channels; got "
-            f"{tuple(query.shape)} and {tuple(key.shape)}"
+            f"{tuple(queries)} and {tuple(keys)}"
         )
-    if key.shape[:3] != value.shape[:3]:
+    if keys[0] != values[0] or keys[1] != values[1] or keys[2] != values[2]:
         raise ValueError(
             "key and value must agree in batch, tokens and heads; got "
-            f"{tuple(key.shape)} and {tuple(value.shape)}"
+            f"{tuple(keys)} and {tuple(values)}"
         )
     if key_mask is not None and (key_mask.shape != key.shape[:2] or key_mask.dtype != torch.bool):
         raise ValueError(

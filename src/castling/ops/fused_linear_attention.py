@@ -69,12 +69,13 @@ def fused_linear_attention(
         grid = [] if local.grid is None else list(local.grid)
     out = call(
         torch.ops.castling.linear_attention.default,
+        "linear_attention_forward",
         differentiating(q, k, v, residual, weight, scalar),
         *(q, k, v, None if residual is None else residual.to(v.dtype), weight, key_mask, scalar),
         *(features, normalize, identity, gamma, alpha, kv_scale, eps, row_eps),
         *(grid, prefix, path),
     )
-    return out.to(dtype)
+    return out if out.dtype == dtype else out.to(dtype)
 
 
 def _naive(tensors: tuple[Tensor | None, ...], options: tuple[Any, ...]) -> Tensor:

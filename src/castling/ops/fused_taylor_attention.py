@@ -47,10 +47,11 @@ def fused_taylor_attention(
     q, k, v = one_precision(query, key, value)
     out = call(
         torch.ops.castling.taylor_attention.default,
+        "taylor_forward",
         differentiating(q, k, v),
         *(q, k, v, key_mask, qk_norm, eps, order, path),
     )
-    return out.to(dtype)
+    return out if out.dtype == dtype else out.to(dtype)
 
 
 def _naive(tensors: tuple[Tensor | None, ...], options: tuple[Any, ...]) -> Tensor:

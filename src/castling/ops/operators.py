@@ -17,6 +17,7 @@ from torch import Tensor
 from torch._decomp import register_decomposition
 
 from castling.ops.common import autocast_off
+from castling.ops.paths import backend_for
 
 library = torch.library.Library("castling", "DEF")
 
@@ -70,13 +71,30 @@ def differentiating(*tensors: Tensor | None) -> bool:
     )
 
 
-def call(operator: Any, save_state: bool, *arguments: Any) -> Tensor:
-    """The operator's first result; without gradients past the autograd layer, 10 µs cheaper."""
-    if save_state or torch.compiler.is_compiling():
-        out: Tensor = operator(*arguments, save_state)[0]
-        return out
-    with torch._C._AutoDispatchBelowAutograd():
-        out = operator(*arguments, False)[0]
+def call(operator: Any, function: str, save_state: bool, *arguments: Any) -> Tensor:
+    """The operator's first result, for arguments that begin with the query and end with the path.
+
+    Where nothing watches (no gradients, no tracing, no counting), the backend is called straight:
+    the way through PyTorch's dispatcher takes 30 µs, a third of softmax attention at 49 tokens.
+
+    Args:
+        operator: one of ours.
+        function: name of the backend's function that computes it.
+        save_state: whether gradients will be asked for.
+        arguments: the operator's, without ``save_state``.
+    """
+    query, *_, path = arguments
+    if (
+        not save_state
+        and not torch.compiler.is_compiling()
+        and type(query) is Tensor
+        and torch._C._len_torch_dispatch_stack() == 0
+    ):
+        backend = backend_for(path, query)
+        if backend is not None:
+            straight: Tensor = getattr(backend, function)(*arguments[:-1], False)[0]
+            return straight
+    out: Tensor = operator(*arguments, save_state)[0]
     return out
 
 

@@ -108,11 +108,13 @@ def select_path(query: Tensor) -> str:
     """
     if _forced is not None:
         return _forced_path(query)
-    if (
-        query.dtype not in _FUSED_DTYPES
-        or torch.onnx.is_in_onnx_export()
-        or torch.jit.is_tracing()  # type: ignore[attr-defined]
-        or (not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active())
+    if query.dtype not in _FUSED_DTYPES:
+        return "naive"
+    if torch.compiler.is_compiling():
+        if torch.onnx.is_in_onnx_export():
+            return "naive"
+    elif (
+        torch._C._are_functorch_transforms_active() or torch.jit.is_tracing()  # type: ignore[attr-defined]
     ):
         return "naive"
     return _AUTOMATIC.get(query.device.type, "naive")
