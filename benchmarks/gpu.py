@@ -25,6 +25,7 @@ from castling.lens.machine import machine_facts
 from castling.lens.subjects import choose_subjects, read_attention
 from castling.train.files import write_json
 from gpu_kernels import linear_kernels
+from gpu_taylor import taylor_kernels
 
 ATTENTIONS = [n for n in castling.list_attentions() if n != "convolutional_additive"]
 MODELS = ["castling_deit_pico", "castling_levit_pico", "castling_mvitv2_pico", "qt_vit_pico"]
@@ -107,6 +108,7 @@ def speed(device: torch.device, quick: bool) -> dict[str, Any]:
 
 PARTS: dict[str, Callable[[torch.device, bool], Any]] = {
     "linear_kernels": linear_kernels,
+    "taylor_kernels": taylor_kernels,
     "numerics": numerics,
     "models": models,
     "speed": speed,
