@@ -215,9 +215,10 @@ def _targets(ops: Mapping[str, Any], models: Mapping[str, Any]) -> list[str]:
     if not rows:
         return []
     lines = ["## What was aimed at\n", "Aims on one CPU thread; what was missed is **bold**.\n"]
+    subjects = list(dict.fromkeys(name for name, _ in rows))
     table = (
         [f"`{name}`", what, "; ".join(said if met else f"**{said}**" for said, met in found)]
-        for (name, what), found in rows.items()
+        for (name, what), found in sorted(rows.items(), key=lambda row: subjects.index(row[0][0]))
     )
     return lines + _table(["subject", "aim", "measured"], table)
 
