@@ -23,7 +23,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from castling.attention import AttentionConfig, attention_config
-from castling.models.cas_vit_blocks import AdditiveBlock, Downsample, stem
+from castling.models.cas_vit_blocks import AdditiveBlock, Downsample, channels_last, stem
 from castling.surgery.fold import register_fold
 from castling.surgery.fold_layers import absorb_preceding, average, can_precede
 
@@ -299,7 +299,12 @@ class CASViT(nn.Module):
 
 @register_fold(CASViT)
 def _fold_cas_vit(model: CASViT) -> list[str]:
-    """The final norm commutes with the mean over positions; both classifiers become one."""
+    """The final norm commutes with the mean over positions; both classifiers become one.
+
+    The stem gets channels-last weights: whatever the images' memory, all maps behind it are
+    channels-last, where 1×1 convolutions need no copy.
+    """
+    channels_last(*(layer for layer in model.patch_embed if isinstance(layer, nn.Conv2d)))
     heads = [head for head in (model.head, model.dist_head) if isinstance(head, nn.Linear)]
     done = []
     if heads and all(can_precede(model.norm, head) for head in heads):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
@@ -11,30 +12,11 @@ from castling.attention import (
     AttentionConfig,
     ConvolutionalAdditive,
 )
+from castling.models.cas_vit_folded import folded_weights
+from castling.models.cas_vit_parts import ConvMlp, LocalIntegration
+from castling.ops.additive_block import additive_block, can_take
 from castling.surgery.fold import absorb, register_fold
 from castling.surgery.fold_layers import absorb_preceding, can_precede
-
-
-class LocalIntegration(nn.Module):
-    """1×1 · BN · depthwise 3×3 · GELU · 1×1 on (B, C, h, w).
-
-    Args:
-        dim: C.
-    """
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.network = nn.Sequential(
-            nn.Conv2d(dim, dim, 1),
-            nn.BatchNorm2d(dim),
-            nn.Conv2d(dim, dim, 3, padding=1, groups=dim),
-            nn.GELU(),
-            nn.Conv2d(dim, dim, 1),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, C, h, w)."""
-        return self.network(x)
 
 
 class GridAttention(Attention):
@@ -45,27 +27,6 @@ class GridAttention(Attention):
         height, width = x.shape[-2:]
         tokens = super().forward(x.flatten(2).transpose(1, 2), grid=(height, width))
         return tokens.transpose(1, 2).unflatten(2, (height, width))
-
-
-class ConvMlp(nn.Module):
-    """1×1 C→hidden · GELU · 1×1 hidden→C on (B, C, h, w).
-
-    Args:
-        dim: C.
-        hidden: channels between.
-        drop: dropout probability after each convolution.
-    """
-
-    def __init__(self, dim: int, hidden: int, drop: float = 0.0) -> None:
-        super().__init__()
-        self.fc1 = nn.Conv2d(dim, hidden, 1)
-        self.act = nn.GELU()
-        self.fc2 = nn.Conv2d(hidden, dim, 1)
-        self.drop = nn.Dropout(drop)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, C, h, w)."""
-        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
 
 
 class AdditiveBlock(nn.Module):
@@ -105,7 +66,11 @@ class AdditiveBlock(nn.Module):
         self.mlp = ConvMlp(dim, int(dim * mlp_ratio), drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, C, h, w)."""
+        """(B, C, h, w) -> (B, C, h, w); in one operator once folded, see ``fold_``."""
+        if not self.training:
+            weights = folded_weights(self)
+            if weights is not None and can_take(x, weights):
+                return additive_block(x, weights)
         if self.local_perception is not None:
             x = x + self.local_perception(x)
         x = x + self.drop_path(self.attn(self.norm1(x)))
@@ -132,7 +97,18 @@ class Downsample(nn.Module):
 
 @register_fold(Downsample)
 def _fold_downsample(module: Downsample) -> list[str]:
+    channels_last(module.proj)
     return absorb(module, "proj", "norm")
+
+
+def channels_last(*layers: nn.Conv2d) -> None:
+    """Put the weights of convolutions into channels-last memory; what they make lies so as well.
+
+    New parameters take the place of the old ones, which ``fold_`` may have to put back.
+    """
+    for layer in layers:
+        weight = layer.weight.detach().contiguous(memory_format=torch.channels_last)
+        layer.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
 
 
 @register_fold(AdditiveBlock)
