@@ -23,7 +23,7 @@ def taylor_state_shape(
     """Always (0,): the backward pass makes its sums over the keys again.
 
     They cost one read of keys and values; kept, they would take more memory than the keys
-    themselves below d²/4 tokens.
+    themselves below d²/2 tokens.
     """
     return (0,)
 
