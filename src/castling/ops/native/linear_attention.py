@@ -10,14 +10,18 @@ import struct
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, empty, float32, get_num_threads
 
-from castling.ops.native.arguments import dtype_code, packed
+from castling.ops.native.arguments import DTYPES, dtype_code, packed
 from castling.ops.native.library import check, function
 
 _FEATURES = {"unit": 0, "relu": 1, "squares": 2, "identity": 3}
 _NORMALISATIONS = {"none": 0, "l2": 1, "rowsum": 2}
 _LAYOUT = struct.Struct("=45q 3q 4q 7q 2q 5q q 6d")
+_NO_MASK = (0, 0, 0)
+_NO_GRADIENTS = (0,) * 20
+_NO_LOCAL = (0, 0, 0, 0, 0)
+
 _forward = function("linear_attention_forward")
 _backward = function("linear_attention_backward")
 
@@ -73,15 +77,17 @@ def linear_attention_forward(
     """
     batch, queries, heads, dim = query.shape
     value_dim = value.shape[3]
-    out = torch.empty((batch, queries, heads, value_dim), dtype=value.dtype)
-    size = (batch, heads, dim * value_dim + dim + value_dim) if save_state else (0,)
-    state = torch.empty(size, dtype=torch.float32)
+    out = empty((batch, queries, heads, value_dim), dtype=value.dtype)
+    size = (batch, heads, dim * value_dim + dim + value_dim) if save_state else 0
+    state = empty(size, dtype=float32)
     weight = _weight(local_weight)
     arguments = _pack(
         *(query, key, value, residual, out, (), weight, None, key_mask, scalar, state, None),
         *(features, normalize, identity, gamma, alpha, kv_scale, eps, row_eps, grid, prefix),
     )
-    check(_forward(arguments))
+    code = _forward(arguments)
+    if code:
+        check(code)
     return out, state
 
 
@@ -144,7 +150,7 @@ def linear_attention_backward(
     d_residual = None if residual is None else torch.empty_like(residual, memory_format=contiguous)
     weight = _weight(local_weight)
     d_weight = None if weight is None else torch.empty_like(weight)
-    d_constant = torch.empty((), dtype=torch.float32)
+    d_constant = empty((), dtype=float32)
     arguments = _pack(
         *(query, key, value, residual, grad_out, (d_query, d_key, d_value, d_residual)),
         *(weight, d_weight, key_mask, scalar, state.contiguous(), d_constant),
@@ -160,7 +166,11 @@ def linear_attention_backward(
 
 
 def _weight(local_weight: Tensor | None) -> Tensor | None:
-    return None if local_weight is None else local_weight.detach().float().contiguous()
+    if local_weight is None:
+        return None
+    if local_weight.dtype == float32 and local_weight.is_contiguous():
+        return local_weight
+    return local_weight.detach().to(float32).contiguous()
 
 
 def _pack(
@@ -188,30 +198,34 @@ def _pack(
     prefix: int,
 ) -> bytes:
     """The C structure LinearArguments."""
-    others = (out,) if residual is None else (out, residual)
-    dtype = dtype_code(query, key, value, *others)
-    if features not in _FEATURES or normalize not in _NORMALISATIONS:
+    dtype = DTYPES.get(query.dtype, -1)
+    if not (query.dtype == key.dtype == value.dtype == out.dtype) or dtype < 0:
+        dtype_code(query, key, value, out)
+    feature_map, normalisation = _FEATURES.get(features), _NORMALISATIONS.get(normalize)
+    if feature_map is None or normalisation is None:
         raise ValueError(
             f"features is one of {', '.join(_FEATURES)} and normalize one of "
             f"{', '.join(_NORMALISATIONS)}; got {features!r} and {normalize!r}"
         )
+    if residual is not None:
+        dtype_code(value, residual)
     constant = alpha if scalar is None else alpha + float(scalar) ** 2
     batch, queries, heads, dim = query.shape
+    value_shape = value.shape
     return _LAYOUT.pack(
-        *(*packed(query), *packed(key), *packed(value), *packed(residual), *packed(out)),
+        *(query.data_ptr(), *query.stride(), key.data_ptr(), *key.stride()),
+        *(value.data_ptr(), *value.stride(), *packed(residual), out.data_ptr(), *out.stride()),
         *(_NO_GRADIENTS if not gradients else [n for g in gradients for n in packed(g)]),
         *(_NO_MASK if key_mask is None else (key_mask.data_ptr(), *key_mask.stride())),
-        *(0 if weight is None else weight.data_ptr(), 0 if d_weight is None else d_weight.data_ptr()),
+        *(
+            0 if weight is None else weight.data_ptr(),
+            0 if d_weight is None else d_weight.data_ptr(),
+        ),
         *(state.data_ptr(), 0 if d_constant is None else d_constant.data_ptr()),
-        *(batch, queries, key.shape[1], heads, dim, value.shape[3], dtype),
-        *(_FEATURES[features], _NORMALISATIONS[normalize]),
-        *_local(weight, heads, value, grid, prefix),
-        *(torch.get_num_threads(), identity, gamma, constant, kv_scale, eps, row_eps),
+        *(batch, queries, value_shape[1], heads, dim, value_shape[3], dtype),
+        *(feature_map, normalisation, *_local(weight, heads, value, grid, prefix)),
+        *(get_num_threads(), identity, gamma, constant, kv_scale, eps, row_eps),
     )
-
-
-_NO_MASK = (0, 0, 0)
-_NO_GRADIENTS = (0,) * 20
 
 
 def _local(
@@ -219,7 +233,7 @@ def _local(
 ) -> tuple[int, ...]:
     """Kind, taps, height, width and prefix of the local convolution."""
     if weight is None:
-        return 0, 0, 0, 0, 0
+        return _NO_LOCAL
     taps = weight.shape[2]
     expected = (heads * value.shape[3], 1, taps, taps) if len(grid) else (heads, 1, taps, 1)
     if taps % 2 == 0 or weight.shape != expected:

@@ -20,15 +20,17 @@ static CASTLING_INLINE bool transforms(long features) {
 }
 
 // a (in `to`) and scales of rows x; columns are whole vectors, zero behind the last channel.
+// Scales hold Σx² already where the rows were squared while they were packed.
 static void map_rows(long features, Rows x, long tokens, long columns, float eps, float* to,
-                     long ld, float* scales) {
+                     long ld, float* scales, bool squared = false) {
   for (long t = 0; t < tokens; ++t) {
     const float* from = x.data + t * x.ld;
     float* out = to + t * ld;
     if (features == castling::UNIT) {
-      scales[t] = inverse_norm(dot(from, from, columns), eps);
+      scales[t] = inverse_norm(squared ? scales[t] : dot(from, from, columns), eps);
     } else if (features == castling::SQUARES) {
-      Vec inverse = broadcast(1.0f / (dot(from, from, columns) + eps)), squares = {};
+      float total = squared ? scales[t] : dot(from, from, columns);
+      Vec inverse = broadcast(1.0f / (total + eps)), squares = {};
       for (long c = 0; c < columns; c += LANES) {
         Vec w = load(from + c) * load(from + c) * inverse;
         store(out + c, w);

@@ -21,6 +21,7 @@ struct Backward : LinearProblem {
         results(batch * heads * result_floats()),
         through(a.d_value) {
     if (a.dtype != castling::FLOAT32) through.data = (char*)buffer.data;
+    sum_first = dim * ldv;
     sum_floats = dim * ldv + ldk + ldv + result_floats();
     head_floats = CONSTANTS + dim * ldv + ldk + 2 * ldv + 2 * value_dim * ldk +
                   (converts_values() ? a.keys * ldv : 0) +
@@ -89,7 +90,8 @@ struct Backward : LinearProblem {
     return {(const float*)a.out.data + b * a.out.batch + h * a.out.head, (long)a.out.token};
   }
 
-  void first_pass(float* work, long b, long h, long start, long count, float* own, float* sums) {
+  void first_pass(float* work, long b, long h, long start, long count, bool fresh, float* own,
+                  float* sums) {
     Head head(*this, own);
     Sum sum(*this, sums);
     float s = head.constants[0], keys = head.constants[1];
@@ -110,7 +112,9 @@ struct Backward : LinearProblem {
                                          d_x + t * ldv);
     if (rowsum)
       for (long t = 0; t < count; ++t) {
-        sum.result[0] += s * keys * d_sums[t];
+        if (mean)
+          sum.result[0] += s * constant_gradient(d_x + t * ldv, block.x + t * ldv, head.values,
+                                                 keys * block.factors[t]);
         d_sums[t] *= s * gamma;
       }
     pass_identity(b, h, start, count, d_x, block.residual);
@@ -139,8 +143,8 @@ struct Backward : LinearProblem {
           store(sum.total + c,
                 load(sum.total + c) + broadcast(block.scales[t] * d_sums[t]) * load(mapped + c));
     }
-    matmul<true, true>(dim, value_dim, count, block.rows.data, block.rows.ld, d_x, ldv, sum.state,
-                       ldv);
+    (fresh ? matmul<false, true> : matmul<true, true>)(dim, value_dim, count, block.rows.data,
+                                                       block.rows.ld, d_x, ldv, sum.state, ldv);
   }
 
   // dx from the gradient of y = factor·x; returns the gradient of the row sum.
@@ -152,6 +156,14 @@ struct Backward : LinearProblem {
       store(to + c, by * (load(g + c) - (a.normalize == castling::L2 ? back * load(x + c) : Vec{})));
     if (!rowsum) return 0;
     return -factor * along * factor;
+  }
+
+  // dx·(m − N·y): the difference of two large sums, taken before they are sums.
+  float constant_gradient(const float* d_x, const float* x, const float* m, float factor) const {
+    Vec total = {};
+    for (long c = 0; c < value_wide; c += LANES)
+      total += load(d_x + c) * (load(m + c) - broadcast(factor) * load(x + c));
+    return sum(total);
   }
 
   // The identity term's gradient goes to the residual, or waits for the second pass.
@@ -170,7 +182,7 @@ struct Backward : LinearProblem {
     Head head(*this, own);
     Sum sum(*this, sums);
     float s = head.constants[0];
-    sum.result[0] += s * dot(sum.values, head.values, value_wide);
+    if (!rowsum) sum.result[0] = s * dot(sum.values, head.values, value_wide);
     for (long i = 0; i < dim * ldv; i += LANES)
       store(sum.state + i, broadcast(s * gamma) * load(sum.state + i));
     for (long c = 0; c < value_wide; c += LANES)

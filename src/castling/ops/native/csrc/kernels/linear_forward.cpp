@@ -8,6 +8,7 @@ namespace {
 struct Forward : LinearProblem {
   explicit Forward(const LinearArguments& arguments)
       : LinearProblem(arguments, arguments.keys, arguments.queries, 1) {
+    sum_first = dim * ldv;
     sum_floats = dim * ldv + ldk + 2 * ldv;  // S, z, m, and s·a·m
     head_floats = 16 + (converts_values() ? a.keys * ldv : 0);
     worker_floats = most(BLOCK * (ldk + ldv), QueryBlock::floats(*this));
@@ -23,29 +24,34 @@ struct Forward : LinearProblem {
     if (converts_values()) masked_rows(a.value, b, h, 0, a.keys, value_dim, own + 16, ldv);
   }
 
-  void first_pass(float* work, long b, long h, long start, long count, float* own, float* sum) {
+  void first_pass(float* work, long b, long h, long start, long count, bool fresh, float* own,
+                  float* sum) {
     float* k = work;
     float* v = k + BLOCK * ldk;
     float scales[BLOCK];
-    masked_rows(a.key, b, h, start, count, dim, k, ldk);
-    map_rows(a.features, {k, ldk}, count, key_wide, eps, k, ldk, scales);
+    masked_rows(a.key, b, h, start, count, dim, k, ldk, nullptr, scales);
+    map_rows(a.features, {k, ldk}, count, key_wide, eps, k, ldk, scales, true);
     if (a.key_mask != nullptr)
       for (long t = 0; t < count; ++t)
         if (!takes_part(b, start + t)) scales[t] = 0;
+    bool scaled = a.features == castling::UNIT || a.features == castling::SQUARES;
+    bool sums_values = mean || a.state != nullptr;
     Rows rows{v, ldv};
     if (converts_values())
       rows = {own + 16 + start * ldv, ldv};
     else
-      masked_rows(a.value, b, h, start, count, value_dim, v, ldv);
-    if (mean || a.state != nullptr) add_rows(rows, nullptr, count, value_wide, values(sum));
+      masked_rows(a.value, b, h, start, count, value_dim, v, ldv,
+                  scaled && !sums_values ? scales : nullptr);
+    if (sums_values) add_rows(rows, nullptr, count, value_wide, values(sum));
     if (rowsum || a.state != nullptr) add_rows({k, ldk}, scales, count, key_wide, total(sum));
-    if (a.features == castling::UNIT || a.features == castling::SQUARES) {
+    if (scaled && (sums_values || converts_values())) {
       for (long t = 0; t < count; ++t)
         for (long c = 0; c < value_wide; c += LANES)
           store(v + t * ldv + c, broadcast(scales[t]) * load(rows.data + t * rows.ld + c));
       rows = {v, ldv};
     }
-    matmul<true, true>(dim, value_dim, count, k, ldk, rows.data, rows.ld, sum, ldv);
+    (fresh ? matmul<false, true> : matmul<true, true>)(dim, value_dim, count, k, ldk, rows.data,
+                                                       rows.ld, sum, ldv);
   }
 
   void finish(float*, long b, long h, float* own, float* sum) {

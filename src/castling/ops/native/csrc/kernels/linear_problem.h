@@ -20,7 +20,7 @@ struct LinearProblem {
   long batch, heads, threads;
   bool by_head;
   Blocks first, second;
-  long sum_floats, head_floats, worker_floats;
+  long sum_floats, sum_first, head_floats, worker_floats;
 
   long dim, value_dim;       // channels
   long key_wide, value_wide; // floats of whole vectors that hold them
@@ -88,9 +88,12 @@ struct LinearProblem {
 
   // Keys and values count as zero where they are masked, whatever stands in memory.
   void masked_rows(const castling::Tensor4& x, long b, long h, long start, long count,
-                   long channels, float* to, long ld) const {
-    pack_rows(x, a.dtype, b, h, start, count, channels, to, ld);
+                   long channels, float* to, long ld, const float* factors = nullptr,
+                   float* squares = nullptr) const {
+    pack_rows(x, a.dtype, b, h, start, count, channels, to, ld, factors, squares);
     zero_masked(to, ld, b, start, count);
+    for (long t = 0; a.key_mask != nullptr && squares != nullptr && t < count; ++t)
+      if (!takes_part(b, start + t)) squares[t] = 0;
   }
 
   // Rows of values at queries, in place where they can be read so.

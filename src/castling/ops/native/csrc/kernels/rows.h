@@ -46,16 +46,29 @@ CASTLING_INLINE float as_float(const float* p) {
   return *p;
 }
 
-template <class T>
+// Row t is multiplied by factors[t] where there are factors; squares[t] becomes its Σx².
+template <class T, bool FACTORS, bool SQUARES>
 static void pack(const T* source, long token, long channel, long tokens, long count, float* to,
-                 long ld) {
+                 long ld, const float* factors, float* squares) {
   long whole = count / LANES * LANES, end = vectors(count) * LANES;
   if (channel == 1) {
     for (long t = 0; t < tokens; ++t) {
       const T* from = source + t * token;
       float* out = to + t * ld;
-      for (long c = 0; c < whole; c += LANES) store(out + c, load(from + c));
-      if (whole < count) store(out + whole, load_part(from + whole, count - whole));
+      Vec factor = broadcast(FACTORS ? factors[t] : 1), even = {}, odd = {};
+      long c = 0;
+      for (; c + 2 * LANES <= whole; c += 2 * LANES) {
+        Vec x = load(from + c), y = load(from + c + LANES);
+        if (SQUARES) even += x * x, odd += y * y;
+        store(out + c, FACTORS ? factor * x : x);
+        store(out + c + LANES, FACTORS ? factor * y : y);
+      }
+      for (; c < count; c += LANES) {
+        Vec x = c < whole ? load(from + c) : load_part(from + c, count - c);
+        if (SQUARES) even += x * x;
+        store(out + c, FACTORS ? factor * x : x);
+      }
+      if (SQUARES) squares[t] = sum(even + odd);
     }
     return;
   }
@@ -66,21 +79,42 @@ static void pack(const T* source, long token, long channel, long tokens, long co
       for (long c = 0; c < count; ++c)
         to[t * ld + c] = as_float(source + t * token + c * channel);
   }
-  for (long t = 0; t < tokens; ++t)
+  for (long t = 0; t < tokens; ++t) {
+    Vec total = {};
     for (long c = count; c < end; ++c) to[t * ld + c] = 0;
+    for (long c = 0; (FACTORS || SQUARES) && c < end; c += LANES) {
+      Vec x = load(to + t * ld + c);
+      total += x * x;
+      if (FACTORS) store(to + t * ld + c, broadcast(factors[t]) * x);
+    }
+    if (SQUARES) squares[t] = sum(total);
+  }
+}
+
+template <class T>
+static void pack(const T* source, const Tensor4& x, long tokens, long count, float* to, long ld,
+                 const float* factors, float* squares) {
+  if (factors != nullptr)
+    pack<T, true, false>(source, x.token, x.channel, tokens, count, to, ld, factors, squares);
+  else if (squares != nullptr)
+    pack<T, false, true>(source, x.token, x.channel, tokens, count, to, ld, factors, squares);
+  else
+    pack<T, false, false>(source, x.token, x.channel, tokens, count, to, ld, factors, squares);
 }
 
 // Tokens start … start + tokens − 1 of a head, `count` channels, into rows of `ld` floats; channels
-// up to the next whole vector become zero.
+// up to the next whole vector become zero. On the way, one of: multiplied by factors, or squared
+// and summed.
 static void pack_rows(const Tensor4& x, long dtype, long b, long h, long start, long tokens,
-                      long count, float* to, long ld) {
+                      long count, float* to, long ld, const float* factors = nullptr,
+                      float* squares = nullptr) {
   long at = b * x.batch + start * x.token + h * x.head;
   if (dtype == castling::FLOAT32)
-    pack((const float*)x.data + at, x.token, x.channel, tokens, count, to, ld);
+    pack((const float*)x.data + at, x, tokens, count, to, ld, factors, squares);
   else if (dtype == castling::BFLOAT16)
-    pack((const BFloat16*)x.data + at, x.token, x.channel, tokens, count, to, ld);
+    pack((const BFloat16*)x.data + at, x, tokens, count, to, ld, factors, squares);
   else
-    pack((const Float16*)x.data + at, x.token, x.channel, tokens, count, to, ld);
+    pack((const Float16*)x.data + at, x, tokens, count, to, ld, factors, squares);
 }
 
 template <class T>

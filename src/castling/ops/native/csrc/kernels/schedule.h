@@ -43,9 +43,10 @@ static void add(float* to, const float* from, long count) {
 
 // Problem offers: batch, heads, threads, by_head; first, second (Blocks); sum_floats,
 // head_floats (multiples of 16) and worker_floats; and, on a head with its own memory `own`,
-//   prepare(worker, b, h, own)                        before the first pass
-//   first_pass(worker, b, h, start, count, own, sum)  adds to sum
-//   finish(worker, b, h, own, sum)                    between the passes
+//   prepare(worker, b, h, own)                               before the first pass
+//   first_pass(worker, b, h, start, count, fresh, own, sum)  adds to sum, whose sum_first first
+//                                                            floats it overwrites when fresh
+//   finish(worker, b, h, own, sum)                           between the passes
 //   second_pass(worker, b, h, start, count, own, sum)
 template <class Problem>
 class Schedule {
@@ -89,12 +90,12 @@ class Schedule {
     for (long task; (task = prepared.take()) >= 0;) {
       long b = task / p.heads, h = task % p.heads;
       p.prepare(work, b, h, own);
-      zero(sum, p.sum_floats);
+      if (p.first.chunks == 0) zero(sum, p.sum_floats);
       for (long c = 0; c < p.first.chunks; ++c) {
         float* to = c == 0 ? sum : part;
-        if (c > 0) zero(part, p.sum_floats);
+        zero(to + p.sum_first, p.sum_floats - p.sum_first);
         for_blocks(p.first, c, [&](long start, long count) {
-          p.first_pass(work, b, h, start, count, own, to);
+          p.first_pass(work, b, h, start, count, start == p.first.start(c), own, to);
         });
         if (c > 0) add(sum, part, p.sum_floats);
       }
@@ -121,11 +122,12 @@ class Schedule {
       long group = task % groups, c = task / groups % p.first.chunks;
       long b = task / groups / p.first.chunks;
       long from = p.heads * group / groups, to = p.heads * (group + 1) / groups;
-      for (long h = from; h < to; ++h) zero(sum_of(b * p.heads + h, c), p.sum_floats);
+      for (long h = from; h < to; ++h)
+        zero(sum_of(b * p.heads + h, c) + p.sum_first, p.sum_floats - p.sum_first);
       for_blocks(p.first, c, [&](long start, long count) {
         for (long h = from; h < to; ++h)
-          p.first_pass(work, b, h, start, count, own_of(b * p.heads + h),
-                       sum_of(b * p.heads + h, c));
+          p.first_pass(work, b, h, start, count, start == p.first.start(c),
+                       own_of(b * p.heads + h), sum_of(b * p.heads + h, c));
       });
     }
     first.wait();
