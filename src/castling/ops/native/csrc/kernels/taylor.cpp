@@ -1,0 +1,19 @@
+// Entry points of the exact Taylor attention.
+#include "taylor_direct_backward.h"
+#include "taylor_features_passes.h"
+
+namespace CASTLING_NAMESPACE {
+
+int taylor_forward(const TaylorArguments& a) {
+  const KeyLists lists(a);
+  if (lists.failed()) return 1;
+  return a.features ? forward_features(a, lists) : forward_direct(a, lists);
+}
+
+int taylor_backward(const TaylorArguments& a) {
+  const KeyLists lists(a);
+  if (lists.failed()) return 1;
+  return a.features ? backward_features(a, lists) : backward_direct(a, lists);
+}
+
+}  // namespace CASTLING_NAMESPACE

@@ -1,0 +1,178 @@
+// What the two orders of the exact Taylor attention share: rows of tokens read, scaled to
+// x̂ = x/√(‖x‖² + eps) or x/d^¼, transposed, and gradients taken back through that and written.
+//
+// Masked keys are left out when rows are read: they cost nothing, and what they hold is never seen.
+#pragma once
+
+#include "../taylor.h"
+#include "rows.h"
+#include "tasks.h"
+
+namespace CASTLING_NAMESPACE {
+
+using castling::TaylorArguments;
+
+CASTLING_INLINE long whole(long count) { return vectors(count) * LANES; }
+CASTLING_INLINE float inverse(float x) { return x == 0 ? 0.0f : 1.0f / x; }
+
+CASTLING_INLINE void fill(float* to, long count, float x) {
+  for (long i = 0; i < count; ++i) to[i] = x;
+}
+
+// Tokens of a sample that take part, ascending; null: all.
+struct TokenList {
+  const int32_t* tokens;
+  long count;
+};
+
+// The lists of a call's samples.
+class KeyLists {
+ public:
+  explicit KeyLists(const TaylorArguments& a)
+      : memory_(a.key_mask == nullptr ? 16 : a.batch * (a.keys + 1)), keys_(a.keys) {
+    masked_ = a.key_mask != nullptr;
+    if (!masked_ || failed()) return;
+    for (long b = 0; b < a.batch; ++b) {
+      int32_t* list = at(b);
+      for (long n = 0; n < a.keys; ++n)
+        if (a.key_mask[b * a.keys + n]) list[++list[0]] = static_cast<int32_t>(n);
+    }
+  }
+  bool failed() const { return memory_.data == nullptr; }
+  TokenList operator[](long b) const {
+    if (!masked_) return {nullptr, keys_};
+    const int32_t* list = reinterpret_cast<const int32_t*>(memory_.data) + b * (keys_ + 1);
+    return {list + 1, list[0]};
+  }
+
+ private:
+  int32_t* at(long b) {
+    int32_t* list = reinterpret_cast<int32_t*>(memory_.data) + b * (keys_ + 1);
+    list[0] = 0;
+    return list;
+  }
+
+  castling::Scratch memory_;
+  long keys_;
+  bool masked_;
+};
+
+// run(offset, token, count) for the stretches of neighbouring tokens among list[first …].
+template <class Run>
+static CASTLING_INLINE void each_stretch(TokenList list, long first, long count, const Run& run) {
+  if (list.tokens == nullptr) return run(0, first, count);
+  const int32_t* tokens = list.tokens + first;
+  for (long from = 0, to = 1; from < count; from = to++) {
+    while (to < count && tokens[to] == tokens[from] + (to - from)) ++to;
+    run(from, tokens[from], to - from);
+  }
+}
+
+constexpr TokenList ALL = {nullptr, 0};
+
+static void read_rows(const TaylorArguments& a, const Tensor4& x, TokenList list, long b, long h,
+                      long first, long count, long channels, float* rows, long ld) {
+  each_stretch(list, first, count, [&](long offset, long token, long tokens) {
+    pack_rows(x, a.dtype, b, h, token, tokens, channels, rows + offset * ld, ld);
+  });
+}
+
+static void write_rows(const TaylorArguments& a, const Tensor4& x, TokenList list, long b, long h,
+                       long first, long count, long channels, const float* rows, long ld) {
+  each_stretch(list, first, count, [&](long offset, long token, long tokens) {
+    unpack_rows(rows + offset * ld, ld, tokens, channels, x, a.dtype, b, h, token);
+  });
+}
+
+CASTLING_INLINE void scale(float* x, float factor, long count) {
+  for (long c = 0; c < count; c += LANES) store(x + c, load(x + c) * broadcast(factor));
+}
+
+// Rows to unit rows (or x/d^¼) in place, their factors kept.
+static void scale_rows(const TaylorArguments& a, float* rows, long ld, long count,
+                       float* factors) {
+  float eps = static_cast<float>(a.eps);
+  for (long n = 0; n < count; ++n) {
+    float* row = rows + n * ld;
+    float factor = 1 / __builtin_sqrtf(__builtin_sqrtf(static_cast<float>(a.dim)));
+    if (a.normalise) {
+      float squares = dot(row, row, a.dim);
+      // A row of zeros has no direction; without eps it is not a number, as in the plain norm.
+      factor = squares == 0 && eps != 0 ? 0 : 1 / __builtin_sqrtf(squares + eps);
+    }
+    scale(row, factor, whole(a.dim));
+    factors[n] = factor;
+  }
+}
+
+// Gradients by scaled rows to gradients by the rows: r·(g − x̂·⟨x̂, g⟩), or g/d^¼; in place.
+static void unscale_gradients(const TaylorArguments& a, const float* rows, long ld, long count,
+                              const float* factors, float* gradients, long ldg) {
+  for (long n = 0; n < count; ++n) {
+    const float* row = rows + n * ld;
+    float* gradient = gradients + n * ldg;
+    Vec along = broadcast(a.normalise ? dot(row, gradient, a.dim) : 0.0f);
+    for (long c = 0; c < a.dim; c += LANES)
+      store(gradient + c, (load(gradient + c) - load(row + c) * along) * broadcast(factors[n]));
+  }
+}
+
+typedef float Four __attribute__((vector_size(16)));
+typedef float LooseFour __attribute__((vector_size(16), aligned(4), may_alias));
+#if defined(__clang__)
+#define CASTLING_SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else
+typedef int32_t FourI __attribute__((vector_size(16)));
+#define CASTLING_SHUFFLE(a, b, i, j, k, l) __builtin_shuffle(a, b, FourI{i, j, k, l})
+#endif
+
+// to[c·ldt + r] = from[r·ldf + c]; sizes are rounded up to fours, which both sides must hold.
+static void transpose(const float* from, long ldf, long rows, long columns, float* to, long ldt) {
+  for (long r = 0; r < rows; r += 4)
+    for (long c = 0; c < columns; c += 4) {
+      const float* at = from + r * ldf + c;
+      Four x0 = *(const LooseFour*)at, x1 = *(const LooseFour*)(at + ldf);
+      Four x2 = *(const LooseFour*)(at + 2 * ldf), x3 = *(const LooseFour*)(at + 3 * ldf);
+      Four low = CASTLING_SHUFFLE(x0, x1, 0, 4, 1, 5), high = CASTLING_SHUFFLE(x0, x1, 2, 6, 3, 7);
+      Four low2 = CASTLING_SHUFFLE(x2, x3, 0, 4, 1, 5);
+      Four high2 = CASTLING_SHUFFLE(x2, x3, 2, 6, 3, 7);
+      float* out = to + c * ldt + r;
+      *(LooseFour*)out = CASTLING_SHUFFLE(low, low2, 0, 1, 4, 5);
+      *(LooseFour*)(out + ldt) = CASTLING_SHUFFLE(low, low2, 2, 3, 6, 7);
+      *(LooseFour*)(out + 2 * ldt) = CASTLING_SHUFFLE(high, high2, 0, 1, 4, 5);
+      *(LooseFour*)(out + 3 * ldt) = CASTLING_SHUFFLE(high, high2, 2, 3, 6, 7);
+    }
+}
+
+// What eps adds to a row's sum: the formula adds it to the mean.
+CASTLING_INLINE float row_offset(const TaylorArguments& a, TokenList list) {
+  return static_cast<float>(a.eps) * static_cast<float>(most(list.count, 1));
+}
+
+// ∂L/∂out of some queries over their row sums, and its product with the outputs, which is minus
+// the gradient of the row sum.
+static void read_gradients(const TaylorArguments& a, long b, long h, long first, long count,
+                           const float* below, float* gradients, long ld) {
+  read_rows(a, a.grad_out, ALL, b, h, first, count, a.value_dim, gradients, ld);
+  for (long q = 0; q < count; ++q)
+    scale(gradients + q * ld, inverse(below[q]), whole(a.value_dim));
+}
+
+// Pieces of `step` or a multiple, at most `longest`, so many that all threads have work.
+static long piece(const TaylorArguments& a, long total, long step, long longest) {
+  long wanted = a.threads == 1 ? 1 : ceil_divide(4 * a.threads, a.batch * a.heads);
+  return least(ceil_divide(ceil_divide(total, wanted), step) * step, longest);
+}
+
+// run(batch, head, first, last, memory) for all pieces of `length` of all heads.
+template <class Run>
+static int each_piece(const TaylorArguments& a, long total, long length, long floats,
+                      const Run& run) {
+  long pieces = ceil_divide(total, length);
+  return each_task(a.threads, a.batch * a.heads * pieces, floats, [&](long task, float* memory) {
+    long head = task / pieces, first = task % pieces * length;
+    run(head / a.heads, head % a.heads, first, least(total, first + length), memory);
+  });
+}
+
+}  // namespace CASTLING_NAMESPACE
