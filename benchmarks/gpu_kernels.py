@@ -100,10 +100,11 @@ def limits(dtype: torch.dtype, shift: float, plain: list[float]) -> list[float]:
     ``plain`` are those of PyTorch in the same dtype; twice that is allowed to gradients (that of
     the scalar, a sum of cancelling terms, exceeds 1e-4 in float32 on any path).
     """
+    gradients = [max(1e-4, 2 * error) for error in plain[1:]]
     if dtype == torch.float32:
-        return [1e-5] + [max(1e-4, 2 * error) for error in plain[1:]]
+        return [1e-5] + gradients
     first = {torch.bfloat16: 4e-3 if shift else 2.5e-3, torch.float16: 2 * plain[0]}[dtype]
-    return [min(first, 2 * plain[0])] + [2 * error for error in plain[1:]]
+    return [min(first, 2 * plain[0])] + gradients
 
 
 def kernel_numerics(device: torch.device, quick: bool) -> list[dict[str, Any]]:
