@@ -102,9 +102,9 @@ def limits(dtype: torch.dtype, shift: float, plain: list[float]) -> list[float]:
     """
     gradients = [max(1e-4, 2 * error) for error in plain[1:]]
     if dtype == torch.float32:
-        return [1e-5] + gradients
+        return [1e-5, *gradients]
     first = {torch.bfloat16: 4e-3 if shift else 2.5e-3, torch.float16: 2 * plain[0]}[dtype]
-    return [min(first, 2 * plain[0])] + gradients
+    return [min(first, 2 * plain[0]), *gradients]
 
 
 def kernel_numerics(device: torch.device, quick: bool) -> list[dict[str, Any]]:
