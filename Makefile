@@ -15,8 +15,10 @@ WORKERS ?= $(shell $(PYTHON) -c "import os; print(min(4, os.cpu_count() or 1))")
 
 setup: $(READY)
 
-# Set up once; again only when the requirements change.
-$(READY): pyproject.toml constraints.txt
+NATIVE := setup.py $(wildcard src/castling/ops/native/csrc/*.* src/castling/ops/native/csrc/*/*)
+
+# Set up once; again only when the requirements or the C++ sources change.
+$(READY): pyproject.toml constraints.txt $(NATIVE)
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" \
 	  || { echo "castling needs Python 3.11 or newer; this is $$($(PYTHON) --version). Say which: make PYTHON=python3.12 …"; exit 1; }
 	@$(PYTHON) -c "import ensurepip, venv" 2>/dev/null \

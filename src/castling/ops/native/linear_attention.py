@@ -18,6 +18,9 @@ from castling.ops.native.library import check, function
 _FEATURES = {"unit": 0, "relu": 1, "squares": 2, "identity": 3}
 _NORMALISATIONS = {"none": 0, "l2": 1, "rowsum": 2}
 _LAYOUT = struct.Struct("=45q 3q 4q 7q 2q 5q q 6d")
+_Options = tuple[
+    str, str, float, float, float, float, float, float, Sequence[int], int
+]  # features … prefix
 _NO_MASK = (0, 0, 0)
 _NO_GRADIENTS = (0,) * 20
 _NO_LOCAL = (0, 0, 0, 0, 0)
@@ -83,7 +86,7 @@ def linear_attention_forward(
     weight = _weight(local_weight)
     arguments = _pack(
         *(query, key, value, residual, out, (), weight, None, key_mask, scalar, state, None),
-        *(features, normalize, identity, gamma, alpha, kv_scale, eps, row_eps, grid, prefix),
+        (features, normalize, identity, gamma, alpha, kv_scale, eps, row_eps, grid, prefix),
     )
     code = _forward(arguments)
     if code:
@@ -148,13 +151,13 @@ def linear_attention_backward(
         torch.empty_like(tensor, memory_format=contiguous) for tensor in (query, key, value)
     )
     d_residual = None if residual is None else torch.empty_like(residual, memory_format=contiguous)
-    weight = _weight(local_weight)
+    weight, state = _weight(local_weight), state.contiguous()
     d_weight = None if weight is None else torch.empty_like(weight)
     d_constant = empty((), dtype=float32)
     arguments = _pack(
         *(query, key, value, residual, grad_out, (d_query, d_key, d_value, d_residual)),
-        *(weight, d_weight, key_mask, scalar, state.contiguous(), d_constant),
-        *(features, normalize, identity, gamma, alpha, kv_scale, eps, row_eps, grid, prefix),
+        *(weight, d_weight, key_mask, scalar, state, d_constant),
+        (features, normalize, identity, gamma, alpha, kv_scale, eps, row_eps, grid, prefix),
     )
     check(_backward(arguments))
     d_scalar = None
@@ -186,18 +189,10 @@ def _pack(
     scalar: Tensor | None,
     state: Tensor,
     d_constant: Tensor | None,
-    features: str,
-    normalize: str,
-    identity: float,
-    gamma: float,
-    alpha: float,
-    kv_scale: float,
-    eps: float,
-    row_eps: float,
-    grid: Sequence[int],
-    prefix: int,
+    options: _Options,
 ) -> bytes:
     """The C structure LinearArguments."""
+    features, normalize, identity, gamma, alpha, kv_scale, eps, row_eps, grid, prefix = options
     dtype = DTYPES.get(query.dtype, -1)
     if not (query.dtype == key.dtype == value.dtype == out.dtype) or dtype < 0:
         dtype_code(query, key, value, out)
