@@ -25,7 +25,8 @@ does**. How to read it:
   a large matrix product, or q, k, v and the output touched once at the speed of a copy, whichever
   takes longer; both measured in the same run.
 - *Cap* is the same model with its attention core deleted, projections kept: with free attention it
-  would be as fast as that.
+  would be as fast as that. (Folded CAS-ViT may pass its cap: it runs in fused blocks, which its cap
+  does not have.)
 - Subjects ran in turns; times are medians; a result that was wrong has no time, but its error.
 - Paths: `naive` is basic PyTorch, `compiled` the same through `torch.compile`, `native` our C++
   operators, `triton` our GPU kernels. Left alone, castling takes the first that a machine has.
