@@ -73,7 +73,7 @@ def why_not(device: torch.device | str) -> str | None:
 
 
 def why_never() -> str | None:
-    """Why these kernels cannot run on this machine, whatever its GPU; asks no driver. None if so."""
+    """Why these kernels cannot run on this machine, whatever its GPU; None if they can."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed: it comes with the CUDA builds of PyTorch on Linux"
     if torch.version.hip is not None:

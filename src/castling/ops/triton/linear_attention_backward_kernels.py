@@ -211,7 +211,7 @@ def linear_attention_bwd_kernel_keys(
         d_state + (batch * heads + head) * numbers, NORMALIZE == "rowsum", HAS_CONSTANT,
         GROUP, KEY_DIM, KEY_WIDTH, VALUE_DIM, VALUE_WIDTH,
     )  # fmt: skip
-    count, sample_scale, constant = sample_scales(
+    _, sample_scale, constant = sample_scales(
         counts, batch, scalar, all_keys, kv_scale, alpha, HAS_MASK, HAS_SCALAR
     )
     matrix_high, matrix_low = split(matrix * (sample_scale * gamma), PRECISION)

@@ -29,8 +29,8 @@ class Tile:
 
 
 # kernel -> tile for groups of heads up to 64 padded channels wide, and up to 128. Kernels with a
-# convolution hold its taps as well, the gradient of "squares" four rows more: fewer at once. 64 rows are the fewest that the
-# matrix units of compute capability 9.0 take in one instruction.
+# convolution hold its taps as well, and the gradient of "squares" more tiles: fewer rows at once.
+# 64 rows are the fewest that the matrix units of capability 9.0 take in one instruction.
 _BFLOAT16 = {
     "single": (Tile(64, 4, 2), Tile(64, 8, 2)),
     "single local": (Tile(32, 4, 2), Tile(32, 8, 2)),

@@ -149,7 +149,7 @@ def attend(
     RAW: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, GROUP: tl.constexpr,
     VALUE_DIM: tl.constexpr, VALUE_WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Compute x = identity·source + s·(γ·φ(q)ᵀS + a·m), before it is normalised, for a tile of queries."""
+    """A tile of x = identity·source + s·(γ·φ(q)ᵀS + a·m), before it is normalised."""
     result = tl.zeros((ROWS, GROUP * VALUE_WIDTH), tl.float32)
     result = multiply(base_high, base_low, matrix_high, matrix_low, result, RAW, False, PRECISION)
     result = result * spread(scale * attention_scale, ROWS, GROUP, VALUE_WIDTH)
