@@ -1,6 +1,6 @@
 """Whether a CAS-ViT block is folded through and through, and its weights if it is.
 
-Asked on every call, which costs ten microseconds: a block that anyone changes after folding (a
+Asked on every call, which costs some ten microseconds: a block that anyone changes after folding (a
 layer quantised, replaced, parametrised, or watched by a hook) computes by its modules again.
 """
 
@@ -13,8 +13,11 @@ from castling.attention import AdditiveTokenMixer
 from castling.attention.convolutional_additive import ChannelGate, SpatialGate
 from castling.models.cas_vit_parts import ConvMlp, LocalIntegration
 
-#: A module's class and, by name, its children; None for a convolution, one of whose weights it is.
+#: A module's possible classes and, by name, its children.
 _Tree = tuple[tuple[type[nn.Module], ...], dict[str, "_Tree"]]
+#: The same in a row, parents first: the parent's place, the name there, the classes, how many
+#: children. Walked by a plain loop, several times as fast as a recursion.
+_Row = tuple[int, str, tuple[type[nn.Module], ...], int]
 
 
 def _leaf(*classes: type[nn.Module]) -> _Tree:
@@ -54,13 +57,45 @@ _MLP: _Tree = (
     (ConvMlp,),
     {"fc1": _CONVOLUTION, "act": _leaf(nn.GELU), "fc2": _CONVOLUTION, "drop": _leaf(nn.Dropout)},
 )
-_BLOCK = {
+_BLOCK: dict[str, _Tree] = {
     "norm1": _NOTHING,
     "norm2": _NOTHING,
     "drop_path": _leaf(nn.Identity, DropPath),
     "attn": _MIXER,
     "mlp": _MLP,
 }
+_LOCAL_LAYERS = tuple(f"local_perception.network.{index}" for index in (0, 2, 4))
+_LAYERS = (
+    "attn.qkv",
+    *(f"attn.oper_{x}.{gate}" for x in "qk" for gate in ("0.block.0", "0.block.3", "1.block.1")),
+    *("attn.dwc", "attn.proj", "mlp.fc1", "mlp.fc2"),
+)
+_WITHOUT_BIAS = (".block.3", ".block.1")
+
+
+def _plan(
+    children: dict[str, _Tree], layers: tuple[str, ...]
+) -> tuple[list[_Row], list[tuple[int, str]]]:
+    """What to check, and where the weights lie among what was checked, the block being first."""
+    rows: list[_Row] = []
+    places: dict[str, int] = {}
+
+    def add(parent: int, prefix: str, children: dict[str, _Tree]) -> None:
+        for name, (classes, below) in children.items():
+            rows.append((parent, name, classes, len(below)))
+            places[prefix + name] = len(rows)
+            add(len(rows), f"{prefix}{name}.", below)
+
+    add(0, "", children)
+    weights = []
+    for layer in layers:
+        kinds = ("weight",) if layer.endswith(_WITHOUT_BIAS) else ("weight", "bias")
+        weights += [(places[layer], kind) for kind in kinds]
+    return rows, weights
+
+
+_PLAN = _plan(_BLOCK, _LAYERS)
+_PLAN_WITH_LOCAL = _plan({**_BLOCK, "local_perception": _LOCAL}, _LOCAL_LAYERS + _LAYERS)
 
 
 def folded_weights(block: nn.Module) -> list[Tensor] | None:
@@ -73,46 +108,24 @@ def folded_weights(block: nn.Module) -> list[Tensor] | None:
         :meth:`castling.ops.additive_block.AdditiveBlockWeights.flat`; None for a block that is not
         folded, is in training in any part, has another attention, or is watched by hooks.
     """
-    children = block._modules
-    if not all(_matches(children[name], tree) for name, tree in _BLOCK.items()):
-        return None
-    local = children["local_perception"]
-    if local is not None and not _matches(local, _LOCAL):
-        return None
-    weights: list[Tensor | None] = []
-    if local is not None:
-        network = local._modules["network"]._modules  # type: ignore[union-attr]
-        for index in ("0", "2", "4"):
-            weights += _pair(network[index])
-    mixer = children["attn"]._modules  # type: ignore[union-attr]
-    weights += _pair(mixer["qkv"])
-    for side in ("oper_q", "oper_k"):
-        spatial, channel = mixer[side]._modules.values()  # type: ignore[union-attr]
-        gate = spatial._modules["block"]._modules  # type: ignore[union-attr]
-        weights += _pair(gate["0"])
-        weights.append(_pair(gate["3"])[0])
-        weights.append(_pair(channel._modules["block"]._modules["1"])[0])  # type: ignore[union-attr]
-    for layer in (mixer["dwc"], mixer["proj"]):
-        weights += _pair(layer)
-    mlp = children["mlp"]._modules  # type: ignore[union-attr]
-    weights += _pair(mlp["fc1"])
-    weights += _pair(mlp["fc2"])
-    found = [weight for weight in weights if weight is not None]
-    return found if len(found) == len(weights) else None
-
-
-def _matches(module: nn.Module | None, tree: _Tree) -> bool:
-    classes, children = tree
-    if module is None or type(module) not in classes or module.training:
-        return False
-    if module._forward_hooks or module._forward_pre_hooks:
-        return False
-    parts = module._modules
-    return len(parts) == len(children) and all(
-        _matches(parts.get(name), child) for name, child in children.items()
-    )
-
-
-def _pair(convolution: nn.Module | None) -> list[Tensor | None]:
-    parameters = convolution._parameters  # type: ignore[union-attr]
-    return [parameters["weight"], parameters["bias"]]
+    rows, places = _PLAN if block._modules.get("local_perception") is None else _PLAN_WITH_LOCAL
+    found: list[nn.Module] = [block]
+    for parent, name, classes, children in rows:
+        module = found[parent]._modules.get(name)
+        if (
+            module is None
+            or type(module) not in classes
+            or module.training
+            or len(module._modules) != children
+            or module._forward_hooks
+            or module._forward_pre_hooks
+        ):
+            return None
+        found.append(module)
+    weights: list[Tensor] = []
+    for place, kind in places:
+        weight = found[place]._parameters[kind]
+        if weight is None:
+            return None
+        weights.append(weight)
+    return weights

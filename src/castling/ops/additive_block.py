@@ -130,9 +130,7 @@ def additive_block(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
     if torch.compiler.is_compiling():
         out: Tensor = torch.ops.castling.additive_block(x, weights, path)
         return out
-    with torch._C._AutoDispatchBelowAutograd():
-        out = torch.ops.castling.additive_block(x, weights, path)
-    return out
+    return _compute(x, weights, path)  # a list of 24 tensors takes the dispatcher 30 µs
 
 
 def naive_additive_block(x: Tensor, weights: Sequence[Tensor]) -> Tensor:

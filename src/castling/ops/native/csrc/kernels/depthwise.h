@@ -34,8 +34,9 @@ static CASTLING_INLINE void depthwise_row(const Depthwise& job, long y, long beg
     return load(above + at) * w[tap] + load(middle + at) * w[tap + 3] +
            load(below + at) * w[tap + 6];
   };
-  Vec now = bias + part(begin, 1), next = bias + part(begin, 0);
-  if (begin > 0) now += part(begin - 1, 0);
+  // In the order of the loop below: where a row is cut changes no bit.
+  Vec now = (begin > 0 ? bias + part(begin - 1, 0) : bias) + part(begin, 1);
+  Vec next = bias + part(begin, 0);
   for (long x = begin; x < end; ++x) {
     if (x + 1 == job.width) return consume(x, now);
     const long at = (x + 1) * job.stride;
