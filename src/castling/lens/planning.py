@@ -318,9 +318,10 @@ def _layers(
 
 def _predict(plan: Plan, softmax: float) -> Predicted:
     """The measured softmax model with the layers' times exchanged."""
-    gains = {layer.name: layer.linear_ms - layer.softmax_ms for layer in plan.layers}
+    # Layers and whole are medians of different runs: noise must not leave less than nothing.
+    rest = max(0.0, softmax - sum(layer.softmax_ms for layer in plan.layers))
     return Predicted(
         softmax=softmax,
-        linear=softmax + sum(gains.values()),
-        planned=softmax + sum(gains[name] for name in plan.linear),
+        linear=rest + sum(layer.linear_ms for layer in plan.layers),
+        planned=rest + sum(min(layer.softmax_ms, layer.linear_ms) for layer in plan.layers),
     )
