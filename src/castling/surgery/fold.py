@@ -101,6 +101,10 @@ def fold_(
     as they are: norms whose input is read by anything else too, shared or hooked layers, and
     modules that do not run on ``example``.
 
+    Where no gradient is wanted (``torch.no_grad``, ``torch.inference_mode``), each folded block of
+    CAS-ViT then runs as one operator on channels-last maps, whatever memory the images have; on a
+    CPU it keeps a second, packed copy of its weights.
+
     Args:
         model: in evaluation mode, in float32 or float64.
         example: (B, C, H, W) to run the model on; None draws two random images of the model's
