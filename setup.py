@@ -99,6 +99,10 @@ class BuildNative(build_ext):
             build_library(Path(self.get_ext_fullpath(ext.name)), Path(self.build_temp))
             self.built = True
         except (OSError, RuntimeError) as error:
+            # What an earlier build left would not fit these sources.
+            name = self.get_ext_filename(ext.name)
+            for stale in (Path(self.get_ext_fullpath(ext.name)), Path("src") / name):
+                stale.unlink(missing_ok=True)
             print(
                 f"warning: castling's C++ operators were not built ({error}); attention on a CPU "
                 "will take the slower PyTorch path. Install a C++17 compiler and install again.",

@@ -76,15 +76,21 @@ def openmp_entry() -> int | None:
         return None
 
 
-def function(name: str) -> Callable[[bytes], int]:
+def function(name: str, size: int | None = None) -> Callable[[bytes], int]:
     """A kernel of the library: takes its packed arguments, returns 0 or, out of memory, 1.
 
+    Args:
+        name: of the kernel.
+        size: bytes of the packed arguments, compared with the library's.
+
     Raises:
-        RuntimeError: there is no library.
+        RuntimeError: there is no library, or it is not of this version.
     """
     library = load()
     if isinstance(library, str):
         raise RuntimeError(library)
+    if size is not None and getattr(library.functions, f"castling_{name}_size")() != size:
+        raise RuntimeError(f"{_FILE.name} is of another version: install castling again")
     found: Callable[[bytes], int] = getattr(library.functions, f"castling_{name}")
     found.argtypes = [ctypes.c_char_p]  # type: ignore[attr-defined]
     return found

@@ -25,8 +25,8 @@ _NO_MASK = (0, 0, 0)
 _NO_GRADIENTS = (0,) * 20
 _NO_LOCAL = (0, 0, 0, 0, 0)
 
-_forward = function("linear_attention_forward")
-_backward = function("linear_attention_backward")
+_forward = function("linear_attention_forward", _LAYOUT.size)
+_backward = function("linear_attention_backward", _LAYOUT.size)
 
 
 def linear_attention_forward(
