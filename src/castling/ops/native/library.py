@@ -51,7 +51,9 @@ def load() -> Library | str:
         functions = ctypes.CDLL(str(_FILE))
         functions.castling_compiler.restype = ctypes.c_char_p
         chosen = _instruction_set(functions)
-    except (OSError, AttributeError, ValueError) as error:
+    except ValueError as error:
+        return str(error)
+    except (OSError, AttributeError) as error:
         return f"{_FILE.name} cannot be used ({error}); install castling again"
     functions.castling_select(INSTRUCTION_SETS.index(chosen))
     entry = openmp_entry()
@@ -64,7 +66,9 @@ def _instruction_set(functions: ctypes.CDLL) -> str:
     able = [name for i, name in enumerate(INSTRUCTION_SETS) if functions.castling_runs(i)]
     forced = os.environ.get("CASTLING_ISA")
     if forced and forced not in able:
-        raise ValueError(f"CASTLING_ISA={forced}: this machine and build run {', '.join(able)}")
+        raise ValueError(
+            f"CASTLING_ISA={forced}: this machine and build run {', '.join(able)}; unset it"
+        )
     return forced or able[-1]
 
 
