@@ -317,6 +317,18 @@ def test_paths_are_forced_and_given_back():
     assert set(describe_paths()) == {"naive", "compiled", "native", "triton"}
 
 
+def test_a_forced_path_compiles_without_a_graph_break():
+    torch.compiler.reset()
+    q = torch.randn(2, 9, 2, 8)
+
+    def attend(x):
+        with castling.attention_path(PATHS[0] if PATHS else "naive"):
+            return linear_angular(x, x, x)
+
+    found = torch.compile(attend, fullgraph=True, backend="aot_eager")(q)
+    torch.testing.assert_close(found, linear_angular(q, q, q))
+
+
 def test_the_environment_forces_a_path():
     program = "import castling.ops.paths as p, torch; print(p.select_path(torch.zeros(1)))"
     result = subprocess.run(

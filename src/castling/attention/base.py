@@ -164,6 +164,8 @@ class AttentionCore(nn.Module):
             ValueError: a local residual or an identity term is asked for where N_q ≠ N_k and the
                 host does not say how to reach the queries' positions.
         """
+        # Modules look their children up by name, slowly: once each, for small attentions' sake.
+        kernel, dconv, auxiliary = self.kernel, self.dconv, self.auxiliary
         shared: dict[str, Any] = {
             "key_mask": key_mask,
             "bias": bias,
@@ -171,30 +173,45 @@ class AttentionCore(nn.Module):
             "grid": grid,
             "num_prefix_tokens": num_prefix_tokens,
         }
-        if self.dconv is not None and to_queries is None and query.shape[1] != key.shape[1]:
-            raise ValueError(
-                f"a local residual stands at the keys: with {query.shape[1]} queries for "
-                f'{key.shape[1]} keys pass to_queries, or use local="none"'
-            )
         local = None
-        if self.dconv is not None:
-            local = self.dconv.residual(grid, num_prefix_tokens)
-        collecting = self.auxiliary is not None and self.auxiliary.collecting
-        if self.kernel.adds_local and to_queries is None and not collecting:
-            shared["local"], local = local, None
-        extra = None
-        if self.auxiliary is not None:
-            self.auxiliary.penalty = None
-            if not self.auxiliary.empty:
-                extra = self.auxiliary(query, key, value, key_mask=key_mask, bias=bias)
-        out: Tensor = self.kernel(query, key, value, extra=extra, **shared)
-        if self.auxiliary is not None and collecting:
-            with torch.no_grad():
-                alone = out if extra is None else self.kernel(query, key, value, **shared)
-            self.auxiliary.record_gap(out, alone)
+        if dconv is not None:
+            if to_queries is None and query.shape[1] != key.shape[1]:
+                raise ValueError(
+                    f"a local residual stands at the keys: with {query.shape[1]} queries for "
+                    f'{key.shape[1]} keys pass to_queries, or use local="none"'
+                )
+            local = dconv.residual(grid, num_prefix_tokens)
+            if kernel.adds_local and to_queries is None:
+                shared["local"], local = local, None
+        if auxiliary is None:
+            out: Tensor = kernel(query, key, value, **shared)
+        else:
+            out = self._with_auxiliary(auxiliary, query, key, value, shared)
         if local is not None:
             convolved = local_residual(mask_tokens(value, key_mask), local)
             out = out + (convolved if to_queries is None else to_queries(convolved))
+        return out
+
+    def _with_auxiliary(
+        self,
+        auxiliary: MaskedSoftmaxBranch,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        shared: dict[str, Any],
+    ) -> Tensor:
+        auxiliary.penalty = None
+        extra = None
+        if not auxiliary.empty:
+            extra = auxiliary(query, key, value, key_mask=shared["key_mask"], bias=shared["bias"])
+        out: Tensor = self.kernel(query, key, value, extra=extra, **shared)
+        if auxiliary.collecting:
+            # Beside the output, never instead of it: watching changes no bit of what is watched.
+            bare = {name: option for name, option in shared.items() if name != "local"}
+            with torch.no_grad():
+                mixed = self.kernel(query, key, value, extra=extra, **bare)
+                alone = mixed if extra is None else self.kernel(query, key, value, **bare)
+            auxiliary.record_gap(mixed, alone)
         return out
 
     def strip(self) -> None:

@@ -47,7 +47,7 @@ def exact_taylor(
     check_qkv(query, key, value, key_mask)
     if order not in ("auto", "direct", "features"):
         raise ValueError(f'order must be "auto", "direct" or "features", got {order!r}')
-    path = select_path(query)
+    path = select_path(query, value)
     if path in ("native", "triton"):
         return fused_taylor_attention(
             query, key, value, key_mask, qk_norm=qk_norm, eps=eps, order=order, path=path

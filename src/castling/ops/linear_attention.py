@@ -78,7 +78,7 @@ def linear_attention(
     """
     check_qkv(query, key, value, key_mask)
     _check_positions(query, value, identity, residual, local)
-    path = select_path(query)
+    path = select_path(query, value)
     if path in ("native", "triton"):
         return fused_linear_attention(
             query,

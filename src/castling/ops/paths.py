@@ -96,8 +96,8 @@ def describe_paths() -> dict[str, str]:
     }
 
 
-def select_path(query: Tensor) -> str:
-    """The path for an operator whose first argument is ``query``.
+def select_path(*tensors: Tensor) -> str:
+    """The path for an operator on these tensors, of one device: query, and value where d_v ≠ d.
 
     Left to itself it is a fused one only where that can do all that is asked: not in float64,
     not on other devices, not under function transforms, and not while a model is written as ONNX,
@@ -106,6 +106,7 @@ def select_path(query: Tensor) -> str:
     Raises:
         PathError: a path is forced that cannot serve this device or precision.
     """
+    query = tensors[0]
     if _forced is not None:
         return _forced_path(query)
     if query.dtype not in _FUSED_DTYPES:
@@ -117,7 +118,10 @@ def select_path(query: Tensor) -> str:
         torch._C._are_functorch_transforms_active() or torch.jit.is_tracing()  # type: ignore[attr-defined]
     ):
         return "naive"
-    return _AUTOMATIC.get(query.device.type, "naive")
+    path = _AUTOMATIC.get(query.device.type, "naive")
+    if path == "triton" and max(tensor.shape[-1] for tensor in tensors) > triton.WIDEST_HEAD:
+        return "naive"
+    return path
 
 
 def _forced_path(query: Tensor) -> str:
@@ -133,7 +137,8 @@ def _forced_path(query: Tensor) -> str:
         )
     if path == "native" and device.type != "cpu":
         raise PathError(f'the forced path "native" runs on a CPU, the input is on {device}')
-    if _backend_on(path, device) is None:
+    # Compilers cannot look into drivers and files: there the operator finds out when it runs.
+    if not torch.compiler.is_compiling() and _backend_on(path, device) is None:
         reason = native.why_not() if path == "native" else triton.why_not(device)
         raise PathError(f"the forced path {path!r} is missing: {reason}")
     return path

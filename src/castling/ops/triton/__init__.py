@@ -37,6 +37,9 @@ __all__ = [
 # Products are made in bfloat16, which tensor cores know from this compute capability on.
 MINIMUM_CAPABILITY = (8, 0)
 
+#: Channels of a head, of queries or of values, that one program's registers hold.
+WIDEST_HEAD = 128
+
 _HOMES = {
     "linear_attention_forward": "linear_attention",
     "linear_attention_backward": "linear_attention",

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from castling.ops.common import check_qkv
+from castling.ops.triton import WIDEST_HEAD
 from castling.ops.triton.common import Argument, padded_width
 from castling.ops.triton.linear_attention_configs import Tile, tile_of
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-LONGEST_HEAD = 128
 # A row of the narrowest heads is widened to this many channels, 128 bytes in half precision.
 LINE = 64
 
@@ -64,9 +64,9 @@ class Problem:
                 "query, key and value must all be float32, bfloat16 or float16; got "
                 f"{self.query.dtype}, {self.key.dtype}, {self.value.dtype}: use the naive path"
             )
-        if max(self.key_dim, self.value_dim) > LONGEST_HEAD:
+        if max(self.key_dim, self.value_dim) > WIDEST_HEAD:
             raise ValueError(
-                f"heads of at most {LONGEST_HEAD} channels, got {self.key_dim} for keys and "
+                f"heads of at most {WIDEST_HEAD} channels, got {self.key_dim} for keys and "
                 f"{self.value_dim} for values: use the compiled or naive path"
             )
         square = self.query.shape[1] == self.key.shape[1]

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from castling.ops.triton import WIDEST_HEAD
 from castling.ops.triton.common import Argument, Launch, launch, padded_width, sum_parts
 from castling.ops.triton.taylor_configs import Tile, operand_of, splits_of, tile_of
 from castling.ops.triton.taylor_features import taylor_pairs_kernel
 from castling.ops.triton.taylor_state import pair_count
 from castling.ops.triton.taylor_sums import taylor_moment_kernel, taylor_rows_kernel
 
-WIDEST = 128
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -77,9 +77,9 @@ class Problem:
                 f"{self.query.dtype}, {self.key.dtype}, {self.value.dtype}: cast them, or use the "
                 'path "compiled" or "naive"'
             )
-        if max(self.query.shape[-1], self.value.shape[-1]) > WIDEST:
+        if max(self.query.shape[-1], self.value.shape[-1]) > WIDEST_HEAD:
             raise ValueError(
-                f"at most {WIDEST} channels per head are served, got {self.query.shape[-1]} and "
+                f"heads have at most {WIDEST_HEAD} channels, got {self.query.shape[-1]} and "
                 f'{self.value.shape[-1]}: use the path "compiled" or "naive"'
             )
 
