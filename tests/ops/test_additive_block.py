@@ -154,6 +154,28 @@ def test_weights_made_in_inference_mode() -> None:
 
 
 @needs_native
+@torch.no_grad()
+def test_defaults_of_the_program_do_not_reach_the_packed_weights() -> None:
+    x, weights = example(1, 16, 64, 8, 8, True)
+    expected = exact(x, weights)
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        with torch.device("meta"):
+            result = run("native", x, weights)
+    finally:
+        torch.set_default_dtype(before)
+    assert relative_error(result, expected) <= 1e-6
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_an_image_of_other_channels_is_refused(path: str) -> None:
+    x, weights = example(1, 16, 64, 8, 8, True)
+    with pytest.raises((ValueError, RuntimeError), match=r"16.*channels|channels.*16"):
+        run(path, x.repeat(1, 4, 1, 1), weights)
+
+
+@needs_native
 def test_an_input_that_is_no_number_shows() -> None:
     x, weights = example(1, 16, 64, 8, 8, True)
     x[0, 3, 4, 4] = torch.nan

@@ -37,10 +37,18 @@ def additive_block_forward(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
 
     Returns:
         (B, C, h, w) in channels-last memory.
+
+    Raises:
+        ValueError: ``x`` has another number of channels than the weights.
     """
     image = x.float().contiguous(memory_format=torch.channels_last)
     out = torch.empty_like(image)
     batch, channels, height, width = image.shape
+    if channels != weights[-2].shape[0]:
+        raise ValueError(
+            f"the block is for images of {weights[-2].shape[0]} channels, got {channels}: "
+            f"{tuple(x.shape)}"
+        )
     if out.numel():
         hidden, local = weights[-2].shape[1], len(weights) == WITH_LOCAL
         packed = _packed(weights)
@@ -75,6 +83,7 @@ def _make(weights: Sequence[Tensor]) -> Tensor:
     size = ctypes.c_int64()
     shape = (0, 0, 0, channels, hidden, local, 1)
     _size(_LAYOUT.pack(0, 0, ctypes.addressof(size), 0, 0, *shape))
-    packed = torch.empty(size.value)
+    # Whatever the program's default precision and device are: the library counts in float32.
+    packed = torch.empty(size.value, dtype=torch.float32, device="cpu")
     _pack(_LAYOUT.pack(ctypes.addressof(addresses), packed.data_ptr(), 0, 0, 0, *shape))
     return packed
