@@ -50,6 +50,8 @@ def load() -> Library | str:
     try:
         functions = ctypes.CDLL(str(_FILE))
         functions.castling_compiler.restype = ctypes.c_char_p
+        # Without this, ctypes would cut an address down to 32 bits.
+        functions.castling_use_openmp.argtypes = [ctypes.c_void_p]
         chosen = _instruction_set(functions)
     except ValueError as error:
         return str(error)
@@ -57,7 +59,7 @@ def load() -> Library | str:
         return f"{_FILE.name} cannot be used ({error}); install castling again"
     functions.castling_select(INSTRUCTION_SETS.index(chosen))
     entry = openmp_entry()
-    functions.castling_use_openmp(ctypes.c_void_p(entry))
+    functions.castling_use_openmp(entry)
     compiler = functions.castling_compiler().decode()
     return Library(functions, chosen, compiler, entry is not None)
 
