@@ -1,5 +1,6 @@
 """Native linear attention against the naive formula in float64: output and every gradient."""
 
+import ctypes
 import math
 import os
 import subprocess
@@ -316,7 +317,7 @@ def test_threads_without_a_pool():
         functions.castling_use_openmp(None)
         out, _ = case.run()
     finally:
-        functions.castling_use_openmp(native.library.openmp_entry())
+        functions.castling_use_openmp(ctypes.c_void_p(native.library.openmp_entry()))
         torch.set_num_threads(before)
     assert torch.equal(out, expected)
 

@@ -71,6 +71,61 @@ static CASTLING_INLINE void along_tokens(const float* weights, Window window, co
   for (int v = 0; v < WIDE; ++v) store(to + v * LANES, sums[v]);
 }
 
+// TOKENS neighbours with all their taps inside share each value they load.
+template <int TAPS, int TOKENS, int WIDE>
+static CASTLING_INLINE void along_neighbours(const float* weights, const float* values, long ld,
+                                             const float* base, long ldbase, const float* factors,
+                                             float* to, long ldto) {
+  Vec sums[TOKENS][WIDE];
+#pragma GCC unroll 8
+  for (int t = 0; t < TOKENS; ++t)
+#pragma GCC unroll 8
+    for (int v = 0; v < WIDE; ++v)
+      sums[t][v] = broadcast(factors[t]) * load(base + t * ldbase + v * LANES);
+#pragma GCC unroll 16
+  for (int i = 0; i < TAPS + TOKENS - 1; ++i, values += ld) {
+    Vec row[WIDE];
+#pragma GCC unroll 8
+    for (int v = 0; v < WIDE; ++v) row[v] = load(values + v * LANES);
+#pragma GCC unroll 8
+    for (int t = 0; t < TOKENS; ++t)
+      if (i >= t && i - t < TAPS) {
+        Vec weight = broadcast(weights[i - t]);
+#pragma GCC unroll 8
+        for (int v = 0; v < WIDE; ++v) sums[t][v] += weight * row[v];
+      }
+  }
+#pragma GCC unroll 8
+  for (int t = 0; t < TOKENS; ++t)
+#pragma GCC unroll 8
+    for (int v = 0; v < WIDE; ++v) store(to + t * ldto + v * LANES, sums[t][v]);
+}
+
+constexpr int NEIGHBOURS = 4;
+
+template <int TAPS>
+static void along_neighbours_rows(long columns, const float* weights, const float* values, long ld,
+                                  const float* base, long ldbase, const float* factors, float* to,
+                                  long ldto) {
+  long c = 0;
+  for (; c + 2 * LANES <= columns; c += 2 * LANES)
+    along_neighbours<TAPS, NEIGHBOURS, 2>(weights, values + c, ld, base + c, ldbase, factors,
+                                          to + c, ldto);
+  if (c < columns)
+    along_neighbours<TAPS, NEIGHBOURS, 1>(weights, values + c, ld, base + c, ldbase, factors,
+                                          to + c, ldto);
+}
+
+typedef void (*Neighbours)(long, const float*, const float*, long, const float*, long,
+                           const float*, float*, long);
+
+// For the usual numbers of taps; null for others.
+static CASTLING_INLINE Neighbours neighbours_of(long taps) {
+  static constexpr Neighbours FOUND[] = {along_neighbours_rows<3>, along_neighbours_rows<5>,
+                                         along_neighbours_rows<7>, along_neighbours_rows<9>};
+  return taps >= 3 && taps <= 9 ? FOUND[(taps - 3) / 2] : nullptr;
+}
+
 // TOKENS neighbours on one line of the grid share each weight they load.
 template <int TOKENS, int WIDE>
 static CASTLING_INLINE void on_grid(const Local& local, const float* weights, Window y, Window x,
@@ -118,11 +173,18 @@ static void convolve(const Local& local, const float* weights, const float* valu
                      float* to, long ldto) {
   long half = local.taps / 2;
   if (local.kind == castling::ALONG_TOKENS) {
-    for (long t = 0; t < tokens; ++t) {
+    Neighbours neighbours = neighbours_of(local.taps);
+    for (long t = 0; t < tokens;) {
       Window window = inside(start + t, local.tokens, local.taps);
       const float* from = values + (start + t - half + window.first) * ld;
       const float* at = base + t * ldbase;
       float* out = to + t * ldto;
+      if (neighbours != nullptr && t + NEIGHBOURS <= tokens && start + t >= half &&
+          start + t + NEIGHBOURS - 1 + half < local.tokens) {
+        neighbours(local.columns, weights, from, ld, at, ldbase, factors + t, out, ldto);
+        t += NEIGHBOURS;
+        continue;
+      }
       long c = 0;
       for (; c + 8 * LANES <= local.columns; c += 8 * LANES)
         along_tokens<8>(weights, window, from + c, ld, at + c, factors[t], out + c);
@@ -130,6 +192,7 @@ static void convolve(const Local& local, const float* weights, const float* valu
         along_tokens<2>(weights, window, from + c, ld, at + c, factors[t], out + c);
       if (c < local.columns)
         along_tokens<1>(weights, window, from + c, ld, at + c, factors[t], out + c);
+      ++t;
     }
     return;
   }

@@ -14,6 +14,11 @@ static CASTLING_INLINE float inverse_norm(float squares, float eps) {
   return squares == 0 && eps != 0 ? 0.0f : 1.0f / __builtin_sqrtf(squares + eps);
 }
 
+// Of all squares, in place: roots and quotients of a whole vector take as long as of one number.
+static void inverse_norms(float* squares, long count, float eps) {
+  for (long i = 0; i < count; ++i) squares[i] = inverse_norm(squares[i], eps);
+}
+
 // Whether `a` differs from x.
 static CASTLING_INLINE bool transforms(long features) {
   return features == castling::RELU || features == castling::SQUARES;
@@ -23,14 +28,15 @@ static CASTLING_INLINE bool transforms(long features) {
 // Scales hold Σx² already where the rows were squared while they were packed.
 static void map_rows(long features, Rows x, long tokens, long columns, float eps, float* to,
                      long ld, float* scales, bool squared = false) {
+  bool norms = features == castling::UNIT || features == castling::SQUARES;
+  for (long t = 0; norms && !squared && t < tokens; ++t)
+    scales[t] = dot(x.data + t * x.ld, x.data + t * x.ld, columns);
+  if (features == castling::UNIT) return inverse_norms(scales, tokens, eps);
   for (long t = 0; t < tokens; ++t) {
     const float* from = x.data + t * x.ld;
     float* out = to + t * ld;
-    if (features == castling::UNIT) {
-      scales[t] = inverse_norm(squared ? scales[t] : dot(from, from, columns), eps);
-    } else if (features == castling::SQUARES) {
-      float total = squared ? scales[t] : dot(from, from, columns);
-      Vec inverse = broadcast(1.0f / (total + eps)), squares = {};
+    if (features == castling::SQUARES) {
+      Vec inverse = broadcast(1.0f / (scales[t] + eps)), squares = {};
       for (long c = 0; c < columns; c += LANES) {
         Vec w = load(from + c) * load(from + c) * inverse;
         store(out + c, w);

@@ -99,8 +99,9 @@ struct Backward : LinearProblem {
     float* d_query = work + QueryBlock::floats(*this);
     float* d_x = d_query + BLOCK * ldk;
     float* packed = d_x + BLOCK * ldv;
+    Ahead nothing_ahead;
     block.compute(*this, b, h, start, count, s, (long)keys, head.state, head.total,
-                  mean ? head.mean : nullptr);
+                  mean ? head.mean : nullptr, nothing_ahead);
     Rows g = rows_of(a.out, a.dtype, b, h, start, count, value_dim, packed, ldv);
     if (local.kind) {
       Rows all = all_values(b, h, head.converted);

@@ -5,6 +5,10 @@
 namespace CASTLING_NAMESPACE {
 namespace {
 
+// Rows of the output that are finished at once: between product and result they stay in the
+// first-level cache beside the state.
+constexpr long GROUP = 4 * TILE_ROWS;
+
 struct Forward : LinearProblem {
   explicit Forward(const LinearArguments& arguments)
       : LinearProblem(arguments, arguments.keys, arguments.queries, 1) {
@@ -50,8 +54,43 @@ struct Forward : LinearProblem {
           store(v + t * ldv + c, broadcast(scales[t]) * load(rows.data + t * rows.ld + c));
       rows = {v, ldv};
     }
-    (fresh ? matmul<false, true> : matmul<true, true>)(dim, value_dim, count, k, ldk, rows.data,
-                                                       rows.ld, sum, ldv);
+    Ahead ahead = after_keys(b, h, start, count);
+    ahead.over(tiles(dim, value_dim));
+    auto between = [&ahead] { ahead.step(); };
+    if (fresh)
+      matmul<false, true>(dim, value_dim, count, k, ldk, rows.data, rows.ld, sum, ldv, between);
+    else
+      matmul<true, true>(dim, value_dim, count, k, ldk, rows.data, rows.ld, sum, ldv, between);
+  }
+
+  // What the schedule takes up after a block: the head's next block, or the next head's same block.
+  Ahead after_keys(long b, long h, long start, long count) const {
+    if (!by_head && ++h == heads) h = 0, start += count;
+    if (by_head) start += count;
+    Ahead ahead;
+    if (start < a.keys) {
+      count = least(count, a.keys - start);
+      ahead.add(a.key, a.dtype, b, h, start, count, dim);
+      ahead.add(a.value, a.dtype, b, h, start, count, value_dim);
+    } else {
+      ahead.add(a.query, a.dtype, b, h, 0, least(BLOCK, a.queries), dim);
+    }
+    return ahead;
+  }
+  Ahead after_queries(long b, long h, long start, long count) const {
+    if (!by_head && ++h == heads) h = 0, start += count;
+    if (by_head) start += count;
+    Ahead ahead;
+    if (start < a.queries) {
+      count = least(count, a.queries - start);
+      ahead.add(a.query, a.dtype, b, h, start, count, dim);
+      if (start + count <= a.keys && (local.kind || identity != 0))
+        ahead.add(a.value, a.dtype, b, h, start, count, value_dim);
+    } else if (h + 1 < heads) {
+      ahead.add(a.key, a.dtype, b, h + 1, 0, least(BLOCK, a.keys), dim);
+      ahead.add(a.value, a.dtype, b, h + 1, 0, least(BLOCK, a.keys), value_dim);
+    }
+    return ahead;
   }
 
   void finish(float*, long b, long h, float* own, float* sum) {
@@ -68,8 +107,17 @@ struct Forward : LinearProblem {
 
   void second_pass(float* work, long b, long h, long start, long count, float* own, float* sum) {
     QueryBlock block(*this, work);
+    Ahead ahead = after_queries(b, h, start, count);
+    long groups = ceil_divide(count, GROUP), size = ceil_divide(count, groups);
+    ahead.over(groups * tiles(size, value_dim));
+    for (long t = 0; t < count; t += size)
+      write_rows(block, b, h, start + t, least(size, count - t), own, sum, ahead);
+  }
+
+  void write_rows(QueryBlock& block, long b, long h, long start, long count, float* own, float* sum,
+                  Ahead& ahead) {
     block.compute(*this, b, h, start, count, own[0], (long)own[1], sum, total(sum),
-                  mean ? values(sum) + ldv : nullptr);
+                  mean ? values(sum) + ldv : nullptr, ahead);
     bool direct = in_place(a.out, a.dtype, value_dim);
     float* to = direct ? (float*)a.out.data + b * a.out.batch + start * a.out.token + h * a.out.head
                        : block.x;

@@ -1,6 +1,7 @@
 // What the forward and the backward pass of linear attention share: sizes, constants, the rows x_i.
 #pragma once
 
+#include "ahead.h"
 #include "convolution.h"
 #include "features.h"
 #include "matmul.h"
@@ -134,49 +135,58 @@ struct QueryBlock {
 
   // x_i = ι·r_i + sγ·φ(q_i)ᵀS + (sa)·m and the factors that normalise; `mean` is s·a·m.
   void compute(const LinearProblem& p, long b, long h, long start, long count, float s, long keys,
-               const float* state, const float* total, const float* mean) {
+               const float* state, const float* total, const float* mean, Ahead& ahead) {
     const LinearArguments& a = p.a;
     query = rows_of(a.query, a.dtype, b, h, start, count, p.dim, raw, p.ldk);
     map_rows(a.features, query, count, p.key_wide, p.eps, mapped, p.ldk, scales);
     rows = transforms(a.features) ? Rows{mapped, p.ldk} : query;
-    matmul<false, false>(count, p.value_dim, p.dim, rows.data, rows.ld, state, p.ldv, x, p.ldv);
+    matmul<false, false>(count, p.value_dim, p.dim, rows.data, rows.ld, state, p.ldv, x, p.ldv,
+                         [&ahead] { ahead.step(); });
     Rows added{nullptr, 0};
     if (p.identity != 0)
       added = a.residual.data != nullptr
                   ? rows_of(a.residual, a.dtype, b, h, start, count, p.value_dim, residual, p.ldv)
                   : p.value_rows(b, h, start, count, residual);
-    for (long t = 0; t < count; ++t) {
-      float weight = s * p.gamma * scales[t];
-      float squares = combine(p.value_wide, x + t * p.ldv, weight, p.identity,
-                              added.data ? added.data + t * added.ld : nullptr, mean);
-      factors[t] = 1;
-      if (a.normalize == castling::L2) {
-        factors[t] = inverse_norm(squares, p.eps);
-      } else if (p.rowsum) {
-        float sum = weight * dot(rows.data + t * rows.ld, total, p.key_wide) +
-                    s * p.constant * keys + (float)a.row_eps;
-        factors[t] = sum == 0 ? 1 : 1 / sum;
-      }
-    }
+    auto combine_with = added.data != nullptr
+                            ? (mean != nullptr ? combine<true, true> : combine<true, false>)
+                            : (mean != nullptr ? combine<false, true> : combine<false, false>);
+    for (long t = 0; t < count; ++t)
+      factors[t] = combine_with(p.value_wide, x + t * p.ldv, s * p.gamma * scales[t], p.identity,
+                                added.data + t * added.ld, mean);
+    if (a.normalize == castling::L2) return inverse_norms(factors, count, p.eps);
+    for (long t = 0; p.rowsum && t < count; ++t)
+      factors[t] = s * p.gamma * scales[t] * dot(rows.data + t * rows.ld, total, p.key_wide) +
+                   s * p.constant * keys + (float)a.row_eps;
+    for (long t = 0; t < count; ++t)
+      factors[t] = !p.rowsum || factors[t] == 0 ? 1 : 1 / factors[t];
   }
 
  private:
   // x ← weight·x + identity·added + mean; returns Σx².
+  template <bool ADDED, bool MEAN>
   static CASTLING_INLINE float combine(long wide, float* x, float weight, float identity,
                                        const float* added, const float* mean) {
-    Vec squares = {}, more = {};
-    for (long c = 0; c < wide; c += LANES) {
-      Vec row = broadcast(weight) * load(x + c);
-      if (added != nullptr) row += broadcast(identity) * load(added + c);
-      if (mean != nullptr) row += load(mean + c);
+    Vec by = broadcast(weight), part = broadcast(identity), even = {}, odd = {};
+    auto next = [=](long c) {
+      Vec row = by * load(x + c);
+      if (ADDED) row += part * load(added + c);
+      if (MEAN) row += load(mean + c);
       store(x + c, row);
-      // Two sums: one would wait for itself.
-      if (c / LANES % 2)
-        squares += row * row;
-      else
-        more += row * row;
+      return row;
+    };
+    long c = 0;
+    // Two sums: one would wait for itself.
+#pragma GCC unroll 4
+    for (; c + 2 * LANES <= wide; c += 2 * LANES) {
+      Vec first = next(c), second = next(c + LANES);
+      even += first * first;
+      odd += second * second;
     }
-    return sum(squares + more);
+    if (c < wide) {
+      Vec last = next(c);
+      even += last * last;
+    }
+    return sum(even + odd);
   }
 };
 

@@ -55,11 +55,18 @@ static CASTLING_INLINE Tile tile_of(long rows, long columns) {
   return TILES[rows - 1][columns - 1];
 }
 
+// How many tiles a product of this size has.
+static CASTLING_INLINE long tiles(long rows, long columns) {
+  return ceil_divide(rows, TILE_ROWS) * ceil_divide(vectors(columns), TILE_VECTORS);
+}
+
 // C[rows × columns] = (or +=) Σ_p A(r, p)·B[p, ·]; A(r, p) = a[r·lda + p], or a[p·lda + r] when
 // TRANSPOSED. Rows are shared out evenly: six and one would be slower than four and three.
-template <bool ACCUMULATE, bool TRANSPOSED>
-static void matmul(long rows, long columns, long depth, const float* a, long lda, const float* b,
-                   long ldb, float* c, long ldc) {
+// `between` is called after every tile.
+template <bool ACCUMULATE, bool TRANSPOSED, class Between>
+static CASTLING_INLINE void matmul(long rows, long columns, long depth, const float* a, long lda,
+                                   const float* b, long ldb, float* c, long ldc,
+                                   const Between& between) {
   long width = vectors(columns), row_tiles = ceil_divide(rows, TILE_ROWS);
   long column_tiles = ceil_divide(width, TILE_VECTORS);
   for (long j = 0, v = 0; j < column_tiles; ++j) {
@@ -69,10 +76,17 @@ static void matmul(long rows, long columns, long depth, const float* a, long lda
       tile_of<ACCUMULATE, TRANSPOSED>(high, wide)(depth, a + (TRANSPOSED ? r : r * lda), lda,
                                                   b + v * LANES, ldb, c + r * ldc + v * LANES,
                                                   ldc);
+      between();
       r += high;
     }
     v += wide;
   }
+}
+
+template <bool ACCUMULATE, bool TRANSPOSED>
+static void matmul(long rows, long columns, long depth, const float* a, long lda, const float* b,
+                   long ldb, float* c, long ldc) {
+  matmul<ACCUMULATE, TRANSPOSED>(rows, columns, depth, a, lda, b, ldb, c, ldc, [] {});
 }
 
 }  // namespace CASTLING_NAMESPACE
