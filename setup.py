@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 SOURCES = Path("src/castling/ops/native/csrc")
@@ -115,7 +116,15 @@ class BuildNative(build_ext):
             super().copy_extensions_to_source()
 
 
+class NativeWheel(bdist_wheel):
+    """A wheel for any Python of one platform: the library is linked against none."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """(python, abi, platform)."""
+        return "py3", "none", super().get_tag()[2]
+
+
 setup(
     ext_modules=[Extension("castling.ops.native.libcastling_native", [], optional=True)],
-    cmdclass={"build_ext": BuildNative},
+    cmdclass={"build_ext": BuildNative, "bdist_wheel": NativeWheel},
 )
