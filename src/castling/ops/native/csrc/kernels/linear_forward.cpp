@@ -9,16 +9,35 @@ namespace {
 // first-level cache beside the state.
 constexpr long GROUP = 4 * TILE_ROWS;
 
+// At most so many keys stand beside each other instead of in a state.
+constexpr long MOST_KEYS = 2 * BLOCK;
+
 struct Forward : LinearProblem {
+  bool by_keys;
+  long ldn;  // floats of a row of similarities
+
   explicit Forward(const LinearArguments& arguments)
       : LinearProblem(arguments, arguments.keys, arguments.queries, 1) {
-    sum_first = dim * ldv;
-    sum_floats = dim * ldv + ldk + 2 * ldv;  // S, z, m, and s·a·m
+    ldn = padded(a.keys);
+    by_keys = cheaper_by_keys();
+    sum_first = by_keys ? key_wide * ldn + a.keys * ldv : dim * ldv;
+    sum_floats = sum_first + ldk + 2 * ldv;  // S or the keys and values, z, m, and s·a·m
     head_floats = 16 + (converts_values() ? a.keys * ldv : 0);
-    worker_floats = most(BLOCK * (ldk + ldv), QueryBlock::floats(*this));
+    worker_floats = most(BLOCK * (ldk + ldv), QueryBlock::floats(*this) + (by_keys ? GROUP * ldn : 0));
   }
 
-  float* total(float* sum) const { return sum + dim * ldv; }
+  // Between few tokens (φ(q)φ(k)ᵀ)v takes fewer products than φ(q)(φ(k)ᵀv). The gradient needs
+  // the latter's state.
+  bool cheaper_by_keys() const {
+    double wide = vectors(a.keys) * LANES;
+    double by_keys = a.queries * (wide * dim + (double)a.keys * value_wide);
+    // Transposed keys and columns that fill no vector take their time as well.
+    return a.state == nullptr && a.keys <= MOST_KEYS &&
+           by_keys < 0.9 * (a.queries + a.keys) * dim * value_wide;
+  }
+
+  float* values_by_key(float* sum) const { return sum + key_wide * ldn; }
+  float* total(float* sum) const { return sum + sum_first; }
   float* values(float* sum) const { return total(sum) + ldk; }
 
   void prepare(float*, long b, long h, float* own) {
@@ -31,7 +50,7 @@ struct Forward : LinearProblem {
   void first_pass(float* work, long b, long h, long start, long count, bool fresh, float* own,
                   float* sum) {
     float* k = work;
-    float* v = k + BLOCK * ldk;
+    float* v = by_keys ? values_by_key(sum) + start * ldv : k + BLOCK * ldk;
     float scales[BLOCK];
     masked_rows(a.key, b, h, start, count, dim, k, ldk, nullptr, scales);
     map_rows(a.features, {k, ldk}, count, key_wide, eps, k, ldk, scales, true);
@@ -54,6 +73,7 @@ struct Forward : LinearProblem {
           store(v + t * ldv + c, broadcast(scales[t]) * load(rows.data + t * rows.ld + c));
       rows = {v, ldv};
     }
+    if (by_keys) return keep_keys(k, rows, start, count, sum);
     Ahead ahead = after_keys(b, h, start, count);
     ahead.over(tiles(dim, value_dim));
     auto between = [&ahead] { ahead.step(); };
@@ -61,6 +81,16 @@ struct Forward : LinearProblem {
       matmul<false, true>(dim, value_dim, count, k, ldk, rows.data, rows.ld, sum, ldv, between);
     else
       matmul<true, true>(dim, value_dim, count, k, ldk, rows.data, rows.ld, sum, ldv, between);
+  }
+
+  void keep_keys(float* k, Rows values, long start, long count, float* sum) const {
+    float* to = values_by_key(sum) + start * ldv;
+    for (long t = 0; values.data != to && t < count; ++t)
+      __builtin_memcpy(to + t * ldv, values.data + t * values.ld, value_wide * sizeof(float));
+    // Columns behind the last key are computed with it and left alone.
+    long columns = least(BLOCK, ceil_divide(count, LANES) * LANES);
+    zero(k + count * ldk, (columns - count) * ldk);
+    transpose(k, ldk, columns, dim, sum + start, ldn);
   }
 
   // What the schedule takes up after a block: the head's next block, or the next head's same block.
@@ -111,13 +141,24 @@ struct Forward : LinearProblem {
     long groups = ceil_divide(count, GROUP), size = ceil_divide(count, groups);
     ahead.over(groups * tiles(size, value_dim));
     for (long t = 0; t < count; t += size)
-      write_rows(block, b, h, start + t, least(size, count - t), own, sum, ahead);
+      write_rows(block, work + QueryBlock::floats(*this), b, h, start + t, least(size, count - t),
+                 own, sum, ahead);
   }
 
-  void write_rows(QueryBlock& block, long b, long h, long start, long count, float* own, float* sum,
-                  Ahead& ahead) {
-    block.compute(*this, b, h, start, count, own[0], (long)own[1], sum, total(sum),
-                  mean ? values(sum) + ldv : nullptr, ahead);
+  void write_rows(QueryBlock& block, float* similar, long b, long h, long start, long count,
+                  float* own, float* sum, Ahead& ahead) {
+    const float* average = mean ? values(sum) + ldv : nullptr;
+    if (by_keys) {
+      block.map_queries(*this, b, h, start, count);
+      matmul<false, false>(count, a.keys, dim, block.rows.data, block.rows.ld, sum, ldn, similar,
+                           ldn);
+      matmul<false, false>(count, value_dim, a.keys, similar, ldn, values_by_key(sum), ldv,
+                           block.x, ldv);
+      block.finish(*this, b, h, start, count, own[0], (long)own[1], total(sum), average);
+    } else {
+      block.compute(*this, b, h, start, count, own[0], (long)own[1], sum, total(sum), average,
+                    ahead);
+    }
     bool direct = in_place(a.out, a.dtype, value_dim);
     float* to = direct ? (float*)a.out.data + b * a.out.batch + start * a.out.token + h * a.out.head
                        : block.x;

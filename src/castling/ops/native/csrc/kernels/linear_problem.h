@@ -6,6 +6,7 @@
 #include "features.h"
 #include "matmul.h"
 #include "schedule.h"
+#include "transpose.h"
 
 namespace CASTLING_NAMESPACE {
 
@@ -136,12 +137,23 @@ struct QueryBlock {
   // x_i = ι·r_i + sγ·φ(q_i)ᵀS + (sa)·m and the factors that normalise; `mean` is s·a·m.
   void compute(const LinearProblem& p, long b, long h, long start, long count, float s, long keys,
                const float* state, const float* total, const float* mean, Ahead& ahead) {
+    map_queries(p, b, h, start, count);
+    matmul<false, false>(count, p.value_dim, p.dim, rows.data, rows.ld, state, p.ldv, x, p.ldv,
+                         [&ahead] { ahead.step(); });
+    finish(p, b, h, start, count, s, keys, total, mean);
+  }
+
+  void map_queries(const LinearProblem& p, long b, long h, long start, long count) {
     const LinearArguments& a = p.a;
     query = rows_of(a.query, a.dtype, b, h, start, count, p.dim, raw, p.ldk);
     map_rows(a.features, query, count, p.key_wide, p.eps, mapped, p.ldk, scales);
     rows = transforms(a.features) ? Rows{mapped, p.ldk} : query;
-    matmul<false, false>(count, p.value_dim, p.dim, rows.data, rows.ld, state, p.ldv, x, p.ldv,
-                         [&ahead] { ahead.step(); });
+  }
+
+  // The same where x holds a(q_i)ᵀS already.
+  void finish(const LinearProblem& p, long b, long h, long start, long count, float s, long keys,
+              const float* total, const float* mean) {
+    const LinearArguments& a = p.a;
     Rows added{nullptr, 0};
     if (p.identity != 0)
       added = a.residual.data != nullptr
