@@ -57,9 +57,10 @@ def mask_tokens(tensor: Tensor, key_mask: Tensor | None) -> Tensor:
 
 
 def count_keys(key: Tensor, key_mask: Tensor | None) -> Tensor | int:
-    """How many keys take part: an int, or (B, 1, 1, 1) in accumulation precision with a mask."""
+    """How many keys take part, 1 for none: an int, or (B, 1, 1, 1) in accumulation precision."""
     if key_mask is None:
-        return key.shape[1]
+        keys = key.shape[1]
+        return max(keys, 1) if isinstance(keys, int) else keys
     return key_mask.sum(dim=1).clamp(min=1).to(accumulation_dtype(key))[:, None, None, None]
 
 

@@ -121,15 +121,17 @@ def naive_gradients(
         tensors: what it takes; None where there is none.
         without: position of the mask, which has no gradient and is left out.
     """
-    with torch.enable_grad(), autocast_off(grad):
-        leaves = tuple(
-            tensor if tensor is None or position == without else tensor.detach().requires_grad_()
-            for position, tensor in enumerate(tensors)
-        )
-        wanted = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
-        found = iter(torch.autograd.grad(formula(leaves), wanted, grad, materialize_grads=True))
-        return [
-            None if leaf is None else next(found).contiguous()
-            for position, leaf in enumerate(leaves)
-            if position != without
-        ]
+    moving = [p for p, tensor in enumerate(tensors) if tensor is not None and p != without]
+
+    def of_moving(*values: Tensor) -> Tensor:
+        given = dict(zip(moving, values, strict=True))
+        return formula(tuple(given.get(p, tensor) for p, tensor in enumerate(tensors)))
+
+    # Inside an operator PyTorch records no graph, even where gradients are enabled: a function
+    # transform brings its own.
+    with autocast_off(grad):
+        pull_back = torch.func.vjp(of_moving, *(tensors[p] for p in moving))[1]
+        found = dict(zip(moving, pull_back(grad), strict=True))
+    return [
+        found[p].contiguous() if p in found else None for p in range(len(tensors)) if p != without
+    ]

@@ -15,6 +15,7 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from castling.ops import native, triton
 
@@ -115,7 +116,9 @@ def select_path(*tensors: Tensor) -> str:
         if torch.onnx.is_in_onnx_export():
             return "naive"
     elif (
-        torch._C._are_functorch_transforms_active() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        torch._C._are_functorch_transforms_active()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        or forward_ad._current_level >= 0  # tangents travel through basic operators only
     ):
         return "naive"
     path = _AUTOMATIC.get(query.device.type, "naive")

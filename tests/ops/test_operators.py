@@ -1,0 +1,87 @@
+"""Operators that meet a machine without their backend still compute, and so do their gradients."""
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+
+from castling.ops.angular import linear_angular
+from castling.ops.exact_taylor import exact_taylor
+from castling.ops.local import LocalResidual
+from castling.ops.naive_linear_attention import naive_linear_attention
+from castling.ops.quadratic_taylor import naive_exact_taylor
+
+LINEAR = {"features": "unit", "normalize": "l2", "identity": 0.5, "gamma": 0.3, "alpha": 0.1}
+NUMBERS = {"eps": 1e-6, "row_eps": 0.0}
+
+
+def leaves(*shape: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for _ in range(4)]
+
+
+def assert_close(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == b.dtype
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_linear_attention_has_gradients_without_its_backend(dtype: torch.dtype) -> None:
+    # A backend that never serves the CPU outside of the interpreter: a program from elsewhere.
+    q, k, v, residual = leaves(2, 7, 3, 8, dtype=dtype)
+    weight = torch.randn(3, 1, 3, 1, requires_grad=True)
+    scalar = torch.tensor(0.7, requires_grad=True)
+    mask = torch.arange(7).expand(2, 7) < 5
+    moving = [q, k, v, residual, weight, scalar]
+    numbers = (*LINEAR.values(), 0.0, *NUMBERS.values())
+    out, _ = torch.ops.castling.linear_attention(
+        *(q, k, v, residual, weight, mask, scalar), *numbers, [], 0, "triton", True
+    )
+    expected = naive_linear_attention(
+        q,
+        k,
+        v,
+        residual=residual,
+        local=LocalResidual(weight),
+        key_mask=mask,
+        scalar=scalar,
+        kv_scale="tokens",
+        **LINEAR,
+        **NUMBERS,
+    )
+    grad = torch.randn(out.shape).to(dtype)
+    assert_close(
+        list(torch.autograd.grad(out, moving, grad)),
+        list(torch.autograd.grad(expected, moving, grad)),
+    )
+
+
+def test_taylor_attention_has_gradients_without_its_backend() -> None:
+    q, k, v, _ = leaves(2, 7, 3, 8)
+    options = {"qk_norm": True, "eps": 1e-9, "order": "direct"}
+    out, _ = torch.ops.castling.taylor_attention(q, k, v, None, *options.values(), "triton", True)
+    expected = naive_exact_taylor(q, k, v, key_mask=None, **options)
+    grad = torch.randn(out.shape)
+    assert_close(
+        list(torch.autograd.grad(out, [q, k, v], grad)),
+        list(torch.autograd.grad(expected, [q, k, v], grad)),
+    )
+
+
+@pytest.mark.parametrize("operator", [linear_angular, exact_taylor])
+@pytest.mark.parametrize("shape", [(0, 7, 3, 8), (2, 0, 3, 8)])
+def test_nothing_to_compute_has_gradients(operator, shape) -> None:
+    q, k, v, _ = leaves(*shape)
+    operator(q, k, v).sum().backward()
+    assert q.grad.shape == k.grad.shape == v.grad.shape == shape
+
+
+@pytest.mark.parametrize("operator", [linear_angular, exact_taylor])
+def test_tangents_go_through(operator) -> None:
+    q, k, v, direction = (leaf.detach() for leaf in leaves(1, 5, 2, 8))
+    step = 1e-3
+    difference = operator(q + step * direction, k, v) - operator(q - step * direction, k, v)
+    with forward_ad.dual_level():
+        dual = operator(forward_ad.make_dual(q, direction), k, v)
+        tangent = forward_ad.unpack_dual(dual).tangent
+    torch.testing.assert_close(tangent, difference / (2 * step), rtol=1e-2, atol=1e-3)
