@@ -24,7 +24,7 @@ _Options = tuple[
 _NO_MASK = (0, 0, 0)
 _NO_GRADIENTS = (0,) * 20
 _NO_LOCAL = (0, 0, 0, 0, 0)
-_NO_STATE = empty(0, dtype=float32)
+_NO_STATE = empty(0, dtype=float32, device="cpu")
 
 _forward = function("linear_attention_forward", _LAYOUT.size)
 _backward = function("linear_attention_backward", _LAYOUT.size)
@@ -82,10 +82,11 @@ def linear_attention_forward(
     batch, queries, heads, dim = query.shape
     value_dim = value.shape[3]
     # Sizes one by one: reading them from a tuple takes PyTorch twice as long.
-    out = empty(batch, queries, heads, value_dim, dtype=value.dtype)
+    out = value.new_empty(batch, queries, heads, value_dim)
     state = _NO_STATE
     if save_state:
-        state = empty(batch, heads, dim * value_dim + dim + value_dim, dtype=float32)
+        size = dim * value_dim + dim + value_dim
+        state = value.new_empty(batch, heads, size, dtype=float32)
     weight = _weight(local_weight)
     arguments = _pack(
         *(query, key, value, residual, out, (), weight, None, key_mask, scalar, state, None),
@@ -156,7 +157,7 @@ def linear_attention_backward(
     d_residual = None if residual is None else torch.empty_like(residual, memory_format=contiguous)
     weight, state = _weight(local_weight), state.contiguous()
     d_weight = None if weight is None else torch.empty_like(weight)
-    d_constant = empty((), dtype=float32)
+    d_constant = value.new_empty((), dtype=float32)
     arguments = _pack(
         *(query, key, value, residual, grad_out, (d_query, d_key, d_value, d_residual)),
         *(weight, d_weight, key_mask, scalar, state, d_constant),

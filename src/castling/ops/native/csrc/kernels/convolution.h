@@ -23,14 +23,15 @@ static void lay_weights(const Local& local, const float* weight, long heads, lon
   long count = local.kind == castling::ALONG_TOKENS ? local.taps : local.taps * local.taps;
   for (long h = 0; h < heads; ++h) {
     float* out = to + h * local.size();
-    for (long i = 0; i < local.size(); ++i) out[i] = 0;
     for (long i = 0; i < count; ++i) {
-      long from = flipped ? count - 1 - i : i;
-      if (local.kind == castling::ALONG_TOKENS)
-        out[i] = weight[h * count + from];
-      else
-        for (long c = 0; c < value_dim; ++c)
-          out[i * local.columns + c] = weight[(h * value_dim + c) * count + from];
+      const float* from = weight + (flipped ? count - 1 - i : i);
+      if (local.kind == castling::ALONG_TOKENS) {
+        out[i] = from[h * count];
+        continue;
+      }
+      for (long c = 0; c < value_dim; ++c)
+        out[i * local.columns + c] = from[(h * value_dim + c) * count];
+      for (long c = value_dim; c < local.columns; ++c) out[i * local.columns + c] = 0;
     }
   }
 }
@@ -154,11 +155,51 @@ static CASTLING_INLINE void on_grid(const Local& local, const float* weights, Wi
     for (int v = 0; v < WIDE; ++v) store(to + t * ldto + v * LANES, sums[t][v]);
 }
 
+// The same for a kernel of TAPS, all of them inside the line: neighbours share values as well.
+template <int TAPS, int TOKENS, int WIDE>
+static CASTLING_INLINE void on_grid_inside(const Local& local, const float* weights, Window y,
+                                           const float* values, long ld, const float* base,
+                                           long ldbase, const float* factors, float* to,
+                                           long ldto) {
+  Vec sums[TOKENS][WIDE];
+#pragma GCC unroll 8
+  for (int t = 0; t < TOKENS; ++t)
+#pragma GCC unroll 8
+    for (int v = 0; v < WIDE; ++v)
+      sums[t][v] = broadcast(factors[t]) * load(base + t * ldbase + v * LANES);
+  for (long i = y.first; i < y.last; ++i, values += local.width * ld) {
+    const float* weight = weights + i * TAPS * local.columns;
+    Vec w[TAPS][WIDE];
+#pragma GCC unroll 8
+    for (int j = 0; j < TAPS; ++j)
+#pragma GCC unroll 8
+      for (int v = 0; v < WIDE; ++v) w[j][v] = load(weight + j * local.columns + v * LANES);
+#pragma GCC unroll 16
+    for (int r = 0; r < TAPS + TOKENS - 1; ++r)
+#pragma GCC unroll 8
+      for (int v = 0; v < WIDE; ++v) {
+        Vec value = load(values + r * ld + v * LANES);
+#pragma GCC unroll 8
+        for (int t = 0; t < TOKENS; ++t)
+          if (r >= t && r - t < TAPS) sums[t][v] += w[r - t][v] * value;
+      }
+  }
+#pragma GCC unroll 8
+  for (int t = 0; t < TOKENS; ++t)
+#pragma GCC unroll 8
+    for (int v = 0; v < WIDE; ++v) store(to + t * ldto + v * LANES, sums[t][v]);
+}
+
 template <int TOKENS>
 static CASTLING_INLINE void on_grid_row(const Local& local, const float* weights, Window y,
                                         Window x, const float* values, long ld, const float* base,
                                         long ldbase, const float* factors, float* to, long ldto) {
+  // As many sums at once as multiply-adds are on their way.
+  constexpr int WIDE = TOKENS == 1 ? 8 : TOKENS == 2 ? 4 : 2;
   long c = 0;
+  for (; c + WIDE * LANES <= local.columns; c += WIDE * LANES)
+    on_grid<TOKENS, WIDE>(local, weights + c, y, x, values + c, ld, base + c, ldbase, factors,
+                          to + c, ldto);
   for (; c + 2 * LANES <= local.columns; c += 2 * LANES)
     on_grid<TOKENS, 2>(local, weights + c, y, x, values + c, ld, base + c, ldbase, factors, to + c,
                        ldto);
@@ -211,8 +252,16 @@ static void convolve(const Local& local, const float* weights, const float* valu
     const float* from = values + (local.prefix + (row - half + y.first) * local.width + column -
                                   half + x.first) * ld;
     if (t + 4 <= tokens && column >= half && column + 3 + half < local.width) {
-      on_grid_row<4>(local, weights, y, x, from, ld, at, ldbase, factors + t, out, ldto);
+      if (local.taps == 3 && local.columns % (2 * LANES) == 0)
+        for (long c = 0; c < local.columns; c += 2 * LANES)
+          on_grid_inside<3, 4, 2>(local, weights + c, y, from + c, ld, at + c, ldbase, factors + t,
+                                  out + c, ldto);
+      else
+        on_grid_row<4>(local, weights, y, x, from, ld, at, ldbase, factors + t, out, ldto);
       t += 4;
+    } else if (t + 2 <= tokens && column >= half && column + 1 + half < local.width) {
+      on_grid_row<2>(local, weights, y, x, from, ld, at, ldbase, factors + t, out, ldto);
+      t += 2;
     } else {
       on_grid_row<1>(local, weights, y, x, from, ld, at, ldbase, factors + t, out, ldto);
       ++t;

@@ -15,7 +15,7 @@ struct Backward : LinearProblem {
   castling::Tensor4 through;
 
   explicit Backward(const LinearArguments& arguments)
-      : LinearProblem(arguments, arguments.queries, arguments.keys, 2.5),
+      : LinearProblem(arguments, arguments.queries, arguments.keys, 2.5, true),
         passes_value(a.identity != 0 && a.residual.data == nullptr),
         buffer(passes_value && a.dtype != castling::FLOAT32 ? batch * a.keys * heads * value_dim : 1),
         results(batch * heads * result_floats()),
@@ -221,7 +221,7 @@ struct Backward : LinearProblem {
     }
     if (local.kind) {
       Rows all = all_gradients(b, h, head);
-      convolve(local, weights_of(h, true), all.data, all.ld, start, count, d_value, ldv, ones,
+      convolve(local, weights_of(h), all.data, all.ld, start, count, d_value, ldv, ones,
                d_value, ldv);
     }
     zero_masked(d_value, ldv, b, start, count);

@@ -17,7 +17,7 @@ struct Forward : LinearProblem {
   long ldn;  // floats of a row of similarities
 
   explicit Forward(const LinearArguments& arguments)
-      : LinearProblem(arguments, arguments.keys, arguments.queries, 1) {
+      : LinearProblem(arguments, arguments.keys, arguments.queries, 1, false) {
     ldn = padded(a.keys);
     by_keys = cheaper_by_keys();
     sum_first = by_keys ? key_wide * ldn + a.keys * ldv : dim * ldv;
@@ -165,7 +165,7 @@ struct Forward : LinearProblem {
     long ld = direct ? a.out.token : ldv;
     if (local.kind) {
       Rows all = all_values(b, h, own + 16);
-      convolve(local, weights_of(h, false), all.data, all.ld, start, count, block.x, ldv,
+      convolve(local, weights_of(h), all.data, all.ld, start, count, block.x, ldv,
                block.factors, to, ld);
     } else {
       for (long t = 0; t < count; ++t)

@@ -32,8 +32,9 @@ struct LinearProblem {
   Local local;
   castling::Scratch weights;
 
+  // Weights are flipped for the gradient of a convolution.
   LinearProblem(const LinearArguments& arguments, long first_tokens, long second_tokens,
-                double work)
+                double work, bool flipped)
       : a(arguments),
         batch(a.batch),
         heads(a.heads),
@@ -53,21 +54,16 @@ struct LinearProblem {
         mean(a.constant != 0),
         local{(long)a.local, (long)a.taps, (long)a.height, (long)a.width,
               (long)a.prefix, (long)a.keys, value_wide},
-        weights(local.kind ? 2 * heads * local.size() : 1) {
+        weights(local.kind ? heads * local.size() : 1) {
     double useful = work * (a.queries + a.keys) * a.batch * a.heads * a.dim * a.value_dim;
     threads = most(1, least(a.threads, (long)(useful / WORK_PER_THREAD)));
     double bytes = 4.0 * (a.queries + a.keys) * (a.dim + a.value_dim);
     by_head = batch * heads >= threads && bytes <= HEAD_BYTES;
-    if (local.kind && weights.data != nullptr) {
-      lay_weights(local, a.local_weight, heads, value_dim, false, weights.data);
-      lay_weights(local, a.local_weight, heads, value_dim, true,
-                  weights.data + heads * local.size());
-    }
+    if (local.kind && weights.data != nullptr)
+      lay_weights(local, a.local_weight, heads, value_dim, flipped, weights.data);
   }
 
-  const float* weights_of(long h, bool flipped) const {
-    return weights.data + ((flipped ? heads : 0) + h) * local.size();
-  }
+  const float* weights_of(long h) const { return weights.data + h * local.size(); }
 
   bool takes_part(long b, long token) const {
     return a.key_mask == nullptr || a.key_mask[b * a.mask_batch + token * a.mask_token];
