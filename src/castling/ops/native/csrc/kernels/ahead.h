@@ -14,9 +14,10 @@ class Ahead {
   // Also `tokens` rows of a head of `x`, the first `channels` of each.
   void add(const castling::Tensor4& x, long dtype, long b, long h, long start, long tokens,
            long channels) {
-    // Channels that are apart are tokens that are together: those the processor follows.
-    if (x.channel != 1 || count_ == MOST) return;
     long item = castling::item_size(dtype);
+    // Channels that are apart are tokens that are together: those the processor follows. Rows of
+    // one or two cache lines cost more to ask for than to wait for.
+    if (x.channel != 1 || channels * item <= 128 || count_ == MOST) return;
     const char* first = x.data + (b * x.batch + start * x.token + h * x.head) * item;
     streams_[count_++] = {first, (long)(x.token * item), channels * item};
     rows_ = tokens;

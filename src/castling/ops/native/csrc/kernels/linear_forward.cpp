@@ -8,6 +8,8 @@ namespace {
 // Rows of the output that are finished at once: between product and result they stay in the
 // first-level cache beside the state.
 constexpr long GROUP = 4 * TILE_ROWS;
+// Channels up to which a whole block stays there.
+constexpr long NARROW = 32;
 
 // At most so many keys stand beside each other instead of in a state.
 constexpr long MOST_KEYS = 2 * BLOCK;
@@ -23,7 +25,7 @@ struct Forward : LinearProblem {
     sum_first = by_keys ? key_wide * ldn + a.keys * ldv : dim * ldv;
     sum_floats = sum_first + ldk + 2 * ldv;  // S or the keys and values, z, m, and s·a·m
     head_floats = 16 + (converts_values() ? a.keys * ldv : 0);
-    worker_floats = most(BLOCK * (ldk + ldv), QueryBlock::floats(*this) + (by_keys ? GROUP * ldn : 0));
+    worker_floats = most(BLOCK * (ldk + ldv), QueryBlock::floats(*this) + (by_keys ? BLOCK * ldn : 0));
   }
 
   // Between few tokens (φ(q)φ(k)ᵀ)v takes fewer products than φ(q)(φ(k)ᵀv). The gradient needs
@@ -138,7 +140,7 @@ struct Forward : LinearProblem {
   void second_pass(float* work, long b, long h, long start, long count, float* own, float* sum) {
     QueryBlock block(*this, work);
     Ahead ahead = after_queries(b, h, start, count);
-    long groups = ceil_divide(count, GROUP), size = ceil_divide(count, groups);
+    long groups = ceil_divide(count, value_dim <= NARROW ? BLOCK : GROUP), size = ceil_divide(count, groups);
     ahead.over(groups * tiles(size, value_dim));
     for (long t = 0; t < count; t += size)
       write_rows(block, work + QueryBlock::floats(*this), b, h, start + t, least(size, count - t),

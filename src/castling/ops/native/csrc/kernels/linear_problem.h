@@ -155,21 +155,31 @@ struct QueryBlock {
       added = a.residual.data != nullptr
                   ? rows_of(a.residual, a.dtype, b, h, start, count, p.value_dim, residual, p.ldv)
                   : p.value_rows(b, h, start, count, residual);
-    auto combine_with = added.data != nullptr
-                            ? (mean != nullptr ? combine<true, true> : combine<true, false>)
-                            : (mean != nullptr ? combine<false, true> : combine<false, false>);
-    for (long t = 0; t < count; ++t)
-      factors[t] = combine_with(p.value_wide, x + t * p.ldv, s * p.gamma * scales[t], p.identity,
-                                added.data + t * added.ld, mean);
+    float weight = s * p.gamma;
+    if (added.data != nullptr)
+      mean != nullptr ? combine_rows<true, true>(p, count, weight, added, mean)
+                      : combine_rows<true, false>(p, count, weight, added, mean);
+    else
+      mean != nullptr ? combine_rows<false, true>(p, count, weight, added, mean)
+                      : combine_rows<false, false>(p, count, weight, added, mean);
     if (a.normalize == castling::L2) return inverse_norms(factors, count, p.eps);
     for (long t = 0; p.rowsum && t < count; ++t)
-      factors[t] = s * p.gamma * scales[t] * dot(rows.data + t * rows.ld, total, p.key_wide) +
+      factors[t] = weight * scales[t] * dot(rows.data + t * rows.ld, total, p.key_wide) +
                    s * p.constant * keys + (float)a.row_eps;
     for (long t = 0; t < count; ++t)
       factors[t] = !p.rowsum || factors[t] == 0 ? 1 : 1 / factors[t];
   }
 
  private:
+  // Factors become the rows' Σx².
+  template <bool ADDED, bool MEAN>
+  void combine_rows(const LinearProblem& p, long count, float weight, Rows added,
+                    const float* mean) {
+    for (long t = 0; t < count; ++t)
+      factors[t] = combine<ADDED, MEAN>(p.value_wide, x + t * p.ldv, weight * scales[t],
+                                        p.identity, added.data + t * added.ld, mean);
+  }
+
   // x ← weight·x + identity·added + mean; returns Σx².
   template <bool ADDED, bool MEAN>
   static CASTLING_INLINE float combine(long wide, float* x, float weight, float identity,
