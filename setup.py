@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import shlex
@@ -62,12 +63,19 @@ def run(command: list[str]) -> None:
         print(done.stderr, file=sys.stderr)
 
 
+def interface(sources: Path) -> str:
+    """What stands for the argument structures; ``native/library.py`` computes the same."""
+    headers = sorted(sources.glob("*.h"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in headers)).hexdigest()[:16]
+
+
 def build_library(target: Path, temporary: Path) -> None:
     """Compile every source for every instruction set and link the shared library."""
     cxx = compiler()
     machine = os.environ.get("CASTLING_MACHINE", platform.machine()).lower()
     sets = dict(X86) if machine in ("x86_64", "amd64") else {}
     has = [f"-DCASTLING_HAS_{name.upper()}" for name in sets]
+    has.append(f'-DCASTLING_INTERFACE="{interface(SOURCES)}"')
     temporary.mkdir(parents=True, exist_ok=True)
     jobs: list[tuple[list[str], Path]] = []
     for source in sorted(SOURCES.glob("*.cpp")):

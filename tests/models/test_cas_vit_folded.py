@@ -136,7 +136,17 @@ def _half_train(block: nn.Module) -> None:
     block.mlp.drop.train()
 
 
-@pytest.mark.parametrize("change", [_watch, _replace, _parametrise, _half_train])
+def _patch(block: nn.Module) -> None:
+    block.mlp.act.forward = lambda x: x * 2
+
+
+def _approximate(block: nn.Module) -> None:
+    block.mlp.act.approximate = "tanh"
+
+
+@pytest.mark.parametrize(
+    "change", [_watch, _replace, _parametrise, _half_train, _patch, _approximate]
+)
 @torch.no_grad()
 def test_a_block_changed_after_folding_computes_by_its_modules(change, fused: list) -> None:
     _, folded = pair()
@@ -176,6 +186,29 @@ def test_loaded_weights_are_taken() -> None:
 
 
 @torch.no_grad()
+def _step(weights: list[Tensor]) -> None:
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    torch.optim.AdamW(weights, lr=0.1, fused=True).step()
+
+
+def _scale_data(weights: list[Tensor]) -> None:
+    for weight in weights:
+        weight.data.mul_(0.5)
+
+
+@pytest.mark.parametrize("write", [_step, _scale_data])
+def test_writes_that_leave_no_trace_in_a_tensor_are_seen(write) -> None:
+    """Fused optimisers and ``.data`` do not raise a tensor's version."""
+    _, folded = pair()
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        folded(x)
+        write([p for p in folded.parameters() if p.requires_grad])
+        found = folded(x)
+        torch.testing.assert_close(found, copy.deepcopy(folded)(x))
+
+
 def test_costs_are_counted_as_before() -> None:
     model, folded = pair()
     assert castling.macs(folded, (3, 32, 32)).total == castling.macs(model, (3, 32, 32)).total

@@ -1,6 +1,7 @@
 """Native linear attention against the naive formula in float64: output and every gradient."""
 
 import ctypes
+import importlib
 import math
 import os
 import subprocess
@@ -394,3 +395,9 @@ def test_bad_input_is_named():
     arguments = (*case.tensors(), torch.empty(0), *case.arguments())
     with pytest.raises(ValueError, match="save_state"):
         native.linear_attention_backward(case.grad, *arguments)
+
+
+def test_a_library_of_other_sources_is_left_alone(monkeypatch):
+    library = importlib.import_module("castling.ops.native.library")
+    monkeypatch.setattr(library, "_interface", lambda: "other")
+    assert "install castling again" in library.load.__wrapped__()

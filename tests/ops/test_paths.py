@@ -329,6 +329,29 @@ def test_a_forced_path_compiles_without_a_graph_break():
     torch.testing.assert_close(found, linear_angular(q, q, q))
 
 
+def test_a_forced_path_that_transforms_cannot_follow_says_so():
+    q = torch.randn(3, 2, 4, 1, 8)
+    if "native" not in available_paths("cpu"):
+        pytest.skip("the C++ operators are not built")
+    with castling.attention_path("native"), pytest.raises(PathError, match="transforms"):
+        torch.func.vmap(lambda x: linear_angular(x, x, x))(q)
+
+
+def test_a_negative_grid_is_refused():
+    q = torch.randn(1, 9, 1, 8)
+    for grid, prefix in (((5, 2), -1), ((-3, -3), 0)):
+        local = LocalResidual(torch.randn(8, 1, 3, 3), grid, prefix)
+        with pytest.raises(ValueError, match="negative"):
+            linear_angular(q, q, q, local=local)
+
+
+def test_pytorchs_own_counter_knows_the_operators():
+    q = torch.randn(1, 6, 2, 8)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        linear_angular(q, q, q)
+    assert counter.get_total_flops() == 2 * 2 * 6 * 2 * 8 * 8
+
+
 def test_the_environment_forces_a_path():
     program = "import castling.ops.paths as p, torch; print(p.select_path(torch.zeros(1)))"
     result = subprocess.run(

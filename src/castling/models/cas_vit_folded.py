@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from timm.layers import DropPath
 from torch import Tensor, nn
+from torch.nn.modules import module as _hooks
 
 from castling.attention import AdditiveTokenMixer
 from castling.attention.convolutional_additive import ChannelGate, SpatialGate
@@ -106,8 +107,11 @@ def folded_weights(block: nn.Module) -> list[Tensor] | None:
 
     Returns:
         :meth:`castling.ops.additive_block.AdditiveBlockWeights.flat`; None for a block that is not
-        folded, is in training in any part, has another attention, or is watched by hooks.
+        folded, is in training in any part, has another attention, is watched by hooks, or computes
+        by a function that someone put in a layer's place.
     """
+    if _hooks._global_forward_hooks or _hooks._global_forward_pre_hooks:
+        return None
     rows, places = _PLAN if block._modules.get("local_perception") is None else _PLAN_WITH_LOCAL
     found: list[nn.Module] = [block]
     for parent, name, classes, children in rows:
@@ -119,6 +123,8 @@ def folded_weights(block: nn.Module) -> list[Tensor] | None:
             or len(module._modules) != children
             or module._forward_hooks
             or module._forward_pre_hooks
+            or "forward" in module.__dict__
+            or (type(module) is nn.GELU and module.approximate != "none")
         ):
             return None
         found.append(module)

@@ -28,6 +28,9 @@ def check_local(value: Tensor, local: LocalResidual) -> None:
     if local.grid is None:
         return
     height, width = local.grid
+    sides = (height, width, local.num_prefix_tokens)
+    if any(isinstance(side, int) and side < 0 for side in sides):
+        raise ValueError(f"a grid and its prefix cannot be negative, got {sides}")
     if height * width + local.num_prefix_tokens != value.shape[1]:
         raise ValueError(
             f"grid {height}×{width} with {local.num_prefix_tokens} prefix tokens does not make "

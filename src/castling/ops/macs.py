@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula
 
 from castling.ops.modes import kept_in_eval
 
@@ -98,6 +98,9 @@ def register_macs(operator: Any, formula: Callable[..., int]) -> None:
         return 2 * formula(*args, **kwargs)
 
     _formulas[operator] = doubled
+    # PyTorch's own counter would pass over what it does not know.
+    if operator not in flop_registry:
+        register_flop_formula(operator)(doubled)
 
 
 def macs(

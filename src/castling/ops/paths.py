@@ -138,6 +138,13 @@ def _forced_path(query: Tensor) -> str:
             f"the forced path {path!r} takes float32, bfloat16 and float16, got {query.dtype}: "
             'use attention_path("naive")'
         )
+    if not torch.compiler.is_compiling() and (
+        torch._C._are_functorch_transforms_active() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    ):
+        raise PathError(
+            f"the forced path {path!r} cannot be looked into by function transforms and "
+            'torch.jit.trace: use attention_path("naive")'
+        )
     if path == "native" and device.type != "cpu":
         raise PathError(f'the forced path "native" runs on a CPU, the input is on {device}')
     # Compilers cannot look into drivers and files: there the operator finds out when it runs.

@@ -22,9 +22,10 @@ _size = function("additive_block_size")
 _pack = function("additive_block_pack")
 _forward = function("additive_block_forward")
 
-# By a block's last weight: which memory in which state was packed, that memory, and the packed
-# copy. Memory that is held here cannot be given to other weights, so its address tells it.
-_Entry = tuple[list[int], list[Tensor], Tensor]
+# By a block's last weight: which memory in which state was packed, that memory, samples of what it
+# held, and the packed copy. Memory that is held here cannot be given to other weights, so its
+# address tells it.
+_Entry = tuple[list[int], list[Tensor], list[bytes], Tensor]
 _packed_weights: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
@@ -69,10 +70,22 @@ def _packed(weights: Sequence[Tensor]) -> Tensor:
         return _make(weights)  # such tensors do not tell whether they were written to
     state = [value for w in weights for value in (w.data_ptr(), w._version)]
     entry: _Entry | None = _packed_weights.get(weights[-2])
-    if entry is None or entry[0] != state:
-        entry = (state, [weight.detach() for weight in weights], _make(weights))
+    samples = [sample for weight in weights for sample in _samples(weight)]
+    if entry is None or entry[0] != state or entry[2] != samples:
+        entry = (state, [weight.detach() for weight in weights], samples, _make(weights))
         _packed_weights[weights[-2]] = entry
-    return entry[2]
+    return entry[3]
+
+
+def _samples(weight: Tensor) -> tuple[bytes, ...]:
+    """Its first, middle and last numbers in memory.
+
+    Fused optimisers and writes through ``.data`` leave no trace in a tensor's version.
+    """
+    address, size = weight.data_ptr(), weight.numel() * weight.element_size()
+    width = min(8, size)
+    places = (0, size // 2 // width * width, size - width) if size else ()
+    return tuple(ctypes.string_at(address + place, width) for place in places)
 
 
 def _make(weights: Sequence[Tensor]) -> Tensor:

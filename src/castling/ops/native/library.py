@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import os
 import sys
 from collections.abc import Callable
@@ -52,6 +53,9 @@ def load() -> Library | str:
         functions.castling_compiler.restype = ctypes.c_char_p
         # Without this, ctypes would cut an address down to 32 bits.
         functions.castling_use_openmp.argtypes = [ctypes.c_void_p]
+        functions.castling_interface.restype = ctypes.c_char_p
+        if functions.castling_interface().decode() != _interface():
+            return f"{_FILE.name} was built from other sources: install castling again"
         chosen = _instruction_set(functions)
     except ValueError as error:
         return str(error)
@@ -82,21 +86,21 @@ def openmp_entry() -> int | None:
         return None
 
 
-def function(name: str, size: int | None = None) -> Callable[[bytes], int]:
+def _interface() -> str:
+    """What stands for the argument structures; ``setup.py`` computes the same."""
+    headers = sorted(_FILE.with_name("csrc").glob("*.h"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in headers)).hexdigest()[:16]
+
+
+def function(name: str) -> Callable[[bytes], int]:
     """A kernel of the library: takes its packed arguments, returns 0 or, out of memory, 1.
 
-    Args:
-        name: of the kernel.
-        size: bytes of the packed arguments, compared with the library's.
-
     Raises:
-        RuntimeError: there is no library, or it is not of this version.
+        RuntimeError: there is no library.
     """
     library = load()
     if isinstance(library, str):
         raise RuntimeError(library)
-    if size is not None and getattr(library.functions, f"castling_{name}_size")() != size:
-        raise RuntimeError(f"{_FILE.name} is of another version: install castling again")
     found: Callable[[bytes], int] = getattr(library.functions, f"castling_{name}")
     found.argtypes = [ctypes.c_char_p]  # type: ignore[attr-defined]
     return found

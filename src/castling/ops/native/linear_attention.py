@@ -26,8 +26,8 @@ _NO_GRADIENTS = (0,) * 20
 _NO_LOCAL = (0, 0, 0, 0, 0)
 _NO_STATE = empty(0, dtype=float32, device="cpu")
 
-_forward = function("linear_attention_forward", _LAYOUT.size)
-_backward = function("linear_attention_backward", _LAYOUT.size)
+_forward = function("linear_attention_forward")
+_backward = function("linear_attention_backward")
 
 
 def linear_attention_forward(

@@ -41,5 +41,4 @@ extern Isa isa;  // chosen by castling_select
   CASTLING_API int castling_##name(const Arguments* arguments) { \
     CASTLING_TRY_AVX512(name) CASTLING_TRY_AVX2(name) \
     return castling_portable::name(*arguments); \
-  } \
-  CASTLING_API long castling_##name##_size() { return sizeof(Arguments); }
+  }
