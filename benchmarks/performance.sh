@@ -12,12 +12,12 @@ export OMP_NUM_THREADS=1
 
 if [ "${QUICK:-0}" = 1 ]; then
   RESULTS=runs/performance IMAGES=runs/performance
-  TOKENS="49 196" LONG=1024 SHAPES="49" SIZES="64 128" WIDE="64" ROUNDS="--rounds 3 --seconds 1"
+  TOKENS="49 196" LONG=1024 SHAPES="49" SMALL="49" SIZES="64 128" WIDE="64" ROUNDS="--rounds 3 --seconds 1"
   DEIT=castling_deit_pico OTHERS="castling_levit_pico castling_mvitv2_pico qt_vit_pico cas_vit_pico"
   PLANS="deit_pico:64 deit_pico:128"
 else
   RESULTS=benchmarks/results IMAGES=docs/images
-  TOKENS="49 196 1024 4096" LONG=16384 SHAPES="196 1024" SIZES="224 512 1024" WIDE="224 512" ROUNDS=""
+  TOKENS="49 196 1024 4096" LONG=16384 SHAPES="196 1024" SMALL="49 196" SIZES="224 512 1024" WIDE="224 512" ROUNDS=""
   DEIT=castling_deit_tiny_patch16_224
   OTHERS="castling_deit_small_patch16_224 castling_levit_128s castling_mvitv2_tiny qt_vit_1 cas_vit_xs"
   PLANS="deit_tiny_patch16_224:224 deit_tiny_patch16_224:512 levit_128s:224 mvitv2_tiny:224"
@@ -35,6 +35,7 @@ measure() {  # name, then the command; a row that failed stands in the result, a
 
 started=$SECONDS
 measure bench_ops bench ops --tokens $TOKENS $ROUNDS --plot "$IMAGES/bench_ops.png"
+measure bench_ops_batch8 bench ops --tokens $SMALL --batches 8 $ROUNDS
 measure bench_ops_long bench ops --tokens $LONG $ROUNDS
 measure bench_ops_shapes bench ops --tokens $SHAPES --dims 32 128 $ROUNDS
 measure bench_ops_bfloat16 bench ops --tokens $SHAPES --dtypes bfloat16 $ROUNDS

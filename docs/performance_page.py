@@ -37,6 +37,7 @@ All of it again: `make bench`, then `make docs`. One comparison of your own: `ca
 
 OPS = {
     "bench_ops": "Kernels alone, forward",
+    "bench_ops_batch8": "Kernels alone, batch 8",
     "bench_ops_long": "Kernels alone, long inputs",
     "bench_ops_shapes": "Kernels alone, other head widths",
     "bench_ops_bfloat16": "Kernels alone, bfloat16",
@@ -70,6 +71,7 @@ def performance_page(results: Path) -> str:
         lines += _models_section(name, MODELS[name], result)
     lines += _plans_section(plans)
     lines += _gpu_section(gpu)
+    lines += _compiled_section(found.get("compile_kernels"))
     missing = [name for name in (*OPS, *MODELS) if name not in ops and name not in models]
     if missing:
         lines += ["## Not measured yet\n", *(f"- {name}.json" for name in missing)]
@@ -364,6 +366,40 @@ def _gpu_section(found: Mapping[str, Any]) -> list[str]:
             lines += [f"{title.replace('_', ' ')}:\n"]
             lines += _table(plain, ([_plain(row.get(key)) for key in plain] for row in rows))
     return lines
+
+
+def _compiled_section(result: Mapping[str, Any] | None) -> list[str]:
+    """What the Triton kernels take, where no GPU was needed to find out."""
+    if result is None:
+        return []
+    rows = result["rows"]
+    spilling = [row for row in rows if row["spilled_bytes"]]
+    main = [row for row in rows if row["main"]]
+    lines = [
+        "## The GPU kernels, compiled\n",
+        "`python benchmarks/compile_kernels.py` → [compile_kernels.json]"
+        "(../benchmarks/results/compile_kernels.json): compiled ahead of time for compute "
+        f"capability {result['capability'] / 10:.1f}, which needs no GPU and says nothing of their "
+        f"speed. {len(rows)} kernels, {result['bad']} failed; of {len(main)} in main "
+        f"configurations {sum(row in main for row in spilling)} spill registers, of the other "
+        f"{len(rows) - len(main)} {sum(row not in main for row in spilling)}.\n",
+    ]
+    worst: dict[str, Any] = {}
+    for row in main:
+        kept = worst.get(row["kernel"])
+        if kept is None or row["registers"] > kept["registers"]:
+            worst[row["kernel"]] = row
+    head = ["kernel", "most registers", "shared memory", "in"]
+    table = (
+        [
+            f"`{name}`",
+            str(row["registers"]),
+            f"{row['shared_bytes'] / 1024:.1f} KB",
+            row["configuration"],
+        ]
+        for name, row in sorted(worst.items())
+    )
+    return [*lines, *_table(head, table)]
 
 
 def _plain(value: Any) -> str:
