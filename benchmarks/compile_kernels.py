@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from castling.ops.linear_inputs import LinearOptions, LinearTensors
 from castling.ops.triton import (
     linear_attention_backward,
     linear_attention_forward,
@@ -77,10 +78,10 @@ def linear_attention_call(
     scalar = torch.empty((), device="meta") if features == "squares" else None
     identity = 0.5 if features == "unit" else 0.0
     grid = (side, side) if local == "grid2d" else ()
-    tensors = (query, key, value, None, weight, mask, scalar)
-    numbers = (features, normalize, identity, 1.0, 0.0, 0.0, 1e-6, 1e-6, grid, 0)
-    out, state = linear_attention_forward(*tensors, *numbers, True)
-    linear_attention_backward(out, *tensors, state, *numbers)
+    tensors = LinearTensors(query, key, value, None, weight, mask, scalar)
+    options = LinearOptions(features, normalize, identity, row_eps=1e-6, grid=grid)
+    out, state = linear_attention_forward(tensors, options, True)
+    linear_attention_backward(out, tensors, (state,), options)
 
 
 def linear_attention_calls() -> Iterator[Call]:

@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from castling.ops import triton as kernels
 from castling.ops.linear_attention import linear_attention
-from castling.ops.local import LocalResidual
+from castling.ops.linear_inputs import LinearOptions, LinearTensors
 from castling.ops.paths import attention_path
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -83,11 +83,14 @@ def run(path: str | None, inputs: list[Tensor], gradient: Tensor, options: dict[
     """Output and gradients of projection, filter and scalar on one path."""
     leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
     projection, weight, scalar = leaves
-    grid = options["grid"]
-    local = LocalResidual(weight, grid, projection.shape[1] - grid[0] * grid[1]) if grid else None
-    numbers = {k: v for k, v in options.items() if k != "grid"}
+    grid = options["grid"] or ()
+    tensors = LinearTensors(
+        *projection.unbind(2), local_weight=weight if grid else None, scalar=scalar
+    )
+    prefix = projection.shape[1] - grid[0] * grid[1] if grid else 0
+    numbers = LinearOptions(**options | {"grid": grid}, prefix=prefix)
     with attention_path(path), poisoned_memory():
-        out = linear_attention(*projection.unbind(2), **numbers, local=local, scalar=scalar)
+        out = linear_attention(tensors, numbers)
         # What an option does not use has a gradient of zero.
         unused = sum(leaf.float().sum() for leaf in (weight, scalar)) * 0
         grads = torch.autograd.grad((out + unused.to(out.dtype)), leaves, gradient)
@@ -151,12 +154,14 @@ def kernel_numerics(device: torch.device, quick: bool) -> list[dict[str, Any]]:
 
 def far_offsets(device: torch.device) -> dict[str, Any]:
     """Is the last sample right where it lies more than 2³¹ numbers behind the first?"""
+    options = LinearOptions(**ANGULAR)
     projection = packed(116, 16384, 6, 64, torch.bfloat16, "meta")
     projection = torch.empty(projection.shape, dtype=torch.bfloat16, device=device).normal_()
     with torch.no_grad(), attention_path(fast_path(device)):
-        found = linear_attention(*projection.unbind(2), **ANGULAR)[-1:]
+        found = linear_attention(LinearTensors(*projection.unbind(2)), options)[-1:]
     with torch.no_grad(), attention_path("naive"):
-        expected = linear_attention(*projection[-1:].double().unbind(2), **ANGULAR)
+        last = LinearTensors(*projection[-1:].double().unbind(2))
+        expected = linear_attention(last, options)
     return {"numbers": projection.numel(), "error": relative(found, expected)}
 
 
@@ -216,9 +221,14 @@ def softmax(projection: Tensor, backend: SDPBackend) -> Tensor:
         return F.scaled_dot_product_attention(query, key, value)
 
 
-def attention_on(path: str | None, projection: Tensor, **more: Any) -> Tensor:
+def attention_on(
+    projection: Tensor, path: str | None, weight: Tensor | None = None, side: int = 0
+) -> Tensor:
+    """Linear-angular attention, with a convolution on a square grid if there is a filter."""
+    tensors = LinearTensors(*projection.unbind(2), local_weight=weight)
+    options = LinearOptions(**ANGULAR, grid=() if weight is None else (side, side))
     with attention_path(path):
-        return linear_attention(*projection.unbind(2), **ANGULAR, **more)
+        return linear_attention(tensors, options)
 
 
 def each(
@@ -239,10 +249,6 @@ def each(
     return subject
 
 
-def with_convolution(projection: Tensor, path: str | None, weight: Tensor, side: int) -> Tensor:
-    return attention_on(path, projection, local=LocalResidual(weight, (side, side)))
-
-
 def kernel_speed(device: torch.device, quick: bool) -> list[dict[str, Any]]:
     """The targets G1 to G5, in bfloat16 (float32 on a CPU)."""
     cuda = device.type == "cuda"
@@ -260,8 +266,8 @@ def kernel_speed(device: torch.device, quick: bool) -> list[dict[str, Any]]:
         inputs = [one, *(torch.randn_like(one) for _ in range(copies - 1))]
         row: dict[str, Any] = {"batch": batch, "heads": heads, "tokens": tokens, "inputs": copies}
         with torch.no_grad():
-            expected = attention_on("naive", one[-1:].double())
-            row["error"] = relative(attention_on(path, one)[-1:], expected)
+            expected = attention_on(one[-1:].double(), "naive")
+            row["error"] = relative(attention_on(one, path)[-1:], expected)
         row["right"] = row["error"] < (2.5e-3 if cuda else 1e-5)
         rows.append(row)
         if not row["right"]:
@@ -272,26 +278,22 @@ def kernel_speed(device: torch.device, quick: bool) -> list[dict[str, Any]]:
         backends = SDPA if cuda and tokens <= 4096 else {"flash": SDPA["flash"]}
         if cuda and tokens > 4096:
             backends = {name: SDPA[name] for name in ("flash", "cudnn")}
-        forward = {"ours": each(attention_on_first, inputs, path)}
-        forward["ours with convolution"] = each(with_convolution, inputs, path, weight, side)
+        forward = {"ours": each(attention_on, inputs, path)}
+        forward["ours with convolution"] = each(attention_on, inputs, path, weight, side)
         forward["copy"] = each(target.copy_, inputs)
-        forward["compiled"] = each(attention_on_first, inputs, "compiled")
+        forward["compiled"] = each(attention_on, inputs, "compiled")
         softmaxes = {f"sdpa {n}": each(softmax, inputs, b) for n, b in backends.items()}
         turns = 3 if quick or tokens > 4096 else 15
         row["forward"] = alternate(forward | softmaxes, device, turns)
         if tokens in G5 or quick:
-            both = {"ours": each(attention_on_first, inputs, path, train=True)}
+            both = {"ours": each(attention_on, inputs, path, train=True)}
             both["ours with convolution"] = each(
-                with_convolution, inputs, path, weight, side, train=True
+                attention_on, inputs, path, weight, side, train=True
             )
             both |= {f"sdpa {n}": each(softmax, inputs, b, train=True) for n, b in backends.items()}
             row["forward and backward"] = alternate(both, device, turns)
         row |= verdicts(row, bytes_of_one)
     return rows
-
-
-def attention_on_first(projection: Tensor, path: str | None) -> Tensor:
-    return attention_on(path, projection)
 
 
 def best_softmax(times: dict[str, Any]) -> float:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from castling.ops import native
-from castling.ops.local import LocalResidual
+from castling.ops.linear_inputs import LinearOptions, LinearTensors
 from castling.ops.naive_linear_attention import naive_linear_attention
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native operators are not built")
@@ -96,19 +96,18 @@ class Case:
         )
 
     def tensors(self):
-        return self.query, self.key, self.value, self.residual, self.weight, self.mask, self.scalar
+        first = (self.query, self.key, self.value, self.residual, self.weight)
+        return LinearTensors(*first, self.mask, self.scalar)
 
     def arguments(self):
-        o = self.options
-        order = ("features", "normalize", "identity", "gamma", "alpha", "kv_scale", "eps")
-        return (*(o[name] for name in order), o["row_eps"], self.grid or [], self.prefix)
+        return LinearOptions(**self.options, grid=self.grid or (), prefix=self.prefix)
 
     def run(self):
-        out, state = native.linear_attention_forward(*self.tensors(), *self.arguments(), True)
+        out, state = native.linear_attention_forward(self.tensors(), self.arguments(), True)
         gradients = native.linear_attention_backward(
-            self.grad, *self.tensors(), state, *self.arguments()
+            self.grad, self.tensors(), (state,), self.arguments()
         )
-        alone, empty = native.linear_attention_forward(*self.tensors(), *self.arguments(), False)
+        alone, empty = native.linear_attention_forward(self.tensors(), self.arguments(), False)
         # Without a state few tokens are multiplied in another order.
         close = 1e-5 if out.dtype == torch.float32 else 1e-2
         assert torch.allclose(alone, out, rtol=close, atol=close, equal_nan=True)
@@ -122,12 +121,8 @@ class Case:
     def reference(self, dtype=torch.float64):
         inputs = [self.query, self.key, self.value, self.residual, self.weight, self.scalar]
         leaves = [None if x is None else x.detach().to(dtype).requires_grad_() for x in inputs]
-        q, k, v, residual, weight, scalar = leaves
-        local = None if weight is None else LocalResidual(weight, self.grid, self.prefix)
-        options = {**self.options, "kv_scale": self.options["kv_scale"] or "tokens"}
-        out = naive_linear_attention(
-            q, k, v, key_mask=self.mask, residual=residual, local=local, scalar=scalar, **options
-        )
+        *first, scalar = leaves
+        out = naive_linear_attention(LinearTensors(*first, self.mask, scalar), self.arguments())
         there = [leaf for leaf in leaves if leaf is not None]
         found = iter(torch.autograd.grad(out, there, self.grad.to(dtype), materialize_grads=True))
         return out.detach(), [None if leaf is None else next(found) for leaf in leaves]
@@ -139,7 +134,7 @@ class Case:
         assert out.dtype == self.value.dtype
         assert out.is_contiguous()
         assert error(out, target) < forward
-        alone, _ = native.linear_attention_forward(*self.tensors(), *self.arguments(), False)
+        alone, _ = native.linear_attention_forward(self.tensors(), self.arguments(), False)
         assert error(alone, target) < forward
         for name, gradient, wanted, like in zip(NAMES, gradients, targets, inputs, strict=True):
             if wanted is None:
@@ -206,7 +201,7 @@ def test_fewer_tokens_than_channels(mechanism, n_q, n, dim, value_dim, dtype):
             **{"residual": n_q != n, "local": 3 if n_q == n else None, "dtype": dtype},
         )
         half = dtype != torch.float32
-        out, _ = native.linear_attention_forward(*case.tensors(), *case.arguments(), False)
+        out, _ = native.linear_attention_forward(case.tensors(), case.arguments(), False)
         target, _ = case.reference()
         assert error(out, target) < (4e-3 if half else 1e-5)
 
@@ -329,7 +324,7 @@ def test_threads_change_no_bit(mechanism, batch, heads, n, dim):
         for threads in (1, 2, 7, 7):
             torch.set_num_threads(threads)
             out, gradients = case.run()
-            alone, _ = native.linear_attention_forward(*case.tensors(), *case.arguments(), False)
+            alone, _ = native.linear_attention_forward(case.tensors(), case.arguments(), False)
             results.append([out, alone, *(g for g in gradients if g is not None)])
     finally:
         torch.set_num_threads(before)
@@ -392,7 +387,7 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="does not make 9 tokens"):
         case.run()
     case = Case()
-    arguments = (*case.tensors(), torch.empty(0), *case.arguments())
+    arguments = (case.tensors(), (torch.empty(0),), case.arguments())
     with pytest.raises(ValueError, match="save_state"):
         native.linear_attention_backward(case.grad, *arguments)
 

@@ -6,12 +6,11 @@ from torch.autograd import forward_ad
 
 from castling.ops.angular import linear_angular
 from castling.ops.exact_taylor import exact_taylor
-from castling.ops.local import LocalResidual
+from castling.ops.linear_inputs import LinearOptions, LinearTensors
 from castling.ops.naive_linear_attention import naive_linear_attention
 from castling.ops.quadratic_taylor import naive_exact_taylor
 
-LINEAR = {"features": "unit", "normalize": "l2", "identity": 0.5, "gamma": 0.3, "alpha": 0.1}
-NUMBERS = {"eps": 1e-6, "row_eps": 0.0}
+LINEAR = LinearOptions("unit", "l2", identity=0.5, gamma=0.3, alpha=0.1)
 
 
 def leaves(*shape: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
@@ -33,22 +32,9 @@ def test_linear_attention_has_gradients_without_its_backend(dtype: torch.dtype) 
     scalar = torch.tensor(0.7, requires_grad=True)
     mask = torch.arange(7).expand(2, 7) < 5
     moving = [q, k, v, residual, weight, scalar]
-    numbers = (*LINEAR.values(), 0.0, *NUMBERS.values())
-    out, _ = torch.ops.castling.linear_attention(
-        *(q, k, v, residual, weight, mask, scalar), *numbers, [], 0, "triton", True
-    )
-    expected = naive_linear_attention(
-        q,
-        k,
-        v,
-        residual=residual,
-        local=LocalResidual(weight),
-        key_mask=mask,
-        scalar=scalar,
-        kv_scale="tokens",
-        **LINEAR,
-        **NUMBERS,
-    )
+    tensors = LinearTensors(q, k, v, residual, weight, mask, scalar)
+    out, _ = torch.ops.castling.linear_attention(*tensors, *LINEAR, "triton", True)
+    expected = naive_linear_attention(tensors, LINEAR)
     grad = torch.randn(out.shape).to(dtype)
     assert_close(
         list(torch.autograd.grad(out, moving, grad)),

@@ -8,14 +8,13 @@ import math
 import os
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from castling.ops import triton as backend
-from castling.ops.local import LocalResidual
+from castling.ops.linear_inputs import LinearOptions, LinearTensors
 from castling.ops.naive_linear_attention import naive_linear_attention
 
 INSIDE = os.environ.get("TRITON_INTERPRET") == "1"
@@ -103,17 +102,9 @@ def strided(tensor, how):
 def reference(inputs, mask, options, grid, prefix):
     """Naive output in float64, and leaves that hold its gradients."""
     leaves = [None if t is None else t.detach().double().requires_grad_() for t in inputs]
-    query, key, value, residual, weight, scalar = leaves
-    local = None if weight is None else LocalResidual(weight, grid or None, prefix)
+    *first, scalar = leaves
     out = naive_linear_attention(
-        query,
-        key,
-        value,
-        **options | {"kv_scale": options["kv_scale"] or "tokens"},
-        residual=residual,
-        scalar=scalar,
-        key_mask=mask,
-        local=local,
+        LinearTensors(*first, mask, scalar), LinearOptions(**options, grid=grid, prefix=prefix)
     )
     return out, leaves
 
@@ -130,16 +121,16 @@ def compare(
     """Forward and every gradient against float64, in memory that was NaN before."""
     torch.use_deterministic_algorithms(poison)  # fills what torch.empty returns
     try:
-        query, key, value, residual, weight, scalar = inputs
-        arguments = (query, key, value, residual, weight, mask, scalar)
-        numbers = (*options.values(), grid, prefix)
-        out, state = backend.linear_attention_forward(*arguments, *numbers, True)
+        *first, scalar = inputs
+        arguments = LinearTensors(*first, mask, scalar)
+        numbers = LinearOptions(**options, grid=grid, prefix=prefix)
+        out, state = backend.linear_attention_forward(arguments, numbers, True)
         gradient = torch.randn(out.shape).to(out.dtype)
-        found = backend.linear_attention_backward(gradient, *arguments, state, *numbers)
+        found = backend.linear_attention_backward(gradient, arguments, (state,), numbers)
     finally:
         torch.use_deterministic_algorithms(False)
     expected, leaves = reference(inputs, mask, options, grid, prefix)
-    assert out.dtype == query.dtype
+    assert out.dtype == arguments.query.dtype
     assert out.is_contiguous()
     assert relative(out, expected) < forward
     expected.backward(gradient.double())
@@ -233,13 +224,14 @@ class TestInTheInterpreter:
     def test_gradients_far_below_the_range_of_float16(self):
         # Terms of the state's gradient of 1e-7 would vanish in a float16 product.
         query, key, value = tensors((1, 65, 1, 32), dtype=torch.float16)
-        numbers = (*(EXACT_ANGULAR | {"normalize": "none"}).values(), (), 0)
-        arguments = (query, key, value * 64, None, None, None, None)
-        out, state = backend.linear_attention_forward(*arguments, *numbers, True)
-        gradient = torch.randn(out.shape).half() * 1e-3
-        found = backend.linear_attention_backward(gradient, *arguments, state, *numbers)
-        inputs = [*arguments[:5], None]
         options = EXACT_ANGULAR | {"normalize": "none"}
+        arguments = LinearTensors(query, key, value * 64)
+        out, state = backend.linear_attention_forward(arguments, LinearOptions(**options), True)
+        gradient = torch.randn(out.shape).half() * 1e-3
+        found = backend.linear_attention_backward(
+            gradient, arguments, (state,), LinearOptions(**options)
+        )
+        inputs = [*arguments[:5], None]
         expected, leaves = reference(inputs, None, options, (), 0)
         expected.backward(gradient.double())
         assert relative(found[0], leaves[0].grad) < 2e-3
@@ -269,7 +261,7 @@ class TestInTheInterpreter:
             compare([query, key, value, None, None, scalar], options)
         nothing = [torch.zeros_like(t) for t in (query, key, value)]
         out, state = backend.linear_attention_forward(
-            *nothing, None, None, None, None, *RELU.values(), (), 0, True
+            LinearTensors(*nothing), LinearOptions(**RELU), True
         )
         assert torch.equal(out, torch.zeros_like(out))
         assert torch.isfinite(state).all()
@@ -282,27 +274,29 @@ class TestInTheInterpreter:
         mask = torch.rand(2, 49) > 0.5
         mask[1] = False
         weight = local_weight("token1d", 1, 16, 3)
-        options = RELU | {"identity": 0.5}
-        dirty = [torch.where(mask[..., None, None], t, float("nan")) for t in (key, value)]
-        call = partial(backend.linear_attention_forward, query)
-        rest = (None, weight, mask, None, *options.values(), (), 0)
-        out, state = call(*dirty, *rest, True)
-        clean, _ = call(key, value, *rest, False)
-        assert torch.equal(out, clean)
+        options = LinearOptions(**RELU | {"identity": 0.5})
+        clean = LinearTensors(query, key, value, local_weight=weight, key_mask=mask)
+        dirty = clean._replace(
+            key=torch.where(mask[..., None, None], key, float("nan")),
+            value=torch.where(mask[..., None, None], value, float("nan")),
+        )
+        out, state = backend.linear_attention_forward(dirty, options, True)
+        expected, _ = backend.linear_attention_forward(clean, options, False)
+        assert torch.equal(out, expected)
         gradients = backend.linear_attention_backward(
-            torch.ones_like(out), query, *dirty, *rest[:4], state, *rest[4:]
+            torch.ones_like(out), dirty, (state,), options
         )
         assert all(torch.isfinite(g).all() for g in gradients if g is not None)
         assert not gradients[1][~mask].any()
         assert not gradients[2][~mask].any()
 
     def test_no_state_unless_asked_for(self):
-        arguments = (*tensors((1, 17, 1, 16)), None, None, None, None, *ANGULAR.values(), (), 0)
-        _, state = backend.linear_attention_forward(*arguments, False)
+        arguments, options = LinearTensors(*tensors((1, 17, 1, 16))), LinearOptions(**ANGULAR)
+        _, state = backend.linear_attention_forward(arguments, options, False)
         assert state.shape == (0,)
         with pytest.raises(ValueError, match="save_state"):
             backend.linear_attention_backward(
-                torch.ones(1, 17, 1, 16), *arguments[:7], state, *arguments[7:]
+                torch.ones(1, 17, 1, 16), arguments, (state,), options
             )
 
     @pytest.mark.parametrize(
@@ -312,15 +306,13 @@ class TestInTheInterpreter:
             ({"query": torch.ones(1, 5, 1, 16)}, "identity needs one value per query"),
             ({"value": torch.ones(1, 17, 1, 130)}, "at most 128 channels"),
             ({"residual": torch.ones(1, 17, 1, 8)}, "residual must be"),
-            ({"weight": torch.ones(1, 1, 4, 1)}, "odd size"),
-            ({"weight": torch.ones(16, 1, 3, 3), "grid": (4, 4)}, "does not make 17 tokens"),
+            ({"local_weight": torch.ones(1, 1, 4, 1)}, "odd size"),
+            ({"local_weight": torch.ones(16, 1, 3, 3), "grid": (4, 4)}, "does not make 17 tokens"),
         ],
     )
     def test_bad_input_is_named(self, change, said):
+        change = dict(change)
         call = dict(zip(("query", "key", "value"), tensors((1, 17, 1, 16)), strict=True))
-        call |= {"residual": None, "weight": None, "grid": ()} | change
-        first = [call[name] for name in ("query", "key", "value", "residual", "weight")]
+        options = LinearOptions(**ANGULAR, grid=change.pop("grid", ()))
         with pytest.raises(ValueError, match=said):
-            backend.linear_attention_forward(
-                *first, None, None, *ANGULAR.values(), call["grid"], 0, False
-            )
+            backend.linear_attention_forward(LinearTensors(**call | change), options, False)

@@ -10,8 +10,8 @@ from torch import Tensor
 from castling.attention.base import Kernel
 from castling.attention.config import AttentionConfig, Local, register_attention
 from castling.ops.angular import Constant, linear_angular
+from castling.ops.linear_inputs import KeyValueScale, Normalisation, scale_number
 from castling.ops.local import LocalResidual
-from castling.ops.naive_linear_attention import KeyValueScale, Normalisation
 
 _PRESETS: dict[str, dict[str, Any]] = {
     # Departs from the reference only where that is fragile: zero tokens, image rows, class token.
@@ -69,6 +69,8 @@ class LinearAngular(AttentionConfig):
             raise ValueError(
                 'normalize="rowsum" needs constant="mean": other row sums may cross zero'
             )
+        assert self.kv_scale is not None
+        scale_number(self.kv_scale)
         super().__post_init__()
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from castling.attention.base import Kernel
 from castling.attention.config import AttentionConfig, register_attention
 from castling.ops.angular import quadratic_angular
-from castling.ops.naive_linear_attention import Normalisation
+from castling.ops.linear_inputs import Normalisation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

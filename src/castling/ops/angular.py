@@ -21,10 +21,17 @@ from castling.ops.common import (
     upcast,
 )
 from castling.ops.linear_attention import linear_attention
+from castling.ops.linear_inputs import (
+    KeyValueScale,
+    LinearOptions,
+    LinearTensors,
+    Normalisation,
+    scale_number,
+)
 from castling.ops.local import LocalResidual
-from castling.ops.naive_linear_attention import KeyValueScale, Normalisation
 
 Constant = Literal["identity", "mean", "none"]
+_NO_LOCAL = (None, None, 0)
 
 
 def linear_angular(
@@ -66,7 +73,7 @@ def linear_angular(
 
     Raises:
         ValueError: shapes disagree; ``identity`` without a value at each query; ``rowsum`` without
-            the exact constant.
+            the exact constant; ``kv_scale`` is not positive.
         PathError: the forced path cannot serve this input.
     """
     if normalize == "rowsum" and constant != "mean":
@@ -86,20 +93,20 @@ def linear_angular(
             at_query = mask_tokens(value, key_mask) if residual is None else residual
             before = before + identity * at_query
         identity, residual = 1.0, before
+    weight, grid, prefix = _NO_LOCAL if local is None else local
     out = linear_attention(
-        query,
-        key,
-        value,
-        features="unit",
-        normalize=normalize,
-        identity=identity,
-        gamma=1 / math.pi,
-        alpha=0.5 if constant == "mean" else 0.0,
-        kv_scale=kv_scale,
-        eps=eps,
-        key_mask=key_mask,
-        residual=residual,
-        local=local,
+        LinearTensors(query, key, value, residual, weight, key_mask),
+        LinearOptions(
+            features="unit",
+            normalize=normalize,
+            identity=identity,
+            gamma=1 / math.pi,
+            alpha=0.5 if constant == "mean" else 0.0,
+            kv_scale=scale_number(kv_scale),
+            eps=eps,
+            grid=grid or (),
+            prefix=prefix,
+        ),
     )
     return out if extra is None or before is not None else out + extra.to(out.dtype)
 

@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from castling.ops.linear_attention import linear_attention
+from castling.ops.linear_inputs import LinearOptions, LinearTensors
 
 
 def cosine_attention(
@@ -36,13 +37,6 @@ def cosine_attention(
         (B, N_q, H, d_v) in the dtype of ``value``.
     """
     return linear_attention(
-        query,
-        key,
-        value,
-        features="unit",
-        normalize=normalize,
-        identity=0.0 if extra is None else 1.0,
-        eps=eps,
-        key_mask=key_mask,
-        residual=extra,
+        LinearTensors(query, key, value, residual=extra, key_mask=key_mask),
+        LinearOptions("unit", normalize, identity=0.0 if extra is None else 1.0, eps=eps),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from castling.ops.linear_attention import linear_attention
+from castling.ops.linear_inputs import LinearOptions, LinearTensors
 
 
 def first_order_taylor(
@@ -30,13 +31,6 @@ def first_order_taylor(
         (B, N_q, H, d_v) in the dtype of ``value``.
     """
     return linear_attention(
-        query,
-        key,
-        value,
-        features="unit",
-        normalize="rowsum",
-        alpha=1.0,
-        eps=eps,
-        row_eps=eps,
-        key_mask=key_mask,
+        LinearTensors(query, key, value, key_mask=key_mask),
+        LinearOptions("unit", "rowsum", alpha=1.0, eps=eps, row_eps=eps),
     )

@@ -1,33 +1,78 @@
-"""The fused exact Taylor attention as PyTorch sees it: ``castling::taylor_attention``."""
+"""Exact Taylor attention as one operator, ``castling::taylor_attention``, in C++ and Triton."""
 
 from __future__ import annotations
 
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from castling.ops import native, triton
 from castling.ops.macs import register_macs
-from castling.ops.operators import (
-    call,
-    differentiating,
-    library,
-    naive_gradients,
-    one_precision,
-    register,
-)
-from castling.ops.paths import backend_for
-from castling.ops.quadratic_taylor import direct_is_cheaper, naive_exact_taylor
+from castling.ops.operators import FusedOperator
+from castling.ops.quadratic_taylor import Order, direct_is_cheaper, naive_exact_taylor
 
-library.define(
-    "taylor_attention(Tensor query, Tensor key, Tensor value, Tensor? key_mask, bool qk_norm, "
-    "float eps, str order, str path, bool save_state) -> (Tensor, Tensor)"
-)
-library.define(
-    "taylor_attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, "
-    "Tensor? key_mask, Tensor out, Tensor state, bool qk_norm, float eps, str order, str path) "
-    "-> (Tensor, Tensor, Tensor)"
+
+class _Tensors(NamedTuple):
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    key_mask: Tensor | None
+
+
+class _Options(NamedTuple):
+    qk_norm: bool
+    eps: float
+    order: Order
+
+
+def _forward(
+    backend: ModuleType, tensors: _Tensors, options: _Options, save_state: bool
+) -> tuple[Tensor, Tensor]:
+    result: tuple[Tensor, Tensor] = backend.taylor_forward(*tensors, *options, save_state)
+    return result
+
+
+def _backward(
+    backend: ModuleType,
+    grad: Tensor,
+    tensors: _Tensors,
+    saved: tuple[Tensor, ...],
+    options: _Options,
+) -> tuple[Tensor | None, ...]:
+    gradients: tuple[Tensor, ...] = backend.taylor_backward(grad, *tensors, *saved, *options)
+    return gradients
+
+
+def _naive(tensors: _Tensors, options: _Options) -> Tensor:
+    query, key, value, key_mask = tensors
+    return naive_exact_taylor(query, key, value, key_mask=key_mask, **options._asdict())
+
+
+def _state_shape(
+    tensors: _Tensors, options: _Options, path: str, save_state: bool
+) -> tuple[Any, ...]:
+    batch, queries, heads, dim = tensors.query.shape
+    keys, value_dim = tensors.value.shape[1], tensors.value.shape[3]
+    backend = native if path == "native" else triton
+    shape: tuple[Any, ...] = backend.taylor_state_shape(
+        batch, heads, dim, value_dim, options.order, queries, keys, save_state
+    )
+    return shape
+
+
+_operator = FusedOperator(
+    name="taylor_attention",
+    tensor_schema="Tensor query, Tensor key, Tensor value, Tensor? key_mask",
+    option_schema="bool qk_norm, float eps, str order",
+    tensors=_Tensors,
+    options=_Options,
+    alike=3,
+    keeps_output=True,
+    forward=_forward,
+    backward=_backward,
+    naive=_naive,
+    state_shape=_state_shape,
 )
 
 
@@ -39,105 +84,11 @@ def fused_taylor_attention(
     *,
     qk_norm: bool,
     eps: float,
-    order: str,
+    order: Order,
     path: str,
 ) -> Tensor:
     """:func:`castling.ops.exact_taylor.exact_taylor` as one operator; arguments as there."""
-    dtype = value.dtype
-    q, k, v = one_precision(query, key, value)
-    out = call(
-        torch.ops.castling.taylor_attention.default,
-        "taylor_forward",
-        differentiating(q, k, v),
-        *(q, k, v, key_mask, qk_norm, eps, order, path),
-    )
-    return out if out.dtype == dtype else out.to(dtype)
-
-
-def _naive(tensors: tuple[Tensor | None, ...], options: tuple[Any, ...]) -> Tensor:
-    query, key, value, key_mask = tensors
-    qk_norm, eps, order, _ = options
-    assert query is not None
-    assert key is not None
-    assert value is not None
-    return naive_exact_taylor(
-        query, key, value, qk_norm=qk_norm, order=order, eps=eps, key_mask=key_mask
-    )
-
-
-def _state_shape(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    query, key, value, _, _, _, order, path, save_state = arguments
-    backend = native if path == "native" else triton
-    shape: tuple[Any, ...] = backend.taylor_state_shape(
-        *(query.shape[0], query.shape[2], query.shape[3], value.shape[3]),
-        *(order, query.shape[1], key.shape[1], save_state),
-    )
-    return shape
-
-
-def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor]:
-    query, value = arguments[0], arguments[2]
-    out = value.new_empty((*query.shape[:3], value.shape[-1]))
-    return out, value.new_empty(_state_shape(arguments), dtype=torch.float32)
-
-
-def _naive_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
-    out = _naive(arguments[:4], arguments[4:8]).contiguous()
-    return out, out.new_zeros(_state_shape(arguments), dtype=torch.float32)
-
-
-def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
-    *before, path, save_state = arguments
-    backend = backend_for(path, arguments[0])
-    if backend is None:
-        return _naive_forward(*arguments)
-    result: tuple[Tensor, Tensor] = backend.taylor_forward(*before, save_state)
-    return result
-
-
-def _backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    *tensors, out, state, qk_norm, eps, order, path = arguments
-    backend = backend_for(path, grad)
-    if backend is not None:
-        gradients: tuple[Tensor, ...] = backend.taylor_backward(
-            grad, *tensors, out, state, qk_norm, eps, order
-        )
-        return gradients
-    options = (qk_norm, eps, order, path)
-    found = naive_gradients(lambda leaves: _naive(leaves, options), grad, tuple(tensors), without=3)
-    return tuple(gradient for gradient in found[:3] if gradient is not None)
-
-
-def _backward_fake(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    return tuple(tensor.new_empty(tensor.shape) for tensor in arguments[:3])
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs[:4], *output)
-    ctx.options = inputs[4:8]
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-
-
-def _gradient(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
-    if grad is None:
-        return (None,) * 9
-    found = torch.ops.castling.taylor_attention_backward.default(
-        grad, *ctx.saved_tensors, *ctx.options
-    )
-    return (*found, *(None,) * 6)
-
-
-register(
-    "taylor_attention",
-    forward=_forward,
-    forward_fake=_forward_fake,
-    backward=_backward,
-    backward_fake=_backward_fake,
-    setup=_setup,
-    gradient=_gradient,
-    naive=_naive_forward,
-)
+    return _operator(_Tensors(query, key, value, key_mask), _Options(qk_norm, eps, order), path)
 
 
 def _macs(
@@ -153,4 +104,4 @@ def _macs(
     return int(batch * heads * features * ((queries + keys) * value_dim + queries))
 
 
-register_macs(torch.ops.castling.taylor_attention, _macs)
+register_macs(_operator.operator(), _macs)

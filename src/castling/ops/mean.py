@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from castling.ops.linear_attention import linear_attention
+from castling.ops.linear_inputs import LinearOptions, LinearTensors
 
 
 def mean_attention(
@@ -22,5 +23,5 @@ def mean_attention(
         (B, N_q, H, d_v) in the dtype of ``value``.
     """
     return linear_attention(
-        query, key, value, features="identity", normalize="none", key_mask=key_mask
+        LinearTensors(query, key, value, key_mask=key_mask), LinearOptions("identity", "none")
     )

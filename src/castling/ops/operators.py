@@ -1,15 +1,19 @@
-"""What our ``torch.library`` operators share: how they are registered, called and fall back.
+"""Fused attention as PyTorch sees it: what all our ``torch.library`` operators share.
 
 Notable:
 - one operator each for every backend: ``torch.compile`` and ``torch.export`` see one node;
 - the backend that ran forwards is an argument, so that the same one runs backwards;
 - an operator that meets a machine without its backend (a loaded program) computes the naive
-  formula instead.
+  formula instead;
+- where nothing watches (no tracing, no counting), backends are called straight: the way through
+  PyTorch's dispatcher takes as long as softmax attention at 49 tokens, with gradients thrice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -22,39 +26,238 @@ from castling.ops.paths import backend_for
 library = torch.library.Library("castling", "DEF")
 
 
-def register(
-    name: str,
-    *,
-    forward: Callable[..., Any],
-    forward_fake: Callable[..., Any],
-    backward: Callable[..., Any],
-    backward_fake: Callable[..., Any],
-    setup: Callable[..., None],
-    gradient: Callable[..., Any],
-    naive: Callable[..., Any],
-) -> None:
-    """Give ``castling::name`` and ``castling::name_backward``, already defined, what they do.
+@dataclass(frozen=True)
+class FusedOperator:
+    """``castling::name`` and ``castling::name_backward``; called with tensors, options and a path.
 
-    Args:
+    Tensors and options are named tuples; the first three tensors are query, key and value, whose
+    widest precision is what is computed in; ``key_mask`` is the tensor without gradient.
+
+    Attributes:
         name: of the forward operator.
-        forward: computes it.
-        forward_fake: makes outputs of the right shapes for tracing.
-        backward: computes the backward operator.
-        backward_fake: makes its outputs for tracing.
-        setup: stores what the gradient needs, as ``torch.library.register_autograd`` wants it.
-        gradient: calls the backward operator.
-        naive: the forward operator in basic operators; what programs are broken down into that
-            go where nobody knows ours (an ONNX file).
+        tensor_schema: the tensors, as an operator's schema writes them.
+        option_schema: the options, likewise.
+        tensors: class of the tensors.
+        options: class of the options.
+        alike: how many of the first tensors the backends take in one precision only.
+        keeps_output: whether the gradient needs the output beside the state.
+        forward: (backend, tensors, options, save_state) -> output, state.
+        backward: (backend, gradient, tensors, saved, options) -> gradient of each tensor but the
+            mask, None where there is no tensor; saved is the state, after the output if kept.
+        naive: (tensors, options) -> output, in basic operators; also what programs are broken down
+            into that go where nobody knows ours (an ONNX file).
+        state_shape: (tensors, options, path, save_state) -> shape of the float32 state.
     """
-    for operator, compute, fake in (
-        (name, forward, forward_fake),
-        (f"{name}_backward", backward, backward_fake),
-    ):
-        library.impl(operator, compute, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"castling::{operator}", fake, lib=library)
-    torch.library.register_autograd(f"castling::{name}", gradient, setup_context=setup, lib=library)
-    register_decomposition(getattr(torch.ops.castling, name).default)(naive)
-    torch.library.register_autograd(f"castling::{name}_backward", _not_twice, lib=library)
+
+    name: str
+    tensor_schema: str
+    option_schema: str
+    tensors: type[Any]
+    options: type[Any]
+    alike: int
+    keeps_output: bool
+    forward: Callable[[ModuleType, Any, Any, bool], tuple[Tensor, Tensor]]
+    backward: Callable[
+        [ModuleType, Tensor, Any, tuple[Tensor, ...], Any], tuple[Tensor | None, ...]
+    ]
+    naive: Callable[[Any, Any], Tensor]
+    state_shape: Callable[[Any, Any, str, bool], tuple[Any, ...]]
+
+    def __post_init__(self) -> None:
+        kept = "Tensor out, " if self.keeps_output else ""
+        moving = ", ".join(["Tensor"] * (len(self.tensors._fields) - 1))
+        library.define(
+            f"{self.name}({self.tensor_schema}, {self.option_schema}, str path, bool save_state) "
+            "-> (Tensor, Tensor)"
+        )
+        library.define(
+            f"{self.name}_backward(Tensor grad, {self.tensor_schema}, {kept}Tensor state, "
+            f"{self.option_schema}, str path) -> ({moving})"
+        )
+        for name, compute, fake in (
+            (self.name, self._forward, self._forward_fake),
+            (f"{self.name}_backward", self._backward, self._backward_fake),
+        ):
+            library.impl(name, compute, "CompositeExplicitAutograd")
+            torch.library.register_fake(f"castling::{name}", fake, lib=library)
+        torch.library.register_autograd(
+            f"castling::{self.name}", self._gradient, setup_context=self._setup, lib=library
+        )
+        register_decomposition(self.operator().default)(self._naive_forward)
+        torch.library.register_autograd(f"castling::{self.name}_backward", _not_twice, lib=library)
+
+    def operator(self) -> Any:
+        """The forward operator, all overloads."""
+        return getattr(torch.ops.castling, self.name)
+
+    def __call__(self, tensors: Any, options: Any, path: str) -> Tensor:
+        """The output, in the precision of the value."""
+        dtype = tensors.value.dtype
+        if any(x is not None and x.dtype != dtype for x in tensors[: self.alike]):
+            tensors = self._in_one_precision(tensors)
+        query, key, value = tensors[:3]
+        save_state = differentiating(*tensors)
+        out: Tensor
+        if _unwatched(query, key, value) and (backend := backend_for(path, query)) is not None:
+            if save_state:
+                out = _Straight.apply(self, options, path, *tensors)
+            else:
+                out = self.forward(backend, tensors, options, False)[0]
+        else:
+            out = self.operator().default(*tensors, *options, path, save_state)[0]
+        return out if out.dtype == dtype else out.to(dtype)
+
+    def gradients(
+        self,
+        grad: Tensor,
+        tensors: Any,
+        saved: tuple[Tensor, ...],
+        options: Any,
+        path: str,
+    ) -> list[Tensor | None]:
+        """The gradient of each tensor, None where it has none."""
+        backend = backend_for(path, grad)
+        # Gradients of gradients are refused by the operator, which therefore must be in the graph.
+        if backend is not None and _unwatched(grad) and not torch.is_grad_enabled():
+            found: Any = self.backward(backend, grad, tensors, saved, options)
+        else:
+            operator = getattr(torch.ops.castling, f"{self.name}_backward").default
+            found = operator(grad, *tensors, *saved, *options, path)
+        rest = iter(found)
+        return [
+            None if name == "key_mask" or (gradient := next(rest)) is None or tensor is None
+            else gradient
+            for name, tensor in zip(self.tensors._fields, tensors, strict=True)
+        ]  # fmt: skip
+
+    def saved(self, out: Tensor, state: Tensor) -> tuple[Tensor, ...]:
+        """What of a result the gradient needs."""
+        return (out, state) if self.keeps_output else (state,)
+
+    def _in_one_precision(self, tensors: Any) -> Any:
+        """Some hosts' norms leave autocast's precision: everything follows the widest."""
+        query, key, value = (tensor.dtype for tensor in tensors[:3])
+        wide = torch.promote_types(torch.promote_types(query, key), value)
+        first = (None if x is None else x.to(wide) for x in tensors[: self.alike])
+        return self.tensors(*first, *tensors[self.alike :])
+
+    def _parts(self, arguments: tuple[Any, ...]) -> tuple[Any, Any, tuple[Any, ...]]:
+        """Tensors and options of an operator's arguments, and what stands behind them."""
+        tensors = len(self.tensors._fields)
+        end = tensors + len(self.options._fields)
+        options = (tuple(x) if isinstance(x, list) else x for x in arguments[tensors:end])
+        return self.tensors(*arguments[:tensors]), self.options(*options), arguments[end:]
+
+    def _backward_parts(
+        self, arguments: tuple[Any, ...]
+    ) -> tuple[Any, tuple[Tensor, ...], Any, str]:
+        start = len(self.tensors._fields)
+        end = start + 1 + self.keeps_output
+        tensors, options, (path,) = self._parts((*arguments[:start], *arguments[end:]))
+        return tensors, arguments[start:end], options, path
+
+    def _forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+        tensors, options, (path, save_state) = self._parts(arguments)
+        backend = backend_for(path, tensors.query)
+        if backend is None:
+            return self._naive_forward(*arguments)
+        return self.forward(backend, tensors, options, save_state)
+
+    def _naive_forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+        tensors, options, (path, save_state) = self._parts(arguments)
+        out = self.naive(tensors, options).contiguous()
+        shape = self.state_shape(tensors, options, path, save_state)
+        return out, out.new_zeros(shape, dtype=torch.float32)
+
+    def _forward_fake(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+        tensors, options, (path, save_state) = self._parts(arguments)
+        value = tensors.value
+        shape = self.state_shape(tensors, options, path, save_state)
+        out = value.new_empty((*tensors.query.shape[:3], value.shape[-1]))
+        return out, value.new_empty(shape, dtype=torch.float32)
+
+    def _backward(self, grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+        tensors, saved, options, path = self._backward_parts(arguments)
+        backend = backend_for(path, grad)
+        if backend is not None:
+            found = list(self.backward(backend, grad, tensors, saved, options))
+        else:
+            found = self._naive_gradients(grad, tensors, options)
+        # An operator returns tensors only; what has no gradient is empty here and None outside.
+        return tuple(grad.new_empty(0) if g is None else g for g in found)
+
+    def _backward_fake(self, grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+        tensors, _, _, _ = self._backward_parts(arguments)
+        return tuple(
+            grad.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape)
+            for name, tensor in tensors._asdict().items()
+            if name != "key_mask"
+        )
+
+    def _setup(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        tensors, *ctx.rest = self._parts(inputs)
+        ctx.save_for_backward(*tensors, *self.saved(*output))
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+
+    def _gradient(self, ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
+        options, (path, _) = ctx.rest
+        nothing = (None,) * (len(self.options._fields) + 2)
+        tensors = len(self.tensors._fields)
+        if grad is None:
+            return (*(None,) * tensors, *nothing)
+        kept = ctx.saved_tensors
+        inputs, saved = self.tensors(*kept[:tensors]), kept[tensors:]
+        return (*self.gradients(grad, inputs, saved, options, path), *nothing)
+
+    def _naive_gradients(self, grad: Tensor, tensors: Any, options: Any) -> list[Tensor | None]:
+        """Gradients of the naive formula, computed again."""
+        leaves = {
+            name: tensor
+            for name, tensor in tensors._asdict().items()
+            if tensor is not None and name != "key_mask"
+        }
+
+        def formula(*values: Tensor) -> Tensor:
+            return self.naive(tensors._replace(**dict(zip(leaves, values, strict=True))), options)
+
+        # Inside an operator PyTorch records no graph, even where gradients are enabled: a function
+        # transform brings its own.
+        with autocast_off(grad):
+            pull_back = torch.func.vjp(formula, *leaves.values())[1]
+            found = dict(zip(leaves, pull_back(grad), strict=True))
+        return [
+            found[name].contiguous() if name in found else None
+            for name in self.tensors._fields
+            if name != "key_mask"
+        ]
+
+
+class _Straight(torch.autograd.Function):
+    """A fused operator with gradients, past PyTorch's dispatcher."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, operator: FusedOperator, options: Any, path: str, *arguments: Tensor | None
+    ) -> Tensor:
+        tensors = operator.tensors(*arguments)
+        backend = backend_for(path, tensors.query)
+        assert backend is not None
+        out, state = operator.forward(backend, tensors, options, True)
+        ctx.save_for_backward(*arguments, *operator.saved(out, state))
+        ctx.call = operator, options, path
+        ctx.set_materialize_grads(False)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+        operator, options, path = ctx.call
+        count = len(operator.tensors._fields)
+        if grad is None:
+            return (None,) * (3 + count)
+        kept = ctx.saved_tensors
+        tensors = operator.tensors(*kept[:count])
+        return (None, None, None, *operator.gradients(grad, tensors, kept[count:], options, path))
 
 
 def _not_twice(ctx: Any, *_: Any) -> Any:
@@ -71,67 +274,10 @@ def differentiating(*tensors: Tensor | None) -> bool:
     )
 
 
-def call(operator: Any, function: str, save_state: bool, *arguments: Any) -> Tensor:
-    """The operator's first result, for arguments that begin with the query and end with the path.
-
-    Where nothing watches (no gradients, no tracing, no counting), the backend is called straight:
-    the way through PyTorch's dispatcher takes 30 µs, a third of softmax attention at 49 tokens.
-
-    Args:
-        operator: one of ours.
-        function: name of the backend's function that computes it.
-        save_state: whether gradients will be asked for.
-        arguments: the operator's, without ``save_state``.
-    """
-    query, *_, path = arguments
-    if (
-        not save_state
-        and not torch.compiler.is_compiling()
-        and type(query) is Tensor
+def _unwatched(*tensors: Tensor) -> bool:
+    """Whether nothing would see an operator run, and memory holds what the tensors say."""
+    return (
+        not torch.compiler.is_compiling()
         and torch._C._len_torch_dispatch_stack() == 0
-    ):
-        backend = backend_for(path, query)
-        if backend is not None:
-            straight: Tensor = getattr(backend, function)(*arguments[:-1], False)[0]
-            return straight
-    out: Tensor = operator(*arguments, save_state)[0]
-    return out
-
-
-def one_precision(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Where a host's norms leave autocast's precision, everything is widened to the widest."""
-    if query.dtype == value.dtype == key.dtype:
-        return query, key, value
-    wide = torch.promote_types(torch.promote_types(query.dtype, key.dtype), value.dtype)
-    return query.to(wide), key.to(wide), value.to(wide)
-
-
-def naive_gradients(
-    formula: Callable[[tuple[Tensor | None, ...]], Tensor],
-    grad: Tensor,
-    tensors: tuple[Tensor | None, ...],
-    *,
-    without: int,
-) -> list[Tensor | None]:
-    """Gradients of a naive formula, computed again.
-
-    Args:
-        formula: takes the tensors.
-        grad: gradient of its result.
-        tensors: what it takes; None where there is none.
-        without: position of the mask, which has no gradient and is left out.
-    """
-    moving = [p for p, tensor in enumerate(tensors) if tensor is not None and p != without]
-
-    def of_moving(*values: Tensor) -> Tensor:
-        given = dict(zip(moving, values, strict=True))
-        return formula(tuple(given.get(p, tensor) for p, tensor in enumerate(tensors)))
-
-    # Inside an operator PyTorch records no graph, even where gradients are enabled: a function
-    # transform brings its own.
-    with autocast_off(grad):
-        pull_back = torch.func.vjp(of_moving, *(tensors[p] for p in moving))[1]
-        found = dict(zip(moving, pull_back(grad), strict=True))
-    return [
-        found[p].contiguous() if p in found else None for p in range(len(tensors)) if p != without
-    ]
+        and all(type(tensor) is Tensor and not tensor.is_neg() for tensor in tensors)
+    )

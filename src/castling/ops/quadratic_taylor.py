@@ -16,6 +16,7 @@ from torch import Tensor
 from castling.ops.common import autocast_off, check_qkv, upcast
 from castling.ops.feature_attention import feature_attention, similarity_attention
 from castling.ops.linear_attention import linear_attention
+from castling.ops.linear_inputs import LinearOptions, LinearTensors
 from castling.ops.taylor_features import (
     released_features,
     scaled_vectors,
@@ -53,15 +54,8 @@ def released_taylor(
         (B, N_q, H, d_v) in the dtype of ``value``; sums and norms are float32 or better.
     """
     return linear_attention(
-        query,
-        key,
-        value,
-        features="squares",
-        normalize="rowsum",
-        scalar=scalar,
-        eps=eps,
-        row_eps=eps,
-        key_mask=key_mask,
+        LinearTensors(query, key, value, key_mask=key_mask, scalar=scalar),
+        LinearOptions("squares", "rowsum", eps=eps, row_eps=eps),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from castling.ops.linear_attention import linear_attention
+from castling.ops.linear_inputs import LinearOptions, LinearTensors
 
 
 def relu_linear(
@@ -28,5 +29,6 @@ def relu_linear(
         (B, N_q, H, d_v) in the dtype of ``value``.
     """
     return linear_attention(
-        query, key, value, features="relu", normalize="rowsum", row_eps=eps, key_mask=key_mask
+        LinearTensors(query, key, value, key_mask=key_mask),
+        LinearOptions("relu", "rowsum", row_eps=eps),
     )

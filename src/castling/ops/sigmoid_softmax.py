@@ -7,6 +7,7 @@ from torch import Tensor
 
 from castling.ops.common import autocast_off, check_qkv, upcast
 from castling.ops.linear_attention import linear_attention
+from castling.ops.linear_inputs import LinearOptions, LinearTensors
 
 
 def sigmoid_softmax(
@@ -30,12 +31,7 @@ def sigmoid_softmax(
             k = k.masked_fill(~key_mask[:, :, None, None], torch.finfo(k.dtype).min)
         # Weights that sum to one already: nothing is left to scale.
         out = linear_attention(
-            q.sigmoid(),
-            k.softmax(dim=1),
-            v,
-            features="identity",
-            normalize="none",
-            kv_scale=1.0,
-            key_mask=key_mask,
+            LinearTensors(q.sigmoid(), k.softmax(dim=1), v, key_mask=key_mask),
+            LinearOptions("identity", "none", kv_scale=1.0),
         )
         return out.to(value.dtype)

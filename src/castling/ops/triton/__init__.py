@@ -2,7 +2,7 @@
 
 - Importing this package imports no Triton, so that machines without it run everything else.
 - With ``TRITON_INTERPRET=1`` set before the first use, the same kernels run on CPU tensors, slowly.
-- Signatures are those of every backend; the operators are registered in ``castling.ops.fused``.
+- Signatures are those of every backend; the operators are registered one level up.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Linear attention on a GPU: the ``triton`` backend of the fused operator, forward and backward.
 
-Contract, formula and arguments: ``castling.ops.fused``. Every sum is made in a fixed order, so the
-same inputs give the same bits on the same device.
+Formula: :mod:`castling.ops.linear_attention`. Every sum is made in a fixed order, so the same
+inputs give the same bits on the same device.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from castling.ops.linear_inputs import LinearOptions, LinearTensors
 from castling.ops.triton.common import Argument, Launch, launch, sum_parts
 from castling.ops.triton.linear_attention_backward_kernels import (
     linear_attention_bwd_kernel_keys,
@@ -30,34 +31,15 @@ _NUMBERS_OF_KEYS = ("all_keys", "kv_scale", "gamma", "alpha", "eps")
 
 
 def linear_attention_forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    residual: Tensor | None,
-    local_weight: Tensor | None,
-    key_mask: Tensor | None,
-    scalar: Tensor | None,
-    features: str,
-    normalize: str,
-    identity: float,
-    gamma: float,
-    alpha: float,
-    kv_scale: float,
-    eps: float,
-    row_eps: float,
-    grid: tuple[int, ...],
-    prefix: int,
-    save_state: bool,
+    tensors: LinearTensors, options: LinearOptions, save_state: bool
 ) -> tuple[Tensor, Tensor]:
     """Output (B, N_q, H, d_v) and state (B, H, d·d_v + d + d_v), or (0,) unless ``save_state``.
 
     Raises:
         ValueError: shapes or dtypes disagree, or are not what the kernels serve.
     """
-    problem = Problem(
-        query, key, value, residual, local_weight, key_mask, scalar, features, normalize,
-        identity, gamma, alpha, kv_scale, eps, row_eps, tuple(grid), prefix,
-    )  # fmt: skip
+    problem = Problem(tensors, options)
+    query, key = tensors.query, tensors.key
     out = query.new_empty(problem.out_shape)
     nothing = query.new_empty((0,), dtype=torch.float32)
     if max(query.shape[1], key.shape[1]) <= SINGLE_LAUNCH_TOKENS:
@@ -72,34 +54,17 @@ def linear_attention_forward(
 
 def linear_attention_backward(
     grad_out: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    residual: Tensor | None,
-    local_weight: Tensor | None,
-    key_mask: Tensor | None,
-    scalar: Tensor | None,
-    state: Tensor,
-    features: str,
-    normalize: str,
-    identity: float,
-    gamma: float,
-    alpha: float,
-    kv_scale: float,
-    eps: float,
-    row_eps: float,
-    grid: tuple[int, ...],
-    prefix: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    tensors: LinearTensors,
+    saved: tuple[Tensor, ...],
+    options: LinearOptions,
+) -> tuple[Tensor | None, ...]:
     """Gradients of query, key, value, residual, local_weight and scalar, each like its input.
 
     Raises:
-        ValueError: as the forward does; or ``state`` was not saved by it.
+        ValueError: as the forward does; or the state was not saved by it.
     """
-    problem = Problem(
-        query, key, value, residual, local_weight, key_mask, scalar, features, normalize,
-        identity, gamma, alpha, kv_scale, eps, row_eps, tuple(grid), prefix,
-    )  # fmt: skip
+    problem = Problem(tensors, options)
+    query, residual, (state,) = tensors.query, tensors.residual, saved
     expected = (query.shape[0], query.shape[2], problem.numbers)
     if tuple(state.shape) != expected:
         raise ValueError(
@@ -117,27 +82,27 @@ def linear_attention_backward(
 
 
 def _single(problem: Problem, out: Tensor, state: Tensor, *, save_state: bool) -> None:
-    batch, queries, heads, _ = problem.query.shape
+    batch, queries, heads, _ = problem.tensors.query.shape
     tile = problem.tile("single")
     arguments: dict[str, Argument] = {
-        "query": problem.query,
-        "key": problem.key,
-        "value": problem.value,
-        "residual": problem.residual,
+        "query": problem.tensors.query,
+        "key": problem.tensors.key,
+        "value": problem.tensors.value,
+        "residual": problem.tensors.residual,
         "weight": problem.weight,
         "mask": problem.mask,
         "counts": problem.counts,
-        "scalar": problem.scalar,
+        "scalar": problem.tensors.scalar,
         "out": out,
         "state": state,
         "queries": queries,
-        "keys": problem.key.shape[1],
+        "keys": problem.tensors.key.shape[1],
         "heads": heads,
         "groups": problem.groups,
-        **strides("query", problem.query),
-        **strides("key", problem.key),
-        **strides("value", problem.value),
-        **strides("residual", problem.residual),
+        **strides("query", problem.tensors.query),
+        **strides("key", problem.tensors.key),
+        **strides("value", problem.tensors.value),
+        **strides("residual", problem.tensors.residual),
         **mask_strides(problem.mask),
         **problem.numbers_of_rows(),
         **problem.numbers_of_grid(),
@@ -153,7 +118,7 @@ def _single(problem: Problem, out: Tensor, state: Tensor, *, save_state: bool) -
 
 
 def _state(problem: Problem) -> Tensor:
-    key, value = problem.key, problem.value
+    key, value = problem.tensors.key, problem.tensors.value
     batch, keys, heads, _ = key.shape
     tile = problem.tile("state")
     splits, length = parts_of(keys, batch * problem.groups, tile.rows)
@@ -172,10 +137,10 @@ def _state(problem: Problem) -> Tensor:
         **strides("key", key),
         **strides("value", value),
         **mask_strides(problem.mask),
-        "eps": float(problem.eps),
+        "eps": float(problem.options.eps),
     }
     constants = problem.state_constants() | {
-        "NEED_KEY_SUM": problem.normalize == "rowsum",
+        "NEED_KEY_SUM": problem.options.normalize == "rowsum",
         "NEED_VALUE_SUM": problem.has_constant,
         "ROWS": tile.rows,
     }
@@ -186,18 +151,18 @@ def _state(problem: Problem) -> Tensor:
 
 
 def _output(problem: Problem, state: Tensor, out: Tensor) -> None:
-    query = problem.query
+    query = problem.tensors.query
     batch, queries, heads, _ = query.shape
     tile = problem.tile("output")
     blocks, length = parts_of(queries, batch * problem.groups, tile.rows, BLOCK_TOKENS)
     arguments: dict[str, Argument] = {
         "query": query,
-        "value": problem.value,
-        "residual": problem.residual,
+        "value": problem.tensors.value,
+        "residual": problem.tensors.residual,
         "weight": problem.weight,
         "mask": problem.mask,
         "counts": problem.counts,
-        "scalar": problem.scalar,
+        "scalar": problem.tensors.scalar,
         "out": out,
         "state": state,
         "queries": queries,
@@ -206,8 +171,8 @@ def _output(problem: Problem, state: Tensor, out: Tensor) -> None:
         "blocks": blocks,
         "block_queries": length,
         **strides("query", query),
-        **strides("value", problem.value),
-        **strides("residual", problem.residual),
+        **strides("value", problem.tensors.value),
+        **strides("residual", problem.tensors.residual),
         **mask_strides(problem.mask),
         **problem.numbers_of_rows(),
         **problem.numbers_of_grid(),
@@ -222,7 +187,7 @@ def _past_queries(
     problem: Problem, grad_out: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
     """Gradients of the queries, of what the identity term read, of state and scalar."""
-    query, value, residual = problem.query, problem.value, problem.residual
+    query, value, residual = problem.tensors.query, problem.tensors.value, problem.tensors.residual
     batch, queries, heads, _ = query.shape
     groups = problem.groups
     tile = problem.tile("queries")
@@ -235,7 +200,7 @@ def _past_queries(
     has_identity = problem.identity_from != "none"
     d_identity = query.new_empty(problem.out_shape) if has_identity else None
     state_parts = partial(heads, problem.numbers)
-    scalar_parts = None if problem.scalar is None else partial(groups)
+    scalar_parts = None if problem.tensors.scalar is None else partial(groups)
     arguments: dict[str, Argument] = {
         "grad_out": grad_out,
         "query": query,
@@ -243,7 +208,7 @@ def _past_queries(
         "residual": residual,
         "mask": problem.mask,
         "counts": problem.counts,
-        "scalar": problem.scalar,
+        "scalar": problem.tensors.scalar,
         "state": state,
         "d_query": d_query,
         "d_identity": d_identity,
@@ -267,18 +232,20 @@ def _past_queries(
     kernel = linear_attention_bwd_kernel_queries
     launch(Launch(kernel, grid, arguments, constants, tile.num_warps, tile.num_stages))
     d_scalar = None
-    if scalar_parts is not None and problem.scalar is not None:
-        d_scalar = (2 * problem.scalar.float() * scalar_parts.sum()).to(problem.scalar.dtype)
+    if scalar_parts is not None and problem.tensors.scalar is not None:
+        d_scalar = (2 * problem.tensors.scalar.float() * scalar_parts.sum()).to(
+            problem.tensors.scalar.dtype
+        )
     return d_query, d_identity, sum_parts(state_parts), d_scalar
 
 
 def _filter_gradient(problem: Problem, parts: Tensor) -> Tensor:
     """(batch, blocks, groups, taps, group · width) -> the gradient of the local weight."""
-    assert problem.local_weight is not None
-    weight, group = problem.local_weight, problem.group
+    assert problem.tensors.local_weight is not None
+    weight, group = problem.tensors.local_weight, problem.group
     total = parts.sum(dim=(0, 1)).unflatten(-1, (group, -1))[..., : problem.value_dim]
     total = total.permute(0, 2, 3, 1)
-    if not problem.grid:
+    if not problem.options.grid:
         total = total.sum(dim=2)
     return total.reshape(weight.shape).to(weight.dtype).contiguous()
 
@@ -287,7 +254,7 @@ def _past_keys(
     problem: Problem, grad_out: Tensor, d_state: Tensor, share: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Gradients of keys, values and local weight."""
-    key, value = problem.key, problem.value
+    key, value = problem.tensors.key, problem.tensors.value
     batch, keys, heads, _ = key.shape
     tile = problem.tile("keys")
     blocks, length = parts_of(keys, batch * problem.groups, tile.rows, BLOCK_TOKENS)
@@ -305,7 +272,7 @@ def _past_keys(
         "weight": problem.weight,
         "mask": problem.mask,
         "counts": problem.counts,
-        "scalar": problem.scalar,
+        "scalar": problem.tensors.scalar,
         "value_share": share,
         "d_state": d_state,
         "d_key": d_key,
@@ -324,10 +291,10 @@ def _past_keys(
         **problem.numbers_of_grid(),
     }
     constants = problem.state_constants() | {
-        "NORMALIZE": problem.normalize,
+        "NORMALIZE": problem.options.normalize,
         "HAS_SHARE": share is not None,
         "HAS_CONSTANT": problem.has_constant,
-        "HAS_SCALAR": problem.scalar is not None,
+        "HAS_SCALAR": problem.tensors.scalar is not None,
         **problem.local_constants(),
         "PADDED_TAPS": 1 << (problem.taps - 1).bit_length(),
         "ROWS": tile.rows,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from castling.ops.common import check_qkv
+from castling.ops.linear_inputs import LinearOptions, LinearTensors
 from castling.ops.triton import WIDEST_HEAD
 from castling.ops.triton.common import Argument, padded_width
 from castling.ops.triton.linear_attention_configs import Tile, tile_of
@@ -36,64 +37,49 @@ def mask_strides(mask: Tensor | None) -> dict[str, Argument]:
 
 @dataclass(frozen=True)
 class Problem:
-    """One call: its tensors, its numbers, and what both mean for the kernels."""
+    """One call, and what it means for the kernels."""
 
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    residual: Tensor | None
-    local_weight: Tensor | None
-    key_mask: Tensor | None
-    scalar: Tensor | None
-    features: str
-    normalize: str
-    identity: float
-    gamma: float
-    alpha: float
-    kv_scale: float
-    eps: float
-    row_eps: float
-    grid: tuple[int, ...]
-    prefix: int
+    tensors: LinearTensors
+    options: LinearOptions
 
     def __post_init__(self) -> None:
-        check_qkv(self.query, self.key, self.value, self.key_mask)
-        dtypes = {self.query.dtype, self.key.dtype, self.value.dtype}
-        if len(dtypes) > 1 or self.query.dtype not in DTYPES:
+        query, key, value, residual, weight, key_mask, _ = self.tensors
+        check_qkv(query, key, value, key_mask)
+        if not query.dtype == key.dtype == value.dtype or query.dtype not in DTYPES:
             raise ValueError(
                 "query, key and value must all be float32, bfloat16 or float16; got "
-                f"{self.query.dtype}, {self.key.dtype}, {self.value.dtype}: use the naive path"
+                f"{query.dtype}, {key.dtype}, {value.dtype}: use the naive path"
             )
         if max(self.key_dim, self.value_dim) > WIDEST_HEAD:
             raise ValueError(
                 f"heads of at most {WIDEST_HEAD} channels, got {self.key_dim} for keys and "
                 f"{self.value_dim} for values: use the compiled or naive path"
             )
-        square = self.query.shape[1] == self.key.shape[1]
-        if self.identity != 0 and self.residual is None and not square:
+        square = query.shape[1] == key.shape[1]
+        if self.options.identity != 0 and residual is None and not square:
             raise ValueError(
-                f"identity needs one value per query, got {self.key.shape[1]} values for "
-                f"{self.query.shape[1]} queries: pass residual, or identity=0"
+                f"identity needs one value per query, got {key.shape[1]} values for "
+                f"{query.shape[1]} queries: pass residual, or identity=0"
             )
-        if self.residual is not None and self.residual.shape != self.out_shape:
-            raise ValueError(f"residual must be {self.out_shape}, got {tuple(self.residual.shape)}")
-        if self.local_weight is not None:
-            self._check_local(self.local_weight, square)
+        if residual is not None and residual.shape != self.out_shape:
+            raise ValueError(f"residual must be {self.out_shape}, got {tuple(residual.shape)}")
+        if weight is not None:
+            self._check_local(weight, square)
 
     def _check_local(self, weight: Tensor, square: bool) -> None:
-        heads = self.query.shape[2]
+        _, queries, heads, _ = self.tensors.query.shape
         if not square:
             raise ValueError("a local convolution needs as many queries as keys")
-        if self.grid:
-            expected: tuple[int, ...] = (heads * self.value_dim, 1, self.size, self.size)
-            cells = self.grid[0] * self.grid[1] + self.prefix
-            if cells != self.query.shape[1]:
+        expected: tuple[int, ...] = (heads, 1, self.size, 1)
+        if self.options.grid:
+            expected = (heads * self.value_dim, 1, self.size, self.size)
+            height, width = self.options.grid
+            prefix = self.options.prefix
+            if height * width + prefix != queries:
                 raise ValueError(
-                    f"grid {self.grid[0]}×{self.grid[1]} with {self.prefix} prefix tokens does not "
-                    f"make {self.query.shape[1]} tokens"
+                    f"grid {height}×{width} with {prefix} prefix tokens does not make "
+                    f"{queries} tokens"
                 )
-        else:
-            expected = (heads, 1, self.size, 1)
         if tuple(weight.shape) != expected or self.size % 2 == 0:
             raise ValueError(
                 f"local_weight must be {expected} with an odd size, got {tuple(weight.shape)}"
@@ -102,18 +88,18 @@ class Problem:
     @property
     def out_shape(self) -> tuple[int, int, int, int]:
         """(B, N_q, H, d_v)."""
-        batch, queries, heads, _ = self.query.shape
+        batch, queries, heads, _ = self.tensors.query.shape
         return batch, queries, heads, self.value_dim
 
     @property
     def key_dim(self) -> int:
         """Channels of a head's query and key."""
-        return self.query.shape[3]
+        return self.tensors.query.shape[3]
 
     @property
     def value_dim(self) -> int:
         """Channels of a head's value."""
-        return self.value.shape[3]
+        return self.tensors.value.shape[3]
 
     @property
     def numbers(self) -> int:
@@ -123,81 +109,85 @@ class Problem:
     @property
     def half(self) -> bool:
         """Whether inputs are of half precision."""
-        return self.query.dtype != torch.float32
+        return self.tensors.query.dtype != torch.float32
 
     @property
     def group(self) -> int:
         """Heads per program: narrow ones share one, if they divide evenly and need no padding."""
         width = max(padded_width(self.key_dim), padded_width(self.value_dim))
         group = LINE // width
-        while group > 1 and self.query.shape[2] % group:
+        while group > 1 and self.tensors.query.shape[2] % group:
             group //= 2
         return max(group, 1)
 
     @property
     def groups(self) -> int:
         """Programs per sample."""
-        return self.query.shape[2] // self.group
+        return self.tensors.query.shape[2] // self.group
 
     @property
     def size(self) -> int:
         """Taps along one axis of the local convolution; 1 without one."""
-        return 1 if self.local_weight is None else self.local_weight.shape[2]
+        return 1 if self.tensors.local_weight is None else self.tensors.local_weight.shape[2]
 
     @property
     def taps(self) -> int:
         """Taps of the local convolution."""
-        return self.size**2 if self.grid else self.size
+        return self.size**2 if self.options.grid else self.size
 
     @property
     def local(self) -> str:
         """Kind of the local convolution."""
-        if self.local_weight is None:
+        if self.tensors.local_weight is None:
             return "none"
-        return "grid2d" if self.grid else "token1d"
+        return "grid2d" if self.options.grid else "token1d"
 
     @property
     def has_constant(self) -> bool:
         """Whether a, the constant part of a similarity, is there at all."""
-        return self.alpha != 0 or self.scalar is not None
+        return self.options.alpha != 0 or self.tensors.scalar is not None
 
     @property
     def identity_from(self) -> str:
         """Where the identity term reads."""
-        if self.identity == 0:
+        if self.options.identity == 0:
             return "none"
-        return "value" if self.residual is None else "residual"
+        return "value" if self.tensors.residual is None else "residual"
 
     @cached_property
     def weight(self) -> Tensor | None:
         """The filters, contiguous."""
-        return None if self.local_weight is None else self.local_weight.contiguous()
+        return None if self.tensors.local_weight is None else self.tensors.local_weight.contiguous()
 
     @cached_property
     def mask(self) -> Tensor | None:
         """The key mask as bytes."""
-        return None if self.key_mask is None else self.key_mask.view(torch.uint8)
+        return None if self.tensors.key_mask is None else self.tensors.key_mask.view(torch.uint8)
 
     @cached_property
     def counts(self) -> Tensor | None:
         """Keys that take part, by sample, if there is a mask: (B,) float32."""
-        return None if self.key_mask is None else self.key_mask.sum(dim=1).to(torch.float32)
+        return (
+            None
+            if self.tensors.key_mask is None
+            else self.tensors.key_mask.sum(dim=1).to(torch.float32)
+        )
 
     def tile(self, kernel: str) -> Tile:
         """The tile of ``kernel`` at this width and precision."""
         width = max(padded_width(self.key_dim), padded_width(self.value_dim)) * self.group
-        if self.features == "squares" and kernel in ("queries", "keys"):
+        if self.options.features == "squares" and kernel in ("queries", "keys"):
             kernel = f"{kernel} squares"
         if self.weight is not None and kernel not in ("state", "queries", "queries squares"):
             kernel = f"{kernel} local"
-        return tile_of(kernel, width, self.query.dtype)
+        return tile_of(kernel, width, self.tensors.query.dtype)
 
     def state_constants(self) -> dict[str, Any]:
         """Constants of every kernel that sees keys or a state."""
         return {
-            "FEATURES": self.features,
-            "HAS_MASK": self.key_mask is not None,
-            "EXACT": self.query.dtype == torch.bfloat16,
+            "FEATURES": self.options.features,
+            "HAS_MASK": self.tensors.key_mask is not None,
+            "EXACT": self.tensors.query.dtype == torch.bfloat16,
             "PRECISION": "split" if self.half else "ieee",
             "GROUP": self.group,
             "KEY_DIM": self.key_dim,
@@ -209,10 +199,10 @@ class Problem:
     def row_constants(self) -> dict[str, Any]:
         """Constants of every kernel that sees rows of the output before the convolution."""
         return self.state_constants() | {
-            "NORMALIZE": self.normalize,
+            "NORMALIZE": self.options.normalize,
             "IDENTITY": self.identity_from,
             "HAS_CONSTANT": self.has_constant,
-            "HAS_SCALAR": self.scalar is not None,
+            "HAS_SCALAR": self.tensors.scalar is not None,
         }
 
     def local_constants(self) -> dict[str, Any]:
@@ -222,16 +212,16 @@ class Problem:
     def numbers_of_rows(self) -> dict[str, Argument]:
         """Run-time numbers of every kernel that sees rows of the output."""
         return {
-            "all_keys": float(self.key.shape[1]),
-            "kv_scale": float(self.kv_scale),
-            "gamma": float(self.gamma),
-            "alpha": float(self.alpha),
-            "identity": float(self.identity),
-            "eps": float(self.eps),
-            "row_eps": float(self.row_eps),
+            "all_keys": float(self.tensors.key.shape[1]),
+            "kv_scale": float(self.options.kv_scale),
+            "gamma": float(self.options.gamma),
+            "alpha": float(self.options.alpha),
+            "identity": float(self.options.identity),
+            "eps": float(self.options.eps),
+            "row_eps": float(self.options.row_eps),
         }
 
     def numbers_of_grid(self) -> dict[str, Argument]:
         """Run-time numbers of the convolution."""
-        height, width = self.grid or (1, 1)
-        return {"prefix": self.prefix, "grid_height": height, "grid_width": width}
+        height, width = self.options.grid or (1, 1)
+        return {"prefix": self.options.prefix, "grid_height": height, "grid_width": width}

@@ -3,7 +3,7 @@
 - "direct" runs over tiles of the N×N similarity, "features" over sums of products of two channels
   that never reach memory; "auto" takes the one with fewer multiplications. Both have their own
   backward pass. Nothing is kept between the passes but inputs and output.
-- Contract, formula and arguments: ``castling.ops.fused``. Every sum is made in a fixed order.
+- Formula: :func:`castling.ops.exact_taylor.exact_taylor`. Every sum is made in a fixed order.
 """
 
 from __future__ import annotations
