@@ -26,11 +26,12 @@ import torch
 from torch import Tensor
 
 from castling.ops.linear_inputs import LinearOptions, LinearTensors
+from castling.ops.taylor_inputs import TaylorOptions, TaylorTensors
 from castling.ops.triton import (
     linear_attention_backward,
     linear_attention_forward,
-    taylor_backward,
-    taylor_forward,
+    taylor_attention_backward,
+    taylor_attention_forward,
 )
 from castling.ops.triton.common import Argument, Launch, recorded_launches
 from castling.train.files import write_json
@@ -120,9 +121,9 @@ def taylor_call(
     """Forward and backward of the exact Taylor attention in one order."""
     query, key, value = packed(64, tokens, 12, dim, dtype)
     mask = torch.empty(64, tokens, dtype=torch.bool, device="meta") if masked else None
-    tensors, numbers = (query, key, value, mask), (qk_norm, 1e-9)
-    out, state = taylor_forward(*tensors, *numbers, order, True)
-    taylor_backward(out, *tensors, out, state, *numbers, order)
+    tensors, options = TaylorTensors(query, key, value, mask), TaylorOptions(qk_norm, order=order)
+    out, state = taylor_attention_forward(tensors, options, True)
+    taylor_attention_backward(out, tensors, (out, state), options)
 
 
 def taylor_calls() -> Iterator[Call]:

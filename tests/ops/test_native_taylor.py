@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from castling.ops import native
-from castling.ops import quadratic_taylor as naive
+from castling.ops.quadratic_taylor import naive_exact_taylor
+from castling.ops.taylor_inputs import TaylorOptions, TaylorTensors
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native operators are not built")
 
-reference = getattr(naive, "naive_exact_taylor", None) or naive.exact_taylor
 ORDERS = ("direct", "features")
 EPS = 1e-6
 
@@ -34,23 +34,21 @@ def make(batch=2, n_q=9, n_k=13, heads=3, dim=8, value_dim=5, *, dtype=torch.flo
 
 def expected(query, key, value, grad, mask=None, *, qk_norm=True, eps=EPS):
     leaves = [x.detach().double().requires_grad_() for x in (query, key, value)]
-    out = reference(*leaves, qk_norm=qk_norm, order="direct", eps=eps, key_mask=mask)
+    tensors = TaylorTensors(*leaves, mask)
+    out = naive_exact_taylor(tensors, TaylorOptions(qk_norm, eps, "direct"))
     return out.detach(), torch.autograd.grad(out, leaves, grad.double())
 
 
 def computed(query, key, value, grad, mask=None, *, qk_norm=True, eps=EPS, order="direct"):
-    out, state = native.taylor_forward(query, key, value, mask, qk_norm, eps, order, True)
-    shape = native.taylor_state_shape(
-        *(query.shape[0], query.shape[2], query.shape[3], value.shape[3]),
-        *(order, query.shape[1], key.shape[1], True),
-    )
+    tensors = TaylorTensors(query, key, value, mask)
+    options = TaylorOptions(qk_norm, eps, order)
+    out, state = native.taylor_attention_forward(tensors, options, True)
+    shape = native.taylor_state_shape(tensors, options, True)
     assert tuple(state.shape) == tuple(shape)
-    alone, empty = native.taylor_forward(query, key, value, mask, qk_norm, eps, order, False)
+    alone, empty = native.taylor_attention_forward(tensors, options, False)
     assert torch.allclose(alone, out, rtol=0, atol=0, equal_nan=True)
     assert empty.shape == (0,)
-    gradients = native.taylor_backward(
-        grad, query, key, value, mask, out, state, qk_norm, eps, order
-    )
+    gradients = native.taylor_attention_backward(grad, tensors, (out, state), options)
     for result, like in zip((out, *gradients), (grad, query, key, value), strict=True):
         assert result.is_contiguous()
         assert result.dtype == value.dtype
@@ -181,7 +179,7 @@ def test_half_precisions_lose_only_the_rounding_of_results(order, dtype, shift, 
     out, gradients = computed(*tensors, order=order)
     target, targets = expected(*tensors)
     leaves = [x.detach().clone().requires_grad_() for x in tensors[:3]]
-    plain = reference(*leaves, qk_norm=True, order="direct", eps=EPS, key_mask=None)
+    plain = naive_exact_taylor(TaylorTensors(*leaves), TaylorOptions(True, EPS, "direct"))
     plain_gradients = torch.autograd.grad(plain, leaves, tensors[3])
     assert error(out, target) < min(limit, 2 * error(plain, target) + 1e-5)
     for result, other, wanted in zip(gradients, plain_gradients, targets, strict=True):
@@ -227,8 +225,6 @@ def test_auto_is_one_of_the_orders():
 def test_bad_input_is_named():
     query, key, value, _ = make()
     with pytest.raises(ValueError, match="order"):
-        native.taylor_forward(query, key, value, None, True, EPS, "sideways", False)
+        computed(query, key, value, query, order="sideways")
     with pytest.raises(ValueError, match="float64"):
-        native.taylor_forward(
-            *(x.double() for x in (query, key, value)), None, True, EPS, "direct", False
-        )
+        computed(*(x.double() for x in (query, key, value)), query)

@@ -9,6 +9,7 @@ from castling.ops.exact_taylor import exact_taylor
 from castling.ops.linear_inputs import LinearOptions, LinearTensors
 from castling.ops.naive_linear_attention import naive_linear_attention
 from castling.ops.quadratic_taylor import naive_exact_taylor
+from castling.ops.taylor_inputs import TaylorOptions, TaylorTensors
 
 LINEAR = LinearOptions("unit", "l2", identity=0.5, gamma=0.3, alpha=0.1)
 
@@ -44,9 +45,9 @@ def test_linear_attention_has_gradients_without_its_backend(dtype: torch.dtype) 
 
 def test_taylor_attention_has_gradients_without_its_backend() -> None:
     q, k, v, _ = leaves(2, 7, 3, 8)
-    options = {"qk_norm": True, "eps": 1e-9, "order": "direct"}
-    out, _ = torch.ops.castling.taylor_attention(q, k, v, None, *options.values(), "triton", True)
-    expected = naive_exact_taylor(q, k, v, key_mask=None, **options)
+    tensors, options = TaylorTensors(q, k, v), TaylorOptions(order="direct")
+    out, _ = torch.ops.castling.taylor_attention(*tensors, *options, "triton", True)
+    expected = naive_exact_taylor(tensors, options)
     grad = torch.randn(out.shape)
     assert_close(
         list(torch.autograd.grad(out, [q, k, v], grad)),

@@ -14,7 +14,8 @@ import torch
 
 from castling.ops import quadratic_taylor
 from castling.ops import triton as backend
-from castling.ops.triton.taylor_state import pair_count, resolve_order, taylor_state_shape
+from castling.ops.taylor_inputs import TaylorOptions, TaylorTensors
+from castling.ops.triton.taylor_state import chosen_order, pair_count
 
 INSIDE = os.environ.get("TRITON_INTERPRET") == "1"
 ORDERS = ["direct", "features"]
@@ -40,15 +41,21 @@ def test_kernels_in_the_interpreter():
 
 def test_automatic_order_changes_where_the_direct_one_costs_more():
     assert pair_count(64) == 2304
-    assert resolve_order("auto", 64, 64, 1024, 1024) == "direct"
-    assert resolve_order("auto", 64, 64, 4096, 4096) == "features"
-    assert resolve_order("features", 64, 64, 4, 4) == "features"
+
+    def order(tokens, asked):
+        x = torch.empty(1, tokens, 1, 64, device="meta")
+        return chosen_order(TaylorTensors(x, x, x), TaylorOptions(order=asked))
+
+    assert order(1024, "auto") == "direct"
+    assert order(4096, "auto") == "features"
+    assert order(4, "features") == "features"
     with pytest.raises(ValueError, match="order must be"):
-        resolve_order("linear", 64, 64, 4, 4)
+        order(4, "linear")
 
 
 def test_nothing_is_kept_between_the_passes():
-    assert taylor_state_shape(2, 3, 64, 64, "auto", 196, 196, True) == (0,)
+    x = torch.empty(2, 196, 3, 64, device="meta")
+    assert backend.taylor_state_shape(TaylorTensors(x, x, x), TaylorOptions(), True) == (0,)
 
 
 @pytest.fixture(autouse=True)
@@ -75,21 +82,27 @@ def errors(q, k, v, order, mask=None, qk_norm=True, eps=1e-9, grad_scale=1.0):
     """Relative RMS error of the output and of the gradients of query, key and value."""
     leaves = [t.detach().double().requires_grad_() for t in (q, k, v)]
     naive = quadratic_taylor.naive_exact_taylor(
-        *leaves, qk_norm=qk_norm, order="direct", eps=eps, key_mask=mask
+        TaylorTensors(*leaves, mask), TaylorOptions(qk_norm, eps, "direct")
     )
     grad = (torch.randn(naive.shape) * grad_scale).to(v.dtype)
     expected = torch.autograd.grad(naive, leaves, grad.double())
     if mask is not None:
         # What is masked must not even be looked at.
         k, v = (t.masked_fill(~mask[:, :, None, None], torch.nan) for t in (k, v))
-    out, state = backend.taylor_forward(q, k, v, mask, qk_norm, eps, order, True)
-    found = backend.taylor_backward(grad, q, k, v, mask, out, state, qk_norm, eps, order)
+    inputs, options = TaylorTensors(q, k, v, mask), TaylorOptions(qk_norm, eps, order)
+    out, state = backend.taylor_attention_forward(inputs, options, True)
+    found = backend.taylor_attention_backward(grad, inputs, (out, state), options)
     assert out.is_contiguous()
     for gradient, tensor in zip(found, (q, k, v), strict=True):
         assert gradient.dtype == tensor.dtype
         assert gradient.is_contiguous()
     pairs = zip((out, *found), (naive.detach(), *expected), strict=True)
     return [relative(a, b) for a, b in pairs]
+
+
+def forward(q, k, v, *, mask=None, eps=1e-9, order):
+    options = TaylorOptions(eps=eps, order=order)
+    return backend.taylor_attention_forward(TaylorTensors(q, k, v, mask), options, False)
 
 
 def assert_exact(found, forward=1e-6, backward=2e-6):
@@ -114,7 +127,7 @@ def test_sample_without_keys(order):
     mask = torch.ones(2, k.shape[1], dtype=torch.bool)
     mask[1] = False
     assert_exact(errors(q, k, v, order, mask))
-    out, _ = backend.taylor_forward(q, k, v, mask, True, 0.0, order, False)
+    out, _ = forward(q, k, v, mask=mask, eps=0.0, order=order)
     assert (out[1] == 0).all()
 
 
@@ -189,9 +202,10 @@ def test_zero_rows(order):
     q[0, 3] = 0
     k[1, 5] = 0
     assert_exact(errors(q, k, v, order))
-    out, state = backend.taylor_forward(q, k, v, None, True, 1e-9, order, True)
-    d_query, d_key, _ = backend.taylor_backward(
-        torch.ones_like(out), q, k, v, None, out, state, True, 1e-9, order
+    inputs, options = TaylorTensors(q, k, v), TaylorOptions(order=order)
+    out, state = backend.taylor_attention_forward(inputs, options, True)
+    d_query, d_key, _ = backend.taylor_attention_backward(
+        torch.ones_like(out), inputs, (out, state), options
     )
     assert (d_query[0, 3] == 0).all()
     assert (d_key[1, 5] == 0).all()
@@ -202,7 +216,7 @@ def test_zero_rows(order):
 def test_without_eps_a_zero_query_has_no_direction(order):
     q, k, v = tensors()
     q[0, 3] = 0
-    out, _ = backend.taylor_forward(q, k, v, None, True, 0.0, order, False)
+    out, _ = forward(q, k, v, eps=0.0, order=order)
     assert out[0, 3].isnan().all()
     out[0, 3] = 0
     assert out.isfinite().all()
@@ -212,9 +226,7 @@ def test_without_eps_a_zero_query_has_no_direction(order):
 @pytest.mark.parametrize("order", ORDERS)
 def test_same_bits_twice(order):
     q, k, v = tensors(1, 9, 519, 1)
-    first, second = (
-        backend.taylor_forward(q, k, v, None, True, 1e-9, order, False)[0] for _ in range(2)
-    )
+    first, second = (forward(q, k, v, order=order)[0] for _ in range(2))
     assert torch.equal(first, second)
 
 
@@ -222,8 +234,8 @@ def test_same_bits_twice(order):
 def test_bad_input_is_named():
     q, k, v = tensors()
     with pytest.raises(ValueError, match="order must be"):
-        backend.taylor_forward(q, k, v, None, True, 1e-9, "linear", False)
+        forward(q, k, v, order="linear")
     with pytest.raises(ValueError, match="must share"):
-        backend.taylor_forward(q.half(), k, v, None, True, 1e-9, "direct", False)
+        forward(q.half(), k, v, order="direct")
     with pytest.raises(ValueError, match="at most 128 channels"):
-        backend.taylor_forward(*tensors(1, 3, 3, 1, 130, 16), None, True, 1e-9, "auto", False)
+        forward(*tensors(1, 3, 3, 1, 130, 16), order="auto")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from castling.attention.base import Kernel
 from castling.attention.config import AttentionConfig, register_attention
 from castling.ops.exact_taylor import exact_taylor
-from castling.ops.quadratic_taylor import Order, released_taylor, taylor_attention
+from castling.ops.quadratic_taylor import released_taylor, taylor_attention
 from castling.ops.taylor_features import (
     TAYLOR_FORMS,
     TaylorForm,
@@ -24,6 +24,7 @@ from castling.ops.taylor_features import (
     scaled_vectors,
     taylor_feature_count,
 )
+from castling.ops.taylor_inputs import Order
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,8 @@ from torch import Tensor
 from castling.ops.common import check_qkv
 from castling.ops.fused_taylor_attention import fused_taylor_attention
 from castling.ops.paths import select_path
-from castling.ops.quadratic_taylor import Order, naive_exact_taylor
+from castling.ops.quadratic_taylor import naive_exact_taylor
+from castling.ops.taylor_inputs import Order, TaylorOptions, TaylorTensors
 
 
 def exact_taylor(
@@ -47,13 +48,13 @@ def exact_taylor(
     check_qkv(query, key, value, key_mask)
     if order not in ("auto", "direct", "features"):
         raise ValueError(f'order must be "auto", "direct" or "features", got {order!r}')
+    tensors = TaylorTensors(query, key, value, key_mask)
+    options = TaylorOptions(qk_norm, eps, order)
     path = select_path(query, value)
     if path in ("native", "triton"):
-        return fused_taylor_attention(
-            query, key, value, key_mask, qk_norm=qk_norm, eps=eps, order=order, path=path
-        )
+        return fused_taylor_attention(tensors, options, path)
     formula = _compiled() if path == "compiled" else naive_exact_taylor
-    return formula(query, key, value, qk_norm=qk_norm, order=order, eps=eps, key_mask=key_mask)
+    return formula(tensors, options)
 
 
 @functools.cache

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from castling.ops.linear_inputs import LinearOptions, LinearTensors
 from castling.ops.macs import register_macs
 from castling.ops.naive_linear_attention import naive_linear_attention
@@ -20,7 +18,7 @@ def _state_shape(
     return (batch, heads, dim * value_dim + dim + value_dim) if save_state else (0,)
 
 
-_operator = FusedOperator(
+fused_linear_attention = FusedOperator(
     name="linear_attention",
     tensor_schema=(
         "Tensor query, Tensor key, Tensor value, Tensor? residual, Tensor? local_weight, "
@@ -34,19 +32,9 @@ _operator = FusedOperator(
     options=LinearOptions,
     alike=4,
     keeps_output=False,
-    forward=lambda backend, *arguments: backend.linear_attention_forward(*arguments),
-    backward=lambda backend, *arguments: backend.linear_attention_backward(*arguments),
     naive=naive_linear_attention,
     state_shape=_state_shape,
 )
-
-
-def fused_linear_attention(tensors: LinearTensors, options: LinearOptions, path: str) -> Tensor:
-    """:func:`castling.ops.linear_attention.linear_attention` on the backend called ``path``.
-
-    Shapes are checked there.
-    """
-    return _operator(tensors, options, path)
 
 
 def _macs(
@@ -67,4 +55,4 @@ def _macs(
     return int(count)
 
 
-register_macs(_operator.operator(), _macs)
+register_macs(fused_linear_attention.operator(), _macs)

@@ -11,9 +11,9 @@ Notable:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -33,6 +33,10 @@ class FusedOperator:
     Tensors and options are named tuples; the first three tensors are query, key and value, whose
     widest precision is what is computed in; ``key_mask`` is the tensor without gradient.
 
+    Each backend has functions ``name_forward``: (tensors, options, save_state) -> output and state,
+    and ``name_backward``: (gradient, tensors, saved, options) -> gradient of each tensor but the
+    mask, None where there is no tensor; saved is the state, after the output if that is kept.
+
     Attributes:
         name: of the forward operator.
         tensor_schema: the tensors, as an operator's schema writes them.
@@ -41,9 +45,6 @@ class FusedOperator:
         options: class of the options.
         alike: how many of the first tensors the backends take in one precision only.
         keeps_output: whether the gradient needs the output beside the state.
-        forward: (backend, tensors, options, save_state) -> output, state.
-        backward: (backend, gradient, tensors, saved, options) -> gradient of each tensor but the
-            mask, None where there is no tensor; saved is the state, after the output if kept.
         naive: (tensors, options) -> output, in basic operators; also what programs are broken down
             into that go where nobody knows ours (an ONNX file).
         state_shape: (tensors, options, path, save_state) -> shape of the float32 state.
@@ -56,10 +57,6 @@ class FusedOperator:
     options: type[Any]
     alike: int
     keeps_output: bool
-    forward: Callable[[ModuleType, Any, Any, bool], tuple[Tensor, Tensor]]
-    backward: Callable[
-        [ModuleType, Tensor, Any, tuple[Tensor, ...], Any], tuple[Tensor | None, ...]
-    ]
     naive: Callable[[Any, Any], Tensor]
     state_shape: Callable[[Any, Any, str, bool], tuple[Any, ...]]
 
@@ -76,7 +73,7 @@ class FusedOperator:
         )
         for name, compute, fake in (
             (self.name, self._forward, self._forward_fake),
-            (f"{self.name}_backward", self._backward, self._backward_fake),
+            (self.backward, self._backward, self._backward_fake),
         ):
             library.impl(name, compute, "CompositeExplicitAutograd")
             torch.library.register_fake(f"castling::{name}", fake, lib=library)
@@ -85,6 +82,16 @@ class FusedOperator:
         )
         register_decomposition(self.operator().default)(self._naive_forward)
         torch.library.register_autograd(f"castling::{self.name}_backward", _not_twice, lib=library)
+
+    @functools.cached_property
+    def forward(self) -> str:
+        """Name of the backends' function."""
+        return f"{self.name}_forward"
+
+    @functools.cached_property
+    def backward(self) -> str:
+        """Name of the backends' function."""
+        return f"{self.name}_backward"
 
     def operator(self) -> Any:
         """The forward operator, all overloads."""
@@ -95,14 +102,13 @@ class FusedOperator:
         dtype = tensors.value.dtype
         if any(x is not None and x.dtype != dtype for x in tensors[: self.alike]):
             tensors = self._in_one_precision(tensors)
-        query, key, value = tensors[:3]
         save_state = differentiating(*tensors)
         out: Tensor
-        if _unwatched(query, key, value) and (backend := backend_for(path, query)) is not None:
+        if _unwatched(*tensors[:3]) and (backend := backend_for(path, tensors.query)) is not None:
             if save_state:
                 out = _Straight.apply(self, options, path, *tensors)
             else:
-                out = self.forward(backend, tensors, options, False)[0]
+                out = getattr(backend, self.forward)(tensors, options, False)[0]
         else:
             out = self.operator().default(*tensors, *options, path, save_state)[0]
         return out if out.dtype == dtype else out.to(dtype)
@@ -119,9 +125,9 @@ class FusedOperator:
         backend = backend_for(path, grad)
         # Gradients of gradients are refused by the operator, which therefore must be in the graph.
         if backend is not None and _unwatched(grad) and not torch.is_grad_enabled():
-            found: Any = self.backward(backend, grad, tensors, saved, options)
+            found: Any = getattr(backend, self.backward)(grad, tensors, saved, options)
         else:
-            operator = getattr(torch.ops.castling, f"{self.name}_backward").default
+            operator = getattr(torch.ops.castling, self.backward).default
             found = operator(grad, *tensors, *saved, *options, path)
         rest = iter(found)
         return [
@@ -161,7 +167,8 @@ class FusedOperator:
         backend = backend_for(path, tensors.query)
         if backend is None:
             return self._naive_forward(*arguments)
-        return self.forward(backend, tensors, options, save_state)
+        found: tuple[Tensor, Tensor] = getattr(backend, self.forward)(tensors, options, save_state)
+        return found
 
     def _naive_forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
         tensors, options, (path, save_state) = self._parts(arguments)
@@ -180,7 +187,7 @@ class FusedOperator:
         tensors, saved, options, path = self._backward_parts(arguments)
         backend = backend_for(path, grad)
         if backend is not None:
-            found = list(self.backward(backend, grad, tensors, saved, options))
+            found = list(getattr(backend, self.backward)(grad, tensors, saved, options))
         else:
             found = self._naive_gradients(grad, tensors, options)
         # An operator returns tensors only; what has no gradient is empty here and None outside.
@@ -243,7 +250,7 @@ class _Straight(torch.autograd.Function):
         tensors = operator.tensors(*arguments)
         backend = backend_for(path, tensors.query)
         assert backend is not None
-        out, state = operator.forward(backend, tensors, options, True)
+        out, state = getattr(backend, operator.forward)(tensors, options, True)
         ctx.save_for_backward(*arguments, *operator.saved(out, state))
         ctx.call = operator, options, path
         ctx.set_materialize_grads(False)
@@ -279,5 +286,7 @@ def _unwatched(*tensors: Tensor) -> bool:
     return (
         not torch.compiler.is_compiling()
         and torch._C._len_torch_dispatch_stack() == 0
-        and all(type(tensor) is Tensor and not tensor.is_neg() for tensor in tensors)
+        # Maps, where generators would read better: this stands before every attention.
+        and {Tensor}.issuperset(map(type, tensors))
+        and not any(map(Tensor.is_neg, tensors))
     )

@@ -71,7 +71,12 @@ def attention_path(path: str | None) -> Iterator[None]:
 
 def backend_for(path: str, tensor: Tensor) -> ModuleType | None:
     """The package behind a fused path, or None where it cannot run on this tensor."""
-    return None if tensor.numel() == 0 else _backend_on(path, tensor.device)
+    if tensor.numel() == 0:
+        return None
+    # A device costs more to ask for than everything else here.
+    if path == "native":
+        return native if tensor.is_cpu and native.available() else None
+    return _backend_on(path, tensor.device)
 
 
 def _backend_on(path: str, device: torch.device) -> ModuleType | None:
@@ -117,10 +122,12 @@ def select_path(*tensors: Tensor) -> str:
             return "naive"
     elif (
         torch._C._are_functorch_transforms_active()
-        or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        or torch._C._is_tracing()
         or forward_ad._current_level >= 0  # tangents travel through basic operators only
     ):
         return "naive"
+    if query.is_cpu:
+        return _AUTOMATIC["cpu"]
     path = _AUTOMATIC.get(query.device.type, "naive")
     if path == "triton" and max(tensor.shape[-1] for tensor in tensors) > triton.WIDEST_HEAD:
         return "naive"

@@ -8,7 +8,6 @@ by default.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,8 +22,7 @@ from castling.ops.taylor_features import (
     symmetric_features,
     taylor_feature_count,
 )
-
-Order = Literal["auto", "direct", "features"]
+from castling.ops.taylor_inputs import TaylorOptions, TaylorTensors, order_of
 
 
 def released_taylor(
@@ -107,23 +105,18 @@ def taylor_attention(
         return out.to(value.dtype)
 
 
-def naive_exact_taylor(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    qk_norm: bool,
-    order: Order,
-    eps: float,
-    key_mask: Tensor | None,
-) -> Tensor:
-    """:func:`castling.ops.exact_taylor.exact_taylor` in basic operators; arguments as there."""
+def naive_exact_taylor(tensors: TaylorTensors, options: TaylorOptions) -> Tensor:
+    """:func:`castling.ops.exact_taylor.exact_taylor` in basic operators."""
+    query, key, value, key_mask = tensors
+    qk_norm, eps, order = options
     with autocast_off(value):
         q, k, v = upcast(query, key, value)
         q = scaled_vectors(q, qk_norm=qk_norm, eps=eps)
         k = scaled_vectors(k, qk_norm=qk_norm, eps=eps)
         sizes = q.shape[1], k.shape[1], q.shape[-1], v.shape[-1]
-        if order == "direct" or (order == "auto" and direct_is_cheaper(*sizes)):
+        if order == "auto" and any(isinstance(size, torch.SymInt) for size in sizes):
+            order = "features"  # what is traced serves every size
+        if order_of(order, *sizes, taylor_feature_count("exact", sizes[2])) == "direct":
             z = torch.einsum("bqhd,bkhd->bhqk", q, k)
             out = similarity_attention(
                 1 + z + 0.5 * z.square(), v, row_sum=True, eps=eps, key_mask=key_mask
@@ -136,14 +129,3 @@ def naive_exact_taylor(
                 key_mask=key_mask,
             )
         return out.to(value.dtype)
-
-
-def direct_is_cheaper(queries: int, keys: int, dim: int, value_dim: int) -> bool:
-    """Whether N_q×N_k products take fewer multiplications than symmetric features.
-
-    No where a size is symbolic: what is traced then serves every size.
-    """
-    if isinstance(queries, torch.SymInt) or isinstance(keys, torch.SymInt):
-        return False
-    features = taylor_feature_count("exact", dim)
-    return queries * keys * (dim + value_dim) < (queries + keys) * features * value_dim

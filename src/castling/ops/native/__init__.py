@@ -18,15 +18,19 @@ if TYPE_CHECKING:
         linear_attention_backward,
         linear_attention_forward,
     )
-    from castling.ops.native.taylor import taylor_backward, taylor_forward, taylor_state_shape
+    from castling.ops.native.taylor import (
+        taylor_attention_backward,
+        taylor_attention_forward,
+        taylor_state_shape,
+    )
 
 __all__ = [
     "available",
     "describe",
     "linear_attention_backward",
     "linear_attention_forward",
-    "taylor_backward",
-    "taylor_forward",
+    "taylor_attention_backward",
+    "taylor_attention_forward",
     "taylor_state_shape",
     "why_not",
 ]
@@ -34,8 +38,8 @@ __all__ = [
 _HOMES = {
     "linear_attention_forward": "linear_attention",
     "linear_attention_backward": "linear_attention",
-    "taylor_forward": "taylor",
-    "taylor_backward": "taylor",
+    "taylor_attention_forward": "taylor",
+    "taylor_attention_backward": "taylor",
     "taylor_state_shape": "taylor",
 }
 

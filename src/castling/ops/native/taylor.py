@@ -3,7 +3,7 @@
 - ``"direct"`` goes through tiles of the similarity, without exponentials or running maxima;
 - ``"features"`` goes through slices of the symmetric features: a state of 1 + d + d(d + 1)/2 rows
   per head, and no more than 96 features of 128 tokens at a time;
-- ``"auto"`` takes the one that measured faster.
+- ``"auto"`` takes the one with fewer multiplications.
 
 Sums are float32 whatever the inputs; results do not depend on the number of threads.
 """
@@ -17,6 +17,8 @@ from torch import Tensor
 
 from castling.ops.native.arguments import dtype_code, packed
 from castling.ops.native.library import check, function
+from castling.ops.taylor_features import taylor_feature_count
+from castling.ops.taylor_inputs import TaylorOptions, TaylorTensors, order_of
 
 # The state's rows are padded to this many floats: the widest vector of any instruction set.
 _LANES = 16
@@ -24,27 +26,15 @@ _LANES = 16
 _LAYOUT = struct.Struct("=10qd2q40q")
 
 
-def taylor_forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    key_mask: Tensor | None,
-    qk_norm: bool,
-    eps: float,
-    order: str,
-    save_state: bool,
+def taylor_attention_forward(
+    tensors: TaylorTensors, options: TaylorOptions, save_state: bool
 ) -> tuple[Tensor, Tensor]:
     """out_i = Σ_j p_ij·v_j / (Σ_j p_ij + N·eps) with p = 1 + z + z²/2.
 
     Args:
-        query: (B, N_q, H, d), float32, bfloat16 or float16; any strides.
-        key: (B, N_k, H, d), same dtype.
-        value: (B, N_k, H, d_v), same dtype.
-        key_mask: (B, N_k) boolean, True where a key takes part; None keeps all.
-        qk_norm: z = ⟨q̂, k̂⟩ with x̂ = x/√(‖x‖² + eps); otherwise z = ⟨q, k⟩/√d.
-        eps: under the norms, and added to the mean of a row of similarities.
-        order: ``"direct"``, ``"features"`` or ``"auto"``.
-        save_state: keep what :func:`taylor_backward` needs.
+        tensors: of one precision, float32, bfloat16 or float16; any strides.
+        options: the formula.
+        save_state: keep what :func:`taylor_attention_backward` needs.
 
     Returns:
         Output (B, N_q, H, d_v), contiguous; float32 state of :func:`taylor_state_shape`. Without
@@ -53,56 +43,38 @@ def taylor_forward(
     Raises:
         ValueError: a dtype these operators do not know, or an unknown order.
     """
-    batch, queries, heads, dim = query.shape
-    keys, value_dim = key.shape[1], value.shape[3]
-    order, dtype = _resolve(order, queries, keys, dim, value_dim), dtype_code(query, key, value)
-    out = value.new_empty((batch, queries, heads, value_dim))
-    state = value.new_empty(
-        taylor_state_shape(batch, heads, dim, value_dim, order, queries, keys, save_state),
-        dtype=torch.float32,
-    )
+    query, key, value, _ = tensors
+    dtype = dtype_code(query, key, value)
+    out = value.new_empty((*query.shape[:3], value.shape[3]))
+    shape = taylor_state_shape(tensors, options, save_state)
+    state = value.new_empty(shape, dtype=torch.float32)
     if 0 in (*query.shape, *value.shape):
         return out.zero_(), state.zero_()
     saved = state if save_state else None
-    options = (dtype, key_mask, saved, qk_norm, eps, order)
-    _run("taylor_forward", options, query, key, value, out, None, None, None, None)
+    _run("taylor_forward", dtype, tensors, options, saved, out, None, None, None, None)
     return out, state
 
 
-def taylor_backward(
-    grad_out: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    key_mask: Tensor | None,
-    out: Tensor,
-    state: Tensor,
-    qk_norm: bool,
-    eps: float,
-    order: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of :func:`taylor_forward`; similarities and features are computed again.
+def taylor_attention_backward(
+    grad_out: Tensor, tensors: TaylorTensors, saved: tuple[Tensor, ...], options: TaylorOptions
+) -> tuple[Tensor, ...]:
+    """Gradients of :func:`taylor_attention_forward`; similarities and features are computed again.
 
     Args:
         grad_out: (B, N_q, H, d_v), gradient of the output; any strides.
-        query: as forwards, like all that follow.
-        key: as forwards.
-        value: as forwards.
-        key_mask: as forwards.
-        out: the output.
-        state: what the forward pass saved.
-        qk_norm: as forwards.
-        eps: as forwards.
-        order: as forwards.
+        tensors: as forwards.
+        saved: the output, and the state of the forward pass.
+        options: as forwards.
 
     Returns:
         Gradients of query, key and value, contiguous, in their dtype; zero at masked keys and at
         rows of zeros under a norm with eps.
 
     Raises:
-        ValueError: as :func:`taylor_forward`.
+        ValueError: as :func:`taylor_attention_forward`.
     """
-    order = _resolve(order, query.shape[1], key.shape[1], query.shape[3], value.shape[3])
+    query, key, value, key_mask = tensors
+    out, state = saved
     dtype = dtype_code(query, key, value, out, grad_out)
     grad_query = torch.empty(query.shape, dtype=query.dtype)
     # Masked keys are never visited.
@@ -111,20 +83,12 @@ def taylor_backward(
     gradients = (grad_query, grad_key, grad_value)
     if 0 in (*query.shape, *value.shape):
         return grad_query.zero_(), grad_key.zero_(), grad_value.zero_()
-    options = (dtype, key_mask, state, qk_norm, eps, order)
-    _run("taylor_backward", options, query, key, value, out, grad_out, *gradients)
+    _run("taylor_backward", dtype, tensors, options, state, out, grad_out, *gradients)
     return gradients
 
 
 def taylor_state_shape(
-    batch: int,
-    heads: int,
-    dim: int,
-    value_dim: int,
-    order: str,
-    queries: int,
-    keys: int,
-    save_state: bool,
+    tensors: TaylorTensors, options: TaylorOptions, save_state: bool
 ) -> tuple[int, ...]:
     """Shape of the state that the backward pass needs: row sums, and the table of the features.
 
@@ -134,41 +98,35 @@ def taylor_state_shape(
     """
     if not save_state:
         return (0,)
-    if _resolve(order, queries, keys, dim, value_dim) == "direct":
+    batch, queries, heads, dim = tensors.query.shape
+    if _order(tensors, options) == "direct":
         return (batch, heads, queries)
-    padded = -(-value_dim // _LANES) * _LANES
-    return (batch, heads, _feature_count(dim) * (padded + 1) + queries)
+    padded = -(-tensors.value.shape[3] // _LANES) * _LANES
+    return (batch, heads, taylor_feature_count("exact", dim) * (padded + 1) + queries)
 
 
-def _feature_count(dim: int) -> int:
-    return (dim + 1) * (dim + 2) // 2
-
-
-def _resolve(order: str, queries: int, keys: int, dim: int, value_dim: int) -> str:
-    """The order that ``"auto"`` means for these sizes."""
-    if order in ("direct", "features"):
-        return order
-    if order != "auto":
-        raise ValueError(f'order must be "auto", "direct" or "features", got {order!r}')
-    direct = queries * keys * (dim + value_dim)
-    features = (queries + keys) * _feature_count(dim) * (value_dim + 1)
-    return "direct" if direct <= features else "features"
+def _order(tensors: TaylorTensors, options: TaylorOptions) -> str:
+    _, queries, _, dim = tensors.query.shape
+    _, keys, _, value_dim = tensors.value.shape
+    features = taylor_feature_count("exact", dim)
+    return order_of(options.order, queries, keys, dim, value_dim, features)
 
 
 def _run(
     name: str,
-    options: tuple[int, Tensor | None, Tensor | None, bool, float, str],
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    dtype: int,
+    tensors: TaylorTensors,
+    options: TaylorOptions,
+    state: Tensor | None,
     *others: Tensor | None,
 ) -> None:
-    dtype, key_mask, state, qk_norm, eps, order = options
+    query, key, value, key_mask = tensors
     mask = None if key_mask is None else key_mask.contiguous()
     batch, queries, heads, dim = query.shape
+    features = _order(tensors, options) == "features"
     arguments = _LAYOUT.pack(
         *(torch.get_num_threads(), dtype, batch, heads, queries, value.shape[1], dim),
-        *(value.shape[3], qk_norm, order == "features", eps),
+        *(value.shape[3], options.qk_norm, features, options.eps),
         *(0 if tensor is None else tensor.data_ptr() for tensor in (mask, state)),
         *(number for tensor in (query, key, value, *others) for number in packed(tensor)),
     )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         linear_attention_backward,
         linear_attention_forward,
     )
-    from castling.ops.triton.taylor import taylor_backward, taylor_forward
+    from castling.ops.triton.taylor import taylor_attention_backward, taylor_attention_forward
     from castling.ops.triton.taylor_state import taylor_state_shape
 
 __all__ = [
@@ -28,8 +28,8 @@ __all__ = [
     "interpreting",
     "linear_attention_backward",
     "linear_attention_forward",
-    "taylor_backward",
-    "taylor_forward",
+    "taylor_attention_backward",
+    "taylor_attention_forward",
     "taylor_state_shape",
     "why_not",
 ]
@@ -43,8 +43,8 @@ WIDEST_HEAD = 128
 _HOMES = {
     "linear_attention_forward": "linear_attention",
     "linear_attention_backward": "linear_attention",
-    "taylor_forward": "taylor",
-    "taylor_backward": "taylor",
+    "taylor_attention_forward": "taylor",
+    "taylor_attention_backward": "taylor",
     "taylor_state_shape": "taylor_state",
 }
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from castling.ops.taylor_inputs import TaylorOptions, TaylorTensors
 from castling.ops.triton.common import Argument, Launch, launch, padded_width
 from castling.ops.triton.taylor_direct import (
     taylor_direct_forward_kernel,
@@ -18,41 +19,22 @@ from castling.ops.triton.taylor_direct import (
 )
 from castling.ops.triton.taylor_features import taylor_gradient_kernel, taylor_output_kernel
 from castling.ops.triton.taylor_problem import Problem, Tokens, mask_arguments, strides
-from castling.ops.triton.taylor_state import resolve_order, taylor_state_shape
+from castling.ops.triton.taylor_state import chosen_order, taylor_state_shape
 
 
-def taylor_forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    key_mask: Tensor | None,
-    qk_norm: bool,
-    eps: float,
-    order: str,
-    save_state: bool,
+def taylor_attention_forward(
+    tensors: TaylorTensors, options: TaylorOptions, save_state: bool
 ) -> tuple[Tensor, Tensor]:
     """Σ_j p_ij v_j / (Σ_j p_ij + N·eps), p = 1 + z + z²/2: (B, N_q, H, d_v) and an empty state.
 
-    Args:
-        query: (B, N_q, H, d), any strides.
-        key: (B, N_k, H, d).
-        value: (B, N_k, H, d_v).
-        key_mask: (B, N_k) boolean, True where a key takes part.
-        qk_norm: z = ⟨q̂, k̂⟩; otherwise z = ⟨q, k⟩/√d.
-        eps: under the norms, and added to the mean of a row of similarities.
-        order: "auto", "direct" or "features".
-        save_state: without effect, see :func:`taylor_state_shape`.
-
     Raises:
-        ValueError: ``order`` is unknown; dtypes differ or are not served; d or d_v exceeds 128.
+        ValueError: the order is unknown; dtypes differ or are not served; d or d_v exceeds 128.
     """
-    problem = Problem(query, key, value, key_mask, qk_norm, eps)
-    batch, queries, heads, dim = query.shape
-    keys, value_dim = key.shape[1], value.shape[-1]
-    order = resolve_order(order, dim, value_dim, queries, keys)
-    shape = taylor_state_shape(batch, heads, dim, value_dim, order, queries, keys, save_state)
-    state = problem.empty(*shape)
-    out = problem.empty(batch, queries, heads, value_dim, dtype=value.dtype)
+    problem = Problem(*tensors, options.qk_norm, options.eps)
+    query, key, value, key_mask = tensors
+    state = problem.empty(*taylor_state_shape(tensors, options, save_state))
+    out = problem.empty(*query.shape[:3], value.shape[-1], dtype=value.dtype)
+    order = chosen_order(tensors, options)
     if out.numel() == 0:
         return out, state
     beside = Tokens(key, value, key_mask)
@@ -67,44 +49,31 @@ def taylor_forward(
     return out, state
 
 
-def taylor_backward(
-    grad_out: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    key_mask: Tensor | None,
-    out: Tensor,
-    state: Tensor,
-    qk_norm: bool,
-    eps: float,
-    order: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+def taylor_attention_backward(
+    grad_out: Tensor, tensors: TaylorTensors, saved: tuple[Tensor, ...], options: TaylorOptions
+) -> tuple[Tensor, ...]:
     """Gradients of query, key and value, contiguous and in their dtype.
 
     Args:
         grad_out: (B, N_q, H, d_v), any strides.
-        query: as in the forward pass, like the arguments not named here.
-        key: as there.
-        value: as there.
-        key_mask: as there.
-        out: the forward pass's output.
-        state: empty.
-        qk_norm: as there.
-        eps: as there.
-        order: as there.
+        tensors: as in the forward pass.
+        saved: its output, and its empty state.
+        options: as in the forward pass.
 
     Raises:
         ValueError: as the forward pass.
     """
-    problem = Problem(query, key, value, key_mask, qk_norm, eps, backward=True)
-    order = resolve_order(order, query.shape[-1], value.shape[-1], query.shape[1], key.shape[1])
+    problem = Problem(*tensors, options.qk_norm, options.eps, backward=True)
+    query, key, value, _ = tensors
+    out, _ = saved
     d_query, d_key, d_value = (
         problem.empty(*tensor.shape, dtype=tensor.dtype) for tensor in (query, key, value)
     )
     if min(out.numel(), key.numel()) == 0:
         return d_query.zero_(), d_key.zero_(), d_value.zero_()
     grad_out = grad_out.to(value.dtype)
-    backward = _direct_gradients if order == "direct" else _feature_gradients
+    direct = chosen_order(tensors, options) == "direct"
+    backward = _direct_gradients if direct else _feature_gradients
     backward(problem, grad_out, out.contiguous(), d_query, d_key, d_value)
     return d_query, d_key, d_value
 
@@ -119,7 +88,11 @@ def _widths(problem: Problem) -> dict[str, int]:
 
 def _direct_arguments(problem: Problem) -> dict[str, Argument]:
     return {
-        **{"query": problem.query, "key": problem.key, "value": problem.value},
+        **{
+            "query": problem.query,
+            "key": problem.key,
+            "value": problem.value,
+        },
         **strides("query", problem.query),
         **strides("key", problem.key),
         **strides("value", problem.value),
@@ -260,7 +233,13 @@ def _feature_gradients(
     _feature_row_gradient(problem, at_queries, query_scale, sums, centre, d_query, weights, offsets)
     sums = _feature_sums(problem, at_queries, query_scale, weights, offsets)
     _feature_output(
-        problem, problem.key, problem.key_mask, key_scale, sums, d_value, normalise=False
+        problem,
+        problem.key,
+        problem.key_mask,
+        key_scale,
+        sums,
+        d_value,
+        normalise=False,
     )
     _feature_row_gradient(problem, beside, key_scale, sums, centre, d_key)
 
@@ -286,7 +265,11 @@ def _feature_row_gradient(
     widths = _widths(problem)
     constants = {
         **{"DIM": widths["DIM"], "W_DIM": widths["VALUE_DIM"], "WIDTH": widths["WIDTH"]},
-        **{"W_WIDTH": widths["VALUE_WIDTH"], "BLOCK": tile.block, "QK_NORM": problem.qk_norm},
+        **{
+            "W_WIDTH": widths["VALUE_WIDTH"],
+            "BLOCK": tile.block,
+            "QK_NORM": problem.qk_norm,
+        },
         **{"MASKED": of.mask is not None, "COUNTED": problem.key_mask is not None},
         **{"QUERIES": weights is not None, "OPERAND": problem.operand},
     }

@@ -5,20 +5,11 @@ Kept apart from the kernels, so that the fake implementation needs no Triton.
 
 from __future__ import annotations
 
-from typing import Literal
-
-Order = Literal["auto", "direct", "features"]
+from castling.ops.taylor_inputs import TaylorOptions, TaylorTensors, order_of
 
 
 def taylor_state_shape(
-    batch: int,
-    heads: int,
-    dim: int,
-    value_dim: int,
-    order: str,
-    queries: int,
-    keys: int,
-    save_state: bool,
+    tensors: TaylorTensors, options: TaylorOptions, save_state: bool
 ) -> tuple[int, ...]:
     """Always (0,): the backward pass makes its sums over the keys again.
 
@@ -34,15 +25,8 @@ def pair_count(dim: int) -> int:
     return 64 * (blocks * (blocks + 1) // 2)
 
 
-def resolve_order(order: str, dim: int, value_dim: int, queries: int, keys: int) -> str:
-    """``order``, with ``"auto"`` replaced by the form with fewer multiplications.
-
-    Raises:
-        ValueError: ``order`` is unknown.
-    """
-    if order not in ("auto", "direct", "features"):
-        raise ValueError(f'order must be "auto", "direct" or "features", got {order!r}')
-    if order != "auto":
-        return order
-    direct = queries * keys * (dim + value_dim)
-    return "direct" if direct < (queries + keys) * pair_count(dim) * value_dim else "features"
+def chosen_order(tensors: TaylorTensors, options: TaylorOptions) -> str:
+    """The order of this call; raises ValueError where there is no such order."""
+    _, queries, _, dim = tensors.query.shape
+    _, keys, _, value_dim = tensors.value.shape
+    return order_of(options.order, queries, keys, dim, value_dim, pair_count(dim))
