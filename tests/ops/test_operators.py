@@ -1,8 +1,11 @@
 """Operators that meet a machine without their backend still compute, and so do their gradients."""
 
+import contextlib
+
 import pytest
 import torch
 from torch.autograd import forward_ad
+from torch.utils.flop_counter import FlopCounterMode
 
 from castling.ops.angular import linear_angular
 from castling.ops.exact_taylor import exact_taylor
@@ -72,3 +75,35 @@ def test_tangents_go_through(operator) -> None:
         dual = operator(forward_ad.make_dual(q, direction), k, v)
         tangent = forward_ad.unpack_dual(dual).tangent
     torch.testing.assert_close(tangent, difference / (2 * step), rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("operator", [linear_angular, exact_taylor])
+def test_whether_something_watches_changes_no_bit(operator) -> None:
+    found = []
+    for watcher in (contextlib.nullcontext(), FlopCounterMode(display=False)):
+        tensors = leaves(2, 7, 3, 8)[:3]
+        with watcher:
+            out = operator(*tensors)
+            found.append([out, *torch.autograd.grad(out, tensors, torch.ones_like(out))])
+    assert all(map(torch.equal, *found))
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("operator", [linear_angular, exact_taylor])
+def test_negated_views_keep_their_sign(operator, grad) -> None:
+    x = torch.view_as_complex(torch.randn(2, 7, 3, 8, 2)).conj().imag
+    assert x.is_neg()
+    y = torch.randn(2, 7, 3, 8, requires_grad=grad)
+    for tensors in ((x, y, y), (y, x, y), (y, y, x)):
+        torch.testing.assert_close(
+            operator(*tensors), operator(*(t.resolve_neg() for t in tensors))
+        )
+
+
+def test_an_addend_follows_the_widest_precision() -> None:
+    q, k, v, residual = leaves(2, 7, 3, 8)
+    half = [v.detach().bfloat16(), residual.detach().bfloat16()]
+    out = linear_angular(q, k, half[0], query_value=half[1])
+    assert out.dtype == torch.bfloat16
+    expected = linear_angular(q, k, half[0].float(), query_value=half[1].float())
+    torch.testing.assert_close(out.float(), expected, atol=4e-3, rtol=8e-3)

@@ -104,7 +104,7 @@ class FusedOperator:
             tensors = self._in_one_precision(tensors)
         save_state = differentiating(*tensors)
         out: Tensor
-        if _unwatched(*tensors[:3]) and (backend := backend_for(path, tensors.query)) is not None:
+        if _unwatched(*tensors) and (backend := backend_for(path, tensors.query)) is not None:
             if save_state:
                 out = _Straight.apply(self, options, path, *tensors)
             else:
@@ -281,12 +281,11 @@ def differentiating(*tensors: Tensor | None) -> bool:
     )
 
 
-def _unwatched(*tensors: Tensor) -> bool:
+def _unwatched(*tensors: Tensor | None) -> bool:
     """Whether nothing would see an operator run, and memory holds what the tensors say."""
     return (
         not torch.compiler.is_compiling()
         and torch._C._len_torch_dispatch_stack() == 0
-        # Maps, where generators would read better: this stands before every attention.
-        and {Tensor}.issuperset(map(type, tensors))
-        and not any(map(Tensor.is_neg, tensors))
+        and {Tensor}.issuperset(map(type, tensors[:3]))
+        and not any(tensor is not None and tensor.is_neg() for tensor in tensors)
     )
