@@ -98,6 +98,9 @@ def test_negated_views_keep_their_sign(operator, grad) -> None:
         torch.testing.assert_close(
             operator(*tensors), operator(*(t.resolve_neg() for t in tensors))
         )
+    if operator is linear_angular:
+        out = linear_angular(y, y, y, query_value=x)
+        torch.testing.assert_close(out, linear_angular(y, y, y, query_value=x.resolve_neg()))
 
 
 def test_an_addend_follows_the_widest_precision() -> None:

@@ -81,38 +81,43 @@ def linear_attention_backward(
     return d_query, d_key, d_value, d_residual, d_weight, d_scalar
 
 
-def _single(problem: Problem, out: Tensor, state: Tensor, *, save_state: bool) -> None:
-    batch, queries, heads, _ = problem.tensors.query.shape
-    tile = problem.tile("single")
-    arguments: dict[str, Argument] = {
-        "query": problem.tensors.query,
-        "key": problem.tensors.key,
-        "value": problem.tensors.value,
-        "residual": problem.tensors.residual,
+def _row_arguments(problem: Problem, out: Tensor, state: Tensor) -> dict[str, Argument]:
+    """What every kernel that writes rows of the output is given."""
+    tensors = problem.tensors
+    _, queries, heads, _ = tensors.query.shape
+    return {
+        "query": tensors.query,
+        "value": tensors.value,
+        "residual": tensors.residual,
         "weight": problem.weight,
         "mask": problem.mask,
         "counts": problem.counts,
-        "scalar": problem.tensors.scalar,
+        "scalar": tensors.scalar,
         "out": out,
         "state": state,
         "queries": queries,
-        "keys": problem.tensors.key.shape[1],
         "heads": heads,
         "groups": problem.groups,
-        **strides("query", problem.tensors.query),
-        **strides("key", problem.tensors.key),
-        **strides("value", problem.tensors.value),
-        **strides("residual", problem.tensors.residual),
+        **strides("query", tensors.query),
+        **strides("value", tensors.value),
+        **strides("residual", tensors.residual),
         **mask_strides(problem.mask),
         **problem.numbers_of_rows(),
         **problem.numbers_of_grid(),
     }
+
+
+def _single(problem: Problem, out: Tensor, state: Tensor, *, save_state: bool) -> None:
+    key = problem.tensors.key
+    tile = problem.tile("single")
+    arguments = _row_arguments(problem, out, state)
+    arguments |= {"key": key, "keys": key.shape[1], **strides("key", key)}
     constants = (
         problem.row_constants()
         | problem.local_constants()
         | {"SAVE_STATE": save_state, "ROWS": tile.rows}
     )
-    grid = (batch * problem.groups,)
+    grid = (key.shape[0] * problem.groups,)
     kernel = linear_attention_fwd_kernel_single
     launch(Launch(kernel, grid, arguments, constants, tile.num_warps, tile.num_stages))
 
@@ -151,32 +156,11 @@ def _state(problem: Problem) -> Tensor:
 
 
 def _output(problem: Problem, state: Tensor, out: Tensor) -> None:
-    query = problem.tensors.query
-    batch, queries, heads, _ = query.shape
+    batch, queries, _, _ = problem.tensors.query.shape
     tile = problem.tile("output")
     blocks, length = parts_of(queries, batch * problem.groups, tile.rows, BLOCK_TOKENS)
-    arguments: dict[str, Argument] = {
-        "query": query,
-        "value": problem.tensors.value,
-        "residual": problem.tensors.residual,
-        "weight": problem.weight,
-        "mask": problem.mask,
-        "counts": problem.counts,
-        "scalar": problem.tensors.scalar,
-        "out": out,
-        "state": state,
-        "queries": queries,
-        "heads": heads,
-        "groups": problem.groups,
-        "blocks": blocks,
-        "block_queries": length,
-        **strides("query", query),
-        **strides("value", problem.tensors.value),
-        **strides("residual", problem.tensors.residual),
-        **mask_strides(problem.mask),
-        **problem.numbers_of_rows(),
-        **problem.numbers_of_grid(),
-    }
+    arguments = _row_arguments(problem, out, state)
+    arguments |= {"blocks": blocks, "block_queries": length}
     constants = problem.row_constants() | problem.local_constants() | {"ROWS": tile.rows}
     grid = (batch * blocks * problem.groups,)
     kernel = linear_attention_fwd_kernel_output

@@ -147,41 +147,6 @@ def add_taps(
 
 
 @triton.jit
-def add_tap_and_filter_gradient(
-    d_values,
-    filter_gradient,
-    values,
-    grad_base,
-    weight,
-    tokens,
-    valid,
-    tap,
-    stride,
-    columns,
-    filters,
-    count,
-    prefix,
-    grid_height,
-    grid_width,
-    LOCAL: tl.constexpr,
-    SIZE: tl.constexpr,
-    PADDED_TAPS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    WIDTH: tl.constexpr,
-):
-    """One tap of :func:`add_taps_and_filter_gradient`."""
-    reader, inside = shifted_tokens(
-        tokens, valid, tap, count, prefix, grid_height, grid_width, LOCAL, SIZE, -1
-    )
-    rows = load_rows(grad_base, reader, inside, stride, columns, CHANNELS, WIDTH)
-    d_values += rows * tl.load(weight + filters + tap).to(tl.float32)[None, :]
-    total = tl.sum(rows * values, axis=0)
-    here = tl.arange(0, PADDED_TAPS) == tap
-    filter_gradient += tl.where(here[:, None], total[None, :], 0.0)
-    return d_values, filter_gradient
-
-
-@triton.jit
 def add_taps_and_filter_gradient(
     d_values,
     filter_gradient,
@@ -208,10 +173,14 @@ def add_taps_and_filter_gradient(
 
     ``filter_gradient`` is (PADDED_TAPS, GROUP·WIDTH).
     """
+    every_tap = tl.arange(0, PADDED_TAPS)
     for tap in range(TAPS):
-        d_values, filter_gradient = add_tap_and_filter_gradient(
-            d_values, filter_gradient, values, grad_base, weight, tokens, valid, tap, stride,
-            columns, filters, count, prefix, grid_height, grid_width,
-            LOCAL, SIZE, PADDED_TAPS, CHANNELS, WIDTH,
-        )  # fmt: skip
+        reader, inside = shifted_tokens(
+            tokens, valid, tap, count, prefix, grid_height, grid_width, LOCAL, SIZE, -1
+        )
+        rows = load_rows(grad_base, reader, inside, stride, columns, CHANNELS, WIDTH)
+        d_values += rows * tl.load(weight + filters + tap).to(tl.float32)[None, :]
+        total = tl.sum(rows * values, axis=0)
+        here = every_tap == tap
+        filter_gradient += tl.where(here[:, None], total[None, :], 0.0)
     return d_values, filter_gradient
