@@ -55,6 +55,10 @@ def test_presets():
         ({"name": "mean", "local": "grid3d"}, "grid2d"),
         ({"name": "mean", "local_kernel_size": 4}, "odd"),
         ({"name": "linear_angular", "normalize": "rowsum"}, 'constant="mean"'),
+        ({"name": "linear_angular", "normalize": "softmax"}, "normalize one of l2, rowsum, none"),
+        ({"name": "linear_angular", "constant": "half"}, "constant is one of identity, mean"),
+        ({"name": "linear_angular", "kv_scale": 0}, "kv_scale must be positive"),
+        ({"name": "linear_angular", "eps": -1e-6}, "cannot be negative"),
         ({"name": "linear_angular", "preset": "best"}, "official"),
     ],
 )

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from castling.attention.base import Kernel
 from castling.attention.config import AttentionConfig, Local, register_attention
-from castling.ops.angular import Constant, linear_angular
-from castling.ops.linear_inputs import KeyValueScale, Normalisation, scale_number
+from castling.ops.angular import Constant, angular_attention, angular_formula
+from castling.ops.linear_inputs import KeyValueScale, LinearOptions, Normalisation
 from castling.ops.local import LocalResidual
 
 _PRESETS: dict[str, dict[str, Any]] = {
@@ -65,13 +65,16 @@ class LinearAngular(AttentionConfig):
         for option, value in _PRESETS[self.preset].items():
             if getattr(self, option) is None:
                 object.__setattr__(self, option, value)
-        if self.normalize == "rowsum" and self.constant != "mean":
-            raise ValueError(
-                'normalize="rowsum" needs constant="mean": other row sums may cross zero'
-            )
-        assert self.kv_scale is not None
-        scale_number(self.kv_scale)
+        self.formula()
         super().__post_init__()
+
+    def formula(self) -> LinearOptions:
+        """What the options choose; raises ValueError where they do not go together."""
+        assert self.constant is not None
+        assert self.normalize is not None
+        assert self.kv_scale is not None
+        assert self.eps is not None
+        return angular_formula(self.constant, self.normalize, self.kv_scale, self.eps)
 
 
 @register_attention(LinearAngular)
@@ -84,12 +87,7 @@ class LinearAngularKernel(Kernel):
         self, config: LinearAngular, num_heads: int, head_dim: int, value_dim: int
     ) -> None:
         super().__init__(config, num_heads, head_dim, value_dim)
-        self.options: dict[str, Any] = {
-            "constant": config.constant,
-            "normalize": config.normalize,
-            "kv_scale": config.kv_scale,
-            "eps": config.eps,
-        }
+        self.formula = config.formula()
 
     def forward(
         self,
@@ -104,13 +102,6 @@ class LinearAngularKernel(Kernel):
         **_: Any,
     ) -> Tensor:
         """See :class:`Kernel`."""
-        return linear_angular(
-            query,
-            key,
-            value,
-            **self.options,
-            key_mask=key_mask,
-            query_value=query_value,
-            extra=extra,
-            local=local,
+        return angular_attention(
+            query, key, value, self.formula, key_mask, query_value, extra, local
         )

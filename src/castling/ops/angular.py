@@ -7,7 +7,7 @@ attention (You et al., Castling-ViT, CVPR 2023, arXiv 2211.10526, §3.2).
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -31,7 +31,35 @@ from castling.ops.linear_inputs import (
 from castling.ops.local import LocalResidual
 
 Constant = Literal["identity", "mean", "none"]
-_NO_LOCAL = (None, None, 0)
+
+
+def angular_formula(
+    constant: Constant, normalize: Normalisation, kv_scale: KeyValueScale, eps: float
+) -> LinearOptions:
+    """The formula of :func:`linear_angular` with these arguments, checked.
+
+    Raises:
+        ValueError: an unknown name; ``rowsum`` without the exact constant; ``kv_scale`` is not
+            positive; ``eps`` is negative.
+    """
+    if constant not in get_args(Constant) or normalize not in get_args(Normalisation):
+        raise ValueError(
+            f"constant is one of {', '.join(get_args(Constant))} and normalize one of "
+            f"{', '.join(get_args(Normalisation))}; got {constant!r} and {normalize!r}"
+        )
+    if eps < 0:
+        raise ValueError(f"eps stands under roots and cannot be negative, got {eps}")
+    if normalize == "rowsum" and constant != "mean":
+        raise ValueError('normalize="rowsum" needs constant="mean": other row sums may cross zero')
+    return LinearOptions(
+        features="unit",
+        normalize=normalize,
+        identity=0.5 if constant == "identity" else 0.0,
+        gamma=1 / math.pi,
+        alpha=0.5 if constant == "mean" else 0.0,
+        kv_scale=scale_number(kv_scale),
+        eps=eps,
+    )
 
 
 def linear_angular(
@@ -72,13 +100,26 @@ def linear_angular(
         (B, N_q, H, d_v) in the dtype of ``value``; sums and norms are float32 or better.
 
     Raises:
-        ValueError: shapes disagree; ``identity`` without a value at each query; ``rowsum`` without
-            the exact constant; ``kv_scale`` is not positive.
+        ValueError: shapes disagree; ``identity`` without a value at each query; as
+            :func:`angular_formula`.
         PathError: the forced path cannot serve this input.
     """
-    if normalize == "rowsum" and constant != "mean":
-        raise ValueError('normalize="rowsum" needs constant="mean": other row sums may cross zero')
-    identity = 0.5 if constant == "identity" else 0.0
+    formula = angular_formula(constant, normalize, kv_scale, eps)
+    return angular_attention(query, key, value, formula, key_mask, query_value, extra, local)
+
+
+def angular_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    formula: LinearOptions,
+    key_mask: Tensor | None = None,
+    query_value: Tensor | None = None,
+    extra: Tensor | None = None,
+    local: LocalResidual | None = None,
+) -> Tensor:
+    """:func:`linear_angular` with what :func:`angular_formula` made of its other arguments."""
+    identity = formula.identity
     residual = query_value if identity else None
     if identity and residual is None and query.shape[1] != value.shape[1]:
         raise ValueError(
@@ -86,28 +127,18 @@ def linear_angular(
             f"{value.shape[1]} values for {query.shape[1]} queries: pass query_value or "
             'use constant="mean"'
         )
-    before = extra if normalize != "rowsum" else None
+    before = extra if formula.normalize != "rowsum" else None
     if before is not None:
         # The branch enters where ½·v_i does: the operator has one addend for both.
         if identity:
             at_query = mask_tokens(value, key_mask) if residual is None else residual
             before = before + identity * at_query
-        identity, residual = 1.0, before
-    weight, grid, prefix = _NO_LOCAL if local is None else local
-    out = linear_attention(
-        LinearTensors(query, key, value, residual, weight, key_mask),
-        LinearOptions(
-            features="unit",
-            normalize=normalize,
-            identity=identity,
-            gamma=1 / math.pi,
-            alpha=0.5 if constant == "mean" else 0.0,
-            kv_scale=scale_number(kv_scale),
-            eps=eps,
-            grid=grid or (),
-            prefix=prefix,
-        ),
-    )
+        formula, residual = formula._replace(identity=1.0), before
+    weight = None
+    if local is not None:
+        weight, grid, prefix = local
+        formula = LinearOptions(*formula[:-2], grid or (), prefix)
+    out = linear_attention(LinearTensors(query, key, value, residual, weight, key_mask), formula)
     return out if extra is None or before is not None else out + extra.to(out.dtype)
 
 

@@ -21,7 +21,6 @@ from torch import Tensor
 from castling.ops.common import check_qkv
 from castling.ops.fused_linear_attention import fused_linear_attention
 from castling.ops.linear_inputs import LinearOptions, LinearTensors
-from castling.ops.local import check_local
 from castling.ops.naive_linear_attention import naive_linear_attention
 from castling.ops.paths import select_path
 
@@ -65,14 +64,11 @@ def _check_positions(tensors: LinearTensors, options: LinearOptions) -> None:
             f"the identity term needs one value per query, got {value.shape[1]} values for "
             f"{queries} queries: pass the values at the queries, or leave the term out"
         )
-    local = options.local(local_weight)
-    if local is not None:
-        if queries != value.shape[1]:
-            raise ValueError(
-                f"a local residual stands at the keys: {queries} queries do not match "
-                f"{value.shape[1]} keys"
-            )
-        check_local(value, local)
+    if local_weight is not None and queries != value.shape[1]:
+        raise ValueError(
+            f"a local residual stands at the keys: {queries} queries do not match "
+            f"{value.shape[1]} keys"
+        )
 
 
 @functools.cache

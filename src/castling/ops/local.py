@@ -23,18 +23,15 @@ class LocalResidual(NamedTuple):
     num_prefix_tokens: int = 0
 
 
-def check_local(value: Tensor, local: LocalResidual) -> None:
-    """Raise ValueError unless grid and prefix make the tokens of ``value``."""
-    if local.grid is None:
-        return
-    height, width = local.grid
-    sides = (height, width, local.num_prefix_tokens)
-    if any(isinstance(side, int) and side < 0 for side in sides):
-        raise ValueError(f"a grid and its prefix cannot be negative, got {sides}")
-    if height * width + local.num_prefix_tokens != value.shape[1]:
+def check_grid(grid: tuple[int, ...], prefix: int, tokens: int) -> None:
+    """Raise ValueError unless a grid (h, w) behind ``prefix`` tokens makes ``tokens``."""
+    height, width = grid
+    for side in (height, width, prefix):
+        if isinstance(side, int) and side < 0:
+            raise ValueError(f"a grid and its prefix cannot be negative, got {(*grid, prefix)}")
+    if height * width + prefix != tokens:
         raise ValueError(
-            f"grid {height}×{width} with {local.num_prefix_tokens} prefix tokens does not make "
-            f"{value.shape[1]} tokens"
+            f"grid {height}×{width} with {prefix} prefix tokens does not make {tokens} tokens"
         )
 
 
@@ -44,15 +41,15 @@ def local_residual(value: Tensor, local: LocalResidual) -> Tensor:
     Raises:
         ValueError: the grid does not make the tokens.
     """
-    check_local(value, local)
     weight = local.weight.to(value.dtype)
     if local.grid is None:
         heads, _, taps, _ = weight.shape
         out = F.conv2d(value.transpose(1, 2), weight, padding=(taps // 2, 0), groups=heads)
         return out.transpose(1, 2)
-    batch, _, heads, dim = value.shape
+    batch, tokens, heads, dim = value.shape
     height, width = local.grid
     prefix = local.num_prefix_tokens
+    check_grid(local.grid, prefix, tokens)
     image = value[:, prefix:].reshape(batch, height, width, heads * dim)
     out = F.conv2d(
         image.permute(0, 3, 1, 2), weight, padding=weight.shape[-1] // 2, groups=heads * dim

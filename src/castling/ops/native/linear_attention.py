@@ -12,6 +12,7 @@ from typing import NamedTuple
 from torch import Tensor, empty, float32, get_num_threads
 
 from castling.ops.linear_inputs import LinearOptions, LinearTensors
+from castling.ops.local import check_grid
 from castling.ops.native.arguments import DTYPES, dtype_code, packed
 from castling.ops.native.library import check, function
 
@@ -174,9 +175,5 @@ def _local(
         )
     if not grid:
         return 1, taps, 0, 0, 0
-    height, width = grid
-    if height * width + prefix != keys:
-        raise ValueError(
-            f"grid {height}×{width} with {prefix} prefix tokens does not make {keys} tokens"
-        )
-    return 2, taps, height, width, prefix
+    check_grid(grid, prefix, keys)
+    return 2, taps, *grid, prefix

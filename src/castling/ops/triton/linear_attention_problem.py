@@ -11,6 +11,7 @@ from torch import Tensor
 
 from castling.ops.common import check_qkv
 from castling.ops.linear_inputs import LinearOptions, LinearTensors
+from castling.ops.local import check_grid
 from castling.ops.triton import WIDEST_HEAD
 from castling.ops.triton.common import Argument, padded_width
 from castling.ops.triton.linear_attention_configs import Tile, tile_of
@@ -73,13 +74,7 @@ class Problem:
         expected: tuple[int, ...] = (heads, 1, self.size, 1)
         if self.options.grid:
             expected = (heads * self.value_dim, 1, self.size, self.size)
-            height, width = self.options.grid
-            prefix = self.options.prefix
-            if height * width + prefix != queries:
-                raise ValueError(
-                    f"grid {height}×{width} with {prefix} prefix tokens does not make "
-                    f"{queries} tokens"
-                )
+            check_grid(self.options.grid, self.options.prefix, queries)
         if tuple(weight.shape) != expected or self.size % 2 == 0:
             raise ValueError(
                 f"local_weight must be {expected} with an odd size, got {tuple(weight.shape)}"
