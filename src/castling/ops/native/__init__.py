@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         linear_attention_backward,
         linear_attention_forward,
     )
+    from castling.ops.native.multiply_add import multiply_add_rate
     from castling.ops.native.taylor import taylor_backward, taylor_forward, taylor_state_shape
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "describe",
     "linear_attention_backward",
     "linear_attention_forward",
+    "multiply_add_rate",
     "taylor_backward",
     "taylor_forward",
     "taylor_state_shape",
@@ -34,6 +36,7 @@ __all__ = [
 _HOMES = {
     "linear_attention_forward": "linear_attention",
     "linear_attention_backward": "linear_attention",
+    "multiply_add_rate": "multiply_add",
     "taylor_forward": "taylor",
     "taylor_backward": "taylor",
     "taylor_state_shape": "taylor",
