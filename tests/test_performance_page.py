@@ -97,6 +97,35 @@ def test_aims_that_were_missed_are_bold(page, results):
     assert "**224 px, batch 1: 5.0 MB (host 4.0)**" in text
 
 
+def test_what_folding_gained_and_what_it_was_to_gain(page, results):
+    measured = []
+    for name, gain in (("cas_vit_xs", 1.25), ("cas_vit_s", 1.5), ("cas_vit_t", None)):
+        measured.append(model(name, 10.0, 1.0))
+        folded = dataclasses.replace(measured[-1], variant="folded", against_eager=gain)
+        measured.append(
+            folded if gain else dataclasses.replace(folded, error="x", milliseconds=None)
+        )
+    ModelsResult(tuple(measured), MACHINE, {row.model: () for row in measured}).write_json(
+        results / "bench_models_folded.json"
+    )
+    text = page(results)
+    aims = "aim 1.30×, stretch 2.00×"
+    assert (
+        f"| `cas_vit_xs` | folded against unfolded | **224 px, batch 1: 1.25× ({aims})** |" in text
+    )
+    assert f"| `cas_vit_s` | folded against unfolded | 224 px, batch 1: 1.50× ({aims}) |" in text
+    assert "| `cas_vit_t` | folded" not in text
+    assert "| cas_vit_s | folded | 224×224 | 1 | 197 | 10 (10–10) | - | 1.50× | - |" in text
+    # Only where there is something to compare, and where the file knows of it at all.
+    assert text.count("| × eager |") == 1
+    path = results / "bench_models_folded.json"
+    older = json.loads(path.read_text())
+    for row in older["measurements"]:
+        del row["against_eager"]
+    path.write_text(json.dumps(older))
+    assert "| cas_vit_s | folded | 224×224 | 1 | 197 | 10 (10–10) | - | - |" in page(results)
+
+
 def test_commands_plans_gpu_and_what_is_missing(page, results):
     text = page(results)
     assert "`castling bench ops --x` → [bench_ops.json]" in text

@@ -131,10 +131,7 @@ def bench_models(arguments: list[str]) -> int:
         "--runtimes",
         nargs="+",
         default=["eager"],
-        help="eager, compiled, onnxruntime, openvino (default: eager)",
-    )
-    parser.add_argument(
-        "--fold", action="store_true", help="fold BatchNorm and the like, in all models alike"
+        help="eager; folded, by castling.fold_; compiled, onnxruntime, openvino (default: eager)",
     )
     _add_timing(parser, rounds=15, seconds=10)
     values = parser.parse_args(arguments)
@@ -146,7 +143,6 @@ def bench_models(arguments: list[str]) -> int:
         [read_size(text) for text in values.sizes],
         batches=values.batches,
         variants=values.runtimes,
-        fold=values.fold,
         rounds=values.rounds,
         seconds=values.seconds,
         device=values.device,

@@ -3,6 +3,7 @@
 Notable:
 - a time stands only beside an output that agreed with the naive path, or with eager PyTorch;
 - a model is compared with the fastest of its softmax hosts in the same runtime;
+- a folded model is compared with the same model as it was, in the same run;
 - the cap says how much there is to win: its projections stay, its attention core is deleted.
 """
 
@@ -35,7 +36,6 @@ from castling.lens.subjects import Size, Subject, count_tokens
 from castling.lens.timing import Clock, Timer, Timing, specialised, time_alternately, timer_for
 from castling.ops.macs import CONVENTION, macs
 from castling.ops.paths import attention_path
-from castling.surgery import fold_
 
 _FAILURES = (GateError, ValueError, RuntimeError, AssertionError, ImportError, MemoryError)
 
@@ -46,7 +46,7 @@ class ModelMeasurement:
 
     Attributes:
         model: name of the subject.
-        variant: ``"eager"``, ``"compiled"``, ``"onnxruntime"`` or ``"openvino"``.
+        variant: ``"eager"``, ``"folded"``, ``"compiled"``, ``"onnxruntime"`` or ``"openvino"``.
         height: of the image, pixels.
         width: of the image, pixels.
         batch: images a call.
@@ -56,9 +56,12 @@ class ModelMeasurement:
         high: upper quartile, milliseconds.
         images_per_second: from the median.
         against_host: how many times faster than the fastest softmax host in the same runtime.
+        against_eager: how many times faster than the same model in eager; None in eager itself and
+            where that was not timed.
         cap_share: the cap's time divided by this one, in the same runtime: 1 where attention is
             free.
-        peak_megabytes: tensors alive at one time beyond weights and input, 10⁶ bytes; eager only.
+        peak_megabytes: tensors alive at one time beyond weights and input, 10⁶ bytes; eager and
+            folded only.
         resident_megabytes: growth of the process in a call; None off Linux.
         macs: multiply-accumulates an image.
         parameters: their number.
@@ -77,6 +80,7 @@ class ModelMeasurement:
     high: float | None = None
     images_per_second: float | None = None
     against_host: float | None = None
+    against_eager: float | None = None
     cap_share: float | None = None
     peak_megabytes: float | None = None
     resident_megabytes: float | None = None
@@ -115,13 +119,14 @@ class ModelsResult(BenchResult[ModelMeasurement]):
 
     head: ClassVar[tuple[str, ...]] = (
         *("model", "runtime", "size", "batch", "tokens", "ms", "quartiles", "images/s"),
-        *("×host", "of cap", "peak MB", "RSS MB", "GMACs", "M params"),
+        *("×host", "×eager", "of cap", "peak MB", "RSS MB", "GMACs", "M params"),
     )
     axis: ClassVar[str] = "image side, pixels"
     legend: ClassVar[str] = (
         "ms: median of alternated runs; ×host: times faster than the fastest softmax host in the "
-        "same runtime; of cap: share of the speed of the same model with its attention deleted; "
-        "peak MB: tensors alive at one time; RSS MB: growth of the process"
+        "same runtime; ×eager: than the same model in eager; of cap: share of the speed of the "
+        "same model with its attention deleted; peak MB: tensors alive at one time; RSS MB: growth "
+        "of the process"
     )
 
     def cells(self, row: ModelMeasurement) -> tuple[str, ...]:
@@ -130,7 +135,7 @@ class ModelsResult(BenchResult[ModelMeasurement]):
             *(row.model, row.variant, f"{row.height}×{row.width}", str(row.batch)),
             "-" if row.tokens is None else str(row.tokens),
             *(short(row.milliseconds), spread(row), short(row.images_per_second)),
-            *(ratio(row.against_host), percent(row.cap_share)),
+            *(ratio(row.against_host), ratio(row.against_eager), percent(row.cap_share)),
             *(_shown(row.peak_megabytes, ".1f"), _shown(row.resident_megabytes, ".1f")),
             _shown(None if row.macs is None else row.macs / 1e9, ".4f"),
             _shown(None if row.parameters is None else row.parameters / 1e6, ".2f"),
@@ -192,7 +197,6 @@ def bench_models(
     *,
     batches: Sequence[int] = (1,),
     variants: Sequence[str] = ("eager",),
-    fold: bool = False,
     rounds: int = 9,
     seconds: float = 10.0,
     device: str | torch.device = "cpu",
@@ -208,7 +212,6 @@ def bench_models(
         sizes: (height, width) in pixels.
         batches: images a call.
         variants: runtimes, of ``VARIANTS``.
-        fold: fold BatchNorm and the like in all of them alike (``castling.fold_``).
         rounds: timed rounds at most; in each, every subject runs once in every runtime.
         seconds: time limit per size and batch; at least three rounds are made.
         device: where.
@@ -241,7 +244,7 @@ def bench_models(
         for size in sizes:
             for batch in batches:
                 with specialised(), torch.no_grad():
-                    run = _Comparison(subjects, size, batch, device, fold)
+                    run = _Comparison(subjects, size, batch, device)
                     rows = run.measure(variants, rounds, seconds, timer)
                 for row in rows:
                     if report is not None:
@@ -249,7 +252,6 @@ def bench_models(
                 found += rows
         facts = machine_facts(device) | runtime_versions(list(variants))
         facts["clock"] = clock
-        facts["folded"] = "yes" if fold else "no"
         hosts = {subject.name: subject.hosts for subject in subjects}
         return ModelsResult(tuple(found), facts, hosts)
     finally:
@@ -260,10 +262,10 @@ class _Comparison:
     """All subjects at one size and batch."""
 
     def __init__(
-        self, subjects: Sequence[Subject], size: Size, batch: int, device: torch.device, fold: bool
+        self, subjects: Sequence[Subject], size: Size, batch: int, device: torch.device
     ) -> None:
         self.subjects, self.size, self.batch = subjects, size, batch
-        self.device, self.fold = device, fold
+        self.device = device
         generator = torch.Generator().manual_seed(0)
         self.images = torch.randn((batch, 3, *size), generator=generator).to(device)
 
@@ -278,7 +280,8 @@ class _Comparison:
                 blank = ModelMeasurement(subject.name, "", *self.size, self.batch)
                 try:
                     model = self._built(subject)
-                    blank = replace(blank, **self._facts(model))
+                    tokens = count_tokens(model, self.images)
+                    blank = replace(blank, tokens=tokens, **self._facts(model))
                     expected, error = self._gated(subject.name, model)
                 except _FAILURES as failure:
                     for variant in variants:
@@ -298,18 +301,11 @@ class _Comparison:
 
     def _built(self, subject: Subject) -> nn.Module:
         torch.manual_seed(0)
-        model = subject.build(self.size).eval()
-        if self.fold:
-            fold_(model, self.images[:1].cpu())
-        return model.to(self.device)
+        return subject.build(self.size).eval().to(self.device)
 
     def _facts(self, model: nn.Module) -> dict[str, Any]:
         counted = macs(model, (3, *self.size))
-        return {
-            "tokens": count_tokens(model, self.images),
-            "macs": counted.total,
-            "parameters": counted.parameters,
-        }
+        return {"macs": counted.total, "parameters": counted.parameters}
 
     def _gated(self, name: str, model: nn.Module) -> tuple[Tensor, float | None]:
         """Output, and its distance from the naive path where the model has attention of ours."""
@@ -332,7 +328,9 @@ class _Comparison:
             error = relative_rms(out.cpu(), expected.cpu())
             require_close(f"{row.model}'s output in {row.variant}", error, RUNTIME_LIMIT)
             row = replace(row, relative_rms=error)
-        else:
+        if row.variant == "folded":
+            row = replace(row, **self._facts(ways.folded))
+        if row.variant in ("eager", "folded"):
             row = replace(row, peak_megabytes=peak_megabytes(call, self.device))
         if self.device.type == "cpu":
             row = replace(row, resident_megabytes=resident_megabytes(call))
@@ -351,6 +349,7 @@ class _Comparison:
             timing, subject = times[key], subjects[name]
             mine = timing.milliseconds
             hosts = [times[h, variant].milliseconds for h in subject.hosts if (h, variant) in times]
+            eager = None if variant == "eager" else times.get((name, "eager"))
             cap = times.get((subject.cap, variant))
             done.append(
                 replace(
@@ -360,6 +359,7 @@ class _Comparison:
                     high=timing.high,
                     images_per_second=self.batch / mine * 1e3,
                     against_host=min(hosts) / mine if hosts else None,
+                    against_eager=None if eager is None else eager.milliseconds / mine,
                     cap_share=None if cap is None else cap.milliseconds / mine,
                 )
             )
