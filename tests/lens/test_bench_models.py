@@ -10,7 +10,8 @@ from torch import nn
 from castling.attention import LinearAngular, MaskedSoftmax
 from castling.attention.base import AttentionCore
 from castling.lens import runtimes
-from castling.lens.bench_models import ModelMeasurement, ModelsResult, bench_models
+from castling.lens.bench_models import bench_models
+from castling.lens.model_results import ModelMeasurement, ModelsResult
 from castling.lens.subjects import (
     Subject,
     choose_subjects,

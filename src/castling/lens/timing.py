@@ -97,6 +97,18 @@ def timer_for(device: torch.device, clock: Clock = "wall") -> Timer:
 
 
 @contextmanager
+def cpu_threads(number: int | None) -> Iterator[None]:
+    """Within, PyTorch computes on so many CPU threads; None leaves its number."""
+    before = torch.get_num_threads()
+    if number is not None:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def specialised() -> Iterator[None]:
     """Within, ``torch.compile`` makes code for each size, as for a model that runs at one size.
 
