@@ -1,7 +1,7 @@
 """The page of measured speeds says what the files say, losses included."""
 
 import dataclasses
-import importlib.util
+import importlib
 import json
 from pathlib import Path
 
@@ -19,13 +19,10 @@ ROOT = Path(__file__).parent.parent
 MACHINE = {"device": "cpu (some)", "threads": 1}
 
 
-@pytest.fixture(scope="module")
-def page():
-    path = ROOT / "docs" / "performance_page.py"
-    spec = importlib.util.spec_from_file_location("performance_page", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.performance_page
+@pytest.fixture
+def page(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    return importlib.import_module("performance_page").performance_page
 
 
 def op(kernel, path, tokens, milliseconds, **values):
