@@ -25,9 +25,9 @@ does**. How to read it:
 - Softmax is PyTorch's fused kernel (`scaled_dot_product_attention`), never scores written out.
 - *Block* is the formula as its authors' code writes it, in eager PyTorch: norms, permutes,
   products, divisions, `Conv2d`.
-- *Limit* is what this machine could do at best: the operations of the two products at the speed of
-  a large matrix product, or q, k, v and the output touched once at the speed of a copy, whichever
-  takes longer; both measured in the same run.
+- *Limit* is what this machine could do at best: the operations of the two products at the faster of
+  a large matrix product and a loop of multiply-adds in registers, or q, k, v and the output touched
+  once at the speed of a copy, whichever takes longer; all measured in the same run.
 - *Cap* is the same model with its attention core deleted, projections kept: with free attention it
   would be as fast as that. (Folded CAS-ViT may pass its cap: it runs in fused blocks, which its cap
   does not have.)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from castling.lens.machine import MachineLimit, machine_facts, measure_limit
-from castling.lens.timing import Timing, time_alternately, timer_for
+from castling.lens.timing import Timing, cpu_threads, time_alternately, timer_for
+from castling.ops import native
 
 CPU = torch.device("cpu")
 
@@ -90,10 +91,50 @@ def test_machine_limit_is_the_slower_of_computing_and_moving():
     assert limit.milliseconds(1e6, 2e7) == pytest.approx(10.0)
 
 
-def test_limit_and_facts_of_this_machine():
-    limit = measure_limit(CPU, torch.float32, lambda call, repeats: 0.1 * repeats)
-    assert limit.gflops == pytest.approx(2 * 1536**3 / 1e8)
-    assert limit.gigabytes == pytest.approx(2 * 2**27 / 1e8)
+def _limit():
+    """With a clock by which a product and a copy take 0.1 s each: 72 GFLOP/s."""
+    return measure_limit(CPU, torch.float32, lambda call, repeats: 0.1 * repeats)
+
+
+def test_the_limit_is_the_faster_of_a_product_and_multiply_adds(monkeypatch):
+    product = pytest.approx(2 * 1536**3 / 1e8)
+    monkeypatch.setattr(native, "multiply_add_rate", lambda: 1.0)
+    assert _limit() == MachineLimit(product, pytest.approx(2 * 2**27 / 1e8))
+    monkeypatch.setattr(native, "multiply_add_rate", lambda: 200.0)
+    assert _limit().gflops == 200.0
+    with cpu_threads(2):
+        assert _limit().gflops == 400.0
+
+    def missing():
+        raise RuntimeError("the library was not built")
+
+    monkeypatch.setattr(native, "multiply_add_rate", missing)
+    assert _limit().gflops == product
+
+
+@pytest.mark.skipif(not native.available(), reason="needs the C++ operators")
+def test_the_limit_asks_the_library(monkeypatch):
+    real = native.multiply_add_rate
+    found = []
+    monkeypatch.setattr(native, "multiply_add_rate", lambda: found.append(real()) or found[0])
+    limit = measure_limit(CPU, torch.float32, lambda call, repeats: 1e3 * repeats)
+    assert limit.gflops == torch.get_num_threads() * found[0] > 0
+
+
+def test_threads_are_put_back():
+    before = torch.get_num_threads()
+
+    def fail():
+        with cpu_threads(before + 1):
+            assert torch.get_num_threads() == before + 1
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert torch.get_num_threads() == before
+
+
+def test_facts_of_this_machine():
     facts = machine_facts(CPU)
     assert facts["torch"] == torch.__version__
     assert "naive" in facts["paths"]

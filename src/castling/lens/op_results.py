@@ -83,7 +83,8 @@ class OpsResult(BenchResult[OpMeasurement]):
     legend: ClassVar[str] = (
         "ms: median of alternated runs; ×SDPA, ×ref: times faster than PyTorch's fused softmax and "
         "than the authors' block in eager PyTorch; of limit: share of the machine's speed, "
-        "max(operations / peak, bytes / bandwidth); rel. RMS: error against float64; peak MB: "
+        "max(operations / peak, bytes / bandwidth), the peak that of a large product or of "
+        "multiply-adds in registers; rel. RMS: error against float64; peak MB: "
         "tensors alive at one time; RSS MB: growth of the process"
     )
 
