@@ -35,16 +35,42 @@ def test_subjects_run_in_turns_and_each_begins_once():
     assert times["b"] == Timing(2000.0, 2000.0, 2000.0, 3)
 
 
-def test_short_calls_are_repeated_and_warmed_twice():
-    seen = []
+class ColdClock(FakeClock):
+    """The first call after another subject takes five times as long; notes the repeats."""
+
+    def __init__(self, **seconds):
+        super().__init__(**seconds)
+        self.repeats = []
+
+    def __call__(self, call, repeats):
+        before = self.order[-1:]
+        seconds = super().__call__(call, repeats)
+        self.repeats.append(repeats)
+        name = self.order[-1]
+        return seconds + (0.0 if before == [name] else 4 * self.seconds[name])
+
+
+def test_short_calls_are_repeated_by_what_they_take_when_warm():
+    clock = ColdClock(a=0.001)
+    time_alternately(calls("a"), rounds=1, seconds=9.0, timer=clock)
+    # Cold, warmer, some for the number of repeats; then those that do not count, and the block.
+    assert clock.repeats == [1, 1, 2, 2, 10]
+
+
+def test_the_first_calls_after_another_subject_do_not_count():
+    clock = ColdClock(a=0.001, b=0.002, c=0.02)
+    times = time_alternately(calls("a", "b", "c"), rounds=4, seconds=9.0, timer=clock)
+    assert times["a"].high == pytest.approx(1.0)
+    assert times["b"].high == pytest.approx(2.0)
+    # Nothing is gained by running long calls once more for nothing.
+    assert "".join(clock.order[-5:]) == "aabbc"
+    assert times["c"].low == pytest.approx(100.0)
+
+
+def test_calls_that_do_not_count_take_their_time_all_the_same():
+    # 12 ms a round: with the time limit at 47, four of them begin.
     clock = FakeClock(a=0.001)
-
-    def timer(call, repeats):
-        seen.append(repeats)
-        return clock(call, repeats)
-
-    time_alternately(calls("a"), rounds=1, seconds=9.0, timer=timer)
-    assert seen == [1, 1, 5]
+    assert time_alternately(calls("a"), rounds=9, seconds=0.047, timer=clock)["a"].rounds == 4
 
 
 def test_time_limit_ends_the_rounds_after_three():
