@@ -14,12 +14,15 @@ if [ "${QUICK:-0}" = 1 ]; then
   RESULTS=runs/performance IMAGES=runs/performance
   TOKENS="49 196" LONG=1024 SHAPES="49" SMALL="49" SIZES="64 128" WIDE="64" ROUNDS="--rounds 3 --seconds 1"
   DEIT=castling_deit_pico OTHERS="castling_levit_pico castling_mvitv2_pico qt_vit_pico cas_vit_pico"
+  FOLDED="castling_deit_pico castling_levit_pico castling_mvitv2_pico qt_vit_pico cas_vit_pico"
   PLANS="deit_pico:64 deit_pico:128"
 else
   RESULTS=benchmarks/results IMAGES=docs/images
   TOKENS="49 196 1024 4096" LONG=16384 SHAPES="196 1024" SMALL="49 196" SIZES="224 512 1024" WIDE="224 512" ROUNDS=""
   DEIT=castling_deit_tiny_patch16_224
   OTHERS="castling_deit_small_patch16_224 castling_levit_128s castling_mvitv2_tiny qt_vit_1 cas_vit_xs"
+  FOLDED="castling_deit_small_patch16_224 castling_levit_128s castling_mvitv2_tiny qt_vit_1"
+  FOLDED="$FOLDED cas_vit_xs cas_vit_s cas_vit_t"
   PLANS="deit_tiny_patch16_224:224 deit_tiny_patch16_224:512 levit_128s:224 mvitv2_tiny:224"
 fi
 mkdir -p "$RESULTS" "$IMAGES"
@@ -46,7 +49,8 @@ measure bench_models bench models $DEIT --sizes $SIZES \
 measure bench_models_batch8 bench models $DEIT --sizes ${SIZES%% *} --batches 8 \
   --runtimes eager compiled onnxruntime openvino $ROUNDS
 measure bench_models_others bench models $OTHERS --sizes $WIDE $ROUNDS
-measure bench_models_folded bench models $OTHERS --sizes ${SIZES%% *} --fold $ROUNDS
+measure bench_models_folded bench models $FOLDED --sizes ${SIZES%% *} \
+  --runtimes eager folded --seconds 30 $ROUNDS
 for plan in $PLANS; do
   model=${plan%%:*} size=${plan##*:}
   measure "plan_${model}_$size" plan "$model" --image_size "$size" --seconds 8

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import timm
 import torch
-from performance_page import facts, performance_page
+from performance_page import performance_page
+from performance_tables import facts
 
 import castling
 from castling.attention import AttentionConfig, MaskedSoftmax, attention_config, auxiliaries

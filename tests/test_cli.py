@@ -173,6 +173,19 @@ def test_bench_models(tmp_path, capsys):
     assert (tmp_path / "models.png").exists()
 
 
+def test_bench_models_folded(capsys):
+    code = run(
+        *("bench", "models", "cas_vit_pico", "--sizes", "32", "--runtimes", "eager", "folded"),
+        *("--rounds", 3, "--seconds", 0, "--json"),
+    )
+    assert code == 0
+    rows = json.loads(capsys.readouterr().out)["measurements"]
+    times = {(row["model"], row["variant"]): row["milliseconds"] for row in rows}
+    for row in rows:
+        eager = None if row["variant"] == "eager" else times[row["model"], "eager"]
+        assert row["against_eager"] == (eager and pytest.approx(eager / row["milliseconds"]))
+
+
 def test_bench_says_a_failure_once(capsys):
     assert run("bench", "models", "deit_pico", "--sizes", "30", "--rounds", 1) == 1
     out = capsys.readouterr()

@@ -1,7 +1,7 @@
 """The page of measured speeds says what the files say, losses included."""
 
 import dataclasses
-import importlib.util
+import importlib
 import json
 from pathlib import Path
 
@@ -10,21 +10,19 @@ import torch
 
 from castling.attention import LinearAngular
 from castling.lens import bench_ops as ops
-from castling.lens.bench_models import ModelMeasurement, ModelsResult
-from castling.lens.bench_ops import OpMeasurement, OpsResult, settings_of
+from castling.lens.bench_ops import settings_of
+from castling.lens.model_results import ModelMeasurement, ModelsResult
+from castling.lens.op_results import OpMeasurement, OpsResult
 from castling.surgery.plan import Plan, PlannedLayer, Predicted, Verified
 
 ROOT = Path(__file__).parent.parent
 MACHINE = {"device": "cpu (some)", "threads": 1}
 
 
-@pytest.fixture(scope="module")
-def page():
-    path = ROOT / "docs" / "performance_page.py"
-    spec = importlib.util.spec_from_file_location("performance_page", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.performance_page
+@pytest.fixture
+def page(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    return importlib.import_module("performance_page").performance_page
 
 
 def op(kernel, path, tokens, milliseconds, **values):
@@ -95,6 +93,35 @@ def test_aims_that_were_missed_are_bold(page, results):
     assert "**196: 30% (aim 40%)**" in text
     assert "**224 px, batch 1: 70% (aim 90%)**" in text
     assert "**224 px, batch 1: 5.0 MB (host 4.0)**" in text
+
+
+def test_what_folding_gained_and_what_it_was_to_gain(page, results):
+    measured = []
+    for name, gain in (("cas_vit_xs", 1.25), ("cas_vit_s", 1.5), ("cas_vit_t", None)):
+        measured.append(model(name, 10.0, 1.0))
+        folded = dataclasses.replace(measured[-1], variant="folded", against_eager=gain)
+        measured.append(
+            folded if gain else dataclasses.replace(folded, error="x", milliseconds=None)
+        )
+    ModelsResult(tuple(measured), MACHINE, {row.model: () for row in measured}).write_json(
+        results / "bench_models_folded.json"
+    )
+    text = page(results)
+    aims = "aim 1.30×, stretch 2.00×"
+    assert (
+        f"| `cas_vit_xs` | folded against unfolded | **224 px, batch 1: 1.25× ({aims})** |" in text
+    )
+    assert f"| `cas_vit_s` | folded against unfolded | 224 px, batch 1: 1.50× ({aims}) |" in text
+    assert "| `cas_vit_t` | folded" not in text
+    assert "| cas_vit_s | folded | 224×224 | 1 | 197 | 10 (10–10) | - | 1.50× | - |" in text
+    # Only where there is something to compare, and where the file knows of it at all.
+    assert text.count("| × eager |") == 1
+    path = results / "bench_models_folded.json"
+    older = json.loads(path.read_text())
+    for row in older["measurements"]:
+        del row["against_eager"]
+    path.write_text(json.dumps(older))
+    assert "| cas_vit_s | folded | 224×224 | 1 | 197 | 10 (10–10) | - | - |" in page(results)
 
 
 def test_commands_plans_gpu_and_what_is_missing(page, results):

@@ -74,10 +74,11 @@ def bench_ops(arguments: list[str]) -> int:
         help="float32, bfloat16, float16 (default: float32)",
     )
     parser.add_argument("--backward", action="store_true", help="time the gradients as well")
-    _add_timing(parser, rounds=15, seconds=5)
+    _add_timing_and_files(parser, rounds=15, seconds=5)
     values = parser.parse_args(arguments)
     from castling.lens import bench_ops as ops
     from castling.lens.gate import LIMITS
+    from castling.lens.op_subjects import SOFTMAX
     from castling.lens.subjects import read_attention
     from castling.ops.paths import PATHS
 
@@ -92,16 +93,12 @@ def bench_ops(arguments: list[str]) -> int:
         dtypes=[dtypes[name] for name in values.dtypes],
     )
     result = ops.bench_ops(
-        {text: read_attention(text) for text in values.kernels if text != ops.SOFTMAX},
+        {text: read_attention(text) for text in values.kernels if text != SOFTMAX},
         settings,
         paths=values.paths or None,
         backward=values.backward,
-        rounds=values.rounds,
-        seconds=values.seconds,
-        device=values.device,
-        threads=values.threads,
-        clock=values.clock,
         report=_progress,
+        **_timing(values),
     )
     return _finish(values, result, "ops", arguments)
 
@@ -131,12 +128,9 @@ def bench_models(arguments: list[str]) -> int:
         "--runtimes",
         nargs="+",
         default=["eager"],
-        help="eager, compiled, onnxruntime, openvino (default: eager)",
+        help="eager; folded, by castling.fold_; compiled, onnxruntime, openvino (default: eager)",
     )
-    parser.add_argument(
-        "--fold", action="store_true", help="fold BatchNorm and the like, in all models alike"
-    )
-    _add_timing(parser, rounds=15, seconds=10)
+    _add_timing_and_files(parser, rounds=15, seconds=10)
     values = parser.parse_args(arguments)
     from castling.lens import bench_models as models
     from castling.lens.subjects import choose_subjects
@@ -146,13 +140,8 @@ def bench_models(arguments: list[str]) -> int:
         [read_size(text) for text in values.sizes],
         batches=values.batches,
         variants=values.runtimes,
-        fold=values.fold,
-        rounds=values.rounds,
-        seconds=values.seconds,
-        device=values.device,
-        threads=values.threads,
-        clock=values.clock,
         report=_progress,
+        **_timing(values),
     )
     return _finish(values, result, "models", arguments)
 
@@ -173,7 +162,7 @@ def plan(arguments: list[str]) -> int:
     parser.add_argument(
         "--strict", action="store_true", help="fail where the prediction is off by over 10 %%"
     )
-    _add_clock(parser, rounds=25, seconds=20)
+    _add_timing(parser, rounds=25, seconds=20)
     values = parser.parse_args(arguments)
     from castling.lens.planning import WITHIN
     from castling.lens.planning import plan as make_plan
@@ -186,11 +175,7 @@ def plan(arguments: list[str]) -> int:
         image_size=size,
         batch=values.batch,
         name=values.model,
-        device=values.device,
-        threads=values.threads,
-        clock=values.clock,
-        rounds=values.rounds,
-        seconds=values.seconds,
+        **_timing(values),
     )
     found.save(values.output)
     assert found.error is not None
@@ -217,7 +202,7 @@ def _model(name: str, checkpoint: str | None, size: tuple[int, int]) -> Any:
     return model
 
 
-def _add_clock(parser: ArgumentParser, rounds: int, seconds: float) -> None:
+def _add_timing(parser: ArgumentParser, rounds: int, seconds: float) -> None:
     parser.add_argument(
         "--rounds", type=int, default=rounds, help=f"timed rounds at most (default: {rounds})"
     )
@@ -236,8 +221,14 @@ def _add_clock(parser: ArgumentParser, rounds: int, seconds: float) -> None:
     parser.add_argument("--device", default="cpu")
 
 
-def _add_timing(parser: ArgumentParser, rounds: int, seconds: float) -> None:
-    _add_clock(parser, rounds, seconds)
+def _timing(values: Any) -> dict[str, Any]:
+    """What ``_add_timing`` asked for, as every measuring function takes it."""
+    names = ("rounds", "seconds", "threads", "clock", "device")
+    return {name: getattr(values, name) for name in names}
+
+
+def _add_timing_and_files(parser: ArgumentParser, rounds: int, seconds: float) -> None:
+    _add_timing(parser, rounds, seconds)
     parser.add_argument("--output", help="JSON file to write the result to")
     parser.add_argument("--csv", help="CSV file to write the measurements to")
     parser.add_argument("--plot", help="PNG file to draw the result into")

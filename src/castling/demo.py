@@ -17,8 +17,10 @@ from PIL import Image
 from castling.data import AugmentConfig, DataConfig, open_images
 from castling.deploy import ExportReport, export, model_folder, open_classifier, predict
 from castling.lens import report
-from castling.lens.bench_models import ModelsResult, bench_models
-from castling.lens.bench_ops import OpsResult, bench_ops, settings_of
+from castling.lens.bench_models import bench_models
+from castling.lens.bench_ops import bench_ops, settings_of
+from castling.lens.model_results import ModelsResult
+from castling.lens.op_results import OpsResult
 from castling.lens.subjects import model_subject, read_attention
 from castling.models.saved import open_model
 from castling.ops.macs import macs

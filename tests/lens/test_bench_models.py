@@ -10,7 +10,8 @@ from torch import nn
 from castling.attention import LinearAngular, MaskedSoftmax
 from castling.attention.base import AttentionCore
 from castling.lens import runtimes
-from castling.lens.bench_models import ModelMeasurement, ModelsResult, bench_models
+from castling.lens.bench_models import bench_models
+from castling.lens.model_results import ModelMeasurement, ModelsResult
 from castling.lens.subjects import (
     Subject,
     choose_subjects,
@@ -235,11 +236,71 @@ def test_tokens_are_those_of_the_longest_attention():
     assert count_tokens(nn.Flatten(), torch.randn(1, 3, 4, 4)) is None
 
 
-def test_folding_is_for_all_alike():
-    rows = bench_models([model_subject("cas_vit_pico")], [(32, 32)], fold=True, **quick())
-    assert rows.machine["folded"] == "yes"
-    whole = bench_models([model_subject("cas_vit_pico")], [(32, 32)], **quick())
-    assert rows.measurements[0].parameters < whole.measurements[0].parameters
+def test_a_folded_model_is_compared_with_itself_unfolded():
+    subjects = choose_subjects(["cas_vit_pico"])
+    result = bench_models(subjects, [(32, 32)], variants=["eager", "folded"], **quick())
+    # The host, the cap and the model, each first as it is: the clock gives 1, 2, … ms.
+    assert [row.variant for row in result.measurements] == ["eager", "folded"] * 3
+    assert [row.against_eager for row in result.measurements] == pytest.approx(
+        [None, 1 / 2, None, 3 / 4, None, 5 / 6]
+    )
+    *_, eager, folded = result.measurements
+    assert folded.against_host == pytest.approx(2 / 6)
+    assert folded.cap_share == pytest.approx(4 / 6)
+    assert folded.parameters < eager.parameters
+    assert 0 < folded.relative_rms < 1e-5
+    assert folded.peak_megabytes > 0
+    assert "×eager" in result.table()
+    assert "0.83×" in result.table()
+
+
+class Normed(nn.Sequential):
+    """A convolution and a norm that does something."""
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten())
+        nn.init.uniform_(self[1].running_var, 0.5, 2.0)
+
+
+def _folded_row(model):
+    subjects = [Subject("normed", lambda _: model)]
+    eager, folded = bench_models(
+        subjects, [(4, 4)], variants=["eager", "folded"], **quick()
+    ).measurements
+    assert eager.milliseconds is not None
+    return folded
+
+
+def test_folding_leaves_the_eager_model_alone():
+    model = Normed()
+    folded = _folded_row(model)
+    assert isinstance(model[1], nn.BatchNorm2d)
+    assert (folded.error, folded.against_eager) == ("", pytest.approx(1 / 2))
+    assert folded.parameters == 4 * 3 + 4
+
+
+def test_a_fold_that_refuses_itself_gets_no_time(monkeypatch):
+    from castling.surgery import fold
+
+    def wrong(sequence):
+        sequence[1] = nn.Identity()
+        return ["1 into 0"]
+
+    monkeypatch.setitem(fold._HANDLERS, nn.Sequential, wrong)
+    folded = _folded_row(Normed())
+    assert (folded.milliseconds, folded.against_eager) == (None, None)
+    assert "folding changed the outputs" in folded.error
+
+
+def test_a_fold_that_changes_the_output_gets_no_time(monkeypatch):
+    def wrong(model, example):
+        model[0].weight = nn.Parameter(1.01 * model[0].weight)
+        model[0].bias = nn.Parameter(1.01 * model[0].bias)
+
+    monkeypatch.setattr(runtimes, "fold_", wrong)
+    folded = _folded_row(Normed())
+    assert (folded.milliseconds, folded.against_eager) == (None, None)
+    assert folded.error.startswith("normed's output in folded is wrong by 1.0e-02")
 
 
 def _row(model, side, milliseconds, variant="eager", batch=1, tokens=None):

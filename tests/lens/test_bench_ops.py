@@ -8,9 +8,10 @@ import torch
 
 from castling.attention import LinearAngular, QuadraticTaylor, ReLULinear, Softmax
 from castling.lens import bench_ops as module
-from castling.lens.bench_ops import OpMeasurement, OpsResult, bench_ops, settings_of
+from castling.lens.bench_ops import bench_ops, settings_of
 from castling.lens.gate import exact_result, relative_rms
 from castling.lens.machine import MachineLimit
+from castling.lens.op_results import OpMeasurement, OpsResult
 from castling.lens.op_subjects import Setting, core_for, op_subjects, operations, path_taken
 from castling.lens.references import MOST_BYTES, reference_for
 from castling.lens.subjects import read_attention
@@ -224,7 +225,10 @@ def test_crossover_is_where_it_stays_faster(tmp_path):
     result.write_plot(tmp_path / "r.png")
     assert json.loads((tmp_path / "a" / "r.json").read_text())["crossovers"] == {"k (native)": 16}
     with (tmp_path / "r.csv").open() as stream:
-        assert len(list(csv.DictReader(stream))) == len(rows)
+        reader = csv.DictReader(stream)
+        assert len(list(reader)) == len(rows)
+    # The setting stands before what was found there.
+    assert reader.fieldnames[:3] == ["kernel", "path", "tokens"]
     assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
     assert not list(tmp_path.glob("*.part"))
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from castling.lens.machine import MachineLimit, machine_facts, measure_limit
-from castling.lens.timing import Timing, time_alternately, timer_for
+from castling.lens.timing import Timing, cpu_threads, time_alternately, timer_for
+from castling.ops import native
 
 CPU = torch.device("cpu")
 
@@ -34,16 +35,42 @@ def test_subjects_run_in_turns_and_each_begins_once():
     assert times["b"] == Timing(2000.0, 2000.0, 2000.0, 3)
 
 
-def test_short_calls_are_repeated_and_warmed_twice():
-    seen = []
+class ColdClock(FakeClock):
+    """The first call after another subject takes five times as long; notes the repeats."""
+
+    def __init__(self, **seconds):
+        super().__init__(**seconds)
+        self.repeats = []
+
+    def __call__(self, call, repeats):
+        before = self.order[-1:]
+        seconds = super().__call__(call, repeats)
+        self.repeats.append(repeats)
+        name = self.order[-1]
+        return seconds + (0.0 if before == [name] else 4 * self.seconds[name])
+
+
+def test_short_calls_are_repeated_by_what_they_take_when_warm():
+    clock = ColdClock(a=0.001)
+    time_alternately(calls("a"), rounds=1, seconds=9.0, timer=clock)
+    # Cold, warmer, some for the number of repeats; then those that do not count, and the block.
+    assert clock.repeats == [1, 1, 2, 2, 10]
+
+
+def test_the_first_calls_after_another_subject_do_not_count():
+    clock = ColdClock(a=0.001, b=0.002, c=0.02)
+    times = time_alternately(calls("a", "b", "c"), rounds=4, seconds=9.0, timer=clock)
+    assert times["a"].high == pytest.approx(1.0)
+    assert times["b"].high == pytest.approx(2.0)
+    # Nothing is gained by running long calls once more for nothing.
+    assert "".join(clock.order[-5:]) == "aabbc"
+    assert times["c"].low == pytest.approx(100.0)
+
+
+def test_calls_that_do_not_count_take_their_time_all_the_same():
+    # 12 ms a round: with the time limit at 47, four of them begin.
     clock = FakeClock(a=0.001)
-
-    def timer(call, repeats):
-        seen.append(repeats)
-        return clock(call, repeats)
-
-    time_alternately(calls("a"), rounds=1, seconds=9.0, timer=timer)
-    assert seen == [1, 1, 5]
+    assert time_alternately(calls("a"), rounds=9, seconds=0.047, timer=clock)["a"].rounds == 4
 
 
 def test_time_limit_ends_the_rounds_after_three():
@@ -90,10 +117,50 @@ def test_machine_limit_is_the_slower_of_computing_and_moving():
     assert limit.milliseconds(1e6, 2e7) == pytest.approx(10.0)
 
 
-def test_limit_and_facts_of_this_machine():
-    limit = measure_limit(CPU, torch.float32, lambda call, repeats: 0.1 * repeats)
-    assert limit.gflops == pytest.approx(2 * 1536**3 / 1e8)
-    assert limit.gigabytes == pytest.approx(2 * 2**27 / 1e8)
+def _limit():
+    """With a clock by which a product and a copy take 0.1 s each: 72 GFLOP/s."""
+    return measure_limit(CPU, torch.float32, lambda call, repeats: 0.1 * repeats)
+
+
+def test_the_limit_is_the_faster_of_a_product_and_multiply_adds(monkeypatch):
+    product = pytest.approx(2 * 1536**3 / 1e8)
+    monkeypatch.setattr(native, "multiply_add_rate", lambda: 1.0)
+    assert _limit() == MachineLimit(product, pytest.approx(2 * 2**27 / 1e8))
+    monkeypatch.setattr(native, "multiply_add_rate", lambda: 200.0)
+    assert _limit().gflops == 200.0
+    with cpu_threads(2):
+        assert _limit().gflops == 400.0
+
+    def missing():
+        raise RuntimeError("the library was not built")
+
+    monkeypatch.setattr(native, "multiply_add_rate", missing)
+    assert _limit().gflops == product
+
+
+@pytest.mark.skipif(not native.available(), reason="needs the C++ operators")
+def test_the_limit_asks_the_library(monkeypatch):
+    real = native.multiply_add_rate
+    found = []
+    monkeypatch.setattr(native, "multiply_add_rate", lambda: found.append(real()) or found[0])
+    limit = measure_limit(CPU, torch.float32, lambda call, repeats: 1e3 * repeats)
+    assert limit.gflops == torch.get_num_threads() * found[0] > 0
+
+
+def test_threads_are_put_back():
+    before = torch.get_num_threads()
+
+    def fail():
+        with cpu_threads(before + 1):
+            assert torch.get_num_threads() == before + 1
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert torch.get_num_threads() == before
+
+
+def test_facts_of_this_machine():
     facts = machine_facts(CPU)
     assert facts["torch"] == torch.__version__
     assert "naive" in facts["paths"]

@@ -10,28 +10,23 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from castling.attention import Softmax
 from castling.attention.config import AttentionConfig
-from castling.lens.gate import (
-    FOREIGN_LIMITS,
-    LIMITS,
-    GateError,
-    compared_rows,
-    exact_result,
-    relative_rms,
-    require_close,
-)
+from castling.lens.comparison import Comparison
+from castling.lens.gate import FOREIGN_LIMITS, LIMITS, Expected, GateError
 from castling.lens.machine import MachineLimit, machine_facts, measure_limit
 from castling.lens.memory import peak_megabytes, resident_megabytes
+from castling.lens.op_results import OpMeasurement, OpsResult
 from castling.lens.op_subjects import (
     REFERENCE,
     SDPA,
+    SOFTMAX,
     OpSubject,
     Setting,
     moved_bytes,
@@ -39,159 +34,11 @@ from castling.lens.op_subjects import (
     operations,
     path_taken,
 )
-from castling.lens.plots import Plot, speedups
-from castling.lens.results import (
-    BenchResult,
-    crossover,
-    percent,
-    ratio,
-    short,
-    spread,
-)
-from castling.lens.timing import (
-    Call,
-    Clock,
-    Timer,
-    Timing,
-    specialised,
-    time_alternately,
-    timer_for,
-)
+from castling.lens.timing import Call, Clock, Timer, cpu_threads, specialised, timer_for
 from castling.ops.paths import available_paths
 
-SOFTMAX = "softmax"
-_FAILURES = (GateError, ValueError, RuntimeError, AssertionError, ImportError, MemoryError)
-
-
-@dataclass(frozen=True)
-class OpMeasurement:
-    """One kernel on one path in one setting.
-
-    Attributes:
-        kernel: as it was asked for; ``"softmax"`` is PyTorch's fused kernel.
-        path: that ran: ``"naive"``, ``"compiled"``, ``"native"``, ``"triton"``; ``"sdpa"``, or
-            ``"reference"`` for the authors' block.
-        tokens: N.
-        batch: B.
-        heads: H.
-        dim: d.
-        dtype: of inputs and output.
-        backward: whether the gradients of q, k, v and weights were computed as well.
-        milliseconds: median time of a call; None where ``error`` says why.
-        low: lower quartile, milliseconds.
-        high: upper quartile, milliseconds.
-        against_sdpa: how many times faster than PyTorch's fused softmax.
-        against_reference: how many times faster than the authors' block.
-        limit_share: shortest time that the machine could do it in, divided by the time.
-        relative_rms: error of the output against float64; of the worst gradient with ``backward``.
-        peak_megabytes: tensors alive at one time beyond the input, 10⁶ bytes.
-        resident_megabytes: growth of the process, scratch memory included; None off Linux.
-        error: why there is no time; empty otherwise.
-    """
-
-    kernel: str
-    path: str
-    tokens: int
-    batch: int
-    heads: int
-    dim: int
-    dtype: str
-    backward: bool
-    milliseconds: float | None = None
-    low: float | None = None
-    high: float | None = None
-    against_sdpa: float | None = None
-    against_reference: float | None = None
-    limit_share: float | None = None
-    relative_rms: float | None = None
-    peak_megabytes: float | None = None
-    resident_megabytes: float | None = None
-    error: str = ""
-
-    @property
-    def label(self) -> str:
-        """Kernel and path."""
-        return f"{self.kernel} ({self.path})"
-
-    @property
-    def size(self) -> float:
-        """Tokens."""
-        return self.tokens
-
-    @property
-    def point(self) -> str:
-        """Size and shape."""
-        return f"N={self.tokens} B={self.batch} H={self.heads} d={self.dim} {self.dtype}"
-
-
-@dataclass(frozen=True)
-class OpsResult(BenchResult[OpMeasurement]):
-    """What ``castling bench ops`` found."""
-
-    head: ClassVar[tuple[str, ...]] = (
-        *("kernel", "path", "N", "B", "H", "d", "dtype", "ms", "quartiles"),
-        *("×SDPA", "×ref", "of limit", "rel. RMS", "peak MB", "RSS MB"),
-    )
-    axis: ClassVar[str] = "tokens"
-    legend: ClassVar[str] = (
-        "ms: median of alternated runs; ×SDPA, ×ref: times faster than PyTorch's fused softmax and "
-        "than the authors' block in eager PyTorch; of limit: share of the machine's speed, "
-        "max(operations / peak, bytes / bandwidth); rel. RMS: error against float64; peak MB: "
-        "tensors alive at one time; RSS MB: growth of the process"
-    )
-
-    def cells(self, row: OpMeasurement) -> tuple[str, ...]:
-        """See :class:`BenchResult`."""
-        return (
-            *(row.kernel, row.path, str(row.tokens), str(row.batch), str(row.heads), str(row.dim)),
-            *(row.dtype, short(row.milliseconds), spread(row)),
-            *(ratio(row.against_sdpa), ratio(row.against_reference), percent(row.limit_share)),
-            "-" if row.relative_rms is None else f"{row.relative_rms:.0e}",
-            *(_megabytes(row.peak_megabytes), _megabytes(row.resident_megabytes)),
-        )
-
-    def crossovers(self) -> dict[str, int | None]:
-        """By label the fewest tokens from which on it beats SDPA, in the first shape measured."""
-        first = next(iter(self.measurements), None)
-        times: dict[str, dict[int, float]] = {}
-        for row in self.measurements:
-            assert first is not None
-            shape = (row.batch, row.heads, row.dim, row.dtype)
-            if shape == (first.batch, first.heads, first.dim, first.dtype) and row.milliseconds:
-                times.setdefault(row.label, {})[row.tokens] = row.milliseconds
-        baseline = times.pop(f"{SOFTMAX} ({SDPA})", {})
-        return {label: crossover(mine, baseline) for label, mine in times.items()}
-
-    def remarks(self) -> list[str]:
-        """See :class:`BenchResult`."""
-        return [
-            f"{label}: faster than SDPA "
-            + (f"from {tokens} tokens on" if tokens else "at none of these sizes")
-            for label, tokens in self.crossovers().items()
-        ]
-
-    def plot(self) -> Plot:
-        """Times faster than SDPA against tokens in the first shape measured; a panel each path."""
-        first = self.measurements[0]
-        shape = (first.batch, first.heads, first.dim, first.dtype)
-        panels: dict[str, dict[str, dict[str, tuple[list[float], list[float]]]]] = {}
-        for row in self.measurements:
-            if row.against_sdpa is None or row.path == SDPA:
-                continue
-            if (row.batch, row.heads, row.dim, row.dtype) != shape:
-                continue
-            panel = "authors' block" if row.path == REFERENCE else f"{row.path} path"
-            kernels = panels.setdefault(panel, {})
-            xs, ys = kernels.setdefault(row.kernel, {}).setdefault("", ([], []))
-            xs.append(row.tokens)
-            ys.append(row.against_sdpa)
-        return speedups(
-            panels,
-            x=self.axis,
-            y="times faster than PyTorch's fused softmax",
-            title=f"{'forward and backward' if first.backward else 'forward'}, B={first.batch}, "
-            f"H={first.heads}, d={first.dim}, {first.dtype}",
-        )
+#: Kernel and path.
+_Key = tuple[str, str]
 
 
 def bench_ops(
@@ -235,21 +82,19 @@ def bench_ops(
     if rounds < 1 or min(min(s.batch, s.tokens, s.heads, s.dim) for s in settings) < 1:
         raise ValueError("tokens, heads, channels, batch and rounds must be positive")
     device = torch.device(device)
-    before = torch.get_num_threads()
-    if threads is not None:
-        torch.set_num_threads(threads)
-    try:
+    everything = {SOFTMAX: Softmax()} | dict(kernels)
+    with cpu_threads(threads):
         timer = timer or timer_for(device, clock)
+        chosen = available_paths(device) if paths is None else paths
         limits: dict[torch.dtype, MachineLimit] = {}
         found: list[OpMeasurement] = []
         for setting in settings:
             if setting.dtype not in limits:
                 limits[setting.dtype] = measure_limit(device, setting.dtype, timer)
-            run = _Comparison(setting, device, backward, limits[setting.dtype])
-            chosen = available_paths(device) if paths is None else paths
+            bench = _Bench(setting, device, backward, limits[setting.dtype])
             with specialised():
-                subjects = {SOFTMAX: Softmax()} | dict(kernels)
-                rows = run.measure(subjects, chosen, rounds, seconds, timer)
+                entered = bench.entered(everything, chosen)
+                rows = entered.measure(bench.ratios, rounds=rounds, seconds=seconds, timer=timer)
             for row in rows:
                 if report is not None:
                     report(row)
@@ -260,12 +105,10 @@ def bench_ops(
                 f"{limit.gflops:.0f} GFLOP/s, {limit.gigabytes:.1f} GB/s"
             )
         return OpsResult(tuple(found), facts)
-    finally:
-        torch.set_num_threads(before)
 
 
-class _Comparison:
-    """All subjects in one setting."""
+class _Bench:
+    """One setting: its tensors, and what is done with every subject there."""
 
     def __init__(
         self, setting: Setting, device: torch.device, backward: bool, limit: MachineLimit
@@ -275,41 +118,56 @@ class _Comparison:
         shape = (setting.batch, setting.tokens, setting.heads * setting.dim)
         self.grad = torch.randn(shape, generator=torch.Generator().manual_seed(1))
         self.grad = self.grad.to(device=device, dtype=setting.dtype)
+        #: Kernel → milliseconds that the machine needs at least.
+        self.floors: dict[str, float | None] = {}
 
-    def measure(
-        self,
-        kernels: Mapping[str, AttentionConfig],
-        paths: Sequence[str],
-        rounds: int,
-        seconds: float,
-        timer: Timer,
-    ) -> list[OpMeasurement]:
-        """Gate all, then time what passed."""
-        rows: list[OpMeasurement] = []
-        calls: dict[int, Call] = {}
-        floors: dict[int, float | None] = {}
+    def entered(
+        self, kernels: Mapping[str, AttentionConfig], paths: Sequence[str]
+    ) -> Comparison[_Key, OpMeasurement]:
+        """All kernels on all paths, gated."""
+        found: Comparison[_Key, OpMeasurement] = Comparison()
         for kernel, config in kernels.items():
-            expected: _Expected | None = None
+            self.floors[kernel] = self._floor(config)
+            expected: Expected | None = None
             for subject in op_subjects(kernel, config, paths, self.setting, self.packed):
                 if not isinstance(subject, OpSubject):
-                    name, path, reason = subject
-                    rows.append(self._row(name, path, error=reason))
+                    _, path, reason = subject
+                    found.refuse((kernel, path), self._row(kernel, path), reason)
                     continue
-                try:
+                key = kernel, subject.path
+                with found.trying(key, self._row(*key)):
                     expected = expected or self._expected(subject)
-                    row = self._gated(subject, expected)
-                    calls[len(rows)] = self._call(subject)
-                    floors[len(rows)] = self._floor(config)
-                    rows.append(row)
-                except _FAILURES as error:
-                    text = str(error).strip() or type(error).__name__
-                    rows.append(self._row(kernel, subject.path, error=text.splitlines()[0]))
-        times = time_alternately(calls, rounds=rounds, seconds=seconds, timer=timer)
-        return self._with_ratios(rows, times, floors)
+                    found.enter(key, *self._ready(subject, expected))
+        return found
+
+    def _expected(self, subject: OpSubject) -> Expected:
+        grad = self.grad if self.backward else None
+        return Expected.of(subject.core, self.packed, self.setting.grid, self.setting.prefix, grad)
+
+    def _ready(self, subject: OpSubject, expected: Expected) -> tuple[Call, OpMeasurement]:
+        """The call to time and the row without times; raises where it is wrong or did not run."""
+        with torch.set_grad_enabled(self.backward):
+            out, path = path_taken(lambda: subject.call(self.packed), subject.path)
+        foreign = subject.path in (SDPA, REFERENCE)
+        limits = (FOREIGN_LIMITS if foreign else LIMITS)[self.setting.dtype]
+        error = expected.error(out, self._leaves(subject), limits)
+        del out
+        if not foreign and path != subject.path:
+            raise GateError(f"this kernel has no {subject.path} form, it ran on the {path} path")
+        call = self._call(subject)
+        call()  # warm: compiled without gradients too
+        # Compiled code is not followed operator by operator.
+        peak = None if path == "compiled" else peak_megabytes(call, self.device)
+        resident = resident_megabytes(call) if self.device.type == "cpu" else None
+        row = self._row(subject.kernel, subject.path)
+        row = replace(row, relative_rms=error, peak_megabytes=peak, resident_megabytes=resident)
+        return call, row
+
+    def _leaves(self, subject: OpSubject) -> list[Tensor]:
+        return [self.packed, *subject.core.parameters()]
 
     def _call(self, subject: OpSubject) -> Call:
-        packed, grad = self.packed, self.grad
-        leaves = [packed, *subject.core.parameters()]
+        packed, grad, leaves = self.packed, self.grad, self._leaves(subject)
 
         def forward() -> Tensor:
             with torch.no_grad():
@@ -321,54 +179,10 @@ class _Comparison:
 
         return both if self.backward else forward
 
-    def _expected(self, subject: OpSubject) -> _Expected:
-        rows = compared_rows(subject.core, self.setting.tokens)
-        grad = None
-        if self.backward:
-            grad = self.grad if rows is None else torch.zeros_like(self.grad)
-            if rows is not None:
-                grad[:, rows] = self.grad[:, rows]
-        setting = self.setting
-        out, gradients = exact_result(
-            subject.core, self.packed, setting.grid, setting.prefix, rows, grad
-        )
-        return _Expected(out, tuple(gradients), rows, grad)
-
-    def _gated(self, subject: OpSubject, expected: _Expected) -> OpMeasurement:
-        """The subject's row without times; raises where it is wrong or did not run."""
-        packed = self.packed
-        with torch.set_grad_enabled(self.backward):
-            out, path = path_taken(lambda: subject.call(packed), subject.path)
-        rows = slice(None) if expected.rows is None else expected.rows
-        error = relative_rms(out[:, rows].cpu(), expected.out)
-        foreign = subject.path in (SDPA, REFERENCE)
-        limits = (FOREIGN_LIMITS if foreign else LIMITS)[self.setting.dtype]
-        require_close("the output", error, limits[0])
-        if expected.grad is not None:
-            leaves = [packed, *subject.core.parameters()]
-            found = torch.autograd.grad(out, leaves, expected.grad, allow_unused=True)
-            errors = [
-                float("inf") if mine is None else relative_rms(mine.cpu(), theirs)
-                for mine, theirs in zip(found, expected.gradients, strict=True)
-            ]
-            error = max(errors)
-            require_close("a gradient", error, limits[1])
-        del out
-        call = self._call(subject)
-        if not foreign and path != subject.path:
-            raise GateError(f"this kernel has no {subject.path} form, it ran on the {path} path")
-        call()  # warm: compiled without gradients too
-        # Compiled code is not followed operator by operator.
-        peak = None if path == "compiled" else peak_megabytes(call, self.device)
-        resident = resident_megabytes(call) if self.device.type == "cpu" else None
-        row = self._row(subject.kernel, subject.path)
-        return replace(row, relative_rms=error, peak_megabytes=peak, resident_megabytes=resident)
-
-    def _row(self, kernel: str, path: str, error: str = "") -> OpMeasurement:
+    def _row(self, kernel: str, path: str) -> OpMeasurement:
         s = self.setting
-        dtype = _name(s.dtype)
         return OpMeasurement(
-            kernel, path, s.tokens, s.batch, s.heads, s.dim, dtype, self.backward, error=error
+            kernel, path, s.tokens, s.batch, s.heads, s.dim, _name(s.dtype), self.backward
         )
 
     def _floor(self, config: AttentionConfig) -> float | None:
@@ -380,41 +194,16 @@ class _Comparison:
         factor, touches = (3.0, 11 / 4) if self.backward else (1.0, 1.0)
         return self.limit.milliseconds(factor * work, touches * moved_bytes(self.setting))
 
-    def _with_ratios(
-        self,
-        rows: list[OpMeasurement],
-        times: Mapping[int, Timing],
-        floors: Mapping[int, float | None],
-    ) -> list[OpMeasurement]:
-        sdpa = next((times[i].milliseconds for i in times if rows[i].path == SDPA), None)
-        blocks = {rows[i].kernel: times[i].milliseconds for i in times if rows[i].path == REFERENCE}
-        done = []
-        for index, row in enumerate(rows):
-            if index not in times:
-                done.append(row)
-                continue
-            timing, floor = times[index], floors[index]
-            mine, block = timing.milliseconds, blocks.get(row.kernel)
-            values: dict[str, Any] = {
-                "milliseconds": mine,
-                "low": timing.low,
-                "high": timing.high,
-                "against_sdpa": None if sdpa is None else sdpa / mine,
-                "against_reference": None if block is None else block / mine,
-                "limit_share": None if floor is None else floor / mine,
-            }
-            done.append(replace(row, **values))
-        return done
-
-
-@dataclass(frozen=True)
-class _Expected:
-    """The float64 result that subjects of one kernel are compared with."""
-
-    out: Tensor
-    gradients: tuple[Tensor, ...]
-    rows: Tensor | None
-    grad: Tensor | None
+    def ratios(self, key: _Key, times: Mapping[_Key, float]) -> dict[str, Any]:
+        """Of one subject's time to those that it is compared with."""
+        kernel, _ = key
+        mine, floor = times[key], self.floors[kernel]
+        softmax, block = times.get((SOFTMAX, SDPA)), times.get((kernel, REFERENCE))
+        return {
+            "against_sdpa": None if softmax is None else softmax / mine,
+            "against_reference": None if block is None else block / mine,
+            "limit_share": None if floor is None else floor / mine,
+        }
 
 
 def settings_of(
@@ -432,7 +221,3 @@ def settings_of(
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _megabytes(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -107,3 +108,58 @@ def exact_result(
     grad = grad.cpu().double()
     leaves = [packed, *core.parameters()]
     return out, torch.autograd.grad(out, leaves, grad if rows is None else grad[:, rows])
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The naive formula in float64, which all ways to compute one kernel are compared with.
+
+    Attributes:
+        out: (B, rows, H·d).
+        gradients: of the packed projection and of every parameter; empty without ``grad``.
+        rows: the queries compared; None is all.
+        grad: (B, N, H·d), the gradient of the output that gave ``gradients``; None for none.
+    """
+
+    out: Tensor
+    gradients: tuple[Tensor, ...]
+    rows: Tensor | None
+    grad: Tensor | None
+
+    @classmethod
+    def of(
+        cls,
+        core: AttentionCore,
+        packed: Tensor,
+        grid: tuple[int, int],
+        prefix: int,
+        grad: Tensor | None,
+    ) -> Expected:
+        """See :func:`exact_result`; ``grad`` is taken at the compared rows only."""
+        rows = compared_rows(core, packed.shape[1])
+        if grad is not None and rows is not None:
+            some = torch.zeros_like(grad)
+            some[:, rows] = grad[:, rows]
+            grad = some
+        out, gradients = exact_result(core, packed, grid, prefix, rows, grad)
+        return cls(out, tuple(gradients), rows, grad)
+
+    def error(self, out: Tensor, leaves: Sequence[Tensor], limits: tuple[float, float]) -> float:
+        """How wrong a result is: relative RMS of the output, or of the worst gradient.
+
+        Args:
+            out: (B, N, H·d), with its graph where gradients are compared.
+            leaves: the packed projection and every parameter.
+            limits: of the output and of gradients; GateError above.
+        """
+        error = relative_rms((out if self.rows is None else out[:, self.rows]).cpu(), self.out)
+        require_close("the output", error, limits[0])
+        if self.grad is None:
+            return error
+        found = torch.autograd.grad(out, leaves, self.grad, allow_unused=True)
+        error = max(
+            float("inf") if mine is None else relative_rms(mine.cpu(), theirs)
+            for mine, theirs in zip(found, self.gradients, strict=True)
+        )
+        require_close("a gradient", error, limits[1])
+        return error

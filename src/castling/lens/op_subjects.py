@@ -23,6 +23,8 @@ from castling.ops.taylor_features import taylor_feature_count
 
 #: Names of what is compared with, beside the paths.
 SDPA, REFERENCE = "sdpa", "reference"
+#: The kernel that is always measured.
+SOFTMAX = "softmax"
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,15 @@
 """``castling.plan``: on this device, at this size, which layers are faster with linear attention.
 
 Notable:
-- each layer is timed inside the running model, by hooks, so that its inputs, its caches and its
-  neighbours are the real ones;
-- the softmax model and the linear one run in turns;
+- each layer is timed inside the running model (``layer_timing``), the softmax model and the linear
+  one in turns;
 - the plan's prediction is checked against the model that it makes.
 """
 
 from __future__ import annotations
 
 import copy
-import statistics
-import time
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -21,8 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from castling.attention import Softmax, attention_config
+from castling.lens.comparison import first_line
+from castling.lens.layer_timing import Stopwatch, WatchedModel, run_in_turns
 from castling.lens.machine import machine_facts
-from castling.lens.timing import FEWEST_ROUNDS, Clock, Timer, require_clock, time_alternately
+from castling.lens.timing import Clock, cpu_threads, time_alternately
 from castling.ops.paths import available_paths
 from castling.surgery import convertible, linearize_
 from castling.surgery.hosts import HostAttention
@@ -31,50 +29,6 @@ from castling.surgery.plan import Plan, PlannedLayer, Predicted, Verified
 
 #: How far a prediction may be from what is measured, as a share.
 WITHIN = 0.1
-
-
-class Stopwatch:
-    """Marks on a device's time line.
-
-    Args:
-        device: on a GPU the marks travel in its queue, so that nothing has to wait for them.
-        clock: ``"wall"``, or ``"cpu"`` for one thread on a busy machine.
-
-    Raises:
-        ValueError: as :func:`castling.lens.timing.require_clock`.
-    """
-
-    def __init__(self, device: torch.device, clock: Clock = "wall") -> None:
-        require_clock(clock, device)
-        self.device = device
-        self._now = time.perf_counter if clock == "wall" else time.process_time
-
-    def mark(self) -> Any:
-        """Now."""
-        if self.device.type != "cuda":
-            return self._now()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def seconds(self, start: Any, end: Any) -> float:
-        """Between two marks."""
-        if self.device.type != "cuda":
-            return end - start
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3
-
-    @property
-    def timer(self) -> Timer:
-        """The same clock for whole calls."""
-
-        def seconds(call: Callable[[], Any], repeats: int) -> float:
-            start = self.mark()
-            for _ in range(repeats):
-                call()
-            return self.seconds(start, self.mark())
-
-        return seconds
 
 
 @torch.no_grad()
@@ -127,10 +81,7 @@ def plan(
         raise ValueError("image_size, batch and rounds must be positive")
     device = torch.device(device)
     config = replace(attention_config(attention), auxiliary=None)
-    before = torch.get_num_threads()
-    if threads is not None:
-        torch.set_num_threads(threads)
-    try:
+    with cpu_threads(threads):
         stopwatch = stopwatch or Stopwatch(device, clock)
         softmax = _softmax_twin(model).to(device)
         linear = _twin(softmax)
@@ -138,8 +89,11 @@ def plan(
         images = torch.randn((batch, 3, *size), generator=torch.Generator().manual_seed(0))
         images = images.to(device)
         tokens = _tokens(linear, images)
-        watched = {"softmax": _Watched(softmax, stopwatch), "linear": _Watched(linear, stopwatch)}
-        _run_in_turns(watched, images, rounds, seconds)
+        watched = {
+            "softmax": WatchedModel(softmax, stopwatch),
+            "linear": WatchedModel(linear, stopwatch),
+        }
+        run_in_turns(watched, images, rounds, seconds)
         facts = machine_facts(device)
         found = Plan(
             model=name or _name_of(model),
@@ -167,8 +121,6 @@ def plan(
         )
         measured = Verified(**{key: timing.milliseconds for key, timing in times.items()})
         return replace(found, verified=measured)
-    finally:
-        torch.set_num_threads(before)
 
 
 def _name_of(model: nn.Module) -> str:
@@ -213,8 +165,9 @@ def _tokens(model: nn.Module, images: Tensor) -> dict[str, int]:
     try:
         model(images)
     except (ValueError, RuntimeError, AssertionError) as error:
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"the model does not run at {height}×{width} pixels: {line}") from error
+        raise ValueError(
+            f"the model does not run at {height}×{width} pixels: {first_line(error)}"
+        ) from error
     finally:
         for handle in handles:
             handle.remove()
@@ -224,78 +177,8 @@ def _tokens(model: nn.Module, images: Tensor) -> dict[str, int]:
     return found
 
 
-class _Watched:
-    """A model whose attention layers are timed while it runs."""
-
-    def __init__(self, model: nn.Module, stopwatch: Stopwatch) -> None:
-        self.model, self.stopwatch = model, stopwatch
-        self.layers = convertible(model)
-        self.runs: list[float] = []
-        self.by_layer: dict[str, list[float]] = {name: [] for name in self.layers}
-
-    def run(self, images: Tensor) -> float:
-        """One call without hooks, which would slow the whole, and one with; seconds of both."""
-        whole = self.stopwatch.timer(lambda: self.model(images), 1)
-        self.runs.append(whole)
-        marks: dict[str, list[tuple[Any, Any]]] = {name: [] for name in self.layers}
-        with self._hooked(marks):
-            hooked = self.stopwatch.timer(lambda: self.model(images), 1)
-        for name, pairs in marks.items():
-            self.by_layer[name].append(sum(self.stopwatch.seconds(*pair) for pair in pairs))
-        return whole + hooked
-
-    def total(self) -> float:
-        """Median milliseconds of a call."""
-        return statistics.median(self.runs) * 1e3
-
-    def layer(self, name: str) -> float:
-        """Median milliseconds of a layer."""
-        return statistics.median(self.by_layer[name]) * 1e3
-
-    @contextmanager
-    def _hooked(self, marks: Mapping[str, list[tuple[Any, Any]]]) -> Any:
-        started: dict[str, Any] = {}
-
-        def before(name: str) -> Callable[..., None]:
-            def hook(*_: Any) -> None:
-                started[name] = self.stopwatch.mark()
-
-            return hook
-
-        def after(name: str) -> Callable[..., None]:
-            def hook(*_: Any) -> None:
-                marks[name].append((started[name], self.stopwatch.mark()))
-
-            return hook
-
-        handles = []
-        for name, layer in self.layers.items():
-            handles.append(layer.register_forward_pre_hook(before(name)))
-            handles.append(layer.register_forward_hook(after(name)))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-
-def _run_in_turns(
-    watched: Mapping[str, _Watched], images: Tensor, rounds: int, seconds: float
-) -> None:
-    for one in watched.values():
-        one.model(images)
-        one.model(images)
-    spent = 0.0
-    for done in range(rounds):
-        if done >= FEWEST_ROUNDS and spent > seconds:
-            break
-        order = list(watched.values())
-        for one in order if done % 2 == 0 else reversed(order):
-            spent += one.run(images)
-
-
 def _layers(
-    linear: nn.Module, watched: Mapping[str, _Watched], tokens: Mapping[str, int]
+    linear: nn.Module, watched: Mapping[str, WatchedModel], tokens: Mapping[str, int]
 ) -> tuple[PlannedLayer, ...]:
     found = []
     for name, layer in convertible(linear).items():

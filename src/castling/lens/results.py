@@ -7,45 +7,58 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from castling.lens.plots import Plot
 from castling.train.files import write_csv, write_json
 
 
-class Measured(Protocol):
-    """One row: a subject at one setting."""
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What both benchmarks find out of one subject at one setting.
 
-    @property
-    def milliseconds(self) -> float | None:
-        """Median time of a call; None where there is none."""
+    Attributes:
+        milliseconds: median time of a call; None where ``error`` says why.
+        low: lower quartile, milliseconds.
+        high: upper quartile, milliseconds.
+        relative_rms: error of the output against what it should be; None where nothing is known.
+        peak_megabytes: tensors alive at one time beyond weights and input, 10⁶ bytes; None where
+            operators cannot be followed.
+        resident_megabytes: growth of the process in a call, scratch memory included; None off
+            Linux.
+        error: why there is no time; empty otherwise.
+    """
 
-    @property
-    def low(self) -> float | None:
-        """Lower quartile, milliseconds."""
-
-    @property
-    def high(self) -> float | None:
-        """Upper quartile, milliseconds."""
-
-    @property
-    def error(self) -> str:
-        """Why there is no time; empty otherwise."""
+    milliseconds: float | None = None
+    low: float | None = None
+    high: float | None = None
+    relative_rms: float | None = None
+    peak_megabytes: float | None = None
+    resident_megabytes: float | None = None
+    error: str = ""
 
     @property
     def label(self) -> str:
         """The subject's name in tables and legends."""
+        raise NotImplementedError
 
     @property
     def size(self) -> float:
         """Where on the axis of sizes it was measured: tokens, or the image's side in pixels."""
+        raise NotImplementedError
 
     @property
     def point(self) -> str:
         """The whole setting in words."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: first the subject and its setting, then what was found."""
+        fields = sorted(dataclasses.fields(self), key=lambda field: bool(field.kw_only))
+        return {field.name: getattr(self, field.name) for field in fields}
 
 
-Row = TypeVar("Row", bound=Measured)
+Row = TypeVar("Row", bound=Measurement)
 
 
 @dataclass(frozen=True)
@@ -66,6 +79,8 @@ class BenchResult(Generic[Row]):
     head: ClassVar[tuple[str, ...]] = ()
     #: Label of the axis of sizes.
     axis: ClassVar[str] = ""
+    #: What ``crossovers`` are against.
+    baseline: ClassVar[str] = ""
     #: What the columns mean, below the table.
     legend: ClassVar[str] = ""
 
@@ -74,8 +89,11 @@ class BenchResult(Generic[Row]):
         raise NotImplementedError
 
     def remarks(self) -> list[str]:
-        """Sentences below the table: crossovers."""
-        raise NotImplementedError
+        """Sentences below the table."""
+        return [
+            crossover_remark(label, self.baseline, size)
+            for label, size in self.crossovers().items()
+        ]
 
     def plot(self) -> Plot:
         """The picture of it all."""
@@ -87,7 +105,8 @@ class BenchResult(Generic[Row]):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {**asdict(self), "crossovers": self.crossovers()}
+        rows = [row.to_dict() for row in self.measurements]
+        return {**asdict(self), "measurements": rows, "crossovers": self.crossovers()}
 
     def table(self) -> str:
         """The measurements as aligned text, the machine above."""
@@ -107,9 +126,8 @@ class BenchResult(Generic[Row]):
 
     def write_csv(self, path: str | os.PathLike[str]) -> None:
         """The measurements, one line each."""
-        rows = [asdict(row) for row in self.measurements]  # type: ignore[call-overload]
-        columns = [field.name for field in dataclasses.fields(self.measurements[0])]  # type: ignore[arg-type]
-        write_csv(_prepared(path), columns, rows)
+        rows = [row.to_dict() for row in self.measurements]
+        write_csv(_prepared(path), list(rows[0]), rows)
 
     def write_plot(self, path: str | os.PathLike[str]) -> None:
         """The picture, as PNG."""
@@ -150,7 +168,12 @@ def short(value: float | None, digits: int = 3) -> str:
     return f"{rounded:.10f}".rstrip("0").rstrip(".")
 
 
-def spread(row: Measured) -> str:
+def shown(value: float | None, form: str) -> str:
+    """``value`` in a format such as ``".1f"``; a dash for None."""
+    return "-" if value is None else format(value, form)
+
+
+def spread(row: Measurement) -> str:
     """The quartiles of a row."""
     return "-" if row.low is None else f"{short(row.low)}–{short(row.high)}"
 
@@ -178,3 +201,9 @@ def crossover(mine: Mapping[int, float], theirs: Mapping[int, float]) -> int | N
             break
         found = size
     return found
+
+
+def crossover_remark(label: str, baseline: str, tokens: int | None) -> str:
+    """A sentence on a crossover; None means that there is none."""
+    where = f"from {tokens} tokens on" if tokens else "at none of these sizes"
+    return f"{label}: faster than {baseline} {where}"

@@ -1,4 +1,4 @@
-"""One model in several runtimes: eager, compiled, and outside of PyTorch.
+"""One model in several runtimes: eager, folded, compiled, and outside of PyTorch.
 
 ONNX Runtime and OpenVINO read the same file, exported for one shape; both run on the CPU with as
 many threads as PyTorch, in float32.
@@ -6,12 +6,14 @@ many threads as PyTorch, in float32.
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-VARIANTS = ("eager", "compiled", "onnxruntime", "openvino")
+from castling.surgery import fold_
+
+#: ``"folded"`` is eager too, after ``castling.fold_``.
+VARIANTS = ("eager", "folded", "compiled", "onnxruntime", "openvino")
 _FILE = "model.onnx"
 #: What a runtime needs installed.
 _PACKAGES = {
@@ -61,10 +66,11 @@ class Runtimes:
 
         Raises:
             UnavailableError: the runtime is not there.
+            FoldError: folding would change what the model computes.
             RuntimeError: the model cannot be compiled or exported.
         """
-        if variant == "eager":
-            model, images = self.model, self.images
+        if variant in ("eager", "folded"):
+            model, images = self.model if variant == "eager" else self.folded, self.images
             return lambda: model(images)
         if variant == "compiled":
             compiled, images = torch.compile(self.model, dynamic=False), self.images
@@ -79,6 +85,13 @@ class Runtimes:
         path = self._exported()
         array = self.images.numpy()
         return _onnxruntime(path, array) if variant == "onnxruntime" else _openvino(path, array)
+
+    @cached_property
+    def folded(self) -> nn.Module:
+        """A copy rewritten by ``castling.fold_``; FoldError where that would change its output."""
+        twin = copy.deepcopy(self.model)
+        fold_(twin, self.images[:1])
+        return twin
 
     def _exported(self) -> Path:
         path = self.folder / _FILE

@@ -3,11 +3,14 @@
 Notable:
 - subjects run in turns, so that a busy machine slows all of them alike;
 - each round starts with another subject, so that none always runs in the caches of the same one;
+- a short call is timed in blocks of consecutive calls, the first of which do not count: in the
+  caches of the subject before they are up to twice as slow, which few repeats would not hide;
 - a median stands between its quartiles.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -25,8 +28,11 @@ Timer = Callable[[Call, int], float]
 Clock = Literal["wall", "cpu"]
 Key = TypeVar("Key", bound=Hashable)
 
-#: A timed run lasts at least this long, by repeating calls, so that the clock's grain vanishes.
-SHORTEST_RUN = 0.005
+#: A timed run lasts about this long at least, by repeating calls, so that neither the clock's grain
+#: nor what the subject before has left in the caches counts.
+SHORTEST_RUN = 0.01
+#: So much of a run of repeated calls goes before it untimed.
+_WARM_UP = 0.2
 #: A call as slow as this (seconds) needs no second run to be warm.
 _SLOW = 0.5
 #: Fewer rounds have no quartiles.
@@ -97,6 +103,18 @@ def timer_for(device: torch.device, clock: Clock = "wall") -> Timer:
 
 
 @contextmanager
+def cpu_threads(number: int | None) -> Iterator[None]:
+    """Within, PyTorch computes on so many CPU threads; None leaves its number."""
+    before = torch.get_num_threads()
+    if number is not None:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def specialised() -> Iterator[None]:
     """Within, ``torch.compile`` makes code for each size, as for a model that runs at one size.
 
@@ -115,8 +133,12 @@ def time_alternately(
 ) -> dict[Key, Timing]:
     """Time several calls against each other.
 
+    Calls shorter than ``SHORTEST_RUN`` are timed in blocks of consecutive ones that last as long,
+    after a fifth of such a block that is not timed. So this says how fast they are when warm; what
+    a cold call costs, whole models tell.
+
     Args:
-        calls: what to call; each is called once or twice before, to be warm.
+        calls: what to call; each is called a few times before, to be warm.
         rounds: at most; in each, every subject runs once.
         seconds: no further round begins after so long, except for the first three.
         timer: the clock.
@@ -133,6 +155,8 @@ def time_alternately(
             break
         start = done % max(1, len(order))
         for key in order[start:] + order[:start]:
+            if repeats[key] > 1:
+                spent += timer(calls[key], math.ceil(_WARM_UP * repeats[key]))
             run = timer(calls[key], repeats[key])
             spent += run
             runs[key].append(run / repeats[key])
@@ -140,7 +164,11 @@ def time_alternately(
 
 
 def _repeats(call: Call, timer: Timer) -> int:
+    """How many calls last as long as the shortest run, by calls that are warm."""
     once = timer(call, 1)
     if once < _SLOW:
         once = timer(call, 1)
-    return max(1, int(SHORTEST_RUN / max(once, 1e-6)))
+    if once < SHORTEST_RUN:
+        some = math.ceil(_WARM_UP * SHORTEST_RUN / max(once, 1e-6))
+        once = timer(call, some) / some
+    return max(1, round(SHORTEST_RUN / max(once, 1e-6)))

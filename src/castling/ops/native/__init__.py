@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         linear_attention_backward,
         linear_attention_forward,
     )
+    from castling.ops.native.multiply_add import multiply_add_rate
     from castling.ops.native.taylor import (
         taylor_attention_backward,
         taylor_attention_forward,
@@ -29,6 +30,7 @@ __all__ = [
     "describe",
     "linear_attention_backward",
     "linear_attention_forward",
+    "multiply_add_rate",
     "taylor_attention_backward",
     "taylor_attention_forward",
     "taylor_state_shape",
@@ -38,6 +40,7 @@ __all__ = [
 _HOMES = {
     "linear_attention_forward": "linear_attention",
     "linear_attention_backward": "linear_attention",
+    "multiply_add_rate": "multiply_add",
     "taylor_attention_forward": "taylor",
     "taylor_attention_backward": "taylor",
     "taylor_state_shape": "taylor",
