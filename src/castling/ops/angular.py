@@ -137,7 +137,8 @@ def angular_attention(
     weight = None
     if local is not None:
         weight, grid, prefix = local
-        formula = LinearOptions(*formula[:-2], grid or (), prefix)
+        if grid is not None:
+            formula = LinearOptions(*formula[:-2], grid, prefix)
     out = linear_attention(LinearTensors(query, key, value, residual, weight, key_mask), formula)
     return out if extra is None or before is not None else out + extra.to(out.dtype)
 

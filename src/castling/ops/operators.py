@@ -100,11 +100,12 @@ class FusedOperator:
     def __call__(self, tensors: Any, options: Any, path: str) -> Tensor:
         """The output, in the precision of the value."""
         dtype = tensors.value.dtype
-        if any(x is not None and x.dtype != dtype for x in tensors[: self.alike]):
+        alike = tensors[: self.alike] if tensors[self.alike - 1] is not None else tensors[:3]
+        if any(tensor.dtype != dtype for tensor in alike):
             tensors = self._in_one_precision(tensors)
         save_state = differentiating(*tensors)
         out: Tensor
-        if _unwatched(*tensors) and (backend := backend_for(path, tensors.query)) is not None:
+        if _unwatched(*alike) and (backend := backend_for(path, tensors.query)) is not None:
             if save_state:
                 out = _Straight.apply(self, options, path, *tensors)
             else:
@@ -127,8 +128,8 @@ class FusedOperator:
         if backend is not None and _unwatched(grad) and not torch.is_grad_enabled():
             found: Any = getattr(backend, self.backward)(grad, tensors, saved, options)
         else:
-            operator = getattr(torch.ops.castling, self.backward).default
-            found = operator(grad, *tensors, *saved, *options, path)
+            backward = getattr(torch.ops.castling, self.backward).default
+            found = backward(grad, *tensors, *saved, *options, path)
         rest = iter(found)
         return [
             None if name == "key_mask" or (gradient := next(rest)) is None or tensor is None
@@ -245,26 +246,26 @@ class _Straight(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, operator: FusedOperator, options: Any, path: str, *arguments: Tensor | None
+        ctx: Any, fused: FusedOperator, options: Any, path: str, *arguments: Tensor | None
     ) -> Tensor:
-        tensors = operator.tensors(*arguments)
+        tensors = fused.tensors(*arguments)
         backend = backend_for(path, tensors.query)
         assert backend is not None
-        out, state = getattr(backend, operator.forward)(tensors, options, True)
-        ctx.save_for_backward(*arguments, *operator.saved(out, state))
-        ctx.call = operator, options, path
+        out, state = getattr(backend, fused.forward)(tensors, options, True)
+        ctx.save_for_backward(*arguments, *fused.saved(out, state))
+        ctx.call = fused, options, path
         ctx.set_materialize_grads(False)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
-        operator, options, path = ctx.call
-        count = len(operator.tensors._fields)
+        fused, options, path = ctx.call
+        count = len(fused.tensors._fields)
         if grad is None:
             return (None,) * (3 + count)
         kept = ctx.saved_tensors
-        tensors = operator.tensors(*kept[:count])
-        return (None, None, None, *operator.gradients(grad, tensors, kept[count:], options, path))
+        tensors = fused.tensors(*kept[:count])
+        return (None, None, None, *fused.gradients(grad, tensors, kept[count:], options, path))
 
 
 def _not_twice(ctx: Any, *_: Any) -> Any:
@@ -281,11 +282,12 @@ def differentiating(*tensors: Tensor | None) -> bool:
     )
 
 
-def _unwatched(*tensors: Tensor | None) -> bool:
+def _unwatched(*tensors: Tensor) -> bool:
     """Whether nothing would see an operator run, and memory holds what the tensors say."""
     return (
         not torch.compiler.is_compiling()
         and torch._C._len_torch_dispatch_stack() == 0
-        and {Tensor}.issuperset(map(type, tensors[:3]))
-        and not any(tensor is not None and tensor.is_neg() for tensor in tensors)
+        # Maps, where generators would read better: this stands before every attention.
+        and {Tensor}.issuperset(map(type, tensors))
+        and not any(map(Tensor.is_neg, tensors))
     )
