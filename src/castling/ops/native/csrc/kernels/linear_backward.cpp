@@ -103,9 +103,11 @@ struct Backward : LinearProblem {
     float* d_query = work + QueryBlock::floats(*this);
     float* d_x = d_query + BLOCK * ldk;
     float* packed = d_x + BLOCK * ldv;
-    Ahead nothing_ahead;
+    Ahead ahead = after_queries(b, h, start, count);
+    ahead.over(tiles(count, value_dim) + tiles(count, dim) + tiles(dim, value_dim));
+    auto between = [&ahead] { ahead.step(); };
     block.compute(*this, b, h, start, count, s, (long)keys, head.state, head.total,
-                  mean ? head.mean : nullptr, nothing_ahead);
+                  mean ? head.mean : nullptr, ahead);
     Rows g = rows_of(a.out, a.dtype, b, h, start, count, value_dim, packed, ldv);
     if (local.kind) {
       Rows all = all_values(b, h, head.converted);
@@ -124,7 +126,8 @@ struct Backward : LinearProblem {
       }
     pass_identity(b, h, start, count, d_x, block.residual);
     Target to = target_of(a.d_query, a.dtype, b, h, start, dim, d_query, ldk);
-    matmul<false, false>(count, dim, value_dim, d_x, ldv, head.transposed, ldk, to.data, to.ld);
+    matmul<false, false>(count, dim, value_dim, d_x, ldv, head.transposed, ldk, to.data, to.ld,
+                         between);
     for (long t = 0; rowsum && t < count; ++t) {
       float* row = to.data + t * to.ld;
       for (long c = 0; c < key_wide; c += LANES)
@@ -146,8 +149,34 @@ struct Backward : LinearProblem {
           store(sum.total + c,
                 load(sum.total + c) + broadcast(block.scales[t] * d_sums[t]) * load(mapped + c));
     }
-    (fresh ? matmul<false, true> : matmul<true, true>)(dim, value_dim, count, block.rows.data,
-                                                       block.rows.ld, d_x, ldv, sum.state, ldv);
+    const Rows& q = block.rows;
+    if (fresh)
+      matmul<false, true>(dim, value_dim, count, q.data, q.ld, d_x, ldv, sum.state, ldv, between);
+    else
+      matmul<true, true>(dim, value_dim, count, q.data, q.ld, d_x, ldv, sum.state, ldv, between);
+  }
+
+  // What is read next.
+  Ahead after_queries(long b, long h, long start, long count) const {
+    Ahead ahead;
+    if (!far) return ahead;
+    if (!step_on(a.queries, h, start, count)) {
+      ask_for_keys(ahead, b, h, 0, least(BLOCK, a.keys));
+      return ahead;
+    }
+    ask_for_queries(ahead, b, h, start, count);
+    ahead.add(a.out, a.dtype, b, h, start, count, value_dim);
+    return ahead;
+  }
+  Ahead after_keys(long b, long h, long start, long count) const {
+    Ahead ahead;
+    if (!far || !step_on(a.keys, h, start, count)) return ahead;
+    ask_for_keys(ahead, b, h, start, count);
+    if (passes_value) ahead.add(through, castling::FLOAT32, b, h, start, count, value_dim);
+    start += local.reach();
+    if (local.kind)
+      ahead.add(a.out, a.dtype, b, h, start, least(count, a.queries - start), value_dim);
+    return ahead;
   }
 
   // dx from the gradient of y = factor·x; returns the gradient of the row sum.
@@ -208,7 +237,11 @@ struct Backward : LinearProblem {
     Rows key = token_rows(a.key, b, h, start, count, dim, k, ldk);
     map_rows(a.features, key, count, key_wide, eps, mapped, ldk, scales);
     Rows rows = transforms(a.features) ? Rows{mapped, ldk} : key;
-    matmul<false, false>(count, value_dim, dim, rows.data, rows.ld, sum.state, ldv, d_value, ldv);
+    Ahead ahead = after_keys(b, h, start, count);
+    ahead.over(tiles(count, value_dim) + tiles(count, dim));
+    auto between = [&ahead] { ahead.step(); };
+    matmul<false, false>(count, value_dim, dim, rows.data, rows.ld, sum.state, ldv, d_value, ldv,
+                         between);
     Rows direct{nullptr, 0};
     if (passes_value)
       direct = rows_of(through, castling::FLOAT32, b, h, start, count, value_dim, passed, ldv);
@@ -233,7 +266,7 @@ struct Backward : LinearProblem {
     Rows values = token_rows(a.value, b, h, start, count, value_dim, v, ldv);
     to = target_of(a.d_key, a.dtype, b, h, start, dim, d_key, ldk);
     matmul<false, false>(count, dim, value_dim, values.data, values.ld, head.d_transposed, ldk,
-                         to.data, to.ld);
+                         to.data, to.ld, between);
     for (long t = 0; rowsum && t < count; ++t)
       for (long c = 0; c < key_wide; c += LANES)
         store(to.data + t * to.ld + c, load(to.data + t * to.ld + c) + load(sum.total + c));

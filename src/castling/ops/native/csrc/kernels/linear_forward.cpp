@@ -95,29 +95,24 @@ struct Forward : LinearProblem {
     transpose(k, ldk, columns, dim, sum + start, ldn);
   }
 
-  // What is read next.
+  // What is touched next.
   Ahead after_keys(long b, long h, long start, long count) const {
     Ahead ahead;
     if (!far) return ahead;
-    if (!step_on(a.keys, h, start, count)) {
-      ahead.add(a.query, a.dtype, b, h, 0, least(BLOCK, a.queries), dim);
-    } else {
-      ahead.add(a.key, a.dtype, b, h, start, count, dim);
-      ahead.add(a.value, a.dtype, b, h, start, count, value_dim);
-    }
+    if (step_on(a.keys, h, start, count))
+      ask_for_keys(ahead, b, h, start, count);
+    else
+      ask_for_queries(ahead, b, h, 0, least(BLOCK, a.queries));
     return ahead;
   }
   Ahead after_queries(long b, long h, long start, long count) const {
     Ahead ahead;
     if (!far) return ahead;
     if (step_on(a.queries, h, start, count)) {
-      ahead.add(a.query, a.dtype, b, h, start, count, dim);
-      long reached = start + local.reach();
-      if (local.kind || identity != 0)
-        ahead.add(a.value, a.dtype, b, h, reached, least(count, a.keys - reached), value_dim);
+      ask_for_queries(ahead, b, h, start, count);
+      ahead.add(a.out, a.dtype, b, h, start, count, value_dim);
     } else if (h + 1 < heads) {
-      ahead.add(a.key, a.dtype, b, h + 1, 0, least(BLOCK, a.keys), dim);
-      ahead.add(a.value, a.dtype, b, h + 1, 0, least(BLOCK, a.keys), value_dim);
+      ask_for_keys(ahead, b, h + 1, 0, least(BLOCK, a.keys));
     }
     return ahead;
   }

@@ -97,6 +97,18 @@ struct LinearProblem {
     return count > 0;
   }
 
+  // What is read at tokens of the pass over the keys, and of the one over the queries.
+  void ask_for_keys(Ahead& ahead, long b, long h, long start, long count) const {
+    ahead.add(a.key, a.dtype, b, h, start, count, dim);
+    ahead.add(a.value, a.dtype, b, h, start, count, value_dim);
+  }
+  void ask_for_queries(Ahead& ahead, long b, long h, long start, long count) const {
+    ahead.add(a.query, a.dtype, b, h, start, count, dim);
+    if (!local.kind && identity == 0) return;
+    start += local.reach();
+    ahead.add(a.value, a.dtype, b, h, start, least(count, a.keys - start), value_dim);
+  }
+
   // Keys and values count as zero where they are masked, whatever stands in memory.
   void masked_rows(const castling::Tensor4& x, long b, long h, long start, long count,
                    long channels, float* to, long ld, const float* factors = nullptr,
