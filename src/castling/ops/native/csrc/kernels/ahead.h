@@ -17,10 +17,10 @@ class Ahead {
     long item = castling::item_size(dtype);
     // Channels that are apart are tokens that are together: those the processor follows. Rows of
     // one or two cache lines cost more to ask for than to wait for.
-    if (x.channel != 1 || channels * item <= 128 || count_ == MOST) return;
+    if (x.channel != 1 || channels * item <= 128 || tokens <= 0 || count_ == MOST) return;
     const char* first = x.data + (b * x.batch + start * x.token + h * x.head) * item;
     streams_[count_++] = {first, (long)(x.token * item), channels * item};
-    rows_ = tokens;
+    rows_ = most(rows_, tokens);
   }
 
   // Spread over so many calls of `step`.

@@ -15,6 +15,10 @@ struct Local {
   long size() const {
     return kind == castling::ALONG_TOKENS ? ceil_divide(taps, 16) * 16 : taps * taps * columns;
   }
+  // Tokens from one to the last that is read for it.
+  long reach() const {
+    return kind == castling::ON_GRID ? taps / 2 * (width + 1) : kind ? taps / 2 : 0;
+  }
 };
 
 // Re-lay a parameter; `flipped` for the gradient of the values, which is a convolution too.

@@ -23,7 +23,7 @@ struct Backward : LinearProblem {
     if (a.dtype != castling::FLOAT32) through.data = (char*)buffer.data;
     sum_first = dim * ldv;
     sum_floats = dim * ldv + ldk + ldv + result_floats();
-    head_floats = CONSTANTS + dim * ldv + ldk + 2 * ldv + 2 * value_dim * ldk +
+    head_floats = CONSTANTS + dim * ldv + ldk + 2 * ldv + 2 * value_wide * ldk +
                   (converts_values() ? a.keys * ldv : 0) +
                   (converts_gradients() ? a.queries * ldv : 0);
     worker_floats = QueryBlock::floats(*this) + BLOCK * (ldk + 2 * ldv);
@@ -42,8 +42,8 @@ struct Backward : LinearProblem {
           values(total + p.ldk),
           mean(values + p.ldv),
           transposed(mean + p.ldv),
-          d_transposed(transposed + p.value_dim * p.ldk),
-          converted(d_transposed + p.value_dim * p.ldk),
+          d_transposed(transposed + p.value_wide * p.ldk),
+          converted(d_transposed + p.value_wide * p.ldk),
           gradients(converted + (p.converts_values() ? p.a.keys * p.ldv : 0)) {}
   };
 
@@ -56,15 +56,17 @@ struct Backward : LinearProblem {
           result(values + p.ldv) {}
   };
 
-  void transpose(const float* state, float* to) const {
-    for (long c = 0; c < value_dim; ++c) {
-      for (long r = 0; r < dim; ++r) to[c * ldk + r] = state[r * ldv + c];
-      for (long r = dim; r < key_wide; ++r) to[c * ldk + r] = 0;
-    }
+  // Columns become rows of whole vectors, zero behind the last channel.
+  void transpose_state(const float* state, float* to) const {
+    long whole = dim / 4 * 4;
+    transpose(state, ldv, whole, value_dim, to, ldk);
+    for (long r = whole; r < key_wide; ++r)
+      for (long c = 0; c < value_dim; ++c) to[c * ldk + r] = r < dim ? state[r * ldv + c] : 0;
   }
 
   static void copy_row(const float* from, long count, float* to, long ld) {
-    for (long c = 0; c < ld; ++c) to[c] = c < count ? from[c] : 0;
+    __builtin_memcpy(to, from, count * sizeof(float));
+    zero(to + count, ld - count);
   }
 
   void prepare(float*, long b, long h, float* own) {
@@ -79,7 +81,9 @@ struct Backward : LinearProblem {
     copy_row(saved + dim * value_dim, dim, head.total, ldk);
     copy_row(saved + dim * value_dim + dim, value_dim, head.values, ldv);
     for (long c = 0; c < ldv; ++c) head.mean[c] = s * constant * head.values[c];
-    transpose(head.state, head.transposed);
+    transpose_state(head.state, head.transposed);
+    for (long i = 0; i < value_dim * ldk; i += LANES)
+      store(head.transposed + i, broadcast(s * gamma) * load(head.transposed + i));
     if (converts_values()) masked_rows(a.value, b, h, 0, a.keys, value_dim, head.converted, ldv);
     if (converts_gradients())
       pack_rows(a.out, a.dtype, b, h, 0, a.queries, value_dim, head.gradients, ldv);
@@ -99,9 +103,11 @@ struct Backward : LinearProblem {
     float* d_query = work + QueryBlock::floats(*this);
     float* d_x = d_query + BLOCK * ldk;
     float* packed = d_x + BLOCK * ldv;
-    Ahead nothing_ahead;
+    Ahead ahead = after_queries(b, h, start, count);
+    ahead.over(tiles(count, value_dim) + tiles(count, dim) + tiles(dim, value_dim));
+    auto between = [&ahead] { ahead.step(); };
     block.compute(*this, b, h, start, count, s, (long)keys, head.state, head.total,
-                  mean ? head.mean : nullptr, nothing_ahead);
+                  mean ? head.mean : nullptr, ahead);
     Rows g = rows_of(a.out, a.dtype, b, h, start, count, value_dim, packed, ldv);
     if (local.kind) {
       Rows all = all_values(b, h, head.converted);
@@ -119,18 +125,17 @@ struct Backward : LinearProblem {
         d_sums[t] *= s * gamma;
       }
     pass_identity(b, h, start, count, d_x, block.residual);
-    matmul<false, false>(count, dim, value_dim, d_x, ldv, head.transposed, ldk, d_query, ldk);
-    for (long t = 0; t < count; ++t) {
-      float* row = d_query + t * ldk;
-      for (long c = 0; c < key_wide; c += LANES) {
-        Vec d = broadcast(s * gamma) * load(row + c);
-        if (rowsum) d += broadcast(d_sums[t]) * load(head.total + c);
-        store(row + c, d);
-      }
+    Target to = target_of(a.d_query, a.dtype, b, h, start, dim, d_query, ldk);
+    matmul<false, false>(count, dim, value_dim, d_x, ldv, head.transposed, ldk, to.data, to.ld,
+                         between);
+    for (long t = 0; rowsum && t < count; ++t) {
+      float* row = to.data + t * to.ld;
+      for (long c = 0; c < key_wide; c += LANES)
+        store(row + c, load(row + c) + broadcast(d_sums[t]) * load(head.total + c));
     }
-    map_gradients(a.features, block.query, block.rows, block.scales, count, key_wide, eps, d_query,
-                  ldk);
-    unpack_rows(d_query, ldk, count, dim, a.d_query, a.dtype, b, h, start);
+    map_gradients(a.features, block.query, block.rows, block.scales, count, key_wide, eps, to.data,
+                  to.ld);
+    deliver(to, count, dim, a.d_query, a.dtype, b, h, start);
     for (long t = 0; t < count; ++t) {
       float* row = d_x + t * ldv;
       const float* mapped = block.rows.data + t * block.rows.ld;
@@ -144,8 +149,34 @@ struct Backward : LinearProblem {
           store(sum.total + c,
                 load(sum.total + c) + broadcast(block.scales[t] * d_sums[t]) * load(mapped + c));
     }
-    (fresh ? matmul<false, true> : matmul<true, true>)(dim, value_dim, count, block.rows.data,
-                                                       block.rows.ld, d_x, ldv, sum.state, ldv);
+    const Rows& q = block.rows;
+    if (fresh)
+      matmul<false, true>(dim, value_dim, count, q.data, q.ld, d_x, ldv, sum.state, ldv, between);
+    else
+      matmul<true, true>(dim, value_dim, count, q.data, q.ld, d_x, ldv, sum.state, ldv, between);
+  }
+
+  // What is read next.
+  Ahead after_queries(long b, long h, long start, long count) const {
+    Ahead ahead;
+    if (!far) return ahead;
+    if (!step_on(a.queries, h, start, count)) {
+      ask_for_keys(ahead, b, h, 0, least(BLOCK, a.keys));
+      return ahead;
+    }
+    ask_for_queries(ahead, b, h, start, count);
+    ahead.add(a.out, a.dtype, b, h, start, count, value_dim);
+    return ahead;
+  }
+  Ahead after_keys(long b, long h, long start, long count) const {
+    Ahead ahead;
+    if (!far || !step_on(a.keys, h, start, count)) return ahead;
+    ask_for_keys(ahead, b, h, start, count);
+    if (passes_value) ahead.add(through, castling::FLOAT32, b, h, start, count, value_dim);
+    start += local.reach();
+    if (local.kind)
+      ahead.add(a.out, a.dtype, b, h, start, least(count, a.queries - start), value_dim);
+    return ahead;
   }
 
   // dx from the gradient of y = factor·x; returns the gradient of the row sum.
@@ -170,13 +201,13 @@ struct Backward : LinearProblem {
   // The identity term's gradient goes to the residual, or waits for the second pass.
   void pass_identity(long b, long h, long start, long count, const float* d_x, float* scratch) const {
     if (a.residual.data == nullptr && !passes_value) return;
+    const castling::Tensor4& x = passes_value ? through : a.d_residual;
+    long dtype = passes_value ? (long)castling::FLOAT32 : a.dtype;
+    Target to = target_of(x, dtype, b, h, start, value_dim, scratch, ldv);
     for (long t = 0; t < count; ++t)
       for (long c = 0; c < value_wide; c += LANES)
-        store(scratch + t * ldv + c, broadcast(identity) * load(d_x + t * ldv + c));
-    if (passes_value)
-      unpack_rows(scratch, ldv, count, value_dim, through, castling::FLOAT32, b, h, start);
-    else
-      unpack_rows(scratch, ldv, count, value_dim, a.d_residual, a.dtype, b, h, start);
+        store(to.data + t * to.ld + c, broadcast(identity) * load(d_x + t * ldv + c));
+    deliver(to, count, value_dim, x, dtype, b, h, start);
   }
 
   void finish(float*, long b, long h, float* own, float* sums) {
@@ -188,7 +219,7 @@ struct Backward : LinearProblem {
       store(sum.state + i, broadcast(s * gamma) * load(sum.state + i));
     for (long c = 0; c < value_wide; c += LANES)
       store(sum.values + c, broadcast(s * constant) * load(sum.values + c));
-    transpose(sum.state, head.d_transposed);
+    transpose_state(sum.state, head.d_transposed);
     __builtin_memcpy(results.data + (b * heads + h) * result_floats(), sum.result,
                      result_floats() * sizeof(float));
   }
@@ -203,40 +234,45 @@ struct Backward : LinearProblem {
     float* d_value = v + BLOCK * ldv;
     float* passed = d_value + BLOCK * ldv;
     float scales[BLOCK], ones[BLOCK];
-    masked_rows(a.key, b, h, start, count, dim, k, ldk);
-    map_rows(a.features, {k, ldk}, count, key_wide, eps, mapped, ldk, scales);
-    Rows rows{transforms(a.features) ? mapped : k, ldk};
-    matmul<false, false>(count, value_dim, dim, rows.data, ldk, sum.state, ldv, d_value, ldv);
+    Rows key = token_rows(a.key, b, h, start, count, dim, k, ldk);
+    map_rows(a.features, key, count, key_wide, eps, mapped, ldk, scales);
+    Rows rows = transforms(a.features) ? Rows{mapped, ldk} : key;
+    Ahead ahead = after_keys(b, h, start, count);
+    ahead.over(tiles(count, value_dim) + tiles(count, dim));
+    auto between = [&ahead] { ahead.step(); };
+    matmul<false, false>(count, value_dim, dim, rows.data, rows.ld, sum.state, ldv, d_value, ldv,
+                         between);
     Rows direct{nullptr, 0};
     if (passes_value)
       direct = rows_of(through, castling::FLOAT32, b, h, start, count, value_dim, passed, ldv);
+    Target to = target_of(a.d_value, a.dtype, b, h, start, value_dim, d_value, ldv);
     for (long t = 0; t < count; ++t) {
       ones[t] = 1;
       for (long c = 0; c < value_wide; c += LANES) {
         Vec d = broadcast(scales[t]) * load(d_value + t * ldv + c);
         if (mean) d += load(sum.values + c);
         if (passes_value) d += load(direct.data + t * direct.ld + c);
-        store(d_value + t * ldv + c, d);
+        store(to.data + t * to.ld + c, d);
       }
     }
     if (local.kind) {
       Rows all = all_gradients(b, h, head);
-      convolve(local, weights_of(h), all.data, all.ld, start, count, d_value, ldv, ones,
-               d_value, ldv);
+      convolve(local, weights_of(h), all.data, all.ld, start, count, to.data, to.ld, ones, to.data,
+               to.ld);
     }
-    zero_masked(d_value, ldv, b, start, count);
-    unpack_rows(d_value, ldv, count, value_dim, a.d_value, a.dtype, b, h, start);
+    zero_masked(to.data, to.ld, value_wide, b, start, count);
+    deliver(to, count, value_dim, a.d_value, a.dtype, b, h, start);
 
-    Rows values = value_rows(b, h, start, count, v);
+    Rows values = token_rows(a.value, b, h, start, count, value_dim, v, ldv);
+    to = target_of(a.d_key, a.dtype, b, h, start, dim, d_key, ldk);
     matmul<false, false>(count, dim, value_dim, values.data, values.ld, head.d_transposed, ldk,
-                         d_key, ldk);
-    if (rowsum)
-      for (long t = 0; t < count; ++t)
-        for (long c = 0; c < key_wide; c += LANES)
-          store(d_key + t * ldk + c, load(d_key + t * ldk + c) + load(sum.total + c));
-    map_gradients(a.features, {k, ldk}, rows, scales, count, key_wide, eps, d_key, ldk);
-    zero_masked(d_key, ldk, b, start, count);
-    unpack_rows(d_key, ldk, count, dim, a.d_key, a.dtype, b, h, start);
+                         to.data, to.ld, between);
+    for (long t = 0; rowsum && t < count; ++t)
+      for (long c = 0; c < key_wide; c += LANES)
+        store(to.data + t * to.ld + c, load(to.data + t * to.ld + c) + load(sum.total + c));
+    map_gradients(a.features, key, rows, scales, count, key_wide, eps, to.data, to.ld);
+    zero_masked(to.data, to.ld, key_wide, b, start, count);
+    deliver(to, count, dim, a.d_key, a.dtype, b, h, start);
   }
 
   // Sums over the batch, in order.

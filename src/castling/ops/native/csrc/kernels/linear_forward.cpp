@@ -95,32 +95,24 @@ struct Forward : LinearProblem {
     transpose(k, ldk, columns, dim, sum + start, ldn);
   }
 
-  // What the schedule takes up after a block: the head's next block, or the next head's same block.
+  // What is touched next.
   Ahead after_keys(long b, long h, long start, long count) const {
-    if (!by_head && ++h == heads) h = 0, start += count;
-    if (by_head) start += count;
     Ahead ahead;
-    if (start < a.keys) {
-      count = least(count, a.keys - start);
-      ahead.add(a.key, a.dtype, b, h, start, count, dim);
-      ahead.add(a.value, a.dtype, b, h, start, count, value_dim);
-    } else {
-      ahead.add(a.query, a.dtype, b, h, 0, least(BLOCK, a.queries), dim);
-    }
+    if (!far) return ahead;
+    if (step_on(a.keys, h, start, count))
+      ask_for_keys(ahead, b, h, start, count);
+    else
+      ask_for_queries(ahead, b, h, 0, least(BLOCK, a.queries));
     return ahead;
   }
   Ahead after_queries(long b, long h, long start, long count) const {
-    if (!by_head && ++h == heads) h = 0, start += count;
-    if (by_head) start += count;
     Ahead ahead;
-    if (start < a.queries) {
-      count = least(count, a.queries - start);
-      ahead.add(a.query, a.dtype, b, h, start, count, dim);
-      if (start + count <= a.keys && (local.kind || identity != 0))
-        ahead.add(a.value, a.dtype, b, h, start, count, value_dim);
+    if (!far) return ahead;
+    if (step_on(a.queries, h, start, count)) {
+      ask_for_queries(ahead, b, h, start, count);
+      ahead.add(a.out, a.dtype, b, h, start, count, value_dim);
     } else if (h + 1 < heads) {
-      ahead.add(a.key, a.dtype, b, h + 1, 0, least(BLOCK, a.keys), dim);
-      ahead.add(a.value, a.dtype, b, h + 1, 0, least(BLOCK, a.keys), value_dim);
+      ask_for_keys(ahead, b, h + 1, 0, least(BLOCK, a.keys));
     }
     return ahead;
   }
@@ -161,20 +153,17 @@ struct Forward : LinearProblem {
       block.compute(*this, b, h, start, count, own[0], (long)own[1], sum, total(sum), average,
                     ahead);
     }
-    bool direct = in_place(a.out, a.dtype, value_dim);
-    float* to = direct ? (float*)a.out.data + b * a.out.batch + start * a.out.token + h * a.out.head
-                       : block.x;
-    long ld = direct ? a.out.token : ldv;
+    Target to = target_of(a.out, a.dtype, b, h, start, value_dim, block.x, ldv);
     if (local.kind) {
       Rows all = all_values(b, h, own + 16);
       convolve(local, weights_of(h), all.data, all.ld, start, count, block.x, ldv,
-               block.factors, to, ld);
+               block.factors, to.data, to.ld);
     } else {
       for (long t = 0; t < count; ++t)
         for (long c = 0; c < value_wide; c += LANES)
-          store(to + t * ld + c, broadcast(block.factors[t]) * load(block.x + t * ldv + c));
+          store(to.data + t * to.ld + c, broadcast(block.factors[t]) * load(block.x + t * ldv + c));
     }
-    if (!direct) unpack_rows(to, ld, count, value_dim, a.out, a.dtype, b, h, start);
+    deliver(to, count, value_dim, a.out, a.dtype, b, h, start);
   }
 
   // to += Σ_t scale_t·row_t

@@ -16,11 +16,14 @@ using castling::LinearArguments;
 constexpr double WORK_PER_THREAD = 4e5;
 // Up to this many bytes a head's rows stay in the second-level cache between the two passes.
 constexpr double HEAD_BYTES = 1 << 20;
+// Up to this many bytes the tensors stay in the last cache, where an earlier operator left them:
+// rows there cost more to ask for than to wait for.
+constexpr double NEAR_BYTES = 8 << 20;
 
 struct LinearProblem {
   const LinearArguments& a;
   long batch, heads, threads;
-  bool by_head;
+  bool by_head, far;
   Blocks first, second;
   long sum_floats, sum_first, head_floats, worker_floats;
 
@@ -59,6 +62,7 @@ struct LinearProblem {
     threads = most(1, least(a.threads, (long)(useful / WORK_PER_THREAD)));
     double bytes = 4.0 * (a.queries + a.keys) * (a.dim + a.value_dim);
     by_head = batch * heads >= threads && bytes <= HEAD_BYTES;
+    far = batch * heads * bytes > NEAR_BYTES;
     if (local.kind && weights.data != nullptr)
       lay_weights(local, a.local_weight, heads, value_dim, flipped, weights.data);
   }
@@ -78,10 +82,31 @@ struct LinearProblem {
 
   float scale(long keys) const { return a.kv_scale > 0 ? (float)a.kv_scale : 1.0f / most(1, keys); }
 
-  void zero_masked(float* rows, long ld, long b, long start, long count) const {
+  void zero_masked(float* rows, long ld, long wide, long b, long start, long count) const {
     if (a.key_mask == nullptr) return;
     for (long t = 0; t < count; ++t)
-      if (!takes_part(b, start + t)) zero(rows + t * ld, ld);
+      if (!takes_part(b, start + t)) zero(rows + t * ld, wide);
+  }
+
+  // Where the schedule goes on after a block: with the head's next block, or the next head's same
+  // block. False when there is none in this pass.
+  bool step_on(long tokens, long& h, long& start, long& count) const {
+    if (by_head || ++h == heads) start += count;
+    if (h == heads) h = 0;
+    count = least(count, tokens - start);
+    return count > 0;
+  }
+
+  // What is read at tokens of the pass over the keys, and of the one over the queries.
+  void ask_for_keys(Ahead& ahead, long b, long h, long start, long count) const {
+    ahead.add(a.key, a.dtype, b, h, start, count, dim);
+    ahead.add(a.value, a.dtype, b, h, start, count, value_dim);
+  }
+  void ask_for_queries(Ahead& ahead, long b, long h, long start, long count) const {
+    ahead.add(a.query, a.dtype, b, h, start, count, dim);
+    if (!local.kind && identity == 0) return;
+    start += local.reach();
+    ahead.add(a.value, a.dtype, b, h, start, least(count, a.keys - start), value_dim);
   }
 
   // Keys and values count as zero where they are masked, whatever stands in memory.
@@ -89,17 +114,18 @@ struct LinearProblem {
                    long channels, float* to, long ld, const float* factors = nullptr,
                    float* squares = nullptr) const {
     pack_rows(x, a.dtype, b, h, start, count, channels, to, ld, factors, squares);
-    zero_masked(to, ld, b, start, count);
+    zero_masked(to, ld, vectors(channels) * LANES, b, start, count);
     for (long t = 0; a.key_mask != nullptr && squares != nullptr && t < count; ++t)
       if (!takes_part(b, start + t)) squares[t] = 0;
   }
 
-  // Rows of values at queries, in place where they can be read so.
-  Rows value_rows(long b, long h, long start, long count, float* scratch) const {
+  // The same, in place where they can be read so.
+  Rows token_rows(const castling::Tensor4& x, long b, long h, long start, long count,
+                  long channels, float* scratch, long ld) const {
     if (a.key_mask == nullptr)
-      return rows_of(a.value, a.dtype, b, h, start, count, value_dim, scratch, ldv);
-    masked_rows(a.value, b, h, start, count, value_dim, scratch, ldv);
-    return {scratch, ldv};
+      return rows_of(x, a.dtype, b, h, start, count, channels, scratch, ld);
+    masked_rows(x, b, h, start, count, channels, scratch, ld);
+    return {scratch, ld};
   }
 
   // A convolution reads rows again and again: they are converted once, unless they can stay.
@@ -154,7 +180,7 @@ struct QueryBlock {
     if (p.identity != 0)
       added = a.residual.data != nullptr
                   ? rows_of(a.residual, a.dtype, b, h, start, count, p.value_dim, residual, p.ldv)
-                  : p.value_rows(b, h, start, count, residual);
+                  : p.token_rows(a.value, b, h, start, count, p.value_dim, residual, p.ldv);
     float weight = s * p.gamma;
     if (added.data != nullptr)
       mean != nullptr ? combine_rows<true, true>(p, count, weight, added, mean)

@@ -157,6 +157,25 @@ static CASTLING_INLINE Rows rows_of(const Tensor4& x, long dtype, long b, long h
   return {scratch, ld};
 }
 
+// Rows of a result: in the tensor itself where they can stand there, else in scratch memory.
+struct Target {
+  float* data;
+  long ld;
+  bool direct;
+};
+
+static CASTLING_INLINE Target target_of(const Tensor4& x, long dtype, long b, long h, long start,
+                                        long count, float* scratch, long ld) {
+  if (!in_place(x, dtype, count)) return {scratch, ld, false};
+  return {(float*)x.data + b * x.batch + start * x.token + h * x.head, (long)x.token, true};
+}
+
+// Brings finished rows to the tensor, unless they are there.
+static CASTLING_INLINE void deliver(const Target& rows, long tokens, long count, const Tensor4& x,
+                                    long dtype, long b, long h, long start) {
+  if (!rows.direct) unpack_rows(rows.data, rows.ld, tokens, count, x, dtype, b, h, start);
+}
+
 static CASTLING_INLINE Vec dot_lanes(const float* a, const float* b, long count) {
   Vec even = {}, odd = {};
   long c = 0;
