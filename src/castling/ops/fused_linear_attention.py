@@ -26,7 +26,7 @@ _LINEAR_TENSORS = (
 )
 _LINEAR_OPTIONS = (
     "str features, str normalize, float identity, float gamma, float alpha, float kv_scale, "
-    "float eps, float row_eps, int[] grid, int prefix, str path"
+    "float eps, float row_eps, SymInt[] grid, int prefix, str path"
 )
 library.define(
     f"linear_attention({_LINEAR_TENSORS}, {_LINEAR_OPTIONS}, bool save_state) -> (Tensor, Tensor)"
