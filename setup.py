@@ -15,6 +15,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -69,6 +70,20 @@ def interface(sources: Path) -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in headers)).hexdigest()[:16]
 
 
+def write_whole(target: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` make a file, which takes the place of ``target`` once it is complete.
+
+    A process that loads half a library dies; one that has the old library loaded keeps it.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    new = target.with_name(f"{target.name}.{os.getpid()}.new")
+    try:
+        write(new)
+        new.replace(target)
+    finally:
+        new.unlink(missing_ok=True)
+
+
 def build_library(target: Path, temporary: Path) -> None:
     """Compile every source for every instruction set and link the shared library."""
     cxx = compiler()
@@ -86,11 +101,8 @@ def build_library(target: Path, temporary: Path) -> None:
             jobs.append(([*flags, define, str(source)], temporary / f"{source.stem}.{name}.o"))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(lambda job: run([*cxx, *FLAGS, *job[0], "-c", "-o", str(job[1])]), jobs))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Written aside and renamed: a process that has the old library loaded keeps it.
-    linked = target.with_name(target.name + ".new")
-    run([*cxx, "-shared", "-pthread", "-o", str(linked), *(str(job[1]) for job in jobs)])
-    linked.replace(target)
+    objects = [str(job[1]) for job in jobs]
+    write_whole(target, lambda new: run([*cxx, "-shared", "-pthread", "-o", str(new), *objects]))
 
 
 class BuildNative(build_ext):
@@ -119,9 +131,13 @@ class BuildNative(build_ext):
             )
 
     def copy_extensions_to_source(self) -> None:
-        """Editable installation: nothing to copy when nothing was built."""
-        if self.built:
-            super().copy_extensions_to_source()
+        """Editable installation: whole or not at all, and not when nothing was built."""
+        if not self.built:
+            return
+        for ext in self.extensions:
+            name = self.get_ext_filename(ext.name)
+            built = Path(self.build_lib) / name
+            write_whole(Path("src") / name, lambda new, built=built: shutil.copy2(built, new))
 
 
 class NativeWheel(bdist_wheel):

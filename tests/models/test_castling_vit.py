@@ -159,6 +159,29 @@ def test_compiles_for_sizes_not_seen():
         torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("attention", ["linear_angular", "softmax"])
+@pytest.mark.parametrize(("name", "multiple"), zip(PICO, (4, 8, 8), strict=True))
+def test_exports_with_height_and_width_left_open(name, multiple, attention):
+    model = timm.create_model(name, num_classes=5, attention=attention).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # some hosts begin with branches of zeros
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    # A map of one token would be a program of its own.
+    height, width = (multiple * torch.export.Dim(side, min=5, max=64) for side in ("h", "w"))
+    program = torch.export.export(
+        *(model, (torch.randn(2, 3, 64, 96),)),
+        dynamic_shapes=({0: torch.export.Dim("batch"), 2: height, 3: width},),
+    )
+    assert attention == "softmax" or any(
+        "castling.linear_attention" in str(node.target) for node in program.graph.nodes
+    )
+    exported = program.module()
+    for shape in ((2, 3, 64, 96), (1, 3, 64, 64), (3, 3, 120, 56), (1, 3, 48, 104)):
+        x = torch.randn(shape)
+        with torch.no_grad():
+            torch.testing.assert_close(exported(x), model(x), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", PICO)
 def test_round_trip_through_safetensors(name, tmp_path):
     model = timm.create_model(name, num_classes=5).eval()

@@ -101,7 +101,8 @@ class MultiScaleAttention(AttentionCore):
         if self.bn is not None:
             # BN wants its channels second: (B, d, H, N).
             out = out + F.gelu(self.bn(value.permute(0, 3, 2, 1))).permute(0, 3, 2, 1)
-        return self.proj(out.permute(0, 2, 3, 1).reshape(batch, -1, height, width))
+        channels = self.num_heads * self.value_dim
+        return self.proj(out.permute(0, 2, 3, 1).reshape(batch, channels, height, width))
 
     def position(self, grid: tuple[int, int]) -> Tensor:
         """What is added to the keys of a grid: (1, h·w, H, d)."""

@@ -26,7 +26,7 @@ fused_linear_attention = FusedOperator(
     ),
     option_schema=(
         "str features, str normalize, float identity, float gamma, float alpha, float kv_scale, "
-        "float eps, float row_eps, int[] grid, int prefix"
+        "float eps, float row_eps, SymInt[] grid, int prefix"
     ),
     tensors=LinearTensors,
     options=LinearOptions,

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from castling.attention import AttentionConfig, AttentionCore
@@ -173,3 +174,8 @@ def join(prefix: str, name: str) -> str:
 def tokens_to_grid(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """(B, h·w, H, d) -> (B, h, w, H, d)."""
     return tokens.reshape(tokens.shape[0], grid[0], grid[1], *tokens.shape[2:])
+
+
+def symbolic(*sizes: int) -> bool:
+    """Whether a program is being traced that leaves any of these sizes open."""
+    return any(isinstance(size, torch.SymInt) for size in sizes)

@@ -24,6 +24,7 @@ from castling.surgery.hosts import (
     named_hosts,
     register_host,
     shared_geometry,
+    symbolic,
     tokens_to_grid,
 )
 
@@ -81,7 +82,8 @@ class _LevitAttention(HostAttention):
         if not self.wants_bias:
             return None
         table = self.attention_biases.unflatten(1, tuple(self.resolution))
-        if tuple(self.resolution) != tuple(key_grid):
+        # Traced for any size it is always resized: the same size changes nothing.
+        if symbolic(*key_grid) or tuple(self.resolution) != tuple(key_grid):
             table = F.interpolate(table[None], size=key_grid, mode="bilinear")[0]
         steps = [
             (

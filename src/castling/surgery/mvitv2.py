@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from castling.attention import AttentionConfig
-from castling.surgery.hosts import HostAttention, Place, register_host
+from castling.surgery.hosts import HostAttention, Place, register_host, symbolic
 
 
 @register_host(TimmAttention)
@@ -115,7 +115,8 @@ class MultiScaleAttention(HostAttention):
 def _distances(table: Tensor, queries: int, keys: int) -> Tensor:
     """Rows of a (2·size − 1, d) table by the distance of query and key on the finer grid."""
     size = max(queries, keys)
-    if table.shape[0] != 2 * size - 1:
+    # Traced for any size it is always resized: the same size changes nothing.
+    if symbolic(size) or table.shape[0] != 2 * size - 1:
         table = F.interpolate(table.t()[None], size=2 * size - 1, mode="linear")[0].t()
     at_query = torch.arange(queries, device=table.device)[:, None] * max(keys / queries, 1.0)
     at_key = torch.arange(keys, device=table.device)[None] * max(queries / keys, 1.0)

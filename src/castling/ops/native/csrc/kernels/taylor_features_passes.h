@@ -10,13 +10,15 @@
 namespace CASTLING_NAMESPACE {
 
 struct Pass {
+  const ValueMeans& means;
   Block block;
   long value_ld;
   float *values, *columns, *results, *totals, *weights, *gradient, *gradient_rows;
   long size;
 
-  Pass(const TaylorArguments& a, Carver memory)
-      : block(a, memory),
+  Pass(const TaylorArguments& a, const ValueMeans& value_means, Carver memory)
+      : means(value_means),
+        block(a, memory),
         value_ld(padded(a.value_dim)),
         values(memory.take(TOKENS * value_ld)),
         columns(memory.take(whole(a.value_dim) * TOKEN_LD)),
@@ -26,11 +28,6 @@ struct Pass {
         gradient(memory.take((whole(a.dim) + 1) * TOKEN_LD)),
         gradient_rows(memory.take((TOKENS + 4) * block.ld)),
         size(memory.used) {}
-
-  void read_values(const TaylorArguments& a, TokenList list, long b, long h, long first,
-                   long count) const {
-    read_rows(a, a.value, list, b, h, first, count, a.value_dim, values, value_ld);
-  }
 
   // `values` channels first, zeros behind the last token.
   void transpose_values(const TaylorArguments& a, long count) const {
@@ -48,7 +45,7 @@ struct Pass {
     for (long k = 0; k < list.count; k += TOKENS) {
       long n = least(TOKENS, list.count - k);
       block.read(a, a.key, list, b, h, k, n);
-      read_values(a, list, b, h, k, n);
+      means.read(b, h, k, n, values);
       block.accumulate(a, values, value_ld, block.columns, n, first, last, table);
     }
     table.halve_squares(a.dim, first, last);
@@ -61,27 +58,24 @@ struct Pass {
       long m = least(TOKENS, last - q);
       block.read(a, a.query, ALL, b, h, q, m);
       block.apply(a, table, m, results, value_ld, totals);
-      for (long i = 0; i < m; ++i) {
-        totals[i] += offset;
-        scale(results + i * value_ld, inverse(totals[i]), whole(a.value_dim));
-      }
-      write_rows(a, a.out, ALL, b, h, q, m, a.value_dim, results, value_ld);
+      for (long i = 0; i < m; ++i) totals[i] += offset;
+      means.divide(b, h, m, totals, results);
+      means.write_outputs(b, h, q, m, results);
       if (below != nullptr) __builtin_memcpy(below + q, totals, m * sizeof(float));
     }
   }
 
-  // Also centre = ⟨∂L/∂out, out⟩ over the row sum, for the table's gradient.
+  // Also centre = ⟨∂L/∂out, out − mean⟩ over the row sum, for the table's gradient.
   void table_to_query_gradients(const TaylorArguments& a, long b, long h, long first, long last,
                                 const Table& table, const float* below, float* centre) const {
     for (long q = first; q < last; q += TOKENS) {
       long m = least(TOKENS, last - q);
       block.read(a, a.query, ALL, b, h, q, m);
       if (a.dtype == castling::FLOAT32) {
-        read_rows(a, a.out, ALL, b, h, q, m, a.value_dim, results, value_ld);
+        means.read_outputs(b, h, q, m, results);
       } else {  // a rounded output's error would be the same in all slopes of its row
         block.apply(a, table, m, results, value_ld, totals);
-        for (long i = 0; i < m; ++i)
-          scale(results + i * value_ld, inverse(below[q + i]), whole(a.value_dim));
+        means.divide(b, h, m, below + q, results);
       }
       read_gradients(a, b, h, q, m, below + q, values, value_ld);
       for (long i = 0; i < m; ++i)
@@ -113,7 +107,7 @@ struct Pass {
       block.read(a, a.key, list, b, h, k, n);
       block.apply(a, table, n, results, value_ld, totals);
       write_rows(a, a.grad_value, list, b, h, k, n, a.value_dim, results, value_ld);
-      read_values(a, list, b, h, k, n);
+      means.read(b, h, k, n, values);
       transpose_values(a, n);
       block.differentiate(a, table, columns, block.columns, n, gradient, gradient_rows);
       write_rows(a, a.grad_key, list, b, h, k, n, a.dim, gradient_rows, block.ld);
@@ -138,15 +132,16 @@ CASTLING_INLINE bool head_by_head(const TaylorArguments& a) {
 
 constexpr long FEWEST_FEATURES = 24;  // of a task: whole register tiles
 
-static int forward_features(const TaylorArguments& a, const KeyLists& lists) {
+static int forward_features(const TaylorArguments& a, const KeyLists& lists,
+                            const ValueMeans& means) {
   const long features = feature_count(a.dim), heads = a.batch * a.heads;
-  const long floats = Pass(a, Carver{nullptr}).size, size = Table::size(a);
+  const long floats = Pass(a, means, Carver{nullptr}).size, size = Table::size(a);
   const bool saved = a.state != nullptr;
   if (head_by_head(a)) {
     const Tables tables{a, a.state, size + a.queries};
     return each_task(a.threads, heads, floats + (saved ? 0 : size), [&](long head, float* memory) {
       long b = head / a.heads, h = head % a.heads;
-      Pass pass(a, Carver{memory});
+      Pass pass(a, means, Carver{memory});
       Table table = saved ? tables(b, h) : Table(a, memory + floats);
       pass.keys_to_table(a, lists[b], b, h, 0, features, table);
       pass.table_to_outputs(a, lists[b], b, h, 0, a.queries, table,
@@ -158,24 +153,25 @@ static int forward_features(const TaylorArguments& a, const KeyLists& lists) {
   const Tables tables{a, saved ? a.state : own.data, saved ? size + a.queries : size};
   int failed = each_piece(a, features, piece(a, features, FEWEST_FEATURES, features), floats,
                           [&](long b, long h, long first, long last, float* memory) {
-    Pass(a, Carver{memory}).keys_to_table(a, lists[b], b, h, first, last, tables(b, h));
+    Pass(a, means, Carver{memory}).keys_to_table(a, lists[b], b, h, first, last, tables(b, h));
   });
   if (failed) return failed;
   return each_piece(a, a.queries, piece(a, a.queries, TOKENS, a.queries), floats,
                     [&](long b, long h, long first, long last, float* memory) {
-    Pass(a, Carver{memory}).table_to_outputs(a, lists[b], b, h, first, last, tables(b, h),
+    Pass(a, means, Carver{memory}).table_to_outputs(a, lists[b], b, h, first, last, tables(b, h),
                                              saved ? tables.behind(b, h) : nullptr);
   });
 }
 
-static int backward_features(const TaylorArguments& a, const KeyLists& lists) {
+static int backward_features(const TaylorArguments& a, const KeyLists& lists,
+                             const ValueMeans& means) {
   const long features = feature_count(a.dim), heads = a.batch * a.heads;
-  const long floats = Pass(a, Carver{nullptr}).size, size = Table::size(a);
+  const long floats = Pass(a, means, Carver{nullptr}).size, size = Table::size(a);
   const Tables tables{a, a.state, size + a.queries};
   if (head_by_head(a)) {
     return each_task(a.threads, heads, floats + size + a.queries, [&](long head, float* memory) {
       long b = head / a.heads, h = head % a.heads;
-      Pass pass(a, Carver{memory});
+      Pass pass(a, means, Carver{memory});
       Table slopes(a, memory + floats);
       float *centre = memory + floats + size, *below = tables.behind(b, h);
       pass.table_to_query_gradients(a, b, h, 0, a.queries, tables(b, h), below, centre);
@@ -188,19 +184,19 @@ static int backward_features(const TaylorArguments& a, const KeyLists& lists) {
   const Tables slopes{a, own.data, size + a.queries};
   int failed = each_piece(a, a.queries, piece(a, a.queries, TOKENS, a.queries), floats,
                           [&](long b, long h, long first, long last, float* memory) {
-    Pass(a, Carver{memory}).table_to_query_gradients(a, b, h, first, last, tables(b, h),
+    Pass(a, means, Carver{memory}).table_to_query_gradients(a, b, h, first, last, tables(b, h),
                                                      tables.behind(b, h), slopes.behind(b, h));
   });
   if (failed) return failed;
   failed = each_piece(a, features, piece(a, features, FEWEST_FEATURES, features), floats,
                       [&](long b, long h, long first, long last, float* memory) {
-    Pass(a, Carver{memory}).queries_to_table(a, b, h, first, last, tables.behind(b, h),
+    Pass(a, means, Carver{memory}).queries_to_table(a, b, h, first, last, tables.behind(b, h),
                                              slopes.behind(b, h), slopes(b, h));
   });
   if (failed) return failed;
   return each_piece(a, a.keys, piece(a, a.keys, TOKENS, a.keys), floats,
                     [&](long b, long h, long first, long last, float* memory) {
-    Pass(a, Carver{memory}).table_to_key_gradients(a, lists[b], b, h, first,
+    Pass(a, means, Carver{memory}).table_to_key_gradients(a, lists[b], b, h, first,
                                                    least(last, lists[b].count), slopes(b, h));
   });
 }
