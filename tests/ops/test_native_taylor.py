@@ -111,9 +111,10 @@ def test_far_from_zero_mean(order):
 @pytest.mark.parametrize("order", ORDERS)
 def test_an_infinite_value_reaches_its_channel_alone(order):
     query, key, value, _ = make(1, 40, 50, 1, 16, 16)
-    clean, _ = native.taylor_forward(query, key, value, None, True, EPS, order, False)
+    tensors, options = TaylorTensors(query, key, value), TaylorOptions(eps=EPS, order=order)
+    clean, _ = native.taylor_attention_forward(tensors, options, False)
     value[0, 7, 0, 3] = float("inf")
-    out, _ = native.taylor_forward(query, key, value, None, True, EPS, order, False)
+    out, _ = native.taylor_attention_forward(tensors, options, False)
     assert not out[..., 3].isfinite().any()
     out[..., 3] = clean[..., 3]
     assert torch.equal(out, clean)
