@@ -44,6 +44,12 @@ measure bench_ops_shapes bench ops --tokens $SHAPES --dims 32 128 $ROUNDS
 measure bench_ops_bfloat16 bench ops --tokens $SHAPES --dtypes bfloat16 $ROUNDS
 measure bench_ops_backward bench ops --tokens $TOKENS --backward $ROUNDS \
   --plot "$IMAGES/bench_ops_backward.png"
+if grep -qs avx512f /proc/cpuinfo; then
+  # Most CPUs in use have no more than AVX2: the same one, its wider half forbidden to everybody.
+  export CASTLING_ISA=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+  measure bench_ops_avx2 bench ops --tokens $TOKENS $ROUNDS
+  unset CASTLING_ISA ATEN_CPU_CAPABILITY ONEDNN_MAX_CPU_ISA MKL_ENABLE_INSTRUCTIONS
+fi
 measure bench_models bench models $DEIT --sizes $SIZES \
   --runtimes eager compiled onnxruntime openvino $ROUNDS --plot "$IMAGES/bench_models.png"
 measure bench_models_batch8 bench models $DEIT --sizes ${SIZES%% *} --batches 8 \

@@ -50,6 +50,7 @@ OPS = {
     "bench_ops_shapes": "Kernels alone, other head widths",
     "bench_ops_bfloat16": "Kernels alone, bfloat16",
     "bench_ops_backward": "Kernels alone, forward and backward",
+    "bench_ops_avx2": "Kernels alone, everything held to AVX2",
 }
 MODELS = {
     "bench_models": "Whole models in every runtime",

@@ -28,13 +28,17 @@ def machine_facts(device: torch.device) -> dict[str, Any]:
             line.split(":", 1)[1].strip() for line in text.splitlines() if "model name" in line
         ]
         name = models[0] if models else name
-    return {
+    facts: dict[str, Any] = {
         "device": f"{device.type} ({name})",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "paths": ", ".join(available_paths(device)),
     }
+    if device.type == "cpu":
+        facts["instructions"] = f"{torch.backends.cpu.get_cpu_capability()} in PyTorch"
+        facts["native"] = native.describe()
+    return facts
 
 
 @dataclass(frozen=True)
