@@ -54,7 +54,17 @@ def test_short_calls_are_repeated_by_what_they_take_when_warm():
     clock = ColdClock(a=0.001)
     time_alternately(calls("a"), rounds=1, seconds=9.0, timer=clock)
     # Cold, warmer, some for the number of repeats; then those that do not count, and the block.
-    assert clock.repeats == [1, 1, 2, 2, 10]
+    assert clock.repeats == [1, 1, 1, 1, 2, 2, 10]
+
+
+def test_what_the_subject_before_left_to_do_does_not_make_a_call_long():
+    class DisturbedClock(ColdClock):
+        def __call__(self, call, repeats):
+            return super().__call__(call, repeats) + (0.02 if len(self.order) <= 3 else 0.0)
+
+    clock = DisturbedClock(a=0.001)
+    time_alternately(calls("a"), rounds=1, seconds=9.0, timer=clock)
+    assert clock.repeats[-1] == 10
 
 
 def test_the_first_calls_after_another_subject_do_not_count():

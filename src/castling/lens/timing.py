@@ -167,7 +167,8 @@ def _repeats(call: Call, timer: Timer) -> int:
     """How many calls last as long as the shortest run, by calls that are warm."""
     once = timer(call, 1)
     if once < _SLOW:
-        once = timer(call, 1)
+        # The shortest: what a subject before has freed is still being given back meanwhile.
+        once = min(timer(call, 1) for _ in range(3))
     if once < SHORTEST_RUN:
         some = math.ceil(_WARM_UP * SHORTEST_RUN / max(once, 1e-6))
         once = timer(call, some) / some
