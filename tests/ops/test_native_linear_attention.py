@@ -381,7 +381,7 @@ def test_bad_input_is_named():
         case.run()
     case = Case(n=9)
     case.weight = draw(3, 1, 4, 1)
-    with pytest.raises(ValueError, match="odd number of taps"):
+    with pytest.raises(ValueError, match="odd size"):
         case.run()
     case = Case(n=9, local=3, grid=(2, 4))
     with pytest.raises(ValueError, match="does not make 9 tokens"):

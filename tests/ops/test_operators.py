@@ -5,12 +5,16 @@ import contextlib
 import pytest
 import torch
 from torch.autograd import forward_ad
+from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from castling.ops.angular import linear_angular
+from castling.ops.cosine import cosine_attention
 from castling.ops.exact_taylor import exact_taylor
 from castling.ops.linear_inputs import LinearOptions, LinearTensors
+from castling.ops.local import LocalResidual
 from castling.ops.naive_linear_attention import naive_linear_attention
+from castling.ops.paths import PathError, attention_path, available_paths
 from castling.ops.quadratic_taylor import naive_exact_taylor
 from castling.ops.taylor_inputs import TaylorOptions, TaylorTensors
 
@@ -110,3 +114,113 @@ def test_an_addend_follows_the_widest_precision() -> None:
     assert out.dtype == torch.bfloat16
     expected = linear_angular(q, k, half[0].float(), query_value=half[1].float())
     torch.testing.assert_close(out.float(), expected, atol=4e-3, rtol=8e-3)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_tensors_without_memory_of_their_own_are_left_to_the_dispatcher(grad) -> None:
+    q, k, v = (torch.randn(2, 12, 2, 8, requires_grad=grad) for _ in range(3))
+    mask, weight = torch.rand(2, 12) > 0.5, torch.randn(16, 1, 3, 3)
+    for operator in (linear_angular, exact_taylor):
+        found = operator(q, k, v, key_mask=TwoTensor(mask, mask.clone()))
+        torch.testing.assert_close(found.a, operator(q, k, v, key_mask=mask))
+    wrapped = LocalResidual(TwoTensor(weight, weight.clone()), (3, 4))
+    expected = linear_angular(q, k, v, local=LocalResidual(weight, (3, 4)))
+    torch.testing.assert_close(linear_angular(q, k, v, local=wrapped).a, expected)
+    negated = LocalResidual(torch._neg_view(-weight), (3, 4))
+    torch.testing.assert_close(linear_angular(q, k, v, local=negated), expected)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_tensors_on_two_devices_are_refused(grad) -> None:
+    q = torch.randn(2, 12, 2, 8, requires_grad=grad)
+    far = torch.empty(2, 12, 2, 8, device="meta")
+    mask = torch.ones(2, 12, dtype=torch.bool, device="meta")
+    weight = torch.empty(16, 1, 3, 3, device="meta")
+    for operator in (linear_angular, exact_taylor):
+        for tensors in ((q, far, q), (q, q, far)):
+            with pytest.raises(ValueError, match="on one device, got some on cpu, meta"):
+                operator(*tensors)
+        with pytest.raises(ValueError, match="on one device"):
+            operator(q, q, q, key_mask=mask)
+    for options in ({"query_value": far}, {"local": LocalResidual(weight, (3, 4))}):
+        with pytest.raises(ValueError, match="on one device"):
+            linear_angular(q, q, q, **options)
+
+
+@pytest.mark.parametrize("operator", [linear_angular, exact_taylor])
+def test_many_gradients_at_once(operator) -> None:
+    tensors = leaves(2, 7, 3, 8)[:3]
+    out = operator(*tensors)
+    grads = torch.randn(4, *out.shape)
+    found = torch.autograd.grad(out, tensors, grads, is_grads_batched=True, retain_graph=True)
+    rows = [torch.autograd.grad(out, tensors, grad, retain_graph=True) for grad in grads]
+    for batched, single in zip(found, zip(*rows, strict=True), strict=True):
+        torch.testing.assert_close(batched, torch.stack(single))
+
+
+def test_an_export_of_exact_taylor_attention_serves_every_size() -> None:
+    class Model(torch.nn.Module):
+        def forward(self, x):
+            return exact_taylor(*x.unflatten(-1, (3, 2, 8)).unbind(2))
+
+    x = torch.randn(2, 20, 48, requires_grad=True)  # else no state is asked for
+    tokens = torch.export.Dim("tokens", min=2, max=4096)
+    program = torch.export.export(Model(), (x,), dynamic_shapes={"x": {1: tokens}})
+    for count in (9, 20, 300):
+        x = torch.randn(2, count, 48)
+        torch.testing.assert_close(program.module()(x), Model()(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_forced_path_does_not_lose_tangents() -> None:
+    if "native" not in available_paths("cpu"):
+        pytest.skip("the C++ operators are not built")
+    q = torch.randn(1, 4, 1, 8)
+    with attention_path("native"), forward_ad.dual_level():
+        dual = forward_ad.make_dual(q, torch.ones_like(q))
+        with pytest.raises(PathError, match="forward-mode"):
+            linear_angular(dual, q, q)
+
+
+def test_without_channels_the_values_mean_has_its_gradient() -> None:
+    q, v = torch.randn(1, 4, 1, 0), torch.randn(1, 4, 1, 8, requires_grad=True)
+    exact_taylor(q, q, v, order="direct").sum().backward()
+    torch.testing.assert_close(v.grad, torch.ones_like(v), rtol=1e-5, atol=1e-5)
+
+
+X = torch.ones(2, 12, 2, 8)
+
+
+@pytest.mark.parametrize("path", ["naive", None])
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: cosine_attention(X, X, X, normalize="L2"), '"l2" or "none"'),
+        (lambda: linear_angular(X, X, X, kv_scale="token"), "kv_scale must be positive"),
+        (lambda: linear_angular(X, X, X, kv_scale=torch.tensor(0.5)), "kv_scale must be positive"),
+        (lambda: linear_angular(X, X, X, eps=float("nan")), "cannot be negative"),
+        (lambda: exact_taylor(X, X, X, eps=-1.0), "cannot be negative"),
+        (lambda: linear_angular(X, X, X, extra=X[:, :1]), "extra must be"),
+        (lambda: linear_angular(X, X, X, extra=X, query_value=X[:, :1]), "query_value must be"),
+        (lambda: local(X[0, :2, :1, :1], None), "odd size"),
+        (lambda: local(X[0, 0], None), "local weights must be"),
+        (lambda: local(torch.ones(16, 1, 3, 3), (2, 2, 3)), "a grid is"),
+        (lambda: local(torch.ones(2, 1, 3, 1), None, 3), "need a grid"),
+    ],
+)
+def test_bad_input_is_named_on_every_path(path, call, said) -> None:
+    with attention_path(path), pytest.raises(ValueError, match=said):
+        call()
+
+
+def local(weight, grid, prefix=0):
+    return linear_angular(X, X, X, local=LocalResidual(weight, grid, prefix))
+
+
+def test_a_transform_compiles() -> None:
+    def loss(q, k, v):
+        return linear_angular(q, k, v).square().sum()
+
+    q, k, v = (leaf.detach() for leaf in leaves(2, 5, 2, 8)[:3])
+    torch.compiler.reset()
+    compiled = torch.compile(torch.func.grad(loss), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(q, k, v), torch.func.grad(loss)(q, k, v))

@@ -47,7 +47,7 @@ def angular_formula(
             f"constant is one of {', '.join(get_args(Constant))} and normalize one of "
             f"{', '.join(get_args(Normalisation))}; got {constant!r} and {normalize!r}"
         )
-    if eps < 0:
+    if not eps >= 0:
         raise ValueError(f"eps stands under roots and cannot be negative, got {eps}")
     if normalize == "rowsum" and constant != "mean":
         raise ValueError('normalize="rowsum" needs constant="mean": other row sums may cross zero')
@@ -127,6 +127,10 @@ def angular_attention(
             f"{value.shape[1]} values for {query.shape[1]} queries: pass query_value or "
             'use constant="mean"'
         )
+    shape = (*query.shape[:3], value.shape[-1])
+    for name, tensor in (("extra", extra), ("query_value", query_value)):
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(f"{name} must be {tuple(shape)}, got {tuple(tensor.shape)}")
     before = extra if formula.normalize != "rowsum" else None
     if before is not None:
         # The branch enters where ½·v_i does: the operator has one addend for both.
@@ -137,8 +141,8 @@ def angular_attention(
     weight = None
     if local is not None:
         weight, grid, prefix = local
-        if grid is not None:
-            formula = LinearOptions(*formula[:-2], grid, prefix)
+        if grid is not None or prefix:
+            formula = LinearOptions(*formula[:-2], grid or (), prefix)
     out = linear_attention(LinearTensors(query, key, value, residual, weight, key_mask), formula)
     return out if extra is None or before is not None else out + extra.to(out.dtype)
 

@@ -35,7 +35,12 @@ def cosine_attention(
 
     Returns:
         (B, N_q, H, d_v) in the dtype of ``value``.
+
+    Raises:
+        ValueError: shapes disagree, or there is no such normalisation.
     """
+    if normalize not in ("l2", "none"):
+        raise ValueError(f'normalize must be "l2" or "none", got {normalize!r}')
     return linear_attention(
         LinearTensors(query, key, value, residual=extra, key_mask=key_mask),
         LinearOptions("unit", normalize, identity=0.0 if extra is None else 1.0, eps=eps),

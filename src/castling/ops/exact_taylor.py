@@ -42,12 +42,18 @@ def exact_taylor(
         (B, N_q, H, d_v) in the dtype of ``value``.
 
     Raises:
-        ValueError: shapes disagree or ``order`` is unknown.
+        ValueError: shapes disagree, ``order`` is unknown, or ``eps`` is negative.
         PathError: the forced path cannot serve this input.
     """
     check_qkv(query, key, value, key_mask)
     if order not in ("auto", "direct", "features"):
         raise ValueError(f'order must be "auto", "direct" or "features", got {order!r}')
+    if not eps >= 0:
+        raise ValueError(f"eps stands under roots and cannot be negative, got {eps}")
+    if order == "auto" and torch.compiler.is_exporting():
+        sizes = query.shape[1], key.shape[1]
+        if any(isinstance(size, torch.SymInt) for size in sizes):
+            order = "features"  # what is exported serves every size
     tensors = TaylorTensors(query, key, value, key_mask)
     options = TaylorOptions(qk_norm, eps, order)
     path = select_path(query, value)

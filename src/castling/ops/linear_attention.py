@@ -51,6 +51,8 @@ def linear_attention(tensors: LinearTensors, options: LinearOptions) -> Tensor:
 
 def _check_positions(tensors: LinearTensors, options: LinearOptions) -> None:
     query, _, value, residual, local_weight, _, _ = tensors
+    if not (options.eps >= 0 and options.row_eps >= 0):
+        raise ValueError(f"eps cannot be negative, got {options.eps} and {options.row_eps}")
     queries = query.shape[1]
     if residual is not None:
         expected = (*query.shape[:3], value.shape[-1])

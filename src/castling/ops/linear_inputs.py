@@ -5,7 +5,8 @@ The formula stands in :mod:`castling.ops.linear_attention`; every implementation
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+import math
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -20,8 +21,8 @@ def scale_number(kv_scale: KeyValueScale) -> float:
     """As :class:`LinearOptions` has s; raises ValueError unless positive or ``"tokens"``."""
     if kv_scale == "tokens":
         return 0.0
-    if not kv_scale > 0:
-        raise ValueError(f'kv_scale must be positive, or "tokens" for 1/N; got {kv_scale}')
+    if not isinstance(kv_scale, int | float) or not 0 < kv_scale < math.inf:
+        raise ValueError(f'kv_scale must be positive, or "tokens" for 1/N; got {kv_scale!r}')
     return kv_scale
 
 
@@ -81,6 +82,5 @@ class LinearOptions(NamedTuple):
         """The convolution with these filters."""
         if weight is None:
             return None
-        return LocalResidual(
-            weight, (self.grid[0], self.grid[1]) if self.grid else None, self.prefix
-        )
+        grid: Any = self.grid or None  # of two sides: whoever convolves checks that
+        return LocalResidual(weight, grid, self.prefix)

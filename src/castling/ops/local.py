@@ -23,8 +23,31 @@ class LocalResidual(NamedTuple):
     num_prefix_tokens: int = 0
 
 
-def check_grid(grid: tuple[int, ...], prefix: int, tokens: int) -> None:
-    """Raise ValueError unless a grid (h, w) behind ``prefix`` tokens makes ``tokens``."""
+def check_local(
+    weight: tuple[int, ...],
+    value: tuple[int, ...],
+    grid: tuple[int, ...],
+    prefix: int,
+) -> None:
+    """Raise ValueError unless filters, grid and prefix fit the values.
+
+    Args:
+        weight: shape of the filters.
+        value: (B, N, H, d_v).
+        grid: (h, w), or () for taps along the tokens.
+        prefix: tokens in front of the grid.
+    """
+    _, tokens, heads, dim = value
+    size = weight[2] if len(weight) == 4 else 1
+    expected = (heads * dim, 1, size, size) if grid else (heads, 1, size, 1)
+    if tuple(weight) != expected or size % 2 == 0:
+        raise ValueError(f"local weights must be {expected}, of odd size; got {tuple(weight)}")
+    if not grid:
+        if prefix:
+            raise ValueError(f"{prefix} prefix tokens need a grid behind them")
+        return
+    if len(grid) != 2:
+        raise ValueError(f"a grid is (height, width), got {tuple(grid)}")
     height, width = grid
     for side in (height, width, prefix):
         if isinstance(side, int) and side < 0:
@@ -39,17 +62,17 @@ def local_residual(value: Tensor, local: LocalResidual) -> Tensor:
     """The convolution alone: (B, N, H, d_v) -> (B, N, H, d_v), zeros outside of the image.
 
     Raises:
-        ValueError: the grid does not make the tokens.
+        ValueError: as :func:`check_local`.
     """
+    check_local(local.weight.shape, value.shape, local.grid or (), local.num_prefix_tokens)
     weight = local.weight.to(value.dtype)
     if local.grid is None:
         heads, _, taps, _ = weight.shape
         out = F.conv2d(value.transpose(1, 2), weight, padding=(taps // 2, 0), groups=heads)
         return out.transpose(1, 2)
-    batch, tokens, heads, dim = value.shape
+    batch, _, heads, dim = value.shape
     height, width = local.grid
     prefix = local.num_prefix_tokens
-    check_grid(local.grid, prefix, tokens)
     image = value[:, prefix:].reshape(batch, height, width, heads * dim)
     out = F.conv2d(
         image.permute(0, 3, 1, 2), weight, padding=weight.shape[-1] // 2, groups=heads * dim

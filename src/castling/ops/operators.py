@@ -12,7 +12,8 @@ Notable:
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,8 +105,13 @@ class FusedOperator:
         if any(tensor.dtype != dtype for tensor in alike):
             tensors = self._in_one_precision(tensors)
         save_state = differentiating(*tensors)
+        backend = None
+        if not torch.compiler.is_compiling():
+            given = [tensor for tensor in tensors if tensor is not None]
+            _check_devices(given)
+            backend = backend_for(path, tensors.query) if _unwatched(given) else None
         out: Tensor
-        if _unwatched(*alike) and (backend := backend_for(path, tensors.query)) is not None:
+        if backend is not None:
             if save_state:
                 out = _Straight.apply(self, options, path, *tensors)
             else:
@@ -123,9 +129,11 @@ class FusedOperator:
         path: str,
     ) -> list[Tensor | None]:
         """The gradient of each tensor, None where it has none."""
-        backend = backend_for(path, grad)
+        backend = backend_for(path, tensors.query)
         # Gradients of gradients are refused by the operator, which therefore must be in the graph.
-        if backend is not None and _unwatched(grad) and not torch.is_grad_enabled():
+        straight = not torch.is_grad_enabled() and _unwatched([grad])
+        # Many gradients at once are one tensor that only looks like a plain one.
+        if backend is not None and straight and torch._C._has_storage(grad):
             found: Any = getattr(backend, self.backward)(grad, tensors, saved, options)
         else:
             backward = getattr(torch.ops.castling, self.backward).default
@@ -186,7 +194,7 @@ class FusedOperator:
 
     def _backward(self, grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
         tensors, saved, options, path = self._backward_parts(arguments)
-        backend = backend_for(path, grad)
+        backend = backend_for(path, tensors.query)
         if backend is not None:
             found = list(getattr(backend, self.backward)(grad, tensors, saved, options))
         else:
@@ -282,12 +290,28 @@ def differentiating(*tensors: Tensor | None) -> bool:
     )
 
 
-def _unwatched(*tensors: Tensor) -> bool:
-    """Whether nothing would see an operator run, and memory holds what the tensors say."""
+_KINDS = {Tensor, torch.nn.Parameter}
+_on_cpu = operator.attrgetter("is_cpu")
+
+
+def _unwatched(tensors: Sequence[Tensor]) -> bool:
+    """Whether memory holds what the tensors say, and no mode or transform would see an operator."""
+    # Maps, where generators would read better: this stands before every attention.
     return (
         not torch.compiler.is_compiling()
         and torch._C._len_torch_dispatch_stack() == 0
-        # Maps, where generators would read better: this stands before every attention.
-        and {Tensor}.issuperset(map(type, tensors))
+        and not torch._C._are_functorch_transforms_active()
+        and _KINDS.issuperset(map(type, tensors))
         and not any(map(Tensor.is_neg, tensors))
     )
+
+
+def _check_devices(tensors: Sequence[Tensor]) -> None:
+    """Raise ValueError unless all are on one device; numbers in tensors may be anywhere."""
+    if all(map(_on_cpu, tensors)):
+        return
+    devices = {str(tensor.device) for tensor in tensors if tensor.ndim > 0}
+    if len(devices) > 1:
+        raise ValueError(
+            f"attention's tensors must be on one device, got some on {', '.join(sorted(devices))}"
+        )

@@ -118,13 +118,9 @@ def select_path(*tensors: Tensor) -> str:
     if query.dtype not in _FUSED_DTYPES:
         return "naive"
     if torch.compiler.is_compiling():
-        if torch.onnx.is_in_onnx_export():
+        if torch.onnx.is_in_onnx_export() or torch._C._are_functorch_transforms_active():
             return "naive"
-    elif (
-        torch._C._are_functorch_transforms_active()
-        or torch._C._is_tracing()
-        or forward_ad._current_level >= 0  # tangents travel through basic operators only
-    ):
+    elif _looked_into():
         return "naive"
     if query.is_cpu:
         return _AUTOMATIC["cpu"]
@@ -132,6 +128,15 @@ def select_path(*tensors: Tensor) -> str:
     if path == "triton" and max(tensor.shape[-1] for tensor in tensors) > triton.WIDEST_HEAD:
         return "naive"
     return path
+
+
+def _looked_into() -> bool:
+    """Whether something is at work that follows basic operators only."""
+    return (
+        torch._C._are_functorch_transforms_active()
+        or torch._C._is_tracing()
+        or forward_ad._current_level >= 0
+    )
 
 
 def _forced_path(query: Tensor) -> str:
@@ -145,12 +150,10 @@ def _forced_path(query: Tensor) -> str:
             f"the forced path {path!r} takes float32, bfloat16 and float16, got {query.dtype}: "
             'use attention_path("naive")'
         )
-    if not torch.compiler.is_compiling() and (
-        torch._C._are_functorch_transforms_active() or torch.jit.is_tracing()  # type: ignore[attr-defined]
-    ):
+    if not torch.compiler.is_compiling() and _looked_into():
         raise PathError(
-            f"the forced path {path!r} cannot be looked into by function transforms and "
-            'torch.jit.trace: use attention_path("naive")'
+            f"the forced path {path!r} cannot be looked into by function transforms, forward-mode "
+            'differentiation and torch.jit.trace: use attention_path("naive")'
         )
     if path == "native" and device.type != "cpu":
         raise PathError(f'the forced path "native" runs on a CPU, the input is on {device}')

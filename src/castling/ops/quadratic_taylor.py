@@ -114,8 +114,6 @@ def naive_exact_taylor(tensors: TaylorTensors, options: TaylorOptions) -> Tensor
         q = scaled_vectors(q, qk_norm=qk_norm, eps=eps)
         k = scaled_vectors(k, qk_norm=qk_norm, eps=eps)
         sizes = q.shape[1], k.shape[1], q.shape[-1], v.shape[-1]
-        if order == "auto" and any(isinstance(size, torch.SymInt) for size in sizes):
-            order = "features"  # what is traced serves every size
         if order_of(order, *sizes, taylor_feature_count("exact", sizes[2])) == "direct":
             z = torch.einsum("bqhd,bkhd->bhqk", q, k)
             out = similarity_attention(

@@ -1,6 +1,6 @@
 """Linear attention in C++: :func:`castling.ops.linear_attention.linear_attention`'s formula.
 
-Signatures are those of every backend (:mod:`castling.ops.fused_linear_attention`); the tensors
+Signatures are those of every backend (:class:`castling.ops.operators.FusedOperator`); the tensors
 may have any strides, results are contiguous.
 """
 
@@ -12,7 +12,7 @@ from typing import NamedTuple
 from torch import Tensor, empty, float32, get_num_threads
 
 from castling.ops.linear_inputs import LinearOptions, LinearTensors
-from castling.ops.local import check_grid
+from castling.ops.local import check_local
 from castling.ops.native.arguments import DTYPES, dtype_code, packed
 from castling.ops.native.library import check, function
 
@@ -157,23 +157,13 @@ def _pack(
         *(_NO_MASK if key_mask is None else (key_mask.data_ptr(), *key_mask.stride())),
         *(0 if weight is None else weight.data_ptr(), d_weight, state.data_ptr(), d_constant),
         *(batch, queries, keys, heads, dim, value_dim, dtype, feature_map, normalisation),
-        *(_NO_LOCAL if weight is None else _local(weight, heads, value_dim, keys, grid, prefix)),
+        *(_NO_LOCAL if weight is None else _local(weight, value, grid, prefix)),
         *(get_num_threads(), identity, gamma, constant, kv_scale, eps, row_eps),
     )
 
 
-def _local(
-    weight: Tensor, heads: int, value_dim: int, keys: int, grid: tuple[int, ...], prefix: int
-) -> tuple[int, ...]:
+def _local(weight: Tensor, value: Tensor, grid: tuple[int, ...], prefix: int) -> tuple[int, ...]:
     """Kind, taps, height, width and prefix of the local convolution."""
     shape = weight.shape
-    taps = shape[2]
-    expected = (heads * value_dim, 1, taps, taps) if grid else (heads, 1, taps, 1)
-    if taps % 2 == 0 or shape != expected:
-        raise ValueError(
-            f"the local weight must be {expected} with an odd number of taps, got {tuple(shape)}"
-        )
-    if not grid:
-        return 1, taps, 0, 0, 0
-    check_grid(grid, prefix, keys)
-    return 2, taps, *grid, prefix
+    check_local(shape, value.shape, grid, prefix)
+    return (2, shape[2], *grid, prefix) if grid else (1, shape[2], 0, 0, 0)

@@ -76,10 +76,10 @@ def taylor_attention_backward(
     query, key, value, key_mask = tensors
     out, state = saved
     dtype = dtype_code(query, key, value, out, grad_out)
-    grad_query = torch.empty(query.shape, dtype=query.dtype)
+    grad_query = query.new_empty(query.shape)
     # Masked keys are never visited.
-    fresh = torch.empty if key_mask is None else torch.zeros
-    grad_key, grad_value = fresh(key.shape, dtype=key.dtype), fresh(value.shape, dtype=value.dtype)
+    fresh = Tensor.new_empty if key_mask is None else Tensor.new_zeros
+    grad_key, grad_value = fresh(key, key.shape), fresh(value, value.shape)
     gradients = (grad_query, grad_key, grad_value)
     if 0 in (*query.shape, *value.shape):
         return grad_query.zero_(), grad_key.zero_(), grad_value.zero_()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from castling.ops.common import check_qkv
 from castling.ops.linear_inputs import LinearOptions, LinearTensors
-from castling.ops.local import check_grid
+from castling.ops.local import check_local
 from castling.ops.triton import WIDEST_HEAD
 from castling.ops.triton.common import Argument, padded_width
 from castling.ops.triton.linear_attention_configs import Tile, tile_of
@@ -65,20 +65,9 @@ class Problem:
         if residual is not None and residual.shape != self.out_shape:
             raise ValueError(f"residual must be {self.out_shape}, got {tuple(residual.shape)}")
         if weight is not None:
-            self._check_local(weight, square)
-
-    def _check_local(self, weight: Tensor, square: bool) -> None:
-        _, queries, heads, _ = self.tensors.query.shape
-        if not square:
-            raise ValueError("a local convolution needs as many queries as keys")
-        expected: tuple[int, ...] = (heads, 1, self.size, 1)
-        if self.options.grid:
-            expected = (heads * self.value_dim, 1, self.size, self.size)
-            check_grid(self.options.grid, self.options.prefix, queries)
-        if tuple(weight.shape) != expected or self.size % 2 == 0:
-            raise ValueError(
-                f"local_weight must be {expected} with an odd size, got {tuple(weight.shape)}"
-            )
+            if not square:
+                raise ValueError("a local convolution needs as many queries as keys")
+            check_local(weight.shape, value.shape, self.options.grid, self.options.prefix)
 
     @property
     def out_shape(self) -> tuple[int, int, int, int]:
