@@ -131,9 +131,14 @@ class FusedOperator:
         """The gradient of each tensor, None where it has none."""
         backend = backend_for(path, tensors.query)
         # Gradients of gradients are refused by the operator, which therefore must be in the graph.
-        straight = not torch.is_grad_enabled() and _unwatched([grad])
-        # Many gradients at once are one tensor that only looks like a plain one.
-        if backend is not None and straight and torch._C._has_storage(grad):
+        straight = (
+            not torch.compiler.is_compiling()
+            and not torch.is_grad_enabled()
+            and _unwatched([grad])
+            # Many gradients at once are one tensor that only looks like a plain one.
+            and torch._C._has_storage(grad)
+        )
+        if backend is not None and straight:
             found: Any = getattr(backend, self.backward)(grad, tensors, saved, options)
         else:
             backward = getattr(torch.ops.castling, self.backward).default
@@ -298,8 +303,7 @@ def _unwatched(tensors: Sequence[Tensor]) -> bool:
     """Whether memory holds what the tensors say, and no mode or transform would see an operator."""
     # Maps, where generators would read better: this stands before every attention.
     return (
-        not torch.compiler.is_compiling()
-        and torch._C._len_torch_dispatch_stack() == 0
+        torch._C._len_torch_dispatch_stack() == 0
         and not torch._C._are_functorch_transforms_active()
         and _KINDS.issuperset(map(type, tensors))
         and not any(map(Tensor.is_neg, tensors))

@@ -6,6 +6,7 @@ may have any strides, results are contiguous.
 
 from __future__ import annotations
 
+import functools
 import struct
 from typing import NamedTuple
 
@@ -157,13 +158,15 @@ def _pack(
         *(_NO_MASK if key_mask is None else (key_mask.data_ptr(), *key_mask.stride())),
         *(0 if weight is None else weight.data_ptr(), d_weight, state.data_ptr(), d_constant),
         *(batch, queries, keys, heads, dim, value_dim, dtype, feature_map, normalisation),
-        *(_NO_LOCAL if weight is None else _local(weight, value, grid, prefix)),
+        *(_NO_LOCAL if weight is None else _local(weight.shape, value.shape, grid, prefix)),
         *(get_num_threads(), identity, gamma, constant, kv_scale, eps, row_eps),
     )
 
 
-def _local(weight: Tensor, value: Tensor, grid: tuple[int, ...], prefix: int) -> tuple[int, ...]:
-    """Kind, taps, height, width and prefix of the local convolution."""
-    shape = weight.shape
-    check_local(shape, value.shape, grid, prefix)
+@functools.lru_cache(maxsize=256)
+def _local(
+    shape: tuple[int, ...], value_shape: tuple[int, ...], grid: tuple[int, ...], prefix: int
+) -> tuple[int, ...]:
+    """Kind, taps, height, width and prefix of the local convolution; checked once."""
+    check_local(shape, value_shape, grid, prefix)
     return (2, shape[2], *grid, prefix) if grid else (1, shape[2], 0, 0, 0)
