@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Everything docs/performance.md quotes of a CPU: kernels, whole models, plans; one thread, at most
-# 25 minutes on two cores that do nothing else. Then: python docs/build.py.
+# Everything docs/performance.md quotes of a CPU: kernels, whole models, plans; one thread, half an
+# hour on two cores that do nothing else. Then: python docs/build.py.
 #
 #   benchmarks/performance.sh            writes benchmarks/results and docs/images
 #   QUICK=1 benchmarks/performance.sh    tries every command at small sizes; writes runs/performance
 #   CLOCK=cpu benchmarks/performance.sh  by processor time: for a machine that is not idle
+#   ONLY="bench_ops …" benchmarks/performance.sh   measures these again, and leaves the others
 set -euo pipefail
 cd "$(dirname "$0")/.."
 CASTLING=${CASTLING:-castling}
@@ -30,6 +31,7 @@ mkdir -p "$RESULTS" "$IMAGES"
 measure() {  # name, then the command; a row that failed stands in the result, and does not stop us
   local name=$1 status=0
   shift
+  [[ -z "${ONLY:-}" || " $ONLY " == *" $name "* ]] || return 0
   echo "== $name: castling $*" >&2
   rm -f "$RESULTS/$name.json"
   $CASTLING "$@" --threads 1 --clock "${CLOCK:-wall}" --output "$RESULTS/$name.json" || status=$?
