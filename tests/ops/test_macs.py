@@ -5,7 +5,11 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
+import castling
+from castling.attention import Attention, LinearAngular, QuadraticTaylor
+from castling.ops import native
 from castling.ops.macs import macs, register_macs
 
 
@@ -135,6 +139,25 @@ def test_registered_operator_is_counted():
     assert macs(Net(), (3, 2, 2), batch=5).total == 5 * 12 * 7
     with pytest.raises(TypeError, match="operator packet"):
         register_macs(torch.ops.castling_test.twice.default, lambda: 0)
+
+
+@pytest.mark.skipif(not native.available(), reason="the native operators are not built")
+@pytest.mark.parametrize("config", [LinearAngular(local="token1d"), QuadraticTaylor(form="exact")])
+def test_gradients_of_fused_attention_are_counted(config):
+    attention = Attention(32, 2, config)
+    tokens = torch.randn(1, 300, 32)
+
+    def count(path):
+        with castling.attention_path(path), FlopCounterMode(display=False) as counter:
+            out = attention(tokens, grid=(15, 20))
+            forward = counter.get_total_flops()
+            out.sum().backward()
+        return forward, counter.get_total_flops() - forward
+
+    (forward, backward), (plain, plain_backward) = count("native"), count("naive")
+    assert forward == plain
+    # Ours computes rows or similarities once more instead of keeping them.
+    assert plain_backward <= backward < 1.5 * plain_backward
 
 
 def test_bad_input():

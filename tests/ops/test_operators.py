@@ -1,6 +1,7 @@
 """Operators that meet a machine without their backend still compute, and so do their gradients."""
 
 import contextlib
+import itertools
 
 import pytest
 import torch
@@ -48,6 +49,28 @@ def test_linear_attention_has_gradients_without_its_backend(dtype: torch.dtype) 
         list(torch.autograd.grad(out, moving, grad)),
         list(torch.autograd.grad(expected, moving, grad)),
     )
+
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtypes", itertools.product(DTYPES, repeat=3), ids=str)
+def test_precisions_may_differ(dtypes: tuple[torch.dtype, ...]) -> None:
+    three = zip(leaves(1, 9, 2, 8)[:3], dtypes, strict=True)
+    tensors = [x.detach().to(dtype).requires_grad_() for x, dtype in three]
+    wide = [x.detach().double().requires_grad_() for x in tensors]
+    for attend in (linear_angular, exact_taylor):
+        found, expected = attend(*tensors), attend(*wide)
+        assert found.dtype == dtypes[2]
+        grad = torch.randn(found.shape, dtype=torch.float64)
+        gradients = torch.autograd.grad(found, tensors, grad.to(found.dtype))
+        targets = torch.autograd.grad(expected, wide, grad.to(found.dtype).double())
+        for a, b in zip([found, *gradients], [expected, *targets], strict=True):
+            near = 1e-5 if a.dtype != torch.bfloat16 and found.dtype != torch.bfloat16 else 1e-2
+            assert (a.double() - b).norm() < near * b.norm()
+        if torch.float64 in dtypes and "native" in available_paths("cpu"):
+            with attention_path("native"), pytest.raises(PathError, match="float64"):
+                attend(*tensors)
 
 
 def test_taylor_attention_has_gradients_without_its_backend() -> None:

@@ -164,16 +164,14 @@ class AttentionCore(nn.Module):
             ValueError: a local residual or an identity term is asked for where N_q ≠ N_k and the
                 host does not say how to reach the queries' positions.
         """
-        # Modules look their children up by name, slowly: once each, for small attentions' sake.
-        kernel, dconv, auxiliary = self.kernel, self.dconv, self.auxiliary
-        shared: dict[str, Any] = {
-            "key_mask": key_mask,
-            "bias": bias,
-            "query_value": None if to_queries is None else to_queries(value),
-            "grid": grid,
-            "num_prefix_tokens": num_prefix_tokens,
-        }
-        local = None
+        # Straight from where modules keep their children: asking a module for one by name takes as
+        # long as checking every shape.
+        children = self._modules
+        kernel: Any = children.get("kernel")
+        dconv: Any = children.get("dconv")
+        auxiliary: Any = children.get("auxiliary")
+        query_value = None if to_queries is None else to_queries(value)
+        local = inside = None
         if dconv is not None:
             if to_queries is None and query.shape[1] != key.shape[1]:
                 raise ValueError(
@@ -182,11 +180,19 @@ class AttentionCore(nn.Module):
                 )
             local = dconv.residual(grid, num_prefix_tokens)
             if kernel.adds_local and to_queries is None:
-                shared["local"], local = local, None
+                inside, local = local, None
+        options = {
+            "key_mask": key_mask,
+            "bias": bias,
+            "query_value": query_value,
+            "grid": grid,
+            "num_prefix_tokens": num_prefix_tokens,
+            "local": inside,
+        }
         if auxiliary is None:
-            out: Tensor = kernel(query, key, value, **shared)
+            out: Tensor = kernel(query, key, value, **options)
         else:
-            out = self._with_auxiliary(auxiliary, query, key, value, shared)
+            out = self._with_auxiliary(auxiliary, query, key, value, options)
         if local is not None:
             convolved = local_residual(mask_tokens(value, key_mask), local)
             out = out + (convolved if to_queries is None else to_queries(convolved))

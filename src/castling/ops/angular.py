@@ -127,10 +127,10 @@ def angular_attention(
             f"{value.shape[1]} values for {query.shape[1]} queries: pass query_value or "
             'use constant="mean"'
         )
-    shape = (*query.shape[:3], value.shape[-1])
     for name, tensor in (("extra", extra), ("query_value", query_value)):
-        if tensor is not None and tensor.shape != shape:
-            raise ValueError(f"{name} must be {tuple(shape)}, got {tuple(tensor.shape)}")
+        if tensor is not None and tensor.shape != (*query.shape[:3], value.shape[-1]):
+            expected = (*query.shape[:3], value.shape[-1])
+            raise ValueError(f"{name} must be {expected}, got {tuple(tensor.shape)}")
     before = extra if formula.normalize != "rowsum" else None
     if before is not None:
         # The branch enters where ½·v_i does: the operator has one addend for both.

@@ -5,6 +5,7 @@ Tensors are laid out (B, N, H, d): the strided view of a packed projection, so n
 
 from __future__ import annotations
 
+import functools
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -17,8 +18,9 @@ def accumulation_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def upcast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Every tensor in the accumulation precision of its own dtype (no copy when it is there)."""
-    return tuple(tensor.to(accumulation_dtype(tensor)) for tensor in tensors)
+    """Every tensor in the accumulation precision of the widest (no copy of one that has it)."""
+    dtype = functools.reduce(torch.promote_types, (x.dtype for x in tensors), torch.float32)
+    return tuple(tensor.to(dtype) for tensor in tensors)
 
 
 def autocast_off(tensor: Tensor) -> AbstractContextManager[object]:

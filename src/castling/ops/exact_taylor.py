@@ -10,7 +10,7 @@ from torch import Tensor
 
 from castling.ops.common import check_qkv
 from castling.ops.fused_taylor_attention import fused_taylor_attention
-from castling.ops.paths import select_path
+from castling.ops.paths import FUSED, select_path
 from castling.ops.quadratic_taylor import naive_exact_taylor
 from castling.ops.taylor_inputs import Order, TaylorOptions, TaylorTensors
 
@@ -57,7 +57,7 @@ def exact_taylor(
     tensors = TaylorTensors(query, key, value, key_mask)
     options = TaylorOptions(qk_norm, eps, order)
     path = select_path(query, value)
-    if path in ("native", "triton"):
+    if path in FUSED:
         return fused_taylor_attention(tensors, options, path)
     formula = _compiled() if path == "compiled" else naive_exact_taylor
     return formula(tensors, options)

@@ -55,4 +55,13 @@ def _macs(
     return int(count)
 
 
+def _backward_macs(grad: Any, *arguments: Any, **_: Any) -> int:
+    """Two gradients of every product, and the rows of the output once more."""
+    query, key, value, residual, weight, mask, scalar, _state, *options = arguments
+    batch, queries, heads, dim = query
+    again = batch * queries * heads * dim * value[3]
+    return 2 * _macs(query, key, value, residual, weight, mask, scalar, *options) + int(again)
+
+
 register_macs(fused_linear_attention.operator(), _macs)
+register_macs(fused_linear_attention.backward_operator(), _backward_macs)

@@ -46,4 +46,17 @@ def _macs(
     return int(batch * heads * features * ((queries + keys) * value_dim + queries))
 
 
+def _backward_macs(grad: Any, *arguments: Any, **rest: Any) -> int:
+    """Two gradients of every product, and similarities once more."""
+    query, key, value, mask, _out, _state, qk_norm, eps, order, *_path = arguments
+    batch, queries, heads, dim = query
+    keys, value_dim = value[1], value[3]
+    features = taylor_feature_count("exact", dim)
+    count = 2 * _macs(query, key, value, mask, qk_norm, eps, order)
+    if order_of(order, queries, keys, dim, value_dim, features) == "direct":
+        count += int(batch * heads * queries * keys * dim)
+    return count
+
+
 register_macs(fused_taylor_attention.operator(), _macs)
+register_macs(fused_taylor_attention.backward_operator(), _backward_macs)

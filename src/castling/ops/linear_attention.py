@@ -22,7 +22,7 @@ from castling.ops.common import check_qkv
 from castling.ops.fused_linear_attention import fused_linear_attention
 from castling.ops.linear_inputs import LinearOptions, LinearTensors
 from castling.ops.naive_linear_attention import naive_linear_attention
-from castling.ops.paths import select_path
+from castling.ops.paths import FUSED, select_path
 
 
 def linear_attention(tensors: LinearTensors, options: LinearOptions) -> Tensor:
@@ -43,7 +43,7 @@ def linear_attention(tensors: LinearTensors, options: LinearOptions) -> Tensor:
     check_qkv(query, key, value, tensors.key_mask)
     _check_positions(tensors, options)
     path = select_path(query, value)
-    if path in ("native", "triton"):
+    if path in FUSED:
         return fused_linear_attention(tensors, options, path)
     formula = _compiled() if path == "compiled" else naive_linear_attention
     return formula(tensors, options)

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch._decomp import register_decomposition
 
 from castling.ops.common import autocast_off
-from castling.ops.paths import backend_for
+from castling.ops.paths import FUSED, backend_for, select_path
 
 library = torch.library.Library("castling", "DEF")
 
@@ -98,12 +98,20 @@ class FusedOperator:
         """The forward operator, all overloads."""
         return getattr(torch.ops.castling, self.name)
 
+    def backward_operator(self) -> Any:
+        """The backward operator, all overloads."""
+        return getattr(torch.ops.castling, self.backward)
+
     def __call__(self, tensors: Any, options: Any, path: str) -> Tensor:
         """The output, in the precision of the value."""
-        dtype = tensors.value.dtype
-        alike = tensors[: self.alike] if tensors[self.alike - 1] is not None else tensors[:3]
-        if any(tensor.dtype != dtype for tensor in alike):
+        query, key, value = tensors[:3]
+        dtype = value.dtype
+        fourth = tensors[3] if self.alike > 3 else None
+        if not (query.dtype == key.dtype == dtype and (fourth is None or fourth.dtype == dtype)):
             tensors = self._in_one_precision(tensors)
+            path = select_path(tensors.query, tensors.value)
+            if path not in FUSED:
+                return self.naive(tensors, options).to(dtype)
         save_state = differentiating(*tensors)
         backend = None
         if not torch.compiler.is_compiling():
@@ -141,8 +149,7 @@ class FusedOperator:
         if backend is not None and straight:
             found: Any = getattr(backend, self.backward)(grad, tensors, saved, options)
         else:
-            backward = getattr(torch.ops.castling, self.backward).default
-            found = backward(grad, *tensors, *saved, *options, path)
+            found = self.backward_operator().default(grad, *tensors, *saved, *options, path)
         rest = iter(found)
         return [
             None if name == "key_mask" or (gradient := next(rest)) is None or tensor is None
@@ -290,9 +297,9 @@ def _not_twice(ctx: Any, *_: Any) -> Any:
 
 def differentiating(*tensors: Tensor | None) -> bool:
     """Whether a result computed now from these tensors would carry gradients."""
-    return torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in tensors
-    )
+    if not torch.is_grad_enabled():
+        return False
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 _KINDS = {Tensor, torch.nn.Parameter}

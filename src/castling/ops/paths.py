@@ -19,7 +19,9 @@ from torch.autograd import forward_ad
 
 from castling.ops import native, triton
 
-PATHS = ("naive", "compiled", "native", "triton")
+#: One operator of ours each.
+FUSED = ("native", "triton")
+PATHS = ("naive", "compiled", *FUSED)
 _FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 #: What each kind of device takes by itself; read by compilers as constants. A GPU too old for the
@@ -141,7 +143,7 @@ def _looked_into() -> bool:
 
 def _forced_path(query: Tensor) -> str:
     path, device = str(_forced), query.device
-    if path not in ("native", "triton"):
+    if path not in FUSED:
         return path
     if device.type == "meta":
         return "naive"  # shapes only: nothing is computed that a path could be chosen for

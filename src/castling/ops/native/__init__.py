@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import functools
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,7 @@ def why_not() -> str | None:
     return library if isinstance(library, str) else None
 
 
+@functools.cache
 def available() -> bool:
     """Whether the library is built and runs on this machine."""
     return why_not() is None

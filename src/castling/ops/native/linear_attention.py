@@ -10,6 +10,7 @@ import functools
 import struct
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, empty, float32, get_num_threads
 
 from castling.ops.linear_inputs import LinearOptions, LinearTensors
@@ -19,10 +20,14 @@ from castling.ops.native.library import check, function
 
 _FEATURES = {"unit": 0, "relu": 1, "squares": 2, "identity": 3}
 _NORMALISATIONS = {"none": 0, "l2": 1, "rowsum": 2}
-_LAYOUT = struct.Struct("=45q 3q 4q 7q 2q 5q q 6d")
+# The parts of the C structure LinearArguments, in their order.
+_CALL = struct.Struct("=20q 3q d")
+_FORMULA = struct.Struct("=14q 5d")
+_SELDOM = struct.Struct("=5q 3q")
+_BACKWARD = struct.Struct("=20q 2q")
 _NO_MASK = (0, 0, 0)
-_NO_GRADIENTS = (0,) * 20
 _NO_LOCAL = (0, 0, 0, 0, 0)
+_NEITHER = bytes(_SELDOM.size + _BACKWARD.size)
 _NO_STATE = empty(0, dtype=float32, device="cpu")
 
 _forward = function("linear_attention_forward")
@@ -130,43 +135,69 @@ def _pack(
 ) -> bytes:
     """The C structure LinearArguments; backwards ``out`` is the output's gradient."""
     query, key, value, residual, _, key_mask, scalar = tensors
-    features, normalize, identity, gamma, alpha, kv_scale, eps, row_eps, grid, prefix = options
-    dtype = DTYPES.get(query.dtype, -1)
-    if not (query.dtype == key.dtype == value.dtype == out.dtype) or dtype < 0:
+    dtype = query.dtype
+    if not dtype == key.dtype == value.dtype == out.dtype:
         dtype_code(query, key, value, out)
+    shape = None if weight is None else weight.shape
+    formula = _formula(query.shape, value.shape, shape, dtype, options)
+    alpha = options.alpha
+    call = _CALL.pack(
+        *(query.data_ptr(), *query.stride(), key.data_ptr(), *key.stride()),
+        *(value.data_ptr(), *value.stride(), out.data_ptr(), *out.stride()),
+        *(0 if weight is None else weight.data_ptr(), state.data_ptr(), get_num_threads()),
+        alpha if scalar is None else alpha + float(scalar) ** 2,
+    )
+    if residual is None and key_mask is None and gradients is None:
+        return call + formula + _NEITHER
+    if residual is not None:
+        dtype_code(value, residual)
+    mask = _NO_MASK if key_mask is None else (key_mask.data_ptr(), *key_mask.stride())
+    seldom = _SELDOM.pack(*packed(residual), *mask)
+    if gradients is None:
+        return call + formula + seldom + _NEITHER[_SELDOM.size :]
+    results = (number for each in gradients[:4] for number in packed(each))
+    d_weight = 0 if gradients.weight is None else gradients.weight.data_ptr()
+    return call + formula + seldom + _BACKWARD.pack(
+        *results, d_weight, gradients.constant.data_ptr()
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=256)
+def _formula(
+    query: tuple[int, ...],
+    value: tuple[int, ...],
+    weight: tuple[int, ...] | None,
+    dtype: torch.dtype,
+    options: LinearOptions,
+) -> bytes:
+    """What is the same for a module's calls, checked and packed once: sizes and formula.
+
+    Args:
+        query: shape.
+        value: shape.
+        weight: shape of the local weight.
+        dtype: of the tensors.
+        options: the formula.
+    """
+    features, normalize, identity, gamma, _, kv_scale, eps, row_eps, grid, prefix = options
+    if dtype not in DTYPES:
+        raise ValueError(
+            "the native operators take float32, bfloat16 and float16, got "
+            f"{str(dtype).removeprefix('torch.')}: convert it, or use the naive path"
+        )
     feature_map, normalisation = _FEATURES.get(features), _NORMALISATIONS.get(normalize)
     if feature_map is None or normalisation is None:
         raise ValueError(
             f"features is one of {', '.join(_FEATURES)} and normalize one of "
             f"{', '.join(_NORMALISATIONS)}; got {features!r} and {normalize!r}"
         )
-    if residual is not None:
-        dtype_code(value, residual)
-    constant = alpha if scalar is None else alpha + float(scalar) ** 2
-    batch, queries, heads, dim = query.shape
-    _, keys, _, value_dim = value.shape
-    results: tuple[int, ...] = _NO_GRADIENTS
-    d_weight = d_constant = 0
-    if gradients is not None:
-        results = tuple(number for each in gradients[:4] for number in packed(each))
-        d_weight = 0 if gradients.weight is None else gradients.weight.data_ptr()
-        d_constant = gradients.constant.data_ptr()
-    return _LAYOUT.pack(
-        *(query.data_ptr(), *query.stride(), key.data_ptr(), *key.stride()),
-        *(value.data_ptr(), *value.stride(), *packed(residual), out.data_ptr(), *out.stride()),
-        *results,
-        *(_NO_MASK if key_mask is None else (key_mask.data_ptr(), *key_mask.stride())),
-        *(0 if weight is None else weight.data_ptr(), d_weight, state.data_ptr(), d_constant),
-        *(batch, queries, keys, heads, dim, value_dim, dtype, feature_map, normalisation),
-        *(_NO_LOCAL if weight is None else _local(weight.shape, value.shape, grid, prefix)),
-        *(get_num_threads(), identity, gamma, constant, kv_scale, eps, row_eps),
+    local: tuple[int, ...] = _NO_LOCAL
+    if weight is not None:
+        check_local(weight, value, grid, prefix)
+        local = (2, weight[2], *grid, prefix) if grid else (1, weight[2], 0, 0, 0)
+    batch, queries, heads, dim = query
+    return _FORMULA.pack(
+        *(batch, queries, value[1], heads, dim, value[3]),
+        *(DTYPES[dtype], feature_map, normalisation, *local),
+        *(identity, gamma, kv_scale, eps, row_eps),
     )
-
-
-@functools.lru_cache(maxsize=256)
-def _local(
-    shape: tuple[int, ...], value_shape: tuple[int, ...], grid: tuple[int, ...], prefix: int
-) -> tuple[int, ...]:
-    """Kind, taps, height, width and prefix of the local convolution; checked once."""
-    check_local(shape, value_shape, grid, prefix)
-    return (2, shape[2], *grid, prefix) if grid else (1, shape[2], 0, 0, 0)

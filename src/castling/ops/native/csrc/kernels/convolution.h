@@ -5,7 +5,8 @@
 #pragma once
 
 #include "../linear_attention.h"
-#include "rows.h"
+#include "convolution_rows.h"
+#include "transpose.h"
 
 namespace CASTLING_NAMESPACE {
 
@@ -27,15 +28,19 @@ static void lay_weights(const Local& local, const float* weight, long heads, lon
   long count = local.kind == castling::ALONG_TOKENS ? local.taps : local.taps * local.taps;
   for (long h = 0; h < heads; ++h) {
     float* out = to + h * local.size();
+    if (local.kind == castling::ALONG_TOKENS) {
+      for (long i = 0; i < count; ++i) out[i] = weight[h * count + (flipped ? count - 1 - i : i)];
+      continue;
+    }
+    const float* from = weight + h * value_dim * count;
+    const long down = flipped ? -local.columns : local.columns;
+    float* first = flipped ? out + (count - 1) * local.columns : out;
+    const long fours = value_dim / 4 * 4, taps = count / 4 * 4;
+    transpose(from, count, fours, taps, first, down);
     for (long i = 0; i < count; ++i) {
-      const float* from = weight + (flipped ? count - 1 - i : i);
-      if (local.kind == castling::ALONG_TOKENS) {
-        out[i] = from[h * count];
-        continue;
-      }
-      for (long c = 0; c < value_dim; ++c)
-        out[i * local.columns + c] = from[(h * value_dim + c) * count];
-      for (long c = value_dim; c < local.columns; ++c) out[i * local.columns + c] = 0;
+      float* row = first + i * down;
+      for (long c = i < taps ? fours : 0; c < value_dim; ++c) row[c] = from[c * count + i];
+      for (long c = value_dim; c < local.columns; ++c) row[c] = 0;
     }
   }
 }
@@ -53,224 +58,100 @@ static void unlay_weights(const Local& local, const float* laid, long heads, lon
           weight[(h * value_dim + c) * count + i] = laid[h * local.size() + i * local.columns + c];
 }
 
-struct Window {
-  long first, last;  // taps first … last − 1 stay inside
-};
-
-static CASTLING_INLINE Window inside(long at, long length, long taps) {
-  return {most(0, taps / 2 - at), least(taps, length - at + taps / 2)};
-}
-
-template <int WIDE>
-static CASTLING_INLINE void along_tokens(const float* weights, Window window, const float* values,
-                                         long ld, const float* base, float factor, float* to) {
-  Vec sums[WIDE];
-#pragma GCC unroll 8
-  for (int v = 0; v < WIDE; ++v) sums[v] = broadcast(factor) * load(base + v * LANES);
-  for (long i = window.first; i < window.last; ++i, values += ld) {
-    Vec weight = broadcast(weights[i]);
-#pragma GCC unroll 8
-    for (int v = 0; v < WIDE; ++v) sums[v] += weight * load(values + v * LANES);
-  }
-#pragma GCC unroll 8
-  for (int v = 0; v < WIDE; ++v) store(to + v * LANES, sums[v]);
-}
-
-// TOKENS neighbours with all their taps inside share each value they load.
-template <int TAPS, int TOKENS, int WIDE>
-static CASTLING_INLINE void along_neighbours(const float* weights, const float* values, long ld,
-                                             const float* base, long ldbase, const float* factors,
-                                             float* to, long ldto) {
-  Vec sums[TOKENS][WIDE];
-#pragma GCC unroll 8
-  for (int t = 0; t < TOKENS; ++t)
-#pragma GCC unroll 8
-    for (int v = 0; v < WIDE; ++v)
-      sums[t][v] = broadcast(factors[t]) * load(base + t * ldbase + v * LANES);
-#pragma GCC unroll 16
-  for (int i = 0; i < TAPS + TOKENS - 1; ++i, values += ld) {
-    Vec row[WIDE];
-#pragma GCC unroll 8
-    for (int v = 0; v < WIDE; ++v) row[v] = load(values + v * LANES);
-#pragma GCC unroll 8
-    for (int t = 0; t < TOKENS; ++t)
-      if (i >= t && i - t < TAPS) {
-        Vec weight = broadcast(weights[i - t]);
-#pragma GCC unroll 8
-        for (int v = 0; v < WIDE; ++v) sums[t][v] += weight * row[v];
-      }
-  }
-#pragma GCC unroll 8
-  for (int t = 0; t < TOKENS; ++t)
-#pragma GCC unroll 8
-    for (int v = 0; v < WIDE; ++v) store(to + t * ldto + v * LANES, sums[t][v]);
-}
-
+// Vectors of columns at once: as many sums as multiply-adds are on their way, if registers suffice.
+constexpr int FEW_SUMS = 8, MANY_SUMS = LANES == 16 ? 4 : 2;
 constexpr int NEIGHBOURS = 4;
 
 template <int TAPS>
-static void along_neighbours_rows(long columns, const float* weights, const float* values, long ld,
-                                  const float* base, long ldbase, const float* factors, float* to,
-                                  long ldto) {
-  long c = 0;
-  for (; c + 2 * LANES <= columns; c += 2 * LANES)
-    along_neighbours<TAPS, NEIGHBOURS, 2>(weights, values + c, ld, base + c, ldbase, factors,
-                                          to + c, ldto);
-  if (c < columns)
-    along_neighbours<TAPS, NEIGHBOURS, 1>(weights, values + c, ld, base + c, ldbase, factors,
-                                          to + c, ldto);
+static void tokens_inside(const Neighbours& at, long columns) {
+  over_columns<2>(TokensInside<TAPS, NEIGHBOURS>{at}, columns);
 }
-
-typedef void (*Neighbours)(long, const float*, const float*, long, const float*, long,
-                           const float*, float*, long);
 
 // For the usual numbers of taps; null for others.
-static CASTLING_INLINE Neighbours neighbours_of(long taps) {
-  static constexpr Neighbours FOUND[] = {along_neighbours_rows<3>, along_neighbours_rows<5>,
-                                         along_neighbours_rows<7>, along_neighbours_rows<9>};
-  return taps >= 3 && taps <= 9 ? FOUND[(taps - 3) / 2] : nullptr;
+static CASTLING_INLINE auto tokens_inside_of(long taps) {
+  typedef void (*Run)(const Neighbours&, long);
+  static constexpr Run FOUND[] = {tokens_inside<3>, tokens_inside<5>, tokens_inside<7>,
+                                  tokens_inside<9>};
+  return taps >= 3 && taps <= 9 ? FOUND[(taps - 3) / 2] : Run{nullptr};
 }
 
-// TOKENS neighbours on one line of the grid share each weight they load.
-template <int TOKENS, int WIDE>
-static CASTLING_INLINE void on_grid(const Local& local, const float* weights, Window y, Window x,
-                                    const float* values, long ld, const float* base, long ldbase,
-                                    const float* factors, float* to, long ldto) {
-  Vec sums[TOKENS][WIDE];
-#pragma GCC unroll 8
-  for (int t = 0; t < TOKENS; ++t)
-#pragma GCC unroll 8
-    for (int v = 0; v < WIDE; ++v)
-      sums[t][v] = broadcast(factors[t]) * load(base + t * ldbase + v * LANES);
-  for (long i = y.first; i < y.last; ++i) {
-    const float* line = values + (i - y.first) * local.width * ld;
-    const float* weight = weights + (i * local.taps + x.first) * local.columns;
-    for (long j = x.first; j < x.last; ++j, line += ld, weight += local.columns)
-#pragma GCC unroll 8
-      for (int v = 0; v < WIDE; ++v) {
-        Vec w = load(weight + v * LANES);
-#pragma GCC unroll 8
-        for (int t = 0; t < TOKENS; ++t) sums[t][v] += w * load(line + t * ld + v * LANES);
-      }
+static void convolve_tokens(const Local& local, Neighbours at, long start, long tokens) {
+  const long half = local.taps / 2;
+  const auto all_inside = tokens_inside_of(local.taps);
+  const Neighbours first = at;
+  for (long t = 0, step; t < tokens; t += step) {
+    Window window = inside(start + t, local.tokens, local.taps);
+    at.weights = first.weights + window.first;
+    at.values = first.values + (start + t - half + window.first) * at.ld;
+    at.base = first.base + t * at.ldbase;
+    at.factors = first.factors + t;
+    at.to = first.to + t * at.ldto;
+    step = NEIGHBOURS;
+    if (all_inside != nullptr && t + step <= tokens && start + t >= half &&
+        start + t + step - 1 + half < local.tokens) {
+      all_inside(at, local.columns);
+    } else {
+      step = 1;
+      over_columns<FEW_SUMS>(AlongTokens{at, window.last - window.first}, local.columns);
+    }
   }
-#pragma GCC unroll 8
-  for (int t = 0; t < TOKENS; ++t)
-#pragma GCC unroll 8
-    for (int v = 0; v < WIDE; ++v) store(to + t * ldto + v * LANES, sums[t][v]);
 }
 
-// The same for a kernel of TAPS, all of them inside the line: neighbours share values as well.
-template <int TAPS, int TOKENS, int WIDE>
-static CASTLING_INLINE void on_grid_inside(const Local& local, const float* weights, Window y,
-                                           const float* values, long ld, const float* base,
-                                           long ldbase, const float* factors, float* to,
-                                           long ldto) {
-  Vec sums[TOKENS][WIDE];
-#pragma GCC unroll 8
-  for (int t = 0; t < TOKENS; ++t)
-#pragma GCC unroll 8
-    for (int v = 0; v < WIDE; ++v)
-      sums[t][v] = broadcast(factors[t]) * load(base + t * ldbase + v * LANES);
-  for (long i = y.first; i < y.last; ++i, values += local.width * ld) {
-    const float* weight = weights + i * TAPS * local.columns;
-    Vec w[TAPS][WIDE];
-#pragma GCC unroll 8
-    for (int j = 0; j < TAPS; ++j)
-#pragma GCC unroll 8
-      for (int v = 0; v < WIDE; ++v) w[j][v] = load(weight + j * local.columns + v * LANES);
-#pragma GCC unroll 16
-    for (int r = 0; r < TAPS + TOKENS - 1; ++r)
-#pragma GCC unroll 8
-      for (int v = 0; v < WIDE; ++v) {
-        Vec value = load(values + r * ld + v * LANES);
-#pragma GCC unroll 8
-        for (int t = 0; t < TOKENS; ++t)
-          if (r >= t && r - t < TAPS) sums[t][v] += w[r - t][v] * value;
-      }
+template <int TAPS, int TOKENS>
+static void on_line(const Local& local, const Neighbours& at, Window y, Window x) {
+  over_columns<TOKENS == 1 ? 4 : MANY_SUMS>(OnLine<TAPS, TOKENS>{at, local.width, local.columns, y, x},
+                                            local.columns);
+}
+
+// For the usual sizes of kernel, by size and tokens; null for others.
+static CASTLING_INLINE auto on_line_of(long taps, long tokens) {
+  typedef void (*Run)(const Local&, const Neighbours&, Window, Window);
+#define CASTLING_LINES(taps) \
+  {on_line<taps, 1>, on_line<taps, 2>, on_line<taps, 3>, on_line<taps, 4>}
+  static constexpr Run FOUND[][NEIGHBOURS] = {CASTLING_LINES(3), CASTLING_LINES(5),
+                                              CASTLING_LINES(7)};
+#undef CASTLING_LINES
+  return taps >= 3 && taps <= 7 ? FOUND[(taps - 3) / 2][tokens - 1] : Run{nullptr};
+}
+
+static void convolve_grid(const Local& local, Neighbours at, long start, long tokens) {
+  const long half = local.taps / 2;
+  const Neighbours first = at;
+  for (long t = 0, step; t < tokens; t += step) {
+    const long place = start + t - local.prefix;
+    at.base = first.base + t * at.ldbase;
+    at.factors = first.factors + t;
+    at.to = first.to + t * at.ldto;
+    if (place < 0) {
+      over_columns<FEW_SUMS>(AlongTokens{at, 0}, local.columns);
+      step = 1;
+      continue;
+    }
+    const long row = place / local.width, column = place % local.width;
+    const Window y = inside(row, local.height, local.taps);
+    at.values = first.values + (start + t + (y.first - half) * local.width - half) * at.ld;
+    step = least(NEIGHBOURS, least(tokens - t, local.width - column));
+    if (const auto line = on_line_of(local.taps, step)) {
+      const long reach = local.taps + step - 1;
+      line(local, at, y, {most(0, half - column), least(reach, local.width - column + half)});
+    } else {
+      step = 1;
+      const Window x = inside(column, local.width, local.taps);
+      over_columns<FEW_SUMS>(OnGrid{at, local.taps, local.width, local.columns, y, x},
+                             local.columns);
+    }
   }
-#pragma GCC unroll 8
-  for (int t = 0; t < TOKENS; ++t)
-#pragma GCC unroll 8
-    for (int v = 0; v < WIDE; ++v) store(to + t * ldto + v * LANES, sums[t][v]);
-}
-
-template <int TOKENS>
-static CASTLING_INLINE void on_grid_row(const Local& local, const float* weights, Window y,
-                                        Window x, const float* values, long ld, const float* base,
-                                        long ldbase, const float* factors, float* to, long ldto) {
-  // As many sums at once as multiply-adds are on their way.
-  constexpr int WIDE = TOKENS == 1 ? 8 : TOKENS == 2 ? 4 : 2;
-  long c = 0;
-  for (; c + WIDE * LANES <= local.columns; c += WIDE * LANES)
-    on_grid<TOKENS, WIDE>(local, weights + c, y, x, values + c, ld, base + c, ldbase, factors,
-                          to + c, ldto);
-  for (; c + 2 * LANES <= local.columns; c += 2 * LANES)
-    on_grid<TOKENS, 2>(local, weights + c, y, x, values + c, ld, base + c, ldbase, factors, to + c,
-                       ldto);
-  if (c < local.columns)
-    on_grid<TOKENS, 1>(local, weights + c, y, x, values + c, ld, base + c, ldbase, factors, to + c,
-                       ldto);
 }
 
 // to_t = factor_t·base_t + convolution of the values at token start + t. `to` may be `base`.
 static void convolve(const Local& local, const float* weights, const float* values, long ld,
                      long start, long tokens, const float* base, long ldbase, const float* factors,
                      float* to, long ldto) {
-  long half = local.taps / 2;
-  if (local.kind == castling::ALONG_TOKENS) {
-    Neighbours neighbours = neighbours_of(local.taps);
-    for (long t = 0; t < tokens;) {
-      Window window = inside(start + t, local.tokens, local.taps);
-      const float* from = values + (start + t - half + window.first) * ld;
-      const float* at = base + t * ldbase;
-      float* out = to + t * ldto;
-      if (neighbours != nullptr && t + NEIGHBOURS <= tokens && start + t >= half &&
-          start + t + NEIGHBOURS - 1 + half < local.tokens) {
-        neighbours(local.columns, weights, from, ld, at, ldbase, factors + t, out, ldto);
-        t += NEIGHBOURS;
-        continue;
-      }
-      long c = 0;
-      for (; c + 8 * LANES <= local.columns; c += 8 * LANES)
-        along_tokens<8>(weights, window, from + c, ld, at + c, factors[t], out + c);
-      for (; c + 2 * LANES <= local.columns; c += 2 * LANES)
-        along_tokens<2>(weights, window, from + c, ld, at + c, factors[t], out + c);
-      if (c < local.columns)
-        along_tokens<1>(weights, window, from + c, ld, at + c, factors[t], out + c);
-      ++t;
-    }
-    return;
-  }
-  for (long t = 0; t < tokens;) {
-    long place = start + t - local.prefix;
-    const float* at = base + t * ldbase;
-    float* out = to + t * ldto;
-    if (place < 0) {
-      for (long c = 0; c < local.columns; c += LANES)
-        store(out + c, broadcast(factors[t]) * load(at + c));
-      ++t;
-      continue;
-    }
-    long row = place / local.width, column = place % local.width;
-    Window y = inside(row, local.height, local.taps), x = inside(column, local.width, local.taps);
-    const float* from = values + (local.prefix + (row - half + y.first) * local.width + column -
-                                  half + x.first) * ld;
-    if (t + 4 <= tokens && column >= half && column + 3 + half < local.width) {
-      if (local.taps == 3 && local.columns % (2 * LANES) == 0)
-        for (long c = 0; c < local.columns; c += 2 * LANES)
-          on_grid_inside<3, 4, 2>(local, weights + c, y, from + c, ld, at + c, ldbase, factors + t,
-                                  out + c, ldto);
-      else
-        on_grid_row<4>(local, weights, y, x, from, ld, at, ldbase, factors + t, out, ldto);
-      t += 4;
-    } else if (t + 2 <= tokens && column >= half && column + 1 + half < local.width) {
-      on_grid_row<2>(local, weights, y, x, from, ld, at, ldbase, factors + t, out, ldto);
-      t += 2;
-    } else {
-      on_grid_row<1>(local, weights, y, x, from, ld, at, ldbase, factors + t, out, ldto);
-      ++t;
-    }
-  }
+  const Neighbours all{weights, values, ld, base, ldbase, factors, to, ldto};
+  if (local.kind == castling::ALONG_TOKENS)
+    convolve_tokens(local, all, start, tokens);
+  else
+    convolve_grid(local, all, start, tokens);
 }
 
 // d_weights (laid like the weights) += Σ_t gradient_t ⊙ value at the tap, t in start … + tokens.

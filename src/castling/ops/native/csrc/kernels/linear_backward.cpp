@@ -23,7 +23,7 @@ struct Backward : LinearProblem {
     if (a.dtype != castling::FLOAT32) through.data = (char*)buffer.data;
     sum_first = dim * ldv;
     sum_floats = dim * ldv + ldk + ldv + result_floats();
-    head_floats = CONSTANTS + dim * ldv + ldk + 2 * ldv + 2 * value_wide * ldk +
+    head_floats = CONSTANTS + dim * ldv + ldk + 3 * ldv + 2 * value_wide * ldk +
                   (converts_values() ? a.keys * ldv : 0) +
                   (converts_gradients() ? a.queries * ldv : 0);
     worker_floats = QueryBlock::floats(*this) + BLOCK * (ldk + 2 * ldv);
@@ -33,7 +33,7 @@ struct Backward : LinearProblem {
   bool converts_gradients() const { return local.kind && !in_place(a.out, a.dtype, value_dim); }
 
   struct Head {
-    float *constants, *state, *total, *values, *mean, *transposed, *d_transposed, *converted,
+    float *constants, *state, *total, *values, *mean, *shift, *transposed, *d_transposed, *converted,
         *gradients;
     Head(const Backward& p, float* own)
         : constants(own),
@@ -41,7 +41,8 @@ struct Backward : LinearProblem {
           total(state + p.dim * p.ldv),
           values(total + p.ldk),
           mean(values + p.ldv),
-          transposed(mean + p.ldv),
+          shift(mean + p.ldv),
+          transposed(shift + p.ldv),
           d_transposed(transposed + p.value_wide * p.ldk),
           converted(d_transposed + p.value_wide * p.ldk),
           gradients(converted + (p.converts_values() ? p.a.keys * p.ldv : 0)) {}
@@ -69,7 +70,7 @@ struct Backward : LinearProblem {
     zero(to + count, ld - count);
   }
 
-  void prepare(float*, long b, long h, float* own) {
+  void prepare(float* work, long b, long h, float* own) {
     Head head(*this, own);
     long keys = count_keys(b);
     float s = scale(keys);
@@ -81,6 +82,7 @@ struct Backward : LinearProblem {
     copy_row(saved + dim * value_dim, dim, head.total, ldk);
     copy_row(saved + dim * value_dim + dim, value_dim, head.values, ldv);
     for (long c = 0; c < ldv; ++c) head.mean[c] = s * constant * head.values[c];
+    if (rowsum) find_shift(b, h, work, head.shift);
     transpose_state(head.state, head.transposed);
     for (long i = 0; i < value_dim * ldk; i += LANES)
       store(head.transposed + i, broadcast(s * gamma) * load(head.transposed + i));
@@ -107,7 +109,7 @@ struct Backward : LinearProblem {
     ahead.over(tiles(count, value_dim) + tiles(count, dim) + tiles(dim, value_dim));
     auto between = [&ahead] { ahead.step(); };
     block.compute(*this, b, h, start, count, s, (long)keys, head.state, head.total,
-                  mean ? head.mean : nullptr, ahead);
+                  mean ? head.mean : nullptr, rowsum ? head.shift : nullptr, false, ahead);
     Rows g = rows_of(a.out, a.dtype, b, h, start, count, value_dim, packed, ldv);
     if (local.kind) {
       Rows all = all_values(b, h, head.converted);
@@ -264,6 +266,10 @@ struct Backward : LinearProblem {
     deliver(to, count, value_dim, a.d_value, a.dtype, b, h, start);
 
     Rows values = token_rows(a.value, b, h, start, count, value_dim, v, ldv);
+    if (rowsum) {
+      shifted(values, b, start, count, head.shift, v);
+      values = {v, ldv};
+    }
     to = target_of(a.d_key, a.dtype, b, h, start, dim, d_key, ldk);
     matmul<false, false>(count, dim, value_dim, values.data, values.ld, head.d_transposed, ldk,
                          to.data, to.ld, between);

@@ -1,5 +1,6 @@
 // Linear attention, forward: the state S = Σφ(k)vᵀ, z = Σφ(k), m = Σv in the first pass over the
-// tokens, rows of the output in the second.
+// tokens, rows of the output in the second. For gradients of row sums, S and m are of shifted values
+// (see shift.h).
 #include "linear_problem.h"
 
 namespace CASTLING_NAMESPACE {
@@ -13,18 +14,21 @@ constexpr long NARROW = 32;
 
 // At most so many keys stand beside each other instead of in a state.
 constexpr long MOST_KEYS = 2 * BLOCK;
+// Floats of a head's numbers.
+constexpr long CONSTANTS = 16;
 
 struct Forward : LinearProblem {
-  bool by_keys;
+  bool by_keys, shifts;
   long ldn;  // floats of a row of similarities
 
   explicit Forward(const LinearArguments& arguments)
       : LinearProblem(arguments, arguments.keys, arguments.queries, 1, false) {
     ldn = padded(a.keys);
     by_keys = cheaper_by_keys();
+    shifts = rowsum && a.state != nullptr;
     sum_first = by_keys ? key_wide * ldn + a.keys * ldv : dim * ldv;
     sum_floats = sum_first + ldk + 2 * ldv;  // S or the keys and values, z, m, and s·a·m
-    head_floats = 16 + (converts_values() ? a.keys * ldv : 0);
+    head_floats = CONSTANTS + ldv + (converts_values() ? a.keys * ldv : 0);
     worker_floats = most(BLOCK * (ldk + ldv), QueryBlock::floats(*this) + (by_keys ? BLOCK * ldn : 0));
   }
 
@@ -38,15 +42,19 @@ struct Forward : LinearProblem {
            by_keys < 0.9 * (a.queries + a.keys) * dim * value_wide;
   }
 
+  const float* shift_of(const float* own) const { return shifts ? own + CONSTANTS : nullptr; }
+  float* converted(float* own) const { return own + CONSTANTS + ldv; }
   float* values_by_key(float* sum) const { return sum + key_wide * ldn; }
   float* total(float* sum) const { return sum + sum_first; }
   float* values(float* sum) const { return total(sum) + ldk; }
 
-  void prepare(float*, long b, long h, float* own) {
+  void prepare(float* work, long b, long h, float* own) {
     long keys = count_keys(b);
     own[0] = scale(keys);
     own[1] = (float)keys;
-    if (converts_values()) masked_rows(a.value, b, h, 0, a.keys, value_dim, own + 16, ldv);
+    if (shifts) find_shift(b, h, work, own + CONSTANTS);
+    if (converts_values())
+      masked_rows(a.value, b, h, 0, a.keys, value_dim, converted(own), ldv);
   }
 
   void first_pass(float* work, long b, long h, long start, long count, bool fresh, float* own,
@@ -63,10 +71,14 @@ struct Forward : LinearProblem {
     bool sums_values = mean || a.state != nullptr;
     Rows rows{v, ldv};
     if (converts_values())
-      rows = {own + 16 + start * ldv, ldv};
+      rows = {converted(own) + start * ldv, ldv};
     else
       masked_rows(a.value, b, h, start, count, value_dim, v, ldv,
                   scaled && !sums_values ? scales : nullptr);
+    if (shifts) {
+      shifted(rows, b, start, count, shift_of(own), v);
+      rows = {v, ldv};
+    }
     if (sums_values) add_rows(rows, nullptr, count, value_wide, values(sum));
     if (rowsum || a.state != nullptr) add_rows({k, ldk}, scales, count, key_wide, total(sum));
     if (scaled && (sums_values || converts_values())) {
@@ -148,14 +160,15 @@ struct Forward : LinearProblem {
                            ldn);
       matmul<false, false>(count, value_dim, a.keys, similar, ldn, values_by_key(sum), ldv,
                            block.x, ldv);
-      block.finish(*this, b, h, start, count, own[0], (long)own[1], total(sum), average);
+      block.finish(*this, b, h, start, count, own[0], (long)own[1], total(sum), average,
+                   nullptr, true);
     } else {
       block.compute(*this, b, h, start, count, own[0], (long)own[1], sum, total(sum), average,
-                    ahead);
+                    shift_of(own), true, ahead);
     }
     Target to = target_of(a.out, a.dtype, b, h, start, value_dim, block.x, ldv);
     if (local.kind) {
-      Rows all = all_values(b, h, own + 16);
+      Rows all = all_values(b, h, converted(own));
       convolve(local, weights_of(h), all.data, all.ld, start, count, block.x, ldv,
                block.factors, to.data, to.ld);
     } else {

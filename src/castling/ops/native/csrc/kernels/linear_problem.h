@@ -6,6 +6,7 @@
 #include "features.h"
 #include "matmul.h"
 #include "schedule.h"
+#include "shift.h"
 #include "transpose.h"
 
 namespace CASTLING_NAMESPACE {
@@ -128,6 +129,37 @@ struct LinearProblem {
     return {scratch, ld};
   }
 
+  // Near the mean of a head's values: of the first block's, for any number will do. None where that
+  // may well be zero: then it would add errors of its own. `rows` holds a block.
+  void find_shift(long b, long h, float* rows, float* to) const {
+    long count = least(BLOCK, a.keys), found = 0;
+    masked_rows(a.value, b, h, 0, count, value_dim, rows, ldv);
+    for (long t = 0; t < count; ++t) found += takes_part(b, t);
+    const Vec share = broadcast(1.0f / most(1, found));
+    zero(to, ldv);
+    for (long c = 0; c < value_dim; c += LANES) {
+      Vec mean = {}, squares = {};
+      for (long t = 0; t < count; ++t) {
+        Vec row = load(rows + t * ldv + c);
+        mean += row;
+        squares += row * row;
+      }
+      mean = mean * share;
+      // Three times as far from zero as the mean of so many numbers may be by chance.
+      VecI far_off = mean * mean > broadcast(9) * share * (squares * share - mean * mean);
+      store(to + c, select(far_off, mean, Vec{}));
+    }
+    for (long c = 0; c < value_dim; ++c) to[c] = rounded(to[c]);
+  }
+
+  // v − shift of keys that take part, 0 of others; `to` may be the rows.
+  void shifted(Rows values, long b, long start, long count, const float* shift, float* to) const {
+    for (long t = 0; t < count; ++t)
+      for (long c = 0; c < value_wide; c += LANES)
+        store(to + t * ldv + c, load(values.data + t * values.ld + c) - load(shift + c));
+    zero_masked(to, ldv, value_wide, b, start, count);
+  }
+
   // A convolution reads rows again and again: they are converted once, unless they can stay.
   bool converts_values() const {
     return local.kind && (a.key_mask != nullptr || !in_place(a.value, a.dtype, value_dim));
@@ -156,13 +188,15 @@ struct QueryBlock {
         x(mapped + BLOCK * p.ldk),
         residual(x + BLOCK * p.ldv) {}
 
-  // x_i = ι·r_i + sγ·φ(q_i)ᵀS + (sa)·m and the factors that normalise; `mean` is s·a·m.
+  // x_i = ι·r_i + sγ·φ(q_i)ᵀS + (sa)·m and the factors that normalise; `mean` is s·a·m. Where S and
+  // m are of shifted values, so are the rows y_i, unless `restore`.
   void compute(const LinearProblem& p, long b, long h, long start, long count, float s, long keys,
-               const float* state, const float* total, const float* mean, Ahead& ahead) {
+               const float* state, const float* total, const float* mean, const float* shift,
+               bool restore, Ahead& ahead) {
     map_queries(p, b, h, start, count);
     matmul<false, false>(count, p.value_dim, p.dim, rows.data, rows.ld, state, p.ldv, x, p.ldv,
                          [&ahead] { ahead.step(); });
-    finish(p, b, h, start, count, s, keys, total, mean);
+    finish(p, b, h, start, count, s, keys, total, mean, shift, restore);
   }
 
   void map_queries(const LinearProblem& p, long b, long h, long start, long count) {
@@ -174,7 +208,7 @@ struct QueryBlock {
 
   // The same where x holds a(q_i)ᵀS already.
   void finish(const LinearProblem& p, long b, long h, long start, long count, float s, long keys,
-              const float* total, const float* mean) {
+              const float* total, const float* mean, const float* shift, bool restore) {
     const LinearArguments& a = p.a;
     Rows added{nullptr, 0};
     if (p.identity != 0)
@@ -189,9 +223,16 @@ struct QueryBlock {
       mean != nullptr ? combine_rows<false, true>(p, count, weight, added, mean)
                       : combine_rows<false, false>(p, count, weight, added, mean);
     if (a.normalize == castling::L2) return inverse_norms(factors, count, p.eps);
-    for (long t = 0; p.rowsum && t < count; ++t)
-      factors[t] = weight * scales[t] * dot(rows.data + t * rows.ld, total, p.key_wide) +
-                   s * p.constant * keys + (float)a.row_eps;
+    for (long t = 0; p.rowsum && t < count; ++t) {
+      float sum = weight * scales[t] * dot(rows.data + t * rows.ld, total, p.key_wide) +
+                  s * p.constant * keys;
+      factors[t] = sum + (float)a.row_eps;
+      if (shift == nullptr) continue;
+      // The weights' share of the sum carries the shift, eps does not.
+      Vec by = broadcast(restore ? sum : -(float)a.row_eps);
+      for (long c = 0; c < p.value_wide; c += LANES)
+        store(x + t * p.ldv + c, load(x + t * p.ldv + c) + by * load(shift + c));
+    }
     for (long t = 0; t < count; ++t)
       factors[t] = !p.rowsum || factors[t] == 0 ? 1 : 1 / factors[t];
   }
