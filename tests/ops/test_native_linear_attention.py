@@ -311,6 +311,18 @@ def test_half_precisions_lose_only_the_rounding_of_results(mechanism, dtype, shi
             assert error(gradient, wanted) < max(4e-3, 2 * error(other, wanted)), name
 
 
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+@pytest.mark.parametrize("n", [1, 2, 3, 9, 16, 17, 18, 33, 49, 50, 65, 66, 113, 128, 129, 130])
+@pytest.mark.parametrize("n_q", [None, 5])
+def test_keys_behind_the_last_whole_vector(mechanism, n, n_q):
+    residual = n_q is not None and mechanism != "relu"
+    mask = key_mask(2, n) if n % 2 else None
+    options = {"n_q": n_q, "mechanism": mechanism, "residual": residual, "mask": mask}
+    case = Case(2, n, 2, 128, 16, **options)
+    out, _ = native.linear_attention_forward(case.tensors(), case.arguments(), False)
+    assert error(out, case.reference()[0]) < 1e-6
+
+
 @pytest.mark.parametrize("mechanism", ["relu", "released", "angular_rowsum"])
 @pytest.mark.parametrize("n", [49, 197, 16384])
 @pytest.mark.parametrize(("shift", "limit"), [(0.0, 5e-6), (2.0, 2e-5), (20.0, 2e-4)])

@@ -142,7 +142,7 @@ def angular_attention(
     if local is not None:
         weight, grid, prefix = local
         if grid is not None or prefix:
-            formula = LinearOptions(*formula[:-2], grid or (), prefix)
+            formula = LinearOptions(*formula[:-2], tuple(grid or ()), prefix)
     out = linear_attention(LinearTensors(query, key, value, residual, weight, key_mask), formula)
     return out if extra is None or before is not None else out + extra.to(out.dtype)
 

@@ -14,20 +14,24 @@ constexpr long NARROW = 32;
 
 // At most so many keys stand beside each other instead of in a state.
 constexpr long MOST_KEYS = 2 * BLOCK;
+// Up to so many keys behind the last whole vector of them are multiplied one by one.
+constexpr long FEW = LANES / 8;
 // Floats of a head's numbers.
 constexpr long CONSTANTS = 16;
 
 struct Forward : LinearProblem {
   bool by_keys, shifts;
-  long ldn;  // floats of a row of similarities
+  long columns;  // keys that stand beside each other, in whole vectors but for the last
+  long ldn;      // floats of a row of similarities
 
   explicit Forward(const LinearArguments& arguments)
       : LinearProblem(arguments, arguments.keys, arguments.queries, 1, false) {
+    columns = a.keys % LANES <= FEW ? a.keys / LANES * LANES : a.keys;
     ldn = padded(a.keys);
     by_keys = cheaper_by_keys();
     shifts = rowsum && a.state != nullptr;
-    sum_first = by_keys ? key_wide * ldn + a.keys * ldv : dim * ldv;
-    sum_floats = sum_first + ldk + 2 * ldv;  // S or the keys and values, z, m, and s·a·m
+    sum_first = by_keys ? key_wide * ldn + a.keys * ldv + FEW * ldk : dim * ldv;
+    sum_floats = sum_first + ldk + 2 * ldv;  // S or keys, values and last keys, z, m, and s·a·m
     head_floats = CONSTANTS + ldv + (converts_values() ? a.keys * ldv : 0);
     worker_floats = most(BLOCK * (ldk + ldv), QueryBlock::floats(*this) + (by_keys ? BLOCK * ldn : 0));
   }
@@ -35,7 +39,7 @@ struct Forward : LinearProblem {
   // Between few tokens (φ(q)φ(k)ᵀ)v takes fewer products than φ(q)(φ(k)ᵀv). The gradient needs
   // the latter's state.
   bool cheaper_by_keys() const {
-    double wide = vectors(a.keys) * LANES;
+    double wide = vectors(columns) * LANES + 0.4 * LANES * (a.keys - columns);
     double by_keys = a.queries * (wide * dim + (double)a.keys * value_wide);
     // Transposed keys and columns that fill no vector take their time as well.
     return a.state == nullptr && a.keys <= MOST_KEYS &&
@@ -45,6 +49,7 @@ struct Forward : LinearProblem {
   const float* shift_of(const float* own) const { return shifts ? own + CONSTANTS : nullptr; }
   float* converted(float* own) const { return own + CONSTANTS + ldv; }
   float* values_by_key(float* sum) const { return sum + key_wide * ldn; }
+  float* last_keys(float* sum) const { return values_by_key(sum) + a.keys * ldv; }
   float* total(float* sum) const { return sum + sum_first; }
   float* values(float* sum) const { return total(sum) + ldk; }
 
@@ -72,6 +77,8 @@ struct Forward : LinearProblem {
     Rows rows{v, ldv};
     if (converts_values())
       rows = {converted(own) + start * ldv, ldv};
+    else if (shifts)
+      rows = token_rows(a.value, b, h, start, count, value_dim, v, ldv);
     else
       masked_rows(a.value, b, h, start, count, value_dim, v, ldv,
                   scaled && !sums_values ? scales : nullptr);
@@ -101,10 +108,14 @@ struct Forward : LinearProblem {
     float* to = values_by_key(sum) + start * ldv;
     for (long t = 0; values.data != to && t < count; ++t)
       __builtin_memcpy(to + t * ldv, values.data + t * values.ld, value_wide * sizeof(float));
+    for (long t = most(0, columns - start); t < count; ++t)
+      __builtin_memcpy(last_keys(sum) + (start + t - columns) * ldk, k + t * ldk,
+                       key_wide * sizeof(float));
+    count = most(0, least(count, columns - start));
     // Columns behind the last key are computed with it and left alone.
-    long columns = least(BLOCK, ceil_divide(count, LANES) * LANES);
-    zero(k + count * ldk, (columns - count) * ldk);
-    transpose(k, ldk, columns, dim, sum + start, ldn);
+    long wide = least(BLOCK, ceil_divide(count, LANES) * LANES);
+    zero(k + count * ldk, (wide - count) * ldk);
+    transpose(k, ldk, wide, dim, sum + start, ldn);
   }
 
   // What is touched next.
@@ -156,8 +167,12 @@ struct Forward : LinearProblem {
     const float* average = mean ? values(sum) + ldv : nullptr;
     if (by_keys) {
       block.map_queries(*this, b, h, start, count);
-      matmul<false, false>(count, a.keys, dim, block.rows.data, block.rows.ld, sum, ldn, similar,
+      matmul<false, false>(count, columns, dim, block.rows.data, block.rows.ld, sum, ldn, similar,
                            ldn);
+      for (long key = columns; key < a.keys; ++key)
+        for (long t = 0; t < count; ++t)
+          similar[t * ldn + key] = dot(block.rows.data + t * block.rows.ld,
+                                       last_keys(sum) + (key - columns) * ldk, key_wide);
       matmul<false, false>(count, value_dim, a.keys, similar, ldn, values_by_key(sum), ldv,
                            block.x, ldv);
       block.finish(*this, b, h, start, count, own[0], (long)own[1], total(sum), average,

@@ -133,14 +133,14 @@ struct LinearProblem {
   // may well be zero: then it would add errors of its own. `rows` holds a block.
   void find_shift(long b, long h, float* rows, float* to) const {
     long count = least(BLOCK, a.keys), found = 0;
-    masked_rows(a.value, b, h, 0, count, value_dim, rows, ldv);
+    Rows values = token_rows(a.value, b, h, 0, count, value_dim, rows, ldv);
     for (long t = 0; t < count; ++t) found += takes_part(b, t);
     const Vec share = broadcast(1.0f / most(1, found));
     zero(to, ldv);
     for (long c = 0; c < value_dim; c += LANES) {
       Vec mean = {}, squares = {};
       for (long t = 0; t < count; ++t) {
-        Vec row = load(rows + t * ldv + c);
+        Vec row = load(values.data + t * values.ld + c);
         mean += row;
         squares += row * row;
       }
