@@ -26,8 +26,9 @@ from torch._decomp import register_decomposition
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from castling.ops import native
-from castling.ops.operators import differentiating, library
+from castling.ops.operators import library
 from castling.ops.paths import select_path
+from castling.ops.watched import differentiating
 
 #: Number of tensors of a block that has a local integration.
 WITH_LOCAL = 24

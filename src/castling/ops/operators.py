@@ -12,8 +12,7 @@ Notable:
 from __future__ import annotations
 
 import functools
-import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +22,7 @@ from torch._decomp import register_decomposition
 
 from castling.ops.common import autocast_off
 from castling.ops.paths import FUSED, backend_for, select_path
+from castling.ops.watched import check_devices, differentiating, unwatched
 
 library = torch.library.Library("castling", "DEF")
 
@@ -116,8 +116,8 @@ class FusedOperator:
         backend = None
         if not torch.compiler.is_compiling():
             given = [tensor for tensor in tensors if tensor is not None]
-            _check_devices(given)
-            backend = backend_for(path, tensors.query) if _unwatched(given) else None
+            check_devices(given)
+            backend = backend_for(path, tensors.query) if unwatched(given) else None
         out: Tensor
         if backend is not None:
             if save_state:
@@ -142,7 +142,7 @@ class FusedOperator:
         straight = (
             not torch.compiler.is_compiling()
             and not torch.is_grad_enabled()
-            and _unwatched([grad])
+            and unwatched([grad])
             # Many gradients at once are one tensor that only looks like a plain one.
             and torch._C._has_storage(grad)
         )
@@ -293,36 +293,3 @@ def _not_twice(ctx: Any, *_: Any) -> Any:
         "the fused attention operators are differentiable once; for gradients of gradients use "
         'castling.attention_path("naive")'
     )
-
-
-def differentiating(*tensors: Tensor | None) -> bool:
-    """Whether a result computed now from these tensors would carry gradients."""
-    if not torch.is_grad_enabled():
-        return False
-    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
-
-
-_KINDS = {Tensor, torch.nn.Parameter}
-_on_cpu = operator.attrgetter("is_cpu")
-
-
-def _unwatched(tensors: Sequence[Tensor]) -> bool:
-    """Whether memory holds what the tensors say, and no mode or transform would see an operator."""
-    # Maps, where generators would read better: this stands before every attention.
-    return (
-        torch._C._len_torch_dispatch_stack() == 0
-        and not torch._C._are_functorch_transforms_active()
-        and _KINDS.issuperset(map(type, tensors))
-        and not any(map(Tensor.is_neg, tensors))
-    )
-
-
-def _check_devices(tensors: Sequence[Tensor]) -> None:
-    """Raise ValueError unless all are on one device; numbers in tensors may be anywhere."""
-    if all(map(_on_cpu, tensors)):
-        return
-    devices = {str(tensor.device) for tensor in tensors if tensor.ndim > 0}
-    if len(devices) > 1:
-        raise ValueError(
-            f"attention's tensors must be on one device, got some on {', '.join(sorted(devices))}"
-        )

@@ -1,0 +1,44 @@
+"""What is asked of tensors before an operator's implementation is called straight.
+
+All of it stands before every attention, however small: maps take the place of generators, which
+would read better.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_KINDS = {Tensor, torch.nn.Parameter}
+_on_cpu = operator.attrgetter("is_cpu")
+
+
+def differentiating(*tensors: Tensor | None) -> bool:
+    """Whether a result computed now from these tensors would carry gradients."""
+    if not torch.is_grad_enabled():
+        return False
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def unwatched(tensors: Sequence[Tensor]) -> bool:
+    """Whether memory holds what the tensors say, and no mode or transform would see an operator."""
+    return (
+        torch._C._len_torch_dispatch_stack() == 0
+        and not torch._C._are_functorch_transforms_active()
+        and _KINDS.issuperset(map(type, tensors))
+        and not any(map(Tensor.is_neg, tensors))
+    )
+
+
+def check_devices(tensors: Sequence[Tensor]) -> None:
+    """Raise ValueError unless all are on one device; numbers in tensors may be anywhere."""
+    if all(map(_on_cpu, tensors)):
+        return
+    devices = {str(tensor.device) for tensor in tensors if tensor.ndim > 0}
+    if len(devices) > 1:
+        raise ValueError(
+            f"attention's tensors must be on one device, got some on {', '.join(sorted(devices))}"
+        )
