@@ -99,8 +99,8 @@ static void convolve_tokens(const Local& local, Neighbours at, long start, long 
 
 template <int TAPS, int TOKENS>
 static void on_line(const Local& local, const Neighbours& at, Window y, Window x) {
-  over_columns<TOKENS == 1 ? 4 : MANY_SUMS>(OnLine<TAPS, TOKENS>{at, local.width, local.columns, y, x},
-                                            local.columns);
+  constexpr int WIDE = TOKENS == 1 ? 4 : MANY_SUMS;
+  over_columns<WIDE>(OnLine<TAPS, TOKENS>{at, local.width, local.columns, y, x}, local.columns);
 }
 
 // For the usual sizes of kernel, by size and tokens; null for others.

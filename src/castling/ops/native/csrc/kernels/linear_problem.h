@@ -129,27 +129,13 @@ struct LinearProblem {
     return {scratch, ld};
   }
 
-  // Near the mean of a head's values: of the first block's, for any number will do. None where that
-  // may well be zero: then it would add errors of its own. `rows` holds a block.
+  // What a head's values lose, by its first block; `rows` holds one.
   void find_shift(long b, long h, float* rows, float* to) const {
     long count = least(BLOCK, a.keys), found = 0;
     Rows values = token_rows(a.value, b, h, 0, count, value_dim, rows, ldv);
     for (long t = 0; t < count; ++t) found += takes_part(b, t);
-    const Vec share = broadcast(1.0f / most(1, found));
     zero(to, ldv);
-    for (long c = 0; c < value_dim; c += LANES) {
-      Vec mean = {}, squares = {};
-      for (long t = 0; t < count; ++t) {
-        Vec row = load(values.data + t * values.ld + c);
-        mean += row;
-        squares += row * row;
-      }
-      mean = mean * share;
-      // Three times as far from zero as the mean of so many numbers may be by chance.
-      VecI far_off = mean * mean > broadcast(9) * share * (squares * share - mean * mean);
-      store(to + c, select(far_off, mean, Vec{}));
-    }
-    for (long c = 0; c < value_dim; ++c) to[c] = rounded(to[c]);
+    CASTLING_NAMESPACE::find_shift(values.data, values.ld, count, found, value_dim, to);
   }
 
   // v − shift of keys that take part, 0 of others; `to` may be the rows.

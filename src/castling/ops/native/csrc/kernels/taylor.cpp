@@ -7,17 +7,17 @@ namespace CASTLING_NAMESPACE {
 int taylor_forward(const TaylorArguments& a) {
   const KeyLists lists(a);
   if (lists.failed()) return 1;
-  const ValueMeans means(a, lists);
-  if (means.failed()) return 1;
-  return a.features ? forward_features(a, lists, means) : forward_direct(a, lists, means);
+  const ValueShifts shifts(a, lists, a.state != nullptr);
+  if (shifts.failed()) return 1;
+  return a.features ? forward_features(a, lists, shifts) : forward_direct(a, lists, shifts);
 }
 
 int taylor_backward(const TaylorArguments& a) {
   const KeyLists lists(a);
   if (lists.failed()) return 1;
-  const ValueMeans means(a, lists);
-  if (means.failed()) return 1;
-  return a.features ? backward_features(a, lists, means) : backward_direct(a, lists, means);
+  const ValueShifts shifts(a, lists, true);
+  if (shifts.failed()) return 1;
+  return a.features ? backward_features(a, lists, shifts) : backward_direct(a, lists, shifts);
 }
 
 }  // namespace CASTLING_NAMESPACE

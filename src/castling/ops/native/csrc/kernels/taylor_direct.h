@@ -55,14 +55,14 @@ struct KeyTile {
         one(memory.take(KEY_TILE)) {}
 
   // Returns the number of keys, rounded up to whole vectors: zeros fill those rows.
-  long read(const TaylorArguments& a, const ValueMeans& means, TokenList list, long b, long h,
+  long read(const TaylorArguments& a, const ValueShifts& shifts, TokenList list, long b, long h,
             long first, long count) {
     long round = whole(count);
     read_rows(a, a.key, list, b, h, first, count, a.dim, keys, ld);
     scale_rows(a, keys, ld, count, factors);
     fill(keys + count * ld, (round - count) * ld, 0);
     transpose(keys, ld, round, a.dim, columns, SCORE_LD);
-    means.read(b, h, first, count, values);
+    shifts.read(b, h, first, count, values);
     fill(values + count * value_ld, (round - count) * value_ld, 0);
     fill(one, count, 1);
     fill(one + count, round - count, 0);
@@ -70,7 +70,7 @@ struct KeyTile {
   }
 };
 
-// Outputs of up to `capacity` queries, less the mean: rows of `sums`, and the row sums in `below`.
+// Outputs of up to `capacity` queries, less the shift: rows of `sums`, and the row sums in `below`.
 struct DirectForward {
   long ld, value_ld;
   KeyTile tile;
@@ -87,7 +87,7 @@ struct DirectForward {
         scores(memory.take(QUERY_TILE * SCORE_LD)),
         size(memory.used) {}
 
-  void run(const TaylorArguments& a, const ValueMeans& means, TokenList list, long b, long h,
+  void run(const TaylorArguments& a, const ValueShifts& shifts, TokenList list, long b, long h,
            long first, long last) {
     long rows = last - first;
     read_rows(a, a.query, ALL, b, h, first, rows, a.dim, queries, ld);
@@ -95,7 +95,7 @@ struct DirectForward {
     fill(sums, rows * value_ld, 0);
     fill(below, rows, 0);
     for (long k = 0; k < list.count; k += KEY_TILE) {
-      long n = least(KEY_TILE, list.count - k), round = tile.read(a, means, list, b, h, k, n);
+      long n = least(KEY_TILE, list.count - k), round = tile.read(a, shifts, list, b, h, k, n);
       for (long q = 0; q < rows; q += QUERY_TILE) {
         long m = least(QUERY_TILE, rows - q);
         matmul<false, false>(m, round, a.dim, queries + q * ld, ld, tile.columns, SCORE_LD, scores,
@@ -107,22 +107,22 @@ struct DirectForward {
     }
     float offset = row_offset(a, list);
     for (long q = 0; q < rows; ++q) below[q] += offset;
-    means.divide(b, h, rows, below, sums);
+    shifts.divide(b, h, rows, below, sums);
   }
 
   long size;
 };
 
 static int forward_direct(const TaylorArguments& a, const KeyLists& lists,
-                          const ValueMeans& means) {
+                          const ValueShifts& shifts) {
   // With more queries at once their rows would leave the second-level cache.
   long length = piece(a, a.queries, 2 * QUERY_TILE, 10 * QUERY_TILE);
   long floats = DirectForward(a, length, Carver{nullptr}).size;
   return each_piece(a, a.queries, length, floats, [&](long b, long h, long first, long last,
                                                       float* memory) {
     DirectForward chunk(a, length, Carver{memory});
-    chunk.run(a, means, lists[b], b, h, first, last);
-    means.write_outputs(b, h, first, last - first, chunk.sums);
+    chunk.run(a, shifts, lists[b], b, h, first, last);
+    shifts.write_outputs(b, h, first, last - first, chunk.sums);
     if (a.state != nullptr)
       __builtin_memcpy(a.state + (b * a.heads + h) * a.queries + first, chunk.below,
                        (last - first) * sizeof(float));

@@ -1,7 +1,7 @@
 // Backward pass of the direct order: p is computed again, five products for each tile.
 //
 // With g_i = ∂L/∂out_i over the row sum: ∂L/∂p_ij = ⟨g_i, v_j⟩ − ⟨g_i, out_i⟩, ∂L/∂z = ∂L/∂p·(1 + z),
-// dq̂ = ∂L/∂z·K̂, dk̂ = (∂L/∂z)ᵀ·Q̂, dv = Pᵀ·g. Both v and out have lost the values' mean.
+// dq̂ = ∂L/∂z·K̂, dk̂ = (∂L/∂z)ᵀ·Q̂, dv = Pᵀ·g. Both v and out have lost the shift.
 #pragma once
 
 #include "taylor_direct.h"
@@ -34,13 +34,13 @@ struct DirectBackward {
 
   // Reads queries [first, last). `forward` computes their outputs again where they were rounded:
   // the same error in all slopes of a row would add up.
-  void begin(const TaylorArguments& a, const ValueMeans& means, TokenList list, long b, long h,
+  void begin(const TaylorArguments& a, const ValueShifts& shifts, TokenList list, long b, long h,
              long first, long last, DirectForward& forward) {
     long rows = last - first;
     if (a.dtype == castling::FLOAT32) {
-      means.read_outputs(b, h, first, rows, outs);
+      shifts.read_outputs(b, h, first, rows, outs);
     } else {
-      forward.run(a, means, list, b, h, first, last);
+      forward.run(a, shifts, list, b, h, first, last);
       __builtin_memcpy(outs, forward.sums, rows * value_ld * sizeof(float));
     }
     read_rows(a, a.query, ALL, b, h, first, rows, a.dim, queries, ld);
@@ -53,9 +53,9 @@ struct DirectBackward {
   }
 
   // Gradients of a tile of keys and values by the queries read, theirs by the tile added up.
-  void keys(const TaylorArguments& a, const ValueMeans& means, TokenList list, long b, long h,
+  void keys(const TaylorArguments& a, const ValueShifts& shifts, TokenList list, long b, long h,
             long first, long n, long rows) {
-    long round = tile.read(a, means, list, b, h, first, n);
+    long round = tile.read(a, shifts, list, b, h, first, n);
     transpose(tile.values, value_ld, round, a.value_dim, value_columns, SCORE_LD);
     fill(key_gradients, n * ld, 0);
     fill(value_gradients, n * value_ld, 0);
@@ -87,7 +87,7 @@ static void finish_keys(const TaylorArguments& a, TokenList list, long b, long h
 // Few heads are cut into chunks of queries, whose parts of dK̂ and dV are added up afterwards: in
 // an order, and from chunks, that depend on shapes alone, never on the number of threads.
 static int backward_direct(const TaylorArguments& a, const KeyLists& lists,
-                           const ValueMeans& means) {
+                           const ValueShifts& shifts) {
   const long ld = padded(a.dim), value_ld = padded(a.value_dim), both = ld + value_ld;
   const long heads = a.batch * a.heads;
   long wanted = least(ceil_divide(32, heads), ceil_divide(a.queries, 5 * QUERY_TILE));
@@ -103,10 +103,10 @@ static int backward_direct(const TaylorArguments& a, const KeyLists& lists,
     DirectBackward chunk(a, length, Carver{memory});
     DirectForward forward(a, again, Carver{memory + floats});
     TokenList list = lists[b];
-    chunk.begin(a, means, list, b, h, first, last, forward);
+    chunk.begin(a, shifts, list, b, h, first, last, forward);
     for (long k = 0; k < list.count; k += KEY_TILE) {
       long n = least(KEY_TILE, list.count - k);
-      chunk.keys(a, means, list, b, h, k, n, last - first);
+      chunk.keys(a, shifts, list, b, h, k, n, last - first);
       if (chunks == 1) {
         finish_keys(a, list, b, h, k, n, chunk.tile.keys, chunk.tile.factors, ld,
                     chunk.key_gradients, chunk.value_gradients, value_ld);

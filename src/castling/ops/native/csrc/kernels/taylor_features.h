@@ -32,7 +32,7 @@ static CASTLING_INLINE void each_row(long dim, long first, long last, const Run&
   }
 }
 
-// Σ_j φ(k_j)·v_jᵀ of values around their mean, F rows, and behind it Σ_j φ(k_j).
+// Σ_j φ(k_j)·v_jᵀ of shifted values, F rows, and behind it Σ_j φ(k_j).
 struct Table {
   float *rows, *sums;
   long ld;

@@ -10,14 +10,14 @@
 namespace CASTLING_NAMESPACE {
 
 struct Pass {
-  const ValueMeans& means;
+  const ValueShifts& shifts;
   Block block;
   long value_ld;
   float *values, *columns, *results, *totals, *weights, *gradient, *gradient_rows;
   long size;
 
-  Pass(const TaylorArguments& a, const ValueMeans& value_means, Carver memory)
-      : means(value_means),
+  Pass(const TaylorArguments& a, const ValueShifts& value_shifts, Carver memory)
+      : shifts(value_shifts),
         block(a, memory),
         value_ld(padded(a.value_dim)),
         values(memory.take(TOKENS * value_ld)),
@@ -45,7 +45,7 @@ struct Pass {
     for (long k = 0; k < list.count; k += TOKENS) {
       long n = least(TOKENS, list.count - k);
       block.read(a, a.key, list, b, h, k, n);
-      means.read(b, h, k, n, values);
+      shifts.read(b, h, k, n, values);
       block.accumulate(a, values, value_ld, block.columns, n, first, last, table);
     }
     table.halve_squares(a.dim, first, last);
@@ -59,23 +59,23 @@ struct Pass {
       block.read(a, a.query, ALL, b, h, q, m);
       block.apply(a, table, m, results, value_ld, totals);
       for (long i = 0; i < m; ++i) totals[i] += offset;
-      means.divide(b, h, m, totals, results);
-      means.write_outputs(b, h, q, m, results);
+      shifts.divide(b, h, m, totals, results);
+      shifts.write_outputs(b, h, q, m, results);
       if (below != nullptr) __builtin_memcpy(below + q, totals, m * sizeof(float));
     }
   }
 
-  // Also centre = ⟨∂L/∂out, out − mean⟩ over the row sum, for the table's gradient.
+  // Also centre = ⟨∂L/∂out, out − shift⟩ over the row sum, for the table's gradient.
   void table_to_query_gradients(const TaylorArguments& a, long b, long h, long first, long last,
                                 const Table& table, const float* below, float* centre) const {
     for (long q = first; q < last; q += TOKENS) {
       long m = least(TOKENS, last - q);
       block.read(a, a.query, ALL, b, h, q, m);
       if (a.dtype == castling::FLOAT32) {
-        means.read_outputs(b, h, q, m, results);
+        shifts.read_outputs(b, h, q, m, results);
       } else {  // a rounded output's error would be the same in all slopes of its row
         block.apply(a, table, m, results, value_ld, totals);
-        means.divide(b, h, m, below + q, results);
+        shifts.divide(b, h, m, below + q, results);
       }
       read_gradients(a, b, h, q, m, below + q, values, value_ld);
       for (long i = 0; i < m; ++i)
@@ -107,7 +107,7 @@ struct Pass {
       block.read(a, a.key, list, b, h, k, n);
       block.apply(a, table, n, results, value_ld, totals);
       write_rows(a, a.grad_value, list, b, h, k, n, a.value_dim, results, value_ld);
-      means.read(b, h, k, n, values);
+      shifts.read(b, h, k, n, values);
       transpose_values(a, n);
       block.differentiate(a, table, columns, block.columns, n, gradient, gradient_rows);
       write_rows(a, a.grad_key, list, b, h, k, n, a.dim, gradient_rows, block.ld);
@@ -133,15 +133,15 @@ CASTLING_INLINE bool head_by_head(const TaylorArguments& a) {
 constexpr long FEWEST_FEATURES = 24;  // of a task: whole register tiles
 
 static int forward_features(const TaylorArguments& a, const KeyLists& lists,
-                            const ValueMeans& means) {
+                            const ValueShifts& shifts) {
   const long features = feature_count(a.dim), heads = a.batch * a.heads;
-  const long floats = Pass(a, means, Carver{nullptr}).size, size = Table::size(a);
+  const long floats = Pass(a, shifts, Carver{nullptr}).size, size = Table::size(a);
   const bool saved = a.state != nullptr;
   if (head_by_head(a)) {
     const Tables tables{a, a.state, size + a.queries};
     return each_task(a.threads, heads, floats + (saved ? 0 : size), [&](long head, float* memory) {
       long b = head / a.heads, h = head % a.heads;
-      Pass pass(a, means, Carver{memory});
+      Pass pass(a, shifts, Carver{memory});
       Table table = saved ? tables(b, h) : Table(a, memory + floats);
       pass.keys_to_table(a, lists[b], b, h, 0, features, table);
       pass.table_to_outputs(a, lists[b], b, h, 0, a.queries, table,
@@ -153,25 +153,25 @@ static int forward_features(const TaylorArguments& a, const KeyLists& lists,
   const Tables tables{a, saved ? a.state : own.data, saved ? size + a.queries : size};
   int failed = each_piece(a, features, piece(a, features, FEWEST_FEATURES, features), floats,
                           [&](long b, long h, long first, long last, float* memory) {
-    Pass(a, means, Carver{memory}).keys_to_table(a, lists[b], b, h, first, last, tables(b, h));
+    Pass(a, shifts, Carver{memory}).keys_to_table(a, lists[b], b, h, first, last, tables(b, h));
   });
   if (failed) return failed;
   return each_piece(a, a.queries, piece(a, a.queries, TOKENS, a.queries), floats,
                     [&](long b, long h, long first, long last, float* memory) {
-    Pass(a, means, Carver{memory}).table_to_outputs(a, lists[b], b, h, first, last, tables(b, h),
+    Pass(a, shifts, Carver{memory}).table_to_outputs(a, lists[b], b, h, first, last, tables(b, h),
                                              saved ? tables.behind(b, h) : nullptr);
   });
 }
 
 static int backward_features(const TaylorArguments& a, const KeyLists& lists,
-                             const ValueMeans& means) {
+                             const ValueShifts& shifts) {
   const long features = feature_count(a.dim), heads = a.batch * a.heads;
-  const long floats = Pass(a, means, Carver{nullptr}).size, size = Table::size(a);
+  const long floats = Pass(a, shifts, Carver{nullptr}).size, size = Table::size(a);
   const Tables tables{a, a.state, size + a.queries};
   if (head_by_head(a)) {
     return each_task(a.threads, heads, floats + size + a.queries, [&](long head, float* memory) {
       long b = head / a.heads, h = head % a.heads;
-      Pass pass(a, means, Carver{memory});
+      Pass pass(a, shifts, Carver{memory});
       Table slopes(a, memory + floats);
       float *centre = memory + floats + size, *below = tables.behind(b, h);
       pass.table_to_query_gradients(a, b, h, 0, a.queries, tables(b, h), below, centre);
@@ -184,19 +184,19 @@ static int backward_features(const TaylorArguments& a, const KeyLists& lists,
   const Tables slopes{a, own.data, size + a.queries};
   int failed = each_piece(a, a.queries, piece(a, a.queries, TOKENS, a.queries), floats,
                           [&](long b, long h, long first, long last, float* memory) {
-    Pass(a, means, Carver{memory}).table_to_query_gradients(a, b, h, first, last, tables(b, h),
+    Pass(a, shifts, Carver{memory}).table_to_query_gradients(a, b, h, first, last, tables(b, h),
                                                      tables.behind(b, h), slopes.behind(b, h));
   });
   if (failed) return failed;
   failed = each_piece(a, features, piece(a, features, FEWEST_FEATURES, features), floats,
                       [&](long b, long h, long first, long last, float* memory) {
-    Pass(a, means, Carver{memory}).queries_to_table(a, b, h, first, last, tables.behind(b, h),
+    Pass(a, shifts, Carver{memory}).queries_to_table(a, b, h, first, last, tables.behind(b, h),
                                              slopes.behind(b, h), slopes(b, h));
   });
   if (failed) return failed;
   return each_piece(a, a.keys, piece(a, a.keys, TOKENS, a.keys), floats,
                     [&](long b, long h, long first, long last, float* memory) {
-    Pass(a, means, Carver{memory}).table_to_key_gradients(a, lists[b], b, h, first,
+    Pass(a, shifts, Carver{memory}).table_to_key_gradients(a, lists[b], b, h, first,
                                                    least(last, lists[b].count), slopes(b, h));
   });
 }
