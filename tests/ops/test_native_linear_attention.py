@@ -325,15 +325,39 @@ def test_keys_behind_the_last_whole_vector(mechanism, n, n_q):
 
 @pytest.mark.parametrize("mechanism", ["relu", "released", "angular_rowsum"])
 @pytest.mark.parametrize("n", [49, 197, 16384])
-@pytest.mark.parametrize(("shift", "limit"), [(0.0, 5e-6), (2.0, 2e-5), (20.0, 2e-4)])
-def test_gradients_of_row_sums_far_from_zero(mechanism, n, shift, limit):
-    # The formula itself loses up to 1.3e-4 and 1.3e-2 of the queries' gradient with these shifts.
-    case = Case(1, n, 2, 32, mechanism=mechanism, shift=shift, row_eps=1e-3)
-    case.check(forward=1e-6, backward=limit)
+@pytest.mark.parametrize("shift", [0.0, 2.0, 20.0])
+def test_gradients_of_row_sums_far_from_zero(mechanism, n, shift):
+    case = Case(1, n, 2, 64, mechanism=mechanism, shift=shift, row_eps=1e-3)
+    out, gradients = case.run()
+    target, targets = case.reference()
+    _, plain = case.reference(torch.float32)
+    assert error(out, target) < 1e-6
+    query, formula = (error(each[0], targets[0]) for each in (gradients, plain))
+    assert query < {0.0: 1e-6, 2.0: 6e-5, 20.0: 6e-3}[shift]
+    assert query < (1.1 if shift == 0 else 0.8) * formula
+    for gradient, wanted in zip(gradients[1:3], targets[1:3], strict=True):
+        assert error(gradient, wanted) < 1e-5
+
+
+@pytest.mark.parametrize("size", [1e3, 1e6, 1e18])
+@pytest.mark.parametrize("count", [8, 200])
+def test_values_without_weight_cost_no_digits(size, count):
+    case = Case(1, 256, 2, 16, mechanism="relu", layout="plain")
+    case.key[:, :count] = -1
+    case.value[:, :count] = size
+    case.check(forward=1e-6, backward=1e-6)
+
+
+def test_one_value_unlike_the_others_costs_no_digits():
+    mask = torch.ones(1, 4000, dtype=torch.bool)
+    mask[0, 1:64] = False
+    case = Case(1, 4000, 2, 16, mechanism="relu", layout="plain", mask=mask)
+    case.value[:, 0] = 1000
+    case.check(forward=1e-6, backward=1e-6)
 
 
 @pytest.mark.parametrize("row_eps", [0.0, 1e-2])
-def test_row_sums_of_shifted_values_where_no_key_counts(row_eps):
+def test_row_sums_where_no_key_counts(row_eps):
     mask = torch.ones(2, 70, dtype=torch.bool)
     mask[0] = False
     mask[1, :66] = False
@@ -346,6 +370,31 @@ def test_row_sums_of_shifted_values_where_no_key_counts(row_eps):
     case.check()
     out, _ = case.run()
     assert not out[0, 3].any()
+
+
+def test_rows_that_sum_to_zero_have_the_slopes_of_their_products():
+    options = {"mechanism": "relu", "features": "identity", "row_eps": 0.0}
+    case = Case(1, 6, 1, 8, **options, shift=3.0, layout="plain")
+    case.query[:] = 0
+    case.check()
+
+
+def test_a_state_may_have_any_strides():
+    case = Case(2, 128, 4, 32, mechanism="relu")
+    _, state = native.linear_attention_forward(case.tensors(), case.arguments(), True)
+    wide = torch.empty(*state.shape, 2)
+    wide[..., 0] = state
+    found, expected = (
+        native.linear_attention_backward(case.grad, case.tensors(), (each,), case.arguments())
+        for each in (wide[..., 0], state)
+    )
+    assert all(a is None or torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_options_that_could_change_are_refused():
+    case = Case(eps=torch.tensor(1e-6))
+    with pytest.raises(TypeError, match="plain numbers"):
+        native.linear_attention_forward(case.tensors(), case.arguments(), False)
 
 
 def test_an_infinite_value_stays_at_its_channel():

@@ -73,6 +73,14 @@ def test_precisions_may_differ(dtypes: tuple[torch.dtype, ...]) -> None:
                 attend(*tensors)
 
 
+def test_tensors_without_memory_are_zeros() -> None:
+    q, k, v, _ = leaves(1, 5, 2, 8)
+    zeros = torch._efficientzerotensor(q.shape)
+    out = linear_angular(q, k, v)
+    assert not torch.autograd.grad(out, q, zeros)[0].any()
+    assert not linear_angular(q, k, zeros).any()
+
+
 def test_taylor_attention_has_gradients_without_its_backend() -> None:
     q, k, v, _ = leaves(2, 7, 3, 8)
     tensors, options = TaylorTensors(q, k, v), TaylorOptions(order="direct")

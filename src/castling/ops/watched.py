@@ -30,6 +30,7 @@ def unwatched(tensors: Sequence[Tensor]) -> bool:
         and not torch._C._are_functorch_transforms_active()
         and _KINDS.issuperset(map(type, tensors))
         and not any(map(Tensor.is_neg, tensors))
+        and not any(map(Tensor._is_zerotensor, tensors))
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import struct
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -99,7 +100,8 @@ def linear_attention_backward(
     d_query, d_key, d_value, d_residual, d_weight = fresh
     d_constant = value.new_empty((), dtype=float32)
     gradients = _Gradients(d_query, d_key, d_value, d_residual, d_weight, d_constant)
-    check(_backward(_pack(tensors, options, weight, state.contiguous(), grad_out, gradients)))
+    state = state.contiguous()  # kept until the library has read it
+    check(_backward(_pack(tensors, options, weight, state, grad_out, gradients)))
     d_scalar = None
     if scalar is not None:
         d_scalar = (2 * scalar.float() * d_constant).to(scalar.dtype)
@@ -139,7 +141,12 @@ def _pack(
     if not dtype == key.dtype == value.dtype == out.dtype:
         dtype_code(query, key, value, out)
     shape = None if weight is None else weight.shape
-    formula = _formula(query.shape, value.shape, shape, dtype, options)
+    try:
+        formula = _formula(query.shape, value.shape, shape, dtype, options)
+    except TypeError as error:
+        raise TypeError(
+            f"options of attention are names, plain numbers and tuples of them, got {options}"
+        ) from error
     alpha = options.alpha
     call = _CALL.pack(
         *(query.data_ptr(), *query.stride(), key.data_ptr(), *key.stride()),
@@ -179,7 +186,10 @@ def _formula(
         dtype: of the tensors.
         options: the formula.
     """
-    features, normalize, identity, gamma, _, kv_scale, eps, row_eps, grid, prefix = options
+    features, normalize, *numbers, grid, prefix = options
+    if not all(isinstance(number, Real) for number in numbers):
+        raise TypeError("a tensor may change, what is kept would not")
+    identity, gamma, _, kv_scale, eps, row_eps = numbers
     if dtype not in DTYPES:
         raise ValueError(
             "the native operators take float32, bfloat16 and float16, got "

@@ -90,19 +90,21 @@ def taylor_attention_backward(
 def taylor_state_shape(
     tensors: TaylorTensors, options: TaylorOptions, save_state: bool
 ) -> tuple[int, ...]:
-    """Shape of the state that the backward pass needs: row sums, and the table of the features.
+    """Shape of the state that the backward pass needs: row sums, table of the features, shift.
 
     Returns:
-        (0,) without ``save_state``; (B, H, N_q) for ``"direct"``; for ``"features"`` a row of
-        F·(⌈d_v/16⌉·16 + 1) + N_q numbers per head, F = (d + 1)(d + 2)/2.
+        (0,) without ``save_state``; (B, H, N_q + d_v) for ``"direct"``; for ``"features"`` a row of
+        F·(⌈d_v/16⌉·16 + 1) + N_q + d_v numbers per head, F = (d + 1)(d + 2)/2.
     """
     if not save_state:
         return (0,)
     batch, queries, heads, dim = tensors.query.shape
+    value_dim = tensors.value.shape[3]
     if _order(tensors, options) == "direct":
-        return (batch, heads, queries)
-    padded = -(-tensors.value.shape[3] // _LANES) * _LANES
-    return (batch, heads, taylor_feature_count("exact", dim) * (padded + 1) + queries)
+        return (batch, heads, queries + value_dim)
+    padded = -(-value_dim // _LANES) * _LANES
+    table = taylor_feature_count("exact", dim) * (padded + 1)
+    return (batch, heads, table + queries + value_dim)
 
 
 def _order(tensors: TaylorTensors, options: TaylorOptions) -> str:

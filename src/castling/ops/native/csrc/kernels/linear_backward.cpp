@@ -2,7 +2,8 @@
 //
 // First pass, over queries: x_i again, its gradient through the normalisation, dq, and the
 // gradients of the state, dS = sγ·Σφ(q)dxᵀ, dz, dm. Second pass, over keys: dv = dSᵀφ(k) + dm and
-// dφ(k) = dS·v + dz. Gradients of weights and of the constant are summed in the first.
+// dφ(k) = dS·v + dz. Gradients of weights and of the constant are summed in the first. For row sums
+// S, m and y are those of centred values.
 #include "linear_problem.h"
 
 namespace CASTLING_NAMESPACE {
@@ -33,7 +34,7 @@ struct Backward : LinearProblem {
   bool converts_gradients() const { return local.kind && !in_place(a.out, a.dtype, value_dim); }
 
   struct Head {
-    float *constants, *state, *total, *values, *mean, *shift, *transposed, *d_transposed, *converted,
+    float *constants, *state, *total, *values, *mean, *lost, *transposed, *d_transposed, *converted,
         *gradients;
     Head(const Backward& p, float* own)
         : constants(own),
@@ -41,8 +42,8 @@ struct Backward : LinearProblem {
           total(state + p.dim * p.ldv),
           values(total + p.ldk),
           mean(values + p.ldv),
-          shift(mean + p.ldv),
-          transposed(shift + p.ldv),
+          lost(mean + p.ldv),
+          transposed(lost + p.ldv),
           d_transposed(transposed + p.value_wide * p.ldk),
           converted(d_transposed + p.value_wide * p.ldk),
           gradients(converted + (p.converts_values() ? p.a.keys * p.ldv : 0)) {}
@@ -70,7 +71,7 @@ struct Backward : LinearProblem {
     zero(to + count, ld - count);
   }
 
-  void prepare(float* work, long b, long h, float* own) {
+  void prepare(float*, long b, long h, float* own) {
     Head head(*this, own);
     long keys = count_keys(b);
     float s = scale(keys);
@@ -81,14 +82,36 @@ struct Backward : LinearProblem {
       copy_row(saved + r * value_dim, value_dim, head.state + r * ldv, ldv);
     copy_row(saved + dim * value_dim, dim, head.total, ldk);
     copy_row(saved + dim * value_dim + dim, value_dim, head.values, ldv);
+    if (rowsum) centre(head, (float)keys);
     for (long c = 0; c < ldv; ++c) head.mean[c] = s * constant * head.values[c];
-    if (rowsum) find_shift(b, h, work, head.shift);
     transpose_state(head.state, head.transposed);
     for (long i = 0; i < value_dim * ldk; i += LANES)
       store(head.transposed + i, broadcast(s * gamma) * load(head.transposed + i));
     if (converts_values()) masked_rows(a.value, b, h, 0, a.keys, value_dim, head.converted, ldv);
     if (converts_gradients())
       pack_rows(a.out, a.dtype, b, h, 0, a.queries, value_dim, head.gradients, ldv);
+  }
+
+  // Values lose the row that z as a query would find: slopes ⟨g, v − y⟩ do not change when v and y
+  // lose the same. Of values far from zero they would be small differences of large sums, whose
+  // rounding is all that would be left in queries' gradients.
+  void centre(const Head& head, float keys) const {
+    const float sums = gamma * dot(head.total, head.total, key_wide) / most(1, (long)keys);
+    const float share = 1 / (sums + constant * keys);
+    zero(head.lost, ldv);
+    for (long r = 0; r < dim; ++r)
+      add_product(head.lost, gamma / most(1, (long)keys) * head.total[r], head.state + r * ldv);
+    add_product(head.lost, constant, head.values);
+    for (long c = 0; c < value_wide; ++c) {
+      head.lost[c] *= share;
+      if (!__builtin_isfinite(head.lost[c])) head.lost[c] = 0;
+    }
+    for (long r = 0; r < dim; ++r) add_product(head.state + r * ldv, -head.total[r], head.lost);
+    add_product(head.values, -keys, head.lost);
+  }
+  void add_product(float* to, float factor, const float* row) const {
+    for (long c = 0; c < value_wide; c += LANES)
+      store(to + c, load(to + c) + broadcast(factor) * load(row + c));
   }
 
   Rows all_gradients(long b, long h, const Head& head) const {
@@ -109,7 +132,7 @@ struct Backward : LinearProblem {
     ahead.over(tiles(count, value_dim) + tiles(count, dim) + tiles(dim, value_dim));
     auto between = [&ahead] { ahead.step(); };
     block.compute(*this, b, h, start, count, s, (long)keys, head.state, head.total,
-                  mean ? head.mean : nullptr, rowsum ? head.shift : nullptr, false, ahead);
+                  mean ? head.mean : nullptr, rowsum ? head.lost : nullptr, ahead);
     Rows g = rows_of(a.out, a.dtype, b, h, start, count, value_dim, packed, ldv);
     if (local.kind) {
       Rows all = all_values(b, h, head.converted);
@@ -121,6 +144,8 @@ struct Backward : LinearProblem {
                                          d_x + t * ldv);
     if (rowsum)
       for (long t = 0; t < count; ++t) {
+        // Nothing divides such a row: its slopes are those of values that lost nothing.
+        if (block.empty[t]) d_sums[t] = dot(d_x + t * ldv, head.lost, value_wide);
         if (mean)
           sum.result[0] += s * constant_gradient(d_x + t * ldv, block.x + t * ldv, head.values,
                                                  keys * block.factors[t]);
@@ -267,7 +292,9 @@ struct Backward : LinearProblem {
 
     Rows values = token_rows(a.value, b, h, start, count, value_dim, v, ldv);
     if (rowsum) {
-      shifted(values, b, start, count, head.shift, v);
+      for (long t = 0; t < count; ++t)
+        for (long c = 0; c < value_wide; c += LANES)
+          store(v + t * ldv + c, load(values.data + t * values.ld + c) - load(head.lost + c));
       values = {v, ldv};
     }
     to = target_of(a.d_key, a.dtype, b, h, start, dim, d_key, ldk);

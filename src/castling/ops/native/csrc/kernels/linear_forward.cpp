@@ -1,6 +1,5 @@
 // Linear attention, forward: the state S = Σφ(k)vᵀ, z = Σφ(k), m = Σv in the first pass over the
-// tokens, rows of the output in the second. For gradients of row sums, S and m are of shifted values
-// (see shift.h).
+// tokens, rows of the output in the second.
 #include "linear_problem.h"
 
 namespace CASTLING_NAMESPACE {
@@ -20,7 +19,7 @@ constexpr long FEW = LANES / 8;
 constexpr long CONSTANTS = 16;
 
 struct Forward : LinearProblem {
-  bool by_keys, shifts;
+  bool by_keys;
   long columns;  // keys that stand beside each other, in whole vectors but for the last
   long ldn;      // floats of a row of similarities
 
@@ -29,10 +28,9 @@ struct Forward : LinearProblem {
     columns = a.keys % LANES <= FEW ? a.keys / LANES * LANES : a.keys;
     ldn = padded(a.keys);
     by_keys = cheaper_by_keys();
-    shifts = rowsum && a.state != nullptr;
     sum_first = by_keys ? key_wide * ldn + a.keys * ldv + FEW * ldk : dim * ldv;
     sum_floats = sum_first + ldk + 2 * ldv;  // S or keys, values and last keys, z, m, and s·a·m
-    head_floats = CONSTANTS + ldv + (converts_values() ? a.keys * ldv : 0);
+    head_floats = CONSTANTS + (converts_values() ? a.keys * ldv : 0);
     worker_floats = most(BLOCK * (ldk + ldv), QueryBlock::floats(*this) + (by_keys ? BLOCK * ldn : 0));
   }
 
@@ -46,18 +44,16 @@ struct Forward : LinearProblem {
            by_keys < 0.9 * (a.queries + a.keys) * dim * value_wide;
   }
 
-  const float* shift_of(const float* own) const { return shifts ? own + CONSTANTS : nullptr; }
-  float* converted(float* own) const { return own + CONSTANTS + ldv; }
+  float* converted(float* own) const { return own + CONSTANTS; }
   float* values_by_key(float* sum) const { return sum + key_wide * ldn; }
   float* last_keys(float* sum) const { return values_by_key(sum) + a.keys * ldv; }
   float* total(float* sum) const { return sum + sum_first; }
   float* values(float* sum) const { return total(sum) + ldk; }
 
-  void prepare(float* work, long b, long h, float* own) {
+  void prepare(float*, long b, long h, float* own) {
     long keys = count_keys(b);
     own[0] = scale(keys);
     own[1] = (float)keys;
-    if (shifts) find_shift(b, h, work, own + CONSTANTS);
     if (converts_values())
       masked_rows(a.value, b, h, 0, a.keys, value_dim, converted(own), ldv);
   }
@@ -77,15 +73,9 @@ struct Forward : LinearProblem {
     Rows rows{v, ldv};
     if (converts_values())
       rows = {converted(own) + start * ldv, ldv};
-    else if (shifts)
-      rows = token_rows(a.value, b, h, start, count, value_dim, v, ldv);
     else
       masked_rows(a.value, b, h, start, count, value_dim, v, ldv,
                   scaled && !sums_values ? scales : nullptr);
-    if (shifts) {
-      shifted(rows, b, start, count, shift_of(own), v);
-      rows = {v, ldv};
-    }
     if (sums_values) add_rows(rows, nullptr, count, value_wide, values(sum));
     if (rowsum || a.state != nullptr) add_rows({k, ldk}, scales, count, key_wide, total(sum));
     if (scaled && (sums_values || converts_values())) {
@@ -176,10 +166,10 @@ struct Forward : LinearProblem {
       matmul<false, false>(count, value_dim, a.keys, similar, ldn, values_by_key(sum), ldv,
                            block.x, ldv);
       block.finish(*this, b, h, start, count, own[0], (long)own[1], total(sum), average,
-                   nullptr, true);
+                   nullptr);
     } else {
       block.compute(*this, b, h, start, count, own[0], (long)own[1], sum, total(sum), average,
-                    shift_of(own), true, ahead);
+                    nullptr, ahead);
     }
     Target to = target_of(a.out, a.dtype, b, h, start, value_dim, block.x, ldv);
     if (local.kind) {

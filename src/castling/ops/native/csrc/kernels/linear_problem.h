@@ -6,7 +6,6 @@
 #include "features.h"
 #include "matmul.h"
 #include "schedule.h"
-#include "shift.h"
 #include "transpose.h"
 
 namespace CASTLING_NAMESPACE {
@@ -129,23 +128,6 @@ struct LinearProblem {
     return {scratch, ld};
   }
 
-  // What a head's values lose, by its first block; `rows` holds one.
-  void find_shift(long b, long h, float* rows, float* to) const {
-    long count = least(BLOCK, a.keys), found = 0;
-    Rows values = token_rows(a.value, b, h, 0, count, value_dim, rows, ldv);
-    for (long t = 0; t < count; ++t) found += takes_part(b, t);
-    zero(to, ldv);
-    CASTLING_NAMESPACE::find_shift(values.data, values.ld, count, found, value_dim, to);
-  }
-
-  // v − shift of keys that take part, 0 of others; `to` may be the rows.
-  void shifted(Rows values, long b, long start, long count, const float* shift, float* to) const {
-    for (long t = 0; t < count; ++t)
-      for (long c = 0; c < value_wide; c += LANES)
-        store(to + t * ldv + c, load(values.data + t * values.ld + c) - load(shift + c));
-    zero_masked(to, ldv, value_wide, b, start, count);
-  }
-
   // A convolution reads rows again and again: they are converted once, unless they can stay.
   bool converts_values() const {
     return local.kind && (a.key_mask != nullptr || !in_place(a.value, a.dtype, value_dim));
@@ -166,6 +148,7 @@ struct QueryBlock {
   Rows query, rows;
   float scales[BLOCK];
   float factors[BLOCK];  // y = factor·x
+  bool empty[BLOCK];     // row sum 0: y = x
 
   static long floats(const LinearProblem& p) { return 2 * BLOCK * (p.ldk + p.ldv); }
   QueryBlock(const LinearProblem& p, float* memory)
@@ -175,14 +158,14 @@ struct QueryBlock {
         residual(x + BLOCK * p.ldv) {}
 
   // x_i = ι·r_i + sγ·φ(q_i)ᵀS + (sa)·m and the factors that normalise; `mean` is s·a·m. Where S and
-  // m are of shifted values, so are the rows y_i, unless `restore`.
+  // m are of values less `lost`, so are the rows y_i.
   void compute(const LinearProblem& p, long b, long h, long start, long count, float s, long keys,
-               const float* state, const float* total, const float* mean, const float* shift,
-               bool restore, Ahead& ahead) {
+               const float* state, const float* total, const float* mean, const float* lost,
+               Ahead& ahead) {
     map_queries(p, b, h, start, count);
     matmul<false, false>(count, p.value_dim, p.dim, rows.data, rows.ld, state, p.ldv, x, p.ldv,
                          [&ahead] { ahead.step(); });
-    finish(p, b, h, start, count, s, keys, total, mean, shift, restore);
+    finish(p, b, h, start, count, s, keys, total, mean, lost);
   }
 
   void map_queries(const LinearProblem& p, long b, long h, long start, long count) {
@@ -194,7 +177,7 @@ struct QueryBlock {
 
   // The same where x holds a(q_i)ᵀS already.
   void finish(const LinearProblem& p, long b, long h, long start, long count, float s, long keys,
-              const float* total, const float* mean, const float* shift, bool restore) {
+              const float* total, const float* mean, const float* lost) {
     const LinearArguments& a = p.a;
     Rows added{nullptr, 0};
     if (p.identity != 0)
@@ -210,17 +193,18 @@ struct QueryBlock {
                       : combine_rows<false, false>(p, count, weight, added, mean);
     if (a.normalize == castling::L2) return inverse_norms(factors, count, p.eps);
     for (long t = 0; p.rowsum && t < count; ++t) {
-      float sum = weight * scales[t] * dot(rows.data + t * rows.ld, total, p.key_wide) +
-                  s * p.constant * keys;
-      factors[t] = sum + (float)a.row_eps;
-      if (shift == nullptr) continue;
-      // The weights' share of the sum carries the shift, eps does not.
-      Vec by = broadcast(restore ? sum : -(float)a.row_eps);
-      for (long c = 0; c < p.value_wide; c += LANES)
-        store(x + t * p.ldv + c, load(x + t * p.ldv + c) + by * load(shift + c));
+      factors[t] = weight * scales[t] * dot(rows.data + t * rows.ld, total, p.key_wide) +
+                   s * p.constant * keys + (float)a.row_eps;
+      // What eps weighs has no value: it lost nothing.
+      if (lost != nullptr)
+        for (long c = 0; c < p.value_wide; c += LANES)
+          store(x + t * p.ldv + c,
+                load(x + t * p.ldv + c) - broadcast((float)a.row_eps) * load(lost + c));
     }
-    for (long t = 0; t < count; ++t)
-      factors[t] = !p.rowsum || factors[t] == 0 ? 1 : 1 / factors[t];
+    for (long t = 0; t < count; ++t) {
+      empty[t] = p.rowsum && factors[t] == 0;
+      factors[t] = !p.rowsum || empty[t] ? 1 : 1 / factors[t];
+    }
   }
 
  private:

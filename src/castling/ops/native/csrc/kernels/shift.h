@@ -1,4 +1,4 @@
-// What values lose where gradients are wanted of attention whose rows of weights sum to one.
+// What values of exact Taylor attention lose where its gradients are wanted.
 //
 // Rows y = Σ_j w_j·v_j, Σ_j w_j = 1, lose with them whatever all values lose, and slopes ⟨g, v − y⟩ do
 // not change. Without this, values far from zero leave the slopes as small differences of large
@@ -30,23 +30,29 @@ static float rounded(float mean) {
   return __builtin_isfinite(mean) ? mean : 0;
 }
 
-// Near the mean of `count` rows, `found` of which are more than masked zeros, for any number will do.
-// None where the mean may well be zero: then it would add errors of its own.
-static void find_shift(const float* rows, long ld, long count, long found, long channels, float* to) {
-  const Vec share = broadcast(1.0f / most(1, found));
-  for (long c = 0; c < vectors(channels) * LANES; c += LANES) {
-    Vec mean = {}, squares = {};
+// sums += Σ row, squares += Σ row², of whole vectors.
+static void add_moments(const float* rows, long ld, long count, long channels, float* sums,
+                        float* squares) {
+  for (long c = 0; c < channels; c += LANES) {
+    Vec total[2] = {}, square[2] = {};
     for (long t = 0; t < count; ++t) {
       Vec row = load(rows + t * ld + c);
-      mean += row;
-      squares += row * row;
+      total[t % 2] += row;
+      square[t % 2] += row * row;
     }
-    mean = mean * share;
-    // Three times as far from zero as the mean of so many numbers may be by chance.
-    VecI far_off = mean * mean > broadcast(9) * share * (squares * share - mean * mean);
-    store(to + c, select(far_off, mean, Vec{}));
+    store(sums + c, load(sums + c) + (total[0] + total[1]));
+    store(squares + c, load(squares + c) + (square[0] + square[1]));
   }
-  for (long c = 0; c < channels; ++c) to[c] = rounded(to[c]);
+}
+
+// Sums of `count` rows become what they lose: their mean. Not where they differ by more than that:
+// little would be gained, and those near zero would lose digits.
+static void shift_of_moments(float* sums, const float* squares, long count, long channels) {
+  const float share = 1.0f / most(1, count);
+  for (long c = 0; c < channels; ++c) {
+    const float mean = sums[c] * share;
+    sums[c] = 2 * mean * mean > squares[c] * share ? rounded(mean) : 0;
+  }
 }
 
 }  // namespace CASTLING_NAMESPACE

@@ -124,7 +124,7 @@ static int forward_direct(const TaylorArguments& a, const KeyLists& lists,
     chunk.run(a, shifts, lists[b], b, h, first, last);
     shifts.write_outputs(b, h, first, last - first, chunk.sums);
     if (a.state != nullptr)
-      __builtin_memcpy(a.state + (b * a.heads + h) * a.queries + first, chunk.below,
+      __builtin_memcpy(a.state + (b * a.heads + h) * (a.queries + a.value_dim) + first, chunk.below,
                        (last - first) * sizeof(float));
   });
 }

@@ -9,23 +9,38 @@ namespace CASTLING_NAMESPACE {
 // The shifts of all heads; threads change none of their bits.
 class ValueShifts {
  public:
-  ValueShifts(const TaylorArguments& a, const KeyLists& lists, bool wanted)
+  // Forward with a state, `find` them and leave them at the end of each head's `stride` floats of
+  // state; backward they are there.
+  ValueShifts(const TaylorArguments& a, const KeyLists& lists, long stride, bool find)
       : a_(a),
         lists_(lists),
-        wanted_(wanted),
+        wanted_(a.state != nullptr),
         ld_(padded(a.value_dim)),
-        memory_(wanted ? a.batch * a.heads * ld_ : 1),
+        memory_(wanted_ ? a.batch * a.heads * ld_ : 1),
         failed_(memory_.data == nullptr) {
-    constexpr long FIRST = 64;  // keys that are looked at
-    if (!wanted || failed_) return;
-    failed_ = each_task(a.threads, a.batch * a.heads, FIRST * ld_, [&](long head, float* rows) {
-      const TokenList list = lists[head / a.heads];
-      const long count = least(FIRST, list.count);
-      float* shift = memory_.data + head * ld_;
-      read_rows(a, a.value, list, head / a.heads, head % a.heads, 0, count, a.value_dim, rows, ld_);
+    if (!wanted_ || failed_) return;
+    constexpr long TOKENS_READ = 32;  // their rows stay in the first-level cache
+    const size_t bytes = a.value_dim * sizeof(float);
+    const auto prepare = [&](long head, float* rows) {
+      float *shift = memory_.data + head * ld_, *squares = rows + TOKENS_READ * ld_;
+      float* saved = a.state + (head + 1) * stride - a.value_dim;
       fill(shift, ld_, 0);
-      find_shift(rows, ld_, count, count, a.value_dim, shift);
-    }) != 0;
+      if (!find) {
+        __builtin_memcpy(shift, saved, bytes);
+        return;
+      }
+      const TokenList list = lists[head / a.heads];
+      fill(squares, ld_, 0);
+      for (long k = 0; k < list.count; k += TOKENS_READ) {
+        const long count = least(TOKENS_READ, list.count - k);
+        read_rows(a, a.value, list, head / a.heads, head % a.heads, k, count, a.value_dim, rows,
+                  ld_);
+        add_moments(rows, ld_, count, whole(a.value_dim), shift, squares);
+      }
+      shift_of_moments(shift, squares, list.count, a.value_dim);
+      __builtin_memcpy(saved, shift, bytes);
+    };
+    failed_ = each_task(a.threads, a.batch * a.heads, (TOKENS_READ + 1) * ld_, prepare) != 0;
   }
   bool failed() const { return failed_; }
 
