@@ -58,13 +58,14 @@ static void unlay_weights(const Local& local, const float* laid, long heads, lon
           weight[(h * value_dim + c) * count + i] = laid[h * local.size() + i * local.columns + c];
 }
 
-// Vectors of columns at once: as many sums as multiply-adds are on their way, if registers suffice.
-constexpr int FEW_SUMS = 8, MANY_SUMS = LANES == 16 ? 4 : 2;
+// Vectors of columns at once, of one token and of neighbours: as many sums as multiply-adds are on
+// their way.
+constexpr int ALONE = 8, TOGETHER = 2;
 constexpr int NEIGHBOURS = 4;
 
 template <int TAPS>
 static void tokens_inside(const Neighbours& at, long columns) {
-  over_columns<2>(TokensInside<TAPS, NEIGHBOURS>{at}, columns);
+  over_columns<TOGETHER>(TokensInside<TAPS, NEIGHBOURS>{at}, columns);
 }
 
 // For the usual numbers of taps; null for others.
@@ -92,15 +93,20 @@ static void convolve_tokens(const Local& local, Neighbours at, long start, long 
       all_inside(at, local.columns);
     } else {
       step = 1;
-      over_columns<FEW_SUMS>(AlongTokens{at, window.last - window.first}, local.columns);
+      over_columns<ALONE>(AlongTokens{at, window.last - window.first}, local.columns);
     }
   }
 }
 
 template <int TAPS, int TOKENS>
 static void on_line(const Local& local, const Neighbours& at, Window y, Window x) {
-  constexpr int WIDE = TOKENS == 1 ? 4 : MANY_SUMS;
-  over_columns<WIDE>(OnLine<TAPS, TOKENS>{at, local.width, local.columns, y, x}, local.columns);
+  constexpr int WIDE = TOKENS == 1 ? 4 : TOGETHER;
+  if (x.first == 0 && x.last == TAPS + TOKENS - 1)
+    over_columns<WIDE>(OnLine<TAPS, TOKENS, false>{at, local.width, local.columns, y, x},
+                       local.columns);
+  else
+    over_columns<WIDE>(OnLine<TAPS, TOKENS, true>{at, local.width, local.columns, y, x},
+                       local.columns);
 }
 
 // For the usual sizes of kernel, by size and tokens; null for others.
@@ -123,7 +129,7 @@ static void convolve_grid(const Local& local, Neighbours at, long start, long to
     at.factors = first.factors + t;
     at.to = first.to + t * at.ldto;
     if (place < 0) {
-      over_columns<FEW_SUMS>(AlongTokens{at, 0}, local.columns);
+      over_columns<ALONE>(AlongTokens{at, 0}, local.columns);
       step = 1;
       continue;
     }
@@ -137,7 +143,7 @@ static void convolve_grid(const Local& local, Neighbours at, long start, long to
     } else {
       step = 1;
       const Window x = inside(column, local.width, local.taps);
-      over_columns<FEW_SUMS>(OnGrid{at, local.taps, local.width, local.columns, y, x},
+      over_columns<ALONE>(OnGrid{at, local.taps, local.width, local.columns, y, x},
                              local.columns);
     }
   }

@@ -124,7 +124,7 @@ struct OnGrid {
 };
 
 // TOKENS neighbours on one line; of the TAPS + TOKENS − 1 columns they read, those in `x` are inside.
-template <int TAPS, int TOKENS>
+template <int TAPS, int TOKENS, bool EDGE>
 struct OnLine {
   Neighbours at;
   long width, columns;
@@ -143,7 +143,7 @@ struct OnLine {
         for (int v = 0; v < WIDE; ++v) w[j][v] = load(weight + j * columns + v * LANES);
 #pragma GCC unroll 16
       for (int r = 0; r < TAPS + TOKENS - 1; ++r) {
-        if (r < x.first || r >= x.last) continue;
+        if (EDGE && (r < x.first || r >= x.last)) continue;
 #pragma GCC unroll 8
         for (int v = 0; v < WIDE; ++v) {
           Vec value = load(line + r * at.ld + v * LANES);
