@@ -18,9 +18,9 @@ _on_cpu = operator.attrgetter("is_cpu")
 
 def differentiating(*tensors: Tensor | None) -> bool:
     """Whether a result computed now from these tensors would carry gradients."""
-    if not torch.is_grad_enabled():
-        return False
-    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    return torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in tensors
+    )
 
 
 def unwatched(tensors: Sequence[Tensor]) -> bool:

@@ -10,7 +10,6 @@ namespace CASTLING_NAMESPACE {
 namespace {
 
 struct Backward : LinearProblem {
-  static constexpr long CONSTANTS = 16;
   bool passes_value;  // the identity term reaches the values through a buffer
   castling::Scratch buffer, results;
   castling::Tensor4 through;

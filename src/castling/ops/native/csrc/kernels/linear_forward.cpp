@@ -15,8 +15,6 @@ constexpr long NARROW = 32;
 constexpr long MOST_KEYS = 2 * BLOCK;
 // Up to so many keys behind the last whole vector of them are multiplied one by one.
 constexpr long FEW = LANES / 8;
-// Floats of a head's numbers.
-constexpr long CONSTANTS = 16;
 
 struct Forward : LinearProblem {
   bool by_keys;

@@ -21,6 +21,8 @@ constexpr double HEAD_BYTES = 1 << 20;
 constexpr double NEAR_BYTES = 8 << 20;
 
 struct LinearProblem {
+  static constexpr long CONSTANTS = 16;  // floats at the start of a head's memory, for single numbers
+
   const LinearArguments& a;
   long batch, heads, threads;
   bool by_head, far;

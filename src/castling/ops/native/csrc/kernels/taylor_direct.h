@@ -10,6 +10,9 @@ namespace CASTLING_NAMESPACE {
 constexpr long QUERY_TILE = 48, KEY_TILE = 64;
 constexpr long SCORE_LD = KEY_TILE + 16;
 
+// Floats of a head's state: row sums, shift.
+static long direct_state(const TaylorArguments& a) { return a.queries + a.value_dim; }
+
 // z -> p in place; adds the rows' sums. `one` is 1, and 0 behind the last key.
 static void polynomial(float* scores, long rows, long keys, const float* one, float* totals) {
   const Vec half = broadcast(0.5f), unit = broadcast(1.0f);
@@ -124,7 +127,7 @@ static int forward_direct(const TaylorArguments& a, const KeyLists& lists,
     chunk.run(a, shifts, lists[b], b, h, first, last);
     shifts.write_outputs(b, h, first, last - first, chunk.sums);
     if (a.state != nullptr)
-      __builtin_memcpy(a.state + (b * a.heads + h) * (a.queries + a.value_dim) + first, chunk.below,
+      __builtin_memcpy(a.state + (b * a.heads + h) * direct_state(a) + first, chunk.below,
                        (last - first) * sizeof(float));
   });
 }

@@ -45,7 +45,7 @@ struct DirectBackward {
     }
     read_rows(a, a.query, ALL, b, h, first, rows, a.dim, queries, ld);
     scale_rows(a, queries, ld, rows, factors);
-    read_gradients(a, b, h, first, rows, a.state + (b * a.heads + h) * (a.queries + a.value_dim) + first,
+    read_gradients(a, b, h, first, rows, a.state + (b * a.heads + h) * direct_state(a) + first,
                    gradients, value_ld);
     for (long q = 0; q < rows; ++q)
       centre[q] = dot(gradients + q * value_ld, outs + q * value_ld, a.value_dim);

@@ -115,6 +115,11 @@ struct Pass {
   }
 };
 
+// Floats of a head's state: table, row sums, shift.
+static long table_state(const TaylorArguments& a) {
+  return Table::size(a) + a.queries + a.value_dim;
+}
+
 // Tables of all heads, `stride` floats apart: where the state is, with the row sums behind each.
 struct Tables {
   const TaylorArguments& a;
@@ -138,7 +143,7 @@ static int forward_features(const TaylorArguments& a, const KeyLists& lists,
   const long floats = Pass(a, shifts, Carver{nullptr}).size, size = Table::size(a);
   const bool saved = a.state != nullptr;
   if (head_by_head(a)) {
-    const Tables tables{a, a.state, size + a.queries + a.value_dim};
+    const Tables tables{a, a.state, table_state(a)};
     return each_task(a.threads, heads, floats + (saved ? 0 : size), [&](long head, float* memory) {
       long b = head / a.heads, h = head % a.heads;
       Pass pass(a, shifts, Carver{memory});
@@ -150,8 +155,7 @@ static int forward_features(const TaylorArguments& a, const KeyLists& lists,
   }
   castling::Scratch own(saved ? 16 : heads * size);
   if (own.data == nullptr) return 1;
-  const Tables tables{a, saved ? a.state : own.data,
-                      saved ? size + a.queries + a.value_dim : size};
+  const Tables tables{a, saved ? a.state : own.data, saved ? table_state(a) : size};
   int failed = each_piece(a, features, piece(a, features, FEWEST_FEATURES, features), floats,
                           [&](long b, long h, long first, long last, float* memory) {
     Pass(a, shifts, Carver{memory}).keys_to_table(a, lists[b], b, h, first, last, tables(b, h));
@@ -168,7 +172,7 @@ static int backward_features(const TaylorArguments& a, const KeyLists& lists,
                              const ValueShifts& shifts) {
   const long features = feature_count(a.dim), heads = a.batch * a.heads;
   const long floats = Pass(a, shifts, Carver{nullptr}).size, size = Table::size(a);
-  const Tables tables{a, a.state, size + a.queries + a.value_dim};
+  const Tables tables{a, a.state, table_state(a)};
   if (head_by_head(a)) {
     return each_task(a.threads, heads, floats + size + a.queries, [&](long head, float* memory) {
       long b = head / a.heads, h = head % a.heads;

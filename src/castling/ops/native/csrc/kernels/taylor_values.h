@@ -1,29 +1,77 @@
-// Values of exact Taylor attention, less a shift per head where gradients are wanted (see shift.h).
+// Values of exact Taylor attention, less a shift per head.
+//
+// Rows y = Σ_j w_j·v_j, Σ_j w_j = 1, lose with them whatever all values lose, and slopes ⟨g, v − y⟩ do
+// not change. Without this, values far from zero leave the slopes as small differences of large
+// sums, whose rounding is all that is left in queries' gradients.
 #pragma once
 
-#include "shift.h"
 #include "taylor_rows.h"
 
 namespace CASTLING_NAMESPACE {
 
+// rows ± m, of whole vectors.
+template <int SIGN>
+static void shift_rows(float* rows, long ld, long count, const float* mean, long channels) {
+  for (long n = 0; n < count; ++n)
+    for (long c = 0; c < channels; c += LANES) {
+      float* at = rows + n * ld + c;
+      store(at, SIGN > 0 ? load(at) + load(mean + c) : load(at) - load(mean + c));
+    }
+}
+
+// A mean with eight bits behind the first: with all of them, v − m would be rounded the same way
+// wherever v has the same exponent, and such errors add up. An infinite mean would make finite values
+// infinite.
+static float rounded(float mean) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &mean, sizeof bits);
+  bits = (bits + 0x4000u) & ~0x7fffu;
+  __builtin_memcpy(&mean, &bits, sizeof bits);
+  return __builtin_isfinite(mean) ? mean : 0;
+}
+
+// sums += Σ row, squares += Σ row², of whole vectors.
+static void add_moments(const float* rows, long ld, long count, long channels, float* sums,
+                        float* squares) {
+  for (long c = 0; c < channels; c += LANES) {
+    Vec total[2] = {}, square[2] = {};
+    for (long t = 0; t < count; ++t) {
+      Vec row = load(rows + t * ld + c);
+      total[t % 2] += row;
+      square[t % 2] += row * row;
+    }
+    store(sums + c, load(sums + c) + (total[0] + total[1]));
+    store(squares + c, load(squares + c) + (square[0] + square[1]));
+  }
+}
+
+// Sums of `count` rows become what they lose: their mean. Not where they differ by more than that:
+// little would be gained, and those near zero would lose digits.
+static void shift_of_moments(float* sums, const float* squares, long count, long channels) {
+  const float share = 1.0f / most(1, count);
+  for (long c = 0; c < channels; ++c) {
+    const float mean = sums[c] * share;
+    sums[c] = 2 * mean * mean > squares[c] * share ? rounded(mean) : 0;
+  }
+}
+
 // The shifts of all heads; threads change none of their bits.
 class ValueShifts {
  public:
-  // Forward with a state, `find` them and leave them at the end of each head's `stride` floats of
-  // state; backward they are there.
+  // Forward, `find` them and leave them at the end of each head's `stride` floats of state, if there
+  // is one; backward they are there.
   ValueShifts(const TaylorArguments& a, const KeyLists& lists, long stride, bool find)
       : a_(a),
         lists_(lists),
-        wanted_(a.state != nullptr),
         ld_(padded(a.value_dim)),
-        memory_(wanted_ ? a.batch * a.heads * ld_ : 1),
+        memory_(a.batch * a.heads * ld_),
         failed_(memory_.data == nullptr) {
-    if (!wanted_ || failed_) return;
+    if (failed_) return;
     constexpr long TOKENS_READ = 32;  // their rows stay in the first-level cache
     const size_t bytes = a.value_dim * sizeof(float);
     const auto prepare = [&](long head, float* rows) {
       float *shift = memory_.data + head * ld_, *squares = rows + TOKENS_READ * ld_;
-      float* saved = a.state + (head + 1) * stride - a.value_dim;
+      float* saved = a.state == nullptr ? nullptr : a.state + (head + 1) * stride - a.value_dim;
       fill(shift, ld_, 0);
       if (!find) {
         __builtin_memcpy(shift, saved, bytes);
@@ -38,7 +86,7 @@ class ValueShifts {
         add_moments(rows, ld_, count, whole(a.value_dim), shift, squares);
       }
       shift_of_moments(shift, squares, list.count, a.value_dim);
-      __builtin_memcpy(saved, shift, bytes);
+      if (saved != nullptr) __builtin_memcpy(saved, shift, bytes);
     };
     failed_ = each_task(a.threads, a.batch * a.heads, (TOKENS_READ + 1) * ld_, prepare) != 0;
   }
@@ -47,13 +95,13 @@ class ValueShifts {
   // v − shift of some keys of a list.
   void read(long b, long h, long first, long count, float* rows) const {
     read_rows(a_, a_.value, lists_[b], b, h, first, count, a_.value_dim, rows, ld_);
-    if (wanted_) shift_rows<-1>(rows, ld_, count, shift(b, h), whole(a_.value_dim));
+    shift_rows<-1>(rows, ld_, count, shift(b, h), whole(a_.value_dim));
   }
 
   // out − shift of some queries, for tensors that hold every bit of the outputs.
   void read_outputs(long b, long h, long first, long count, float* rows) const {
     read_rows(a_, a_.out, ALL, b, h, first, count, a_.value_dim, rows, ld_);
-    if (wanted_) shift_rows<-1>(rows, ld_, count, shift(b, h), whole(a_.value_dim));
+    shift_rows<-1>(rows, ld_, count, shift(b, h), whole(a_.value_dim));
   }
 
   // Σ_j p_j·(v_j − shift) -> out − shift: eps belongs to the row sums `below`, but to no key.
@@ -63,16 +111,14 @@ class ValueShifts {
       const Vec factor = broadcast(inverse(below[n]));
       for (long c = 0; c < a_.value_dim; c += LANES) {
         float* at = rows + n * ld_ + c;
-        Vec row = load(at);
-        if (wanted_) row -= offset * load(shift(b, h) + c);
-        store(at, row * factor);
+        store(at, (load(at) - offset * load(shift(b, h) + c)) * factor);
       }
     }
   }
 
   // Writes outputs; the rows are changed.
   void write_outputs(long b, long h, long first, long count, float* rows) const {
-    if (wanted_) shift_rows<1>(rows, ld_, count, shift(b, h), whole(a_.value_dim));
+    shift_rows<1>(rows, ld_, count, shift(b, h), whole(a_.value_dim));
     write_rows(a_, a_.out, ALL, b, h, first, count, a_.value_dim, rows, ld_);
   }
 
@@ -81,7 +127,6 @@ class ValueShifts {
 
   const TaylorArguments& a_;
   const KeyLists& lists_;
-  bool wanted_;
   long ld_;
   castling::Scratch memory_;
   bool failed_;
