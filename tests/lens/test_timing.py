@@ -78,16 +78,30 @@ def test_the_first_calls_after_another_subject_do_not_count():
 
 
 def test_calls_that_do_not_count_take_their_time_all_the_same():
-    # 12 ms a round: with the time limit at 47, four of them begin.
+    # 12 ms a run: four of them fit into 50.
     clock = FakeClock(a=0.001)
-    assert time_alternately(calls("a"), rounds=9, seconds=0.047, timer=clock)["a"].rounds == 4
+    assert time_alternately(calls("a"), rounds=9, seconds=0.05, timer=clock)["a"].rounds == 4
 
 
-def test_time_limit_ends_the_rounds_after_three():
+def test_time_limit_ends_the_runs_after_three():
     clock = FakeClock(a=1.0)
     assert time_alternately(calls("a"), rounds=9, seconds=0.0, timer=clock)["a"].rounds == 3
     clock = FakeClock(a=1.0)
-    assert time_alternately(calls("a"), rounds=9, seconds=5.5, timer=clock)["a"].rounds == 6
+    assert time_alternately(calls("a"), rounds=9, seconds=5.5, timer=clock)["a"].rounds == 5
+
+
+def test_slow_subjects_sit_out_evenly_and_fast_ones_run_as_often_as_wanted():
+    clock = FakeClock(slow=5.0, b=0.02, c=0.03)
+    times = time_alternately(calls("slow", "b", "c"), rounds=6, seconds=1.0, timer=clock)
+    assert {name: timing.rounds for name, timing in times.items()} == {"slow": 3, "b": 6, "c": 6}
+    last = "".join(name[0] for name in clock.order[-15:])
+    assert last == "bc" + "bcs" + "cb" + "sbc" + "bc" + "csb"
+
+
+def test_time_that_fast_subjects_leave_goes_to_slow_ones():
+    clock = FakeClock(a=0.02, b=1.0)
+    times = time_alternately(calls("a", "b"), rounds=8, seconds=6.2, timer=clock)
+    assert {name: timing.rounds for name, timing in times.items()} == {"a": 8, "b": 6}
 
 
 def test_quartiles():

@@ -127,7 +127,7 @@ class WatchedModel:
 def run_in_turns(
     watched: Mapping[str, WatchedModel], images: Tensor, rounds: int, seconds: float
 ) -> None:
-    """Run each model at most so often, in turns; as long as ``time_alternately`` would.
+    """Run each model at most so often, in turns.
 
     Args:
         watched: name → model; each is called twice before, to be warm.

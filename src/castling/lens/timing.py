@@ -3,6 +3,7 @@
 Notable:
 - subjects run in turns, so that a busy machine slows all of them alike;
 - each round starts with another subject, so that none always runs in the caches of the same one;
+- slow subjects sit rounds out, evenly, so that a fast one has not to be judged by as few runs;
 - a short call is timed in blocks of consecutive calls, the first of which do not count: in the
   caches of the subject before they are up to twice as slow, which few repeats would not hide;
 - a median stands between its quartiles.
@@ -139,32 +140,47 @@ def time_alternately(
 
     Args:
         calls: what to call; each is called a few times before, to be warm.
-        rounds: at most; in each, every subject runs once.
-        seconds: no further round begins after so long, except for the first three.
+        rounds: runs of each subject at most.
+        seconds: for all of them, shared out evenly; what fast subjects do not need goes to slow
+            ones. Three runs are made however long they take.
         timer: the clock.
 
     Returns:
         the timing of one call of each.
     """
-    repeats = {key: _repeats(call, timer) for key, call in calls.items()}
+    repeats: dict[Key, int] = {}
+    costs: dict[Key, float] = {}
+    for key, call in calls.items():
+        repeats[key], costs[key] = _repeats(call, timer)
+    planned = _planned_runs(costs, rounds, seconds)
+    most = max(planned.values(), default=0)
     runs: dict[Key, list[float]] = {key: [] for key in calls}
     order = list(calls)
-    spent = 0.0
-    for done in range(rounds):
-        if done >= FEWEST_ROUNDS and spent > seconds:
-            break
-        start = done % max(1, len(order))
+    for done in range(most):
+        start = done % len(order)
         for key in order[start:] + order[:start]:
-            if repeats[key] > 1:
-                spent += timer(calls[key], math.ceil(_WARM_UP * repeats[key]))
-            run = timer(calls[key], repeats[key])
-            spent += run
-            runs[key].append(run / repeats[key])
+            if (done + 1) * planned[key] // most == done * planned[key] // most:
+                continue
+            if unused := _unused(repeats[key]):
+                timer(calls[key], unused)
+            runs[key].append(timer(calls[key], repeats[key]) / repeats[key])
     return {key: Timing.of(values) for key, values in runs.items()}
 
 
-def _repeats(call: Call, timer: Timer) -> int:
-    """How many calls last as long as the shortest run, by calls that are warm."""
+def _planned_runs(costs: Mapping[Key, float], rounds: int, seconds: float) -> dict[Key, int]:
+    """How often each subject runs, from the seconds that a run of it takes."""
+    planned: dict[Key, int] = {}
+    left = seconds
+    for key in sorted(costs, key=lambda key: costs[key]):
+        share = left / (len(costs) - len(planned))
+        fitting = int(share / max(costs[key], 1e-9))
+        planned[key] = min(rounds, max(FEWEST_ROUNDS, fitting))
+        left = max(0.0, left - planned[key] * costs[key])
+    return planned
+
+
+def _repeats(call: Call, timer: Timer) -> tuple[int, float]:
+    """How many calls last as long as the shortest run, by calls that are warm; a run's seconds."""
     once = timer(call, 1)
     if once < _SLOW:
         # The shortest: what a subject before has freed is still being given back meanwhile.
@@ -172,4 +188,10 @@ def _repeats(call: Call, timer: Timer) -> int:
     if once < SHORTEST_RUN:
         some = math.ceil(_WARM_UP * SHORTEST_RUN / max(once, 1e-6))
         once = timer(call, some) / some
-    return max(1, round(SHORTEST_RUN / max(once, 1e-6)))
+    repeats = max(1, round(SHORTEST_RUN / max(once, 1e-6)))
+    return repeats, (repeats + _unused(repeats)) * once
+
+
+def _unused(repeats: int) -> int:
+    """How many calls go untimed before a run of so many."""
+    return math.ceil(_WARM_UP * repeats) if repeats > 1 else 0
