@@ -72,12 +72,12 @@ def linear_attention_backward(
         )
     if tuple(grad_out.shape) != problem.out_shape:
         raise ValueError(f"grad_out must be {problem.out_shape}, got {tuple(grad_out.shape)}")
-    d_query, d_identity, d_state, d_scalar = _past_queries(problem, grad_out, state)
+    d_query, d_identity, d_state, lost, d_scalar = _past_queries(problem, grad_out, state)
     share, d_residual = d_identity, None
     if residual is not None:
         share = None
         d_residual = torch.zeros_like(residual) if d_identity is None else d_identity
-    d_key, d_value, d_weight = _past_keys(problem, grad_out, d_state, share)
+    d_key, d_value, d_weight = _past_keys(problem, grad_out, d_state, lost, share)
     return d_query, d_key, d_value, d_residual, d_weight, d_scalar
 
 
@@ -169,8 +169,8 @@ def _output(problem: Problem, state: Tensor, out: Tensor) -> None:
 
 def _past_queries(
     problem: Problem, grad_out: Tensor, state: Tensor
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-    """Gradients of the queries, of what the identity term read, of state and scalar."""
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None]:
+    """Gradients of queries, identity term and state; what values lost; the scalar's gradient."""
     query, value, residual = problem.tensors.query, problem.tensors.value, problem.tensors.residual
     batch, queries, heads, _ = query.shape
     groups = problem.groups
@@ -185,6 +185,9 @@ def _past_queries(
     d_identity = query.new_empty(problem.out_shape) if has_identity else None
     state_parts = partial(heads, problem.numbers)
     scalar_parts = None if problem.tensors.scalar is None else partial(groups)
+    lost = None
+    if problem.options.normalize == "rowsum":
+        lost = query.new_empty((batch, heads, problem.value_dim), dtype=torch.float32)
     arguments: dict[str, Argument] = {
         "grad_out": grad_out,
         "query": query,
@@ -198,6 +201,7 @@ def _past_queries(
         "d_identity": d_identity,
         "state_parts": state_parts,
         "scalar_parts": scalar_parts,
+        "lost_values": lost,
         "batches": batch,
         "queries": queries,
         "heads": heads,
@@ -220,7 +224,7 @@ def _past_queries(
         d_scalar = (2 * problem.tensors.scalar.float() * scalar_parts.sum()).to(
             problem.tensors.scalar.dtype
         )
-    return d_query, d_identity, sum_parts(state_parts), d_scalar
+    return d_query, d_identity, sum_parts(state_parts), lost, d_scalar
 
 
 def _filter_gradient(problem: Problem, parts: Tensor) -> Tensor:
@@ -235,7 +239,11 @@ def _filter_gradient(problem: Problem, parts: Tensor) -> Tensor:
 
 
 def _past_keys(
-    problem: Problem, grad_out: Tensor, d_state: Tensor, share: Tensor | None
+    problem: Problem,
+    grad_out: Tensor,
+    d_state: Tensor,
+    lost: Tensor | None,
+    share: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Gradients of keys, values and local weight."""
     key, value = problem.tensors.key, problem.tensors.value
@@ -259,6 +267,7 @@ def _past_keys(
         "scalar": problem.tensors.scalar,
         "value_share": share,
         "d_state": d_state,
+        "lost_values": lost,
         "d_key": d_key,
         "d_value": d_value,
         "filter_parts": filter_parts,

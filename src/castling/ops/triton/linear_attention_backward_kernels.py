@@ -5,6 +5,7 @@
 - ``…_keys`` takes the gradient of the state to keys and values, and that of the outputs through the
   convolution: the rows it gathers for the values serve the filters as well.
 - Outputs are computed again from the saved state: only inputs and the state are kept.
+- For row sums, state, values and outputs are those of centred values (:func:`_centred`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from castling.ops.triton.linear_attention_forward_tiles import (
     load_state,
     row_total,
     sample_scales,
+    state_offsets,
     store_state,
 )
 from castling.ops.triton.local_convolution import (
@@ -39,9 +41,34 @@ from castling.ops.triton.tiles import (
 
 
 @triton.jit
+def _centred(
+    matrix, key_sum, value_sum, count, gamma, constant, HAS_CONSTANT: tl.constexpr,
+    GROUP: tl.constexpr, KEY_DIM: tl.constexpr, KEY_WIDTH: tl.constexpr,
+    VALUE_DIM: tl.constexpr, VALUE_WIDTH: tl.constexpr,
+):  # fmt: skip
+    """S and m of values less one row per head, and that row: the output of z as a query.
+
+    Slopes ⟨g, v − y⟩ do not change when v and y lose the same. Of values far from zero they are
+    small differences of large sums, whose rounding would be all that is left in the gradients.
+    """
+    _, real, _, _, _, _ = state_offsets(GROUP, KEY_DIM, KEY_WIDTH, VALUE_DIM, VALUE_WIDTH)
+    weight = gamma / tl.maximum(count, 1.0)
+    lost = weight * tl.sum(matrix * key_sum[:, None], axis=0)
+    total = weight * tl.sum(tl.where(real, (key_sum * key_sum)[:, None], 0.0), axis=0)
+    if HAS_CONSTANT:
+        lost += constant * value_sum
+        total += constant * count
+    lost = lost / tl.where(total == 0.0, 1.0, total)
+    # An infinite value stays at its channel.
+    lost = tl.where(lost - lost == 0.0, lost, 0.0)
+    matrix -= tl.where(real, key_sum[:, None] * lost[None, :], 0.0)
+    return matrix, value_sum - count * lost, lost
+
+
+@triton.jit
 def linear_attention_bwd_kernel_queries(
     grad_out, query, value, residual, mask, counts, scalar, state,
-    d_query, d_identity, state_parts, scalar_parts,
+    d_query, d_identity, state_parts, scalar_parts, lost_values,
     batches, queries, heads, groups, parts, part_queries,
     grad_out_batch, grad_out_token, grad_out_head, grad_out_channel,
     query_batch, query_token, query_head, query_channel,
@@ -58,7 +85,7 @@ def linear_attention_bwd_kernel_queries(
     """One part of one sample's queries; grid (batch · parts · groups,).
 
     ``state_parts`` (parts, batch, heads, numbers) and ``scalar_parts`` (parts, batch, groups) are
-    float32 sums.
+    float32 sums. For row sums, ``lost_values`` (batch, heads, VALUE_DIM) is what values lost.
     """
     program = tl.program_id(0)
     group = program % groups
@@ -80,6 +107,16 @@ def linear_attention_bwd_kernel_queries(
     constant_scale = sample_scale * constant
     key_columns = column_offsets(KEY_DIM, 1, GROUP, KEY_WIDTH)
     value_columns = column_offsets(VALUE_DIM, 1, GROUP, VALUE_WIDTH)
+    lost = tl.zeros((GROUP * VALUE_WIDTH,), tl.float32)
+    if NORMALIZE == "rowsum":
+        matrix, value_sum, lost = _centred(
+            matrix, key_sum, value_sum, count, gamma, constant, HAS_CONSTANT,
+            GROUP, KEY_DIM, KEY_WIDTH, VALUE_DIM, VALUE_WIDTH,
+        )  # fmt: skip
+        real = tl.arange(0, GROUP * VALUE_WIDTH) % VALUE_WIDTH < VALUE_DIM
+        if part == 0:
+            lost_base = lost_values + (batch * heads + head) * VALUE_DIM
+            tl.store(lost_base + value_columns, lost, mask=real)
     query_columns = column_offsets(query_head, query_channel, GROUP, KEY_WIDTH)
     grad_columns = column_offsets(grad_out_head, grad_out_channel, GROUP, VALUE_WIDTH)
     grad_base = grad_out + batch * grad_out_batch + head * grad_out_head
@@ -124,19 +161,23 @@ def linear_attention_bwd_kernel_queries(
                 IDENTITY, HAS_CONSTANT, HAS_MASK, raw, PRECISION, ROWS, GROUP,
                 VALUE_DIM, VALUE_WIDTH,
             )  # fmt: skip
+            if NORMALIZE == "rowsum":
+                # What row_eps weighs has no value: it lost nothing.
+                result -= (row_eps * lost)[None, :]
             along = row_sums(result * gradient, ROWS, GROUP, VALUE_WIDTH)
             if NORMALIZE == "l2":
                 inverse = safe_rsqrt(row_sums(result * result, ROWS, GROUP, VALUE_WIDTH), eps)
                 along = along * inverse * inverse
                 d_result = gradient - result * spread(along, ROWS, GROUP, VALUE_WIDTH)
             else:
-                inverse = safe_inverse(
-                    row_total(
-                        base, scale, key_sum, attention_scale, constant_scale * count + row_eps,
-                        ROWS, GROUP, KEY_WIDTH,
-                    )
+                total = row_total(
+                    base, scale, key_sum, attention_scale, constant_scale * count + row_eps,
+                    ROWS, GROUP, KEY_WIDTH,
                 )  # fmt: skip
-                d_total = -along * inverse * inverse
+                inverse = safe_inverse(total)
+                # Nothing divides a row of sum 0: its slopes are those of values that lost nothing.
+                along_lost = row_sums(gradient * lost[None, :], ROWS, GROUP, VALUE_WIDTH)
+                d_total = tl.where(total == 0.0, along_lost, -along * inverse * inverse)
             d_result = d_result * spread(inverse, ROWS, GROUP, VALUE_WIDTH)
             # Rows past the end may have no finite norm; they have no gradient either.
             d_result = tl.where(valid[:, None], d_result, 0.0)
@@ -182,7 +223,7 @@ def linear_attention_bwd_kernel_queries(
 
 @triton.jit
 def linear_attention_bwd_kernel_keys(
-    grad_out, key, value, weight, mask, counts, scalar, value_share, d_state,
+    grad_out, key, value, weight, mask, counts, scalar, value_share, d_state, lost_values,
     d_key, d_value, filter_parts,
     keys, heads, groups, blocks, block_keys,
     grad_out_batch, grad_out_token, grad_out_head, grad_out_channel,
@@ -217,6 +258,16 @@ def linear_attention_bwd_kernel_keys(
     matrix_high, matrix_low = split(matrix * (sample_scale * gamma), PRECISION)
     key_sum = key_sum * (sample_scale * gamma)
     value_sum = value_sum * (sample_scale * constant)
+    if NORMALIZE == "rowsum":
+        lost_columns = column_offsets(VALUE_DIM, 1, GROUP, VALUE_WIDTH)
+        lost_pointers = lost_values + (batch * heads + head) * VALUE_DIM + lost_columns
+        lost_real = tl.arange(0, GROUP * VALUE_WIDTH) % VALUE_WIDTH < VALUE_DIM
+        if EXACT:
+            # Raw values are exact as operands, which centred ones are not: their product with the
+            # same two parts of the state loses that of the row.
+            rounded = matrix_high.to(tl.float32) + matrix_low.to(tl.float32)
+            lost = tl.load(lost_pointers, mask=lost_real, other=0.0)
+            key_sum -= tl.sum(rounded * lost[None, :], axis=1)
     mask_base = mask
     if HAS_MASK:
         mask_base = mask + batch * mask_batch
@@ -246,7 +297,11 @@ def linear_attention_bwd_kernel_keys(
             tokens, valid, value_token, value_columns, VALUE_DIM, VALUE_WIDTH,
         )  # fmt: skip
         base, scale = feature_parts(row, valid, eps, FEATURES, ROWS, GROUP, KEY_WIDTH)
-        high, low = split(values, PRECISION)
+        centred = values
+        if NORMALIZE == "rowsum" and not EXACT:
+            # Loaded again for each tile: held, it would take registers that there are not.
+            centred = values - tl.load(lost_pointers, mask=lost_real, other=0.0)[None, :]
+        high, low = split(centred, PRECISION)
         d_row = tl.zeros((ROWS, GROUP * KEY_WIDTH), tl.float32)
         d_row = multiply(
             high, low, tl.trans(matrix_high), tl.trans(matrix_low), d_row, EXACT, False, PRECISION

@@ -51,8 +51,8 @@ def safe_rsqrt(squares, eps):
 
 @triton.jit
 def safe_inverse(total):
-    """1/total, 0 where that is exactly 0."""
-    return tl.where(total == 0.0, 0.0, 1.0 / tl.where(total == 0.0, 1.0, total))
+    """1/total, 1 where that is exactly 0."""
+    return 1.0 / tl.where(total == 0.0, 1.0, total)
 
 
 @triton.jit
