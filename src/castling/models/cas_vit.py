@@ -5,7 +5,7 @@ Mobile Applications" (arXiv 2408.03703), built as the authors' code builds it: i
 by name.
 
 Notable:
-- any height and width from one cell of the last grid upwards; odd sizes round up at each stage;
+- the backbone (``cas_vit_backbone``) takes images of any height and width;
 - ``attention=`` puts another registered attention in the place of the token mixer (ablations);
 - ``distillation=True`` adds the second classifier: a tuple in training, the average in evaluation.
 """
@@ -18,39 +18,25 @@ from typing import Any
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import trunc_normal_
-from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
-from timm.models._features import feature_take_indices
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from castling.attention import AttentionConfig, attention_config
-from castling.models.cas_vit_blocks import AdditiveBlock, Downsample, channels_last, stem
+from castling.models.cas_vit_backbone import CASViTBackbone
+from castling.models.cas_vit_blocks import channels_last
 from castling.surgery.fold import register_fold
 from castling.surgery.fold_layers import absorb_preceding, average, can_precede
 
 
-class CASViT(nn.Module):
-    """CAS-ViT on images (B, in_chans, H, W).
+class CASViT(CASViTBackbone):
+    """CAS-ViT on images (B, in_chans, H, W): the backbone, and one or two classifiers behind it.
 
     Args:
-        depths: blocks of each of the four stages.
-        dims: channels of each stage.
-        in_chans: channels of the images.
+        *stages: ``depths`` and ``dims`` of :class:`CASViTBackbone`, where they are not named.
         num_classes: 0 leaves out the classifier.
         global_pool: "avg", or "" for logits at every position.
-        img_size: pixels, one number or (H, W); any size works, this one is only checked.
-        stem_stride: 4 as published; 2 or 1 keep a sensible grid on small images.
         distillation: add the classifier ``dist_head``; both are averaged in evaluation.
-        attention: the token mixer: a configuration, a registered name, or a dictionary with
-            ``name``.
-        head_dim: wanted channels a head, for attentions that have heads.
-        local_integration: False leaves out each block's convolutional residual (ablation).
-        feature_norm: add one BN per stage (``norm0``, ``norm2``, ``norm4``, ``norm6``) for
-            dense tasks; ``forward_intermediates`` then returns normalised maps, while the next
-            stage receives the map without normalisation.
-        mlp_ratio: hidden channels of the MLPs in units of the stage's channels.
         drop_rate: dropout probability before the classifier.
-        proj_drop_rate: dropout probability in token mixers and MLPs.
-        drop_path_rate: stochastic depth of the last block; grows linearly from 0.
+        **backbone: arguments of :class:`CASViTBackbone`.
 
     Raises:
         ValueError: an option has no meaning, or ``img_size`` is below the total stride.
@@ -58,77 +44,18 @@ class CASViT(nn.Module):
 
     def __init__(
         self,
-        depths: Sequence[int] = (2, 2, 4, 2),
-        dims: Sequence[int] = (48, 56, 112, 220),
-        *,
-        in_chans: int = 3,
+        *stages: Sequence[int],
         num_classes: int = 1000,
         global_pool: str = "avg",
-        img_size: int | tuple[int, int] | None = None,
-        stem_stride: int = 4,
         distillation: bool = False,
-        attention: str | AttentionConfig | dict[str, Any] = "convolutional_additive",
-        head_dim: int = 32,
-        local_integration: bool = True,
-        feature_norm: bool = False,
-        mlp_ratio: float = 4.0,
         drop_rate: float = 0.0,
-        proj_drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
+        **backbone: Any,
     ) -> None:
-        super().__init__()
-        if stem_stride not in (1, 2, 4):
-            raise ValueError(f"stem_stride must be 1, 2 or 4, got {stem_stride}")
-        if len(depths) != len(dims) or not depths or min(depths) < 1:
-            raise ValueError(
-                f"depths and dims must be equally many positive numbers, got {depths} and {dims}"
-            )
-        self.in_chans = in_chans
+        super().__init__(*stages, **backbone)
         self.num_classes = num_classes
         self.drop_rate = drop_rate
         self.distillation = distillation
-        self.grad_checkpointing = False
-        self.total_stride = stem_stride * 2 ** (len(dims) - 1)
-        self.num_features = self.head_hidden_size = dims[-1]
-        if img_size is not None:
-            self._check_size(*((img_size, img_size) if isinstance(img_size, int) else img_size))
         self._set_pool(global_pool)
-
-        config = attention_config(attention)
-        count = sum(depths)
-        rates = [drop_path_rate * index / max(count - 1, 1) for index in range(count)]
-        self.patch_embed = stem(in_chans, dims[0], stem_stride)
-        network: list[nn.Module] = []
-        self.feature_info: list[dict[str, Any]] = []
-        for stage, (depth, dim) in enumerate(zip(depths, dims, strict=True)):
-            if stage:
-                network.append(Downsample(dims[stage - 1], dim))
-            self.feature_info.append(
-                {
-                    "num_chs": dim,
-                    "reduction": stem_stride * 2**stage,
-                    "module": f"network.{len(network)}",
-                }
-            )
-            blocks = [
-                AdditiveBlock(
-                    dim,
-                    config,
-                    head_dim=head_dim,
-                    mlp_ratio=mlp_ratio,
-                    drop=proj_drop_rate,
-                    drop_path=rates[sum(depths[:stage]) + index],
-                    local_integration=local_integration,
-                )
-                for index in range(depth)
-            ]
-            network.append(nn.Sequential(*blocks))
-        self.network = nn.ModuleList(network)
-        self.feature_norm = feature_norm
-        if feature_norm:
-            for stage, dim in enumerate(dims):
-                self.add_module(f"norm{2 * stage}", nn.BatchNorm2d(dim))
-        self.norm: nn.Module = nn.BatchNorm2d(dims[-1])
         self.head_drop = nn.Dropout(drop_rate)
         self.head = self._classifier()
         self.dist_head = self._classifier() if distillation else None
@@ -143,37 +70,6 @@ class CASViT(nn.Module):
         if global_pool not in ("avg", ""):
             raise ValueError(f'global_pool must be "avg" or "", got {global_pool!r}')
         self.global_pool = global_pool
-
-    def _check_size(self, height: int, width: int) -> None:
-        if min(height, width) < self.total_stride:
-            raise ValueError(
-                f"images must be at least {self.total_stride}×{self.total_stride} pixels, one cell "
-                f"of the last stage, got {height}×{width}: enlarge them, or create the model with "
-                "a smaller stem_stride"
-            )
-
-    @torch.jit.ignore
-    def no_weight_decay(self) -> set[str]:
-        """Nothing beyond the one-dimensional parameters, which optimisers leave out anyway."""
-        return set()
-
-    @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Parameter groups by depth, for layer-wise decay: by stage, or by block."""
-        by_block = [
-            (r"^network\.(\d+)\.(\d+)", None),
-            (r"^network\.(\d+)\.(?:proj|norm)", (0,)),
-            (r"^norm\d*\.", (99999,)),
-        ]
-        return {
-            "stem": r"^patch_embed",
-            "blocks": [(r"^network\.(\d+)", None), by_block[-1]] if coarse else by_block,
-        }
-
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of keeping its activations."""
-        self.grad_checkpointing = enable
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
@@ -190,86 +86,14 @@ class CASViT(nn.Module):
         for name in heads:
             setattr(self, name, self._classifier().apply(_initialise).to(like.device, like.dtype))
 
-    def _stage(self, index: int, x: Tensor) -> Tensor:
-        layer = self.network[index]
-        if self.grad_checkpointing and self.training and isinstance(layer, nn.Sequential):
-            return checkpoint_seq(layer, x)
-        return layer(x)
-
-    def _embed(self, x: Tensor) -> Tensor:
-        # In an exported graph height and width are symbols, to be left without conditions.
-        if not torch.compiler.is_exporting():
-            self._check_size(int(x.shape[-2]), int(x.shape[-1]))
-        return self.patch_embed(x)
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Maps of the stages, as timm's feature extraction wants them.
-
-        Args:
-            x: (B, in_chans, H, W).
-            indices: which stages: the last n, a list, or None for all.
-            norm: apply the classifier's final BN to the last stage's map. Where the model has
-                ``feature_norm``, each stage's own BN is applied instead, always.
-            stop_early: leave out the stages behind the last one asked for.
-            output_fmt: only "NCHW".
-            intermediates_only: leave out the final features.
-
-        Returns:
-            maps (B, C_i, ⌈H/s_i⌉, ⌈W/s_i⌉), after the final features (B, C, h, w) unless
-            ``intermediates_only``.
-
-        Raises:
-            ValueError: another ``output_fmt`` is asked for.
-        """
-        if output_fmt != "NCHW":
-            raise ValueError(f'output_fmt must be "NCHW", got {output_fmt!r}')
-        last = len(self.feature_info) - 1
-        wanted, deepest = feature_take_indices(len(self.feature_info), indices)
-        x = self._embed(x)
-        maps = []
-        for index in range(2 * deepest + 1 if stop_early else len(self.network)):
-            x = self._stage(index, x)
-            stage = index // 2
-            if index % 2 or stage not in wanted:
-                continue
-            if self.feature_norm:
-                maps.append(getattr(self, f"norm{index}")(x))
-            else:
-                maps.append(self.norm(x) if norm and stage == last else x)
-        if intermediates_only:
-            return maps
-        return (self.norm(x) if len(self.network) == 2 * last + 1 else x), maps
-
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop what the maps ``indices`` do not need; returns the stages as numbers from 0."""
-        wanted, deepest = feature_take_indices(len(self.feature_info), indices)
-        self.network = self.network[: 2 * deepest + 1]
-        for stage in range(len(self.feature_info)):
-            if self.feature_norm and stage not in wanted:
-                delattr(self, f"norm{2 * stage}")
-        if prune_norm or deepest < len(self.feature_info) - 1:
-            self.norm = nn.Identity()
-        self.num_features = self.head_hidden_size = self.feature_info[deepest]["num_chs"]
+        """As of the backbone; ``prune_head`` drops the classifiers too."""
+        wanted = super().prune_intermediate_layers(indices, prune_norm)
         if prune_head:
             self.reset_classifier(0, "")
         return wanted
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """(B, in_chans, H, W) -> (B, C, h, w) behind the final BN."""
-        x = self._embed(x)
-        for index in range(len(self.network)):
-            x = self._stage(index, x)
-        return self.norm(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """(B, C, h, w) -> logits (B, K); see :meth:`forward`. ``pre_logits`` stops before them."""
