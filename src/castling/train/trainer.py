@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import warnings
@@ -16,10 +15,8 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
-from castling.attention import auxiliaries, set_progress
 from castling.data import ImageData, open_images
-from castling.models.saved import ModelCard, save_model
-from castling.surgery import SwitchRefusedError, has_idle_biases, switch_
+from castling.surgery import has_idle_biases
 from castling.train.build import build, build_task
 from castling.train.callbacks import (
     AuxiliarySchedule,
@@ -30,20 +27,12 @@ from castling.train.callbacks import (
     Progress,
     StopOnNonFiniteLoss,
     WeightAverage,
-    reestimate_batchnorm,
 )
-from castling.train.callbacks.batchnorm import training_images
-from castling.train.evaluation import evaluate_loader
-from castling.train.files import write_json
-from castling.train.loading import (
-    data_config,
-    evaluation_loaders,
-    plain_data_errors,
-    seed_everything,
-)
+from castling.train.finish import finish
+from castling.train.loading import data_config, plain_data_errors, seed_everything
 from castling.train.module import TrainingModule
 from castling.train.recipe import Recipe
-from castling.train.result import RESULT, TrainResult
+from castling.train.result import TrainResult
 from castling.train.run_folder import (
     Resume,
     checkpoint_path,
@@ -114,7 +103,7 @@ def train(
             )
         if not trainer.is_global_zero:
             return TrainResult(run_dir=str(run_dir), metrics={})
-        return _finish(module, card, run_dir, trainer)
+        return finish(module, card, run_dir, trainer)
 
 
 def _trainer(
@@ -204,94 +193,6 @@ def _check_forward(model: nn.Module, data: ImageData) -> None:
             f"the model has {logits.shape[-1]} outputs, the data {len(data.classes)} classes: "
             "leave model.kwargs.num_classes out"
         )
-
-
-def _finish(
-    module: TrainingModule, card: ModelCard, run_dir: Path, trainer: pl.Trainer
-) -> TrainResult:
-    """Save, evaluate, switch, evaluate again, from the last checkpoint, whoever wrote it."""
-    checkpoint = read_checkpoint(checkpoint_path(run_dir))
-    state = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
-    seconds = 0.0
-    for name, values in checkpoint["callbacks"].items():
-        if name.startswith(WeightAverage.__qualname__):
-            state = values["average"]
-        if name.startswith(History.__qualname__):
-            seconds = values["seconds"]
-    model = module.model
-    model.load_state_dict(state)
-    device = torch.device("cuda") if trainer.strategy.root_device.type == "cuda" else "cpu"
-    model.to(device)
-    set_progress(model, 1.0)
-    if module.recipe.regularize.batchnorm_images:
-        module.to(device)
-        reestimate_batchnorm(
-            model, training_images(module, module.recipe.regularize.batchnorm_images)
-        )
-    model.eval()
-    metrics = _metrics(model, module)
-    save_model(model, run_dir, dataclasses.replace(card, metrics=metrics))
-    result = TrainResult(
-        run_dir=str(run_dir),
-        metrics=metrics,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        steps=checkpoint["global_step"],
-        seconds=seconds,
-        model_dir=str(run_dir),
-        classes=len(module.data.classes),
-        images=module.data_sizes,
-    )
-    if auxiliaries(model) and module.recipe.switch.enabled:
-        result = _switch(model, module, card, run_dir, result)
-    write_json(run_dir / RESULT, result.to_dict())
-    return result
-
-
-def _switch(
-    model: nn.Module, module: TrainingModule, card: ModelCard, run_dir: Path, result: TrainResult
-) -> TrainResult:
-    config = module.recipe.switch
-    try:
-        report = switch_(
-            model,
-            _calibration(module, config.images),
-            tolerance=config.tolerance,
-            force=config.force,
-        )
-    except SwitchRefusedError as error:
-        return dataclasses.replace(result, switch_refused=str(error), switch=error.report.to_dict())
-    metrics = _metrics(model, module)
-    folder = run_dir / "switched"
-    save_model(model, folder, dataclasses.replace(card, switched=True, metrics=metrics))
-    write_json(folder / "certificate.json", report.to_dict())
-    return dataclasses.replace(
-        result,
-        switched_metrics=metrics,
-        switch=report.to_dict(),
-        switched_dir=str(folder),
-    )
-
-
-def _metrics(model: nn.Module, module: TrainingModule) -> dict[str, float]:
-    config = data_config(module.recipe)
-    metrics = {}
-    for split, loader in evaluation_loaders(config, module.data).items():
-        result = evaluate_loader(model, loader, module.data.classes, split)
-        for name in ("loss", "top1", "top5"):
-            metrics[f"{split}_{name}"] = getattr(result, name)
-    if module.data.test is module.data.val:
-        metrics |= {key.replace("val", "test"): value for key, value in metrics.items()}
-    return metrics
-
-
-def _calibration(module: TrainingModule, images: int) -> Iterator[torch.Tensor]:
-    """At least one and at most ``images`` validation images, in batches."""
-    left = images
-    for batch, _ in evaluation_loaders(data_config(module.recipe), module.data)["val"]:
-        yield batch[: max(1, left)]
-        left -= len(batch)
-        if left <= 0:
-            return
 
 
 @contextmanager

@@ -1,0 +1,111 @@
+"""What follows training: the last checkpoint becomes a saved, evaluated and switched model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from torch import nn
+
+from castling.attention import auxiliaries, set_progress
+from castling.models.saved import ModelCard, save_model
+from castling.surgery import SwitchRefusedError, switch_
+from castling.train.callbacks import History, WeightAverage, reestimate_batchnorm
+from castling.train.callbacks.batchnorm import training_images
+from castling.train.evaluation import evaluate_loader
+from castling.train.files import write_json
+from castling.train.loading import data_config, evaluation_loaders
+from castling.train.module import TrainingModule
+from castling.train.result import RESULT, TrainResult
+from castling.train.run_folder import checkpoint_path, read_checkpoint
+
+
+def finish(
+    module: TrainingModule, card: ModelCard, run_dir: Path, trainer: pl.Trainer
+) -> TrainResult:
+    """Save, evaluate, switch, evaluate again, from the last checkpoint, whoever wrote it."""
+    checkpoint = read_checkpoint(checkpoint_path(run_dir))
+    state = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
+    seconds = 0.0
+    for name, values in checkpoint["callbacks"].items():
+        if name.startswith(WeightAverage.__qualname__):
+            state = values["average"]
+        if name.startswith(History.__qualname__):
+            seconds = values["seconds"]
+    model = module.model
+    model.load_state_dict(state)
+    device = torch.device("cuda") if trainer.strategy.root_device.type == "cuda" else "cpu"
+    model.to(device)
+    set_progress(model, 1.0)
+    if module.recipe.regularize.batchnorm_images:
+        module.to(device)
+        reestimate_batchnorm(
+            model, training_images(module, module.recipe.regularize.batchnorm_images)
+        )
+    model.eval()
+    metrics = _metrics(model, module)
+    save_model(model, run_dir, dataclasses.replace(card, metrics=metrics))
+    result = TrainResult(
+        run_dir=str(run_dir),
+        metrics=metrics,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        steps=checkpoint["global_step"],
+        seconds=seconds,
+        model_dir=str(run_dir),
+        classes=len(module.data.classes),
+        images=module.data_sizes,
+    )
+    if auxiliaries(model) and module.recipe.switch.enabled:
+        result = _switch(model, module, card, run_dir, result)
+    write_json(run_dir / RESULT, result.to_dict())
+    return result
+
+
+def _switch(
+    model: nn.Module, module: TrainingModule, card: ModelCard, run_dir: Path, result: TrainResult
+) -> TrainResult:
+    config = module.recipe.switch
+    try:
+        report = switch_(
+            model,
+            _calibration(module, config.images),
+            tolerance=config.tolerance,
+            force=config.force,
+        )
+    except SwitchRefusedError as error:
+        return dataclasses.replace(result, switch_refused=str(error), switch=error.report.to_dict())
+    metrics = _metrics(model, module)
+    folder = run_dir / "switched"
+    save_model(model, folder, dataclasses.replace(card, switched=True, metrics=metrics))
+    write_json(folder / "certificate.json", report.to_dict())
+    return dataclasses.replace(
+        result,
+        switched_metrics=metrics,
+        switch=report.to_dict(),
+        switched_dir=str(folder),
+    )
+
+
+def _metrics(model: nn.Module, module: TrainingModule) -> dict[str, float]:
+    config = data_config(module.recipe)
+    metrics = {}
+    for split, loader in evaluation_loaders(config, module.data).items():
+        result = evaluate_loader(model, loader, module.data.classes, split)
+        for name in ("loss", "top1", "top5"):
+            metrics[f"{split}_{name}"] = getattr(result, name)
+    if module.data.test is module.data.val:
+        metrics |= {key.replace("val", "test"): value for key, value in metrics.items()}
+    return metrics
+
+
+def _calibration(module: TrainingModule, images: int) -> Iterator[torch.Tensor]:
+    """At least one and at most ``images`` validation images, in batches."""
+    left = images
+    for batch, _ in evaluation_loaders(data_config(module.recipe), module.data)["val"]:
+        yield batch[: max(1, left)]
+        left -= len(batch)
+        if left <= 0:
+            return
