@@ -1,7 +1,8 @@
 """Surgery on models: replace attention, switch, fold, load."""
 
 from castling.surgery.checkpoint import LoadReport, load_checkpoint
-from castling.surgery.fold import FoldError, FoldReport, fold_, register_fold
+from castling.surgery.fold import FoldReport, fold_, register_fold
+from castling.surgery.fold_verify import FoldError
 from castling.surgery.hosts import HostAttention, Place, register_host
 from castling.surgery.linearize import convertible, linearize_
 from castling.surgery.plan import Plan, PlanError, load_plan

@@ -5,8 +5,8 @@ Notable:
   with the models;
 - the model is watched while it runs: a pair is folded only if the output of the first serves the
   second alone (``fold_observe``), whether a handler knows the pair or not;
-- the outputs, and those of the rewritten modules inside, are compared before and after; on a
-  difference the model is put back as it was.
+- the outputs, and those of the rewritten modules inside, are compared before and after
+  (``fold_verify``); on a difference the model is put back as it was.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from castling.surgery.fold_layers import (
     can_precede,
 )
 from castling.surgery.fold_model import Snapshot, check_foldable, count_parts, example_for
-from castling.surgery.fold_observe import Observation, tensors_in
+from castling.surgery.fold_observe import Observation, observe
+from castling.surgery.fold_verify import verified
 
 #: Rewrites one module in place; returns what it did, as "part into part", names relative to it.
 Handler = Callable[[Any], list[str]]
@@ -37,12 +38,6 @@ HandlerT = TypeVar("HandlerT", bound=Handler)
 _HANDLERS: dict[type[nn.Module], Handler] = {}
 #: What the running ``fold_`` saw of its model, for the handlers.
 _OBSERVED: ContextVar[Observation | None] = ContextVar("observed", default=None)
-# Inside a network rounding may be magnified before it is damped again; a wrong fold is not so near.
-_INNER_TOLERANCE_FACTOR = 100
-
-
-class FoldError(RuntimeError):
-    """Folding changed what a model computes; the model was put back as it was."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,13 +120,13 @@ def fold_(
     images = example_for(model) if example is None else example
     before = Snapshot(model)
     counts = count_parts(model)
-    seen = _observe(model, images, lambda module: _handler(module) is not None)
+    seen = observe(model, images, lambda module: _handler(module) is not None)
     token = _OBSERVED.set(seen)
     try:
         inside, folded = _fold_known(model, seen)
         observed = _fold_observed(model, seen)
         inside, folded = _untouched(inside, observed), folded + observed
-        difference = _verified(model, images, seen, inside, tolerance) if verify else None
+        difference = verified(model, images, seen, inside, tolerance) if verify else None
     except BaseException:
         before.restore()
         raise
@@ -256,57 +251,3 @@ def _fold_observed(model: nn.Module, seen: Observation) -> list[str]:
                 setattr(model.get_submodule(parent), child, absorb_following(layer, norm))
                 done.append(f"{names[norm]} into {names[layer]}")
     return done
-
-
-def _verified(
-    model: nn.Module,
-    images: Tensor,
-    before: Observation,
-    inside: dict[str, nn.Module],
-    tolerance: float,
-) -> float:
-    """The largest difference of the outputs, after comparing the rewritten modules' outputs too."""
-    parts = set(inside.values())
-    after = _observe(model, images, lambda module: module in parts)
-    reference = list(tensors_in(before.result))
-    difference, scale = _difference(reference, list(tensors_in(after.result)))
-    if not difference <= tolerance * scale:
-        raise FoldError(
-            f"folding changed the outputs by {difference:.2e} (outputs up to {scale:.2e}, "
-            f"allowed {tolerance * scale:.2e}); the model is unchanged. Either a BatchNorm "
-            "meets its convolution in a way that its module does not show, or the network "
-            "magnifies rounding: see whether model.double() folds"
-        )
-    for name, module in inside.items():
-        old, new = (list(tensors_in(run.outputs.get(module))) for run in (before, after))
-        if not all(torch.isfinite(tensor).all() for tensor in old):
-            continue
-        inner, scale = _difference(old, new)
-        allowed = _INNER_TOLERANCE_FACTOR * tolerance * scale
-        if not inner <= allowed:
-            raise FoldError(
-                f"folding changed what {name} computes by {inner:.2e} (up to {scale:.2e}, allowed "
-                f"{allowed:.2e}), though the model's outputs hardly show it; the model is "
-                f"unchanged. The handler registered for {type(module).__name__} is not exact"
-            )
-    return difference
-
-
-def _observe(model: nn.Module, images: Tensor, keep: Callable[[nn.Module], bool]) -> Observation:
-    try:
-        seen = Observation(model, images, keep)
-    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
-        raise ValueError(
-            f"the model does not run on images {tuple(images.shape)}: {error}; pass example=, a "
-            "batch that it takes"
-        ) from error
-    if not all(torch.isfinite(output).all() for output in tensors_in(seen.result)):
-        raise ValueError("the model's outputs are not finite: there is nothing to compare with")
-    return seen
-
-
-def _difference(before: list[Tensor], after: list[Tensor]) -> tuple[float, float]:
-    """Largest difference, and the largest value or 1."""
-    gaps = [float((a - b).abs().max()) for a, b in zip(before, after, strict=True) if a.numel()]
-    difference = max(gaps, default=0.0)
-    return difference, max([1.0, *(float(old.abs().max()) for old in before if old.numel())])

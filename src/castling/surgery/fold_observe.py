@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -105,6 +106,20 @@ class Observation:
             self._watcher.readers.setdefault(_memory(output), [])
         if followed or self._keep(module):
             self.outputs.setdefault(module, []).append(output)
+
+
+def observe(model: nn.Module, images: Tensor, keep: Callable[[nn.Module], bool]) -> Observation:
+    """What one run of ``model`` shows; ValueError where it does not run or returns no numbers."""
+    try:
+        seen = Observation(model, images, keep)
+    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+        raise ValueError(
+            f"the model does not run on images {tuple(images.shape)}: {error}; pass example=, a "
+            "batch that it takes"
+        ) from error
+    if not all(torch.isfinite(output).all() for output in tensors_in(seen.result)):
+        raise ValueError("the model's outputs are not finite: there is nothing to compare with")
+    return seen
 
 
 class _Watcher(TorchDispatchMode):
