@@ -5,7 +5,8 @@ from castling.surgery.fold import FoldReport, fold_, register_fold
 from castling.surgery.fold_verify import FoldError
 from castling.surgery.hosts import HostAttention, Place, register_host
 from castling.surgery.linearize import convertible, linearize_
-from castling.surgery.plan import Plan, PlanError, load_plan
+from castling.surgery.plan import Plan, load_plan
+from castling.surgery.plan_values import PlanError
 from castling.surgery.switch import (
     SwitchRefusedError,
     SwitchReport,

@@ -11,21 +11,24 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from torch import nn
 
-from castling.attention import AttentionConfig, config_from_dict, config_to_dict
+from castling.attention import AttentionConfig, config_to_dict
+from castling.surgery.plan_values import (
+    Choice,
+    PlanError,
+    attention_of,
+    build,
+    entries,
+    size_of,
+    text,
+)
 
 SCHEMA = "castling plan 1"
 #: A plan of a thousand layers is smaller.
 _MOST_BYTES = 1 << 20
-
-Choice = Literal["softmax", "linear"]
-
-
-class PlanError(ValueError):
-    """The file is no plan, or the plan is of another model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,19 +144,19 @@ class Plan:
             found = values.get("schema") if isinstance(values, dict) else type(values).__name__
             raise PlanError(f'"schema" is not "{SCHEMA}" but {found!r:.60}: measure a new plan')
         values = {key: value for key, value in values.items() if key != "schema"}
-        layers = _list(values.get("layers"), "layers")
-        plan = _build(
+        layers = entries(values.get("layers"), "layers")
+        plan = build(
             cls,
             values,
             "the plan",
-            attention=_attention(values.get("attention")),
-            paths=tuple(_text(path, "paths") for path in _list(values.get("paths"), "paths")),
-            image_size=_size(values.get("image_size")),
-            layers=tuple(_build(PlannedLayer, layer, "a layer") for layer in layers),
-            predicted=_build(Predicted, values.get("predicted"), "predicted"),
+            attention=attention_of(values.get("attention")),
+            paths=tuple(text(path, "paths") for path in entries(values.get("paths"), "paths")),
+            image_size=size_of(values.get("image_size")),
+            layers=tuple(build(PlannedLayer, layer, "a layer") for layer in layers),
+            predicted=build(Predicted, values.get("predicted"), "predicted"),
             verified=None
             if values.get("verified") is None
-            else _build(Verified, values["verified"], "verified"),
+            else build(Verified, values["verified"], "verified"),
         )
         names = [layer.name for layer in plan.layers]
         if not names or len(set(names)) < len(names):
@@ -239,67 +242,3 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
         return Plan.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, RecursionError) as error:  # JSON and Unicode errors are ValueErrors too
         raise PlanError(f"{path} is no plan: {error}") from error
-
-
-def _build(kind: type[Any], values: object, what: str, **ready: Any) -> Any:
-    """A dataclass of plain values; ``ready`` fields are built already."""
-    if not isinstance(values, dict):
-        raise PlanError(f"{what} must be an object, got {type(values).__name__}")
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    wrong = sorted({str(name) for name in values} ^ set(fields))
-    if set(wrong) - {"verified"}:
-        raise PlanError(f"{what} must have the entries {', '.join(fields)}; see {wrong[0]:.60}")
-    checks = {"str": _text, "int": _count, "float": _time, "Choice": _choice}
-    plain = {
-        name: checks[str(field.type)](values.get(name), f"{what}'s {name}")
-        for name, field in fields.items()
-        if name not in ready
-    }
-    return kind(**plain, **ready)
-
-
-def _text(value: object, what: str) -> str:
-    if not isinstance(value, str) or not value or len(value) > 500 or not value.isprintable():
-        raise PlanError(f"{what} must be a short text")
-    return value
-
-
-def _count(value: object, what: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 40:
-        raise PlanError(f"{what} must be a positive integer, got {value!r:.60}")
-    return value
-
-
-def _time(value: object, what: str) -> float:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < value < 1e12:  # type: ignore[operator]  # NaN is refused as well
-        raise PlanError(f"{what} must be a time in milliseconds, got {value!r:.60}")
-    return float(value)  # type: ignore[arg-type]
-
-
-def _choice(value: object, what: str) -> Choice:
-    if value not in get_args(Choice):
-        raise PlanError(f"{what} must be one of {', '.join(get_args(Choice))}, got {value!r:.60}")
-    return value  # type: ignore[return-value]
-
-
-def _list(value: object, what: str) -> list[Any]:
-    if not isinstance(value, list) or not value:
-        raise PlanError(f"{what} must be a list with entries")
-    return value
-
-
-def _size(value: object) -> tuple[int, int]:
-    sides = _list(value, "image_size")
-    if len(sides) != 2:
-        raise PlanError("image_size must be [height, width]")
-    return _count(sides[0], "image_size"), _count(sides[1], "image_size")
-
-
-def _attention(value: object) -> AttentionConfig:
-    if not isinstance(value, dict):
-        raise PlanError(f"attention must be an object, got {type(value).__name__}")
-    try:
-        return config_from_dict(value)
-    except (ValueError, TypeError) as error:
-        raise PlanError(f"attention: {error}") from error
