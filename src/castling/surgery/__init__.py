@@ -7,14 +7,8 @@ from castling.surgery.hosts import HostAttention, Place, register_host
 from castling.surgery.linearize import convertible, linearize_
 from castling.surgery.plan import Plan, load_plan
 from castling.surgery.plan_values import PlanError
-from castling.surgery.switch import (
-    SwitchRefusedError,
-    SwitchReport,
-    has_idle_biases,
-    is_switched,
-    strip_,
-    switch_,
-)
+from castling.surgery.switch import has_idle_biases, is_switched, strip_, switch_
+from castling.surgery.switch_report import SwitchRefusedError, SwitchReport
 
 __all__ = [
     "FoldError",
