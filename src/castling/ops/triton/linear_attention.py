@@ -11,8 +11,8 @@ from torch import Tensor
 
 from castling.ops.linear_inputs import LinearOptions, LinearTensors
 from castling.ops.triton.common import Argument, Launch, launch, sum_parts
-from castling.ops.triton.linear_attention_backward_kernels import (
-    linear_attention_bwd_kernel_keys,
+from castling.ops.triton.linear_attention_backward_keys import linear_attention_bwd_kernel_keys
+from castling.ops.triton.linear_attention_backward_queries import (
     linear_attention_bwd_kernel_queries,
 )
 from castling.ops.triton.linear_attention_configs import (
