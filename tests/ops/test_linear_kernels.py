@@ -140,6 +140,16 @@ def test_permutation_equivariance(name):
     torch.testing.assert_close(shuffled, whole[:, order])
 
 
+def test_normalised_rows_are_the_same_with_gradients_and_without():
+    x = torch.randn(4, 8, requires_grad=True)
+    x.data[1] = 0
+    with_gradients = normalise_rows(x, 1e-6)
+    assert torch.equal(with_gradients, normalise_rows(x.detach(), 1e-6))
+    assert not with_gradients[1].any()
+    with_gradients.sum().backward()
+    assert not x.grad[1].any()
+
+
 @pytest.mark.parametrize("shift", [0.0, 2.0])
 @pytest.mark.parametrize("tokens", [49, 197, 1000, 1025, 16384])
 @pytest.mark.parametrize("name", [n for n in OPERATORS if n != "quadratic_angular"])

@@ -18,7 +18,9 @@ from castling.ops.common import (
     count_keys,
     mask_tokens,
     normalise_rows,
+    scores_of,
     upcast,
+    weighted_values,
 )
 from castling.ops.linear_attention import linear_attention
 from castling.ops.linear_inputs import (
@@ -156,7 +158,7 @@ def angular_similarity(query: Tensor, key: Tensor, *, exact: bool, eps: float = 
         (B, H, N_q, N_k).
     """
     q, k = (normalise_rows(tensor, eps) for tensor in upcast(query, key))
-    cosine = torch.einsum("bqhd,bkhd->bhqk", q, k)
+    cosine = scores_of(q, k)
     if not exact:
         return 0.5 + cosine / math.pi
     return 1 - torch.arccos(cosine.clamp(-1 + 1e-6, 1 - 1e-6)) / math.pi
@@ -183,7 +185,7 @@ def quadratic_angular(
         if key_mask is not None:
             similarity = similarity.masked_fill(~key_mask[:, None, None, :], 0)
         (v,) = upcast(value)
-        out = torch.einsum("bhqk,bkhe->bqhe", similarity, mask_tokens(v, key_mask))
+        out = weighted_values(similarity, mask_tokens(v, key_mask))
         if normalize == "rowsum":
             rows = similarity.sum(dim=-1).transpose(1, 2).unsqueeze(-1)
             out = out / rows.masked_fill(rows == 0, 1)  # every key of a sample may be masked

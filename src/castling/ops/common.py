@@ -42,8 +42,50 @@ def normalise_rows(tensor: Tensor, eps: float) -> Tensor:
     """
     if eps == 0:
         return tensor / tensor.norm(dim=-1, keepdim=True)
-    squares = tensor.square().sum(dim=-1, keepdim=True)
-    return tensor * torch.rsqrt(squares + eps).masked_fill(squares == 0, 0)
+    squares = (tensor * tensor).sum(dim=-1, keepdim=True)
+    factors = torch.rsqrt(squares + eps)
+    if squares.requires_grad:
+        factors = factors.masked_fill(squares == 0, 0)
+    return tensor * factors
+
+
+# Products over heads as products of matrices: inference runtimes compute these much faster than
+# the same einsum.
+
+
+def scores_of(query: Tensor, key: Tensor) -> Tensor:
+    """Inner products: (B, N_q, H, d), (B, N_k, H, d) -> (B, H, N_q, N_k)."""
+    return query.transpose(1, 2) @ key.permute(0, 2, 3, 1)
+
+
+def weighted_values(weights: Tensor, value: Tensor) -> Tensor:
+    """Sums over the keys: (B, H, N_q, N_k), (B, N_k, H, d_v) -> (B, N_q, H, d_v)."""
+    return (weights @ value.transpose(1, 2)).transpose(1, 2)
+
+
+def state_of(key: Tensor, value: Tensor) -> Tensor:
+    """Σ k vᵀ over the tokens: (B, N, H, d), (B, N, H, d_v) -> (B, H, d, d_v)."""
+    return key.permute(0, 2, 3, 1) @ value.transpose(1, 2)
+
+
+def met_state(query: Tensor, state: Tensor) -> Tensor:
+    """What queries find in a state: (B, N, H, d), (B, H, d, d_v) -> (B, N, H, d_v)."""
+    return (query.transpose(1, 2) @ state).transpose(1, 2)
+
+
+def met_state_and_total(query: Tensor, state: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+    """The same by one product with the state's row sums beside it.
+
+    Args:
+        query: (B, N, H, d).
+        state: (B, H, d, d_v).
+        total: (B, H, d).
+
+    Returns:
+        (B, N, H, d_v) and (B, N, H, 1).
+    """
+    found = met_state(query, torch.cat((state, total.unsqueeze(-1)), dim=-1))
+    return found[..., :-1], found[..., -1:]
 
 
 def mask_tokens(tensor: Tensor, key_mask: Tensor | None) -> Tensor:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from castling.ops.common import count_keys, mask_tokens
+from castling.ops.common import (
+    count_keys,
+    mask_tokens,
+    met_state,
+    met_state_and_total,
+    state_of,
+    weighted_values,
+)
 
 
 def feature_attention(
@@ -37,12 +43,11 @@ def feature_attention(
     key_features = mask_tokens(key_features, key_mask)
     value = mask_tokens(value, key_mask)
     key_features = key_features * (1.0 / count_keys(key_features, key_mask))
-    state = torch.einsum("bnhd,bnhe->bhde", key_features, value)
-    out = torch.einsum("bnhd,bhde->bnhe", query_features, state)
+    state = state_of(key_features, value)
     if not row_sum:
-        return out
-    total = key_features.sum(dim=1)
-    return out / (torch.einsum("bnhd,bhd->bnh", query_features, total).unsqueeze(-1) + eps)
+        return met_state(query_features, state)
+    out, total = met_state_and_total(query_features, state, key_features.sum(dim=1))
+    return out / (total + eps)
 
 
 def similarity_attention(
@@ -66,7 +71,7 @@ def similarity_attention(
         similarity = similarity.masked_fill(~key_mask[:, None, None, :], 0)
         value = mask_tokens(value, key_mask)
     similarity = similarity / count_keys(value, key_mask)
-    out = torch.einsum("bhqk,bkhe->bqhe", similarity, value)
+    out = weighted_values(similarity, value)
     if not row_sum:
         return out
     return out / (similarity.sum(dim=-1).transpose(1, 2).unsqueeze(-1) + eps)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from castling.ops.common import autocast_off, check_qkv, upcast
+from castling.ops.common import autocast_off, check_qkv, scores_of, upcast, weighted_values
 
 
 def softmax_scores(
@@ -21,7 +21,7 @@ def softmax_scores(
     A sample whose mask excludes every key gets zero rows.
     """
     q, k = upcast(query, key)
-    scores = torch.einsum("bqhd,bkhd->bhqk", q * scale, k)
+    scores = scores_of(q * scale, k)
     if bias is not None:
         scores = scores + bias
     if key_mask is None:
@@ -44,7 +44,7 @@ def _attend_chunk(
     weights = softmax_scores(query, key, scale, bias, key_mask)
     kept = weights > threshold
     masked = weights * kept
-    out = torch.einsum("bhqk,bkhe->bqhe", masked, value)
+    out = weighted_values(masked, value)
     hinge = (weights - threshold).relu().sum()
     return out, hinge, kept.sum(), masked.detach().sum()
 

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from castling.ops.common import autocast_off, count_keys, mask_tokens, normalise_rows, upcast
+from castling.ops.common import (
+    autocast_off,
+    count_keys,
+    mask_tokens,
+    met_state,
+    met_state_and_total,
+    normalise_rows,
+    state_of,
+    upcast,
+)
 from castling.ops.linear_inputs import LinearOptions, LinearTensors
 from castling.ops.local import local_residual
 from castling.ops.taylor_features import squared_directions
@@ -31,8 +39,12 @@ def naive_linear_attention(tensors: LinearTensors, options: LinearOptions) -> Te
         # The scale stands at the keys, so that sums over many tokens stay in range.
         k = mask_tokens(_features(k, options.features, eps), key_mask) * (scale * gamma)
         q = _features(q, options.features, eps)
-        state = torch.einsum("bnhd,bnhe->bhde", k, v)
-        out = torch.einsum("bnhd,bhde->bnhe", q, state)
+        state = state_of(k, v)
+        rows: Tensor | None = None
+        if options.normalize == "rowsum":
+            out, rows = met_state_and_total(q, state, k.sum(dim=1))
+        else:
+            out = met_state(q, state)
         constant: Tensor | float = alpha
         if scalar is not None:
             constant = alpha + scalar.to(v.dtype).square()
@@ -40,8 +52,7 @@ def naive_linear_attention(tensors: LinearTensors, options: LinearOptions) -> Te
             out = out + v.sum(dim=1, keepdim=True) * (scale * constant)
         if options.identity:
             out = out + options.identity * (v if residual is None else residual.to(v.dtype))
-        if options.normalize == "rowsum":
-            rows = torch.einsum("bnhd,bhd->bnh", q, k.sum(dim=1)).unsqueeze(-1)
+        if rows is not None:
             number: Tensor | int = key.shape[1]
             if key_mask is not None:
                 number = key_mask.sum(dim=1).to(v.dtype)[:, None, None, None]

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
-from castling.ops.common import autocast_off, check_qkv, upcast
+from castling.ops.common import autocast_off, check_qkv, scores_of, upcast
 from castling.ops.feature_attention import feature_attention, similarity_attention
 from castling.ops.linear_attention import linear_attention
 from castling.ops.linear_inputs import LinearOptions, LinearTensors
@@ -115,7 +114,7 @@ def naive_exact_taylor(tensors: TaylorTensors, options: TaylorOptions) -> Tensor
         k = scaled_vectors(k, qk_norm=qk_norm, eps=eps)
         sizes = q.shape[1], k.shape[1], q.shape[-1], v.shape[-1]
         if order_of(order, *sizes, taylor_feature_count("exact", sizes[2])) == "direct":
-            z = torch.einsum("bqhd,bkhd->bhqk", q, k)
+            z = scores_of(q, k)
             out = similarity_attention(
                 1 + z + 0.5 * z.square(), v, row_sum=True, eps=eps, key_mask=key_mask
             )
