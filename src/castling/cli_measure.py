@@ -204,7 +204,7 @@ def _model(name: str, checkpoint: str | None, size: tuple[int, int]) -> Any:
 
 def _add_timing(parser: ArgumentParser, rounds: int, seconds: float) -> None:
     parser.add_argument(
-        "--rounds", type=int, default=rounds, help=f"timed rounds at most (default: {rounds})"
+        "--rounds", type=int, default=rounds, help=f"timed runs of each at most (default: {rounds})"
     )
     parser.add_argument(
         "--seconds",

@@ -62,8 +62,8 @@ def bench_models(
         sizes: (height, width) in pixels.
         batches: images a call.
         variants: runtimes, of ``VARIANTS``.
-        rounds: timed rounds at most; in each, every subject runs once in every runtime.
-        seconds: time limit per size and batch; at least three rounds are made.
+        rounds: timed runs of each subject in each runtime at most.
+        seconds: time limit per size and batch, shared out evenly; each runs at least three times.
         device: where.
         threads: CPU threads; None leaves PyTorch's number.
         clock: ``"wall"``, or ``"cpu"`` for one thread on a busy machine.

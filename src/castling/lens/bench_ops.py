@@ -62,8 +62,8 @@ def bench_ops(
         settings: shapes, one comparison each.
         paths: to force; None is all that work on the device.
         backward: time output and gradients instead of the output alone.
-        rounds: timed rounds at most; in each, every subject runs once.
-        seconds: time limit per setting; at least three rounds are made.
+        rounds: timed runs of each subject at most.
+        seconds: time limit per setting, shared out evenly; each subject runs at least three times.
         device: where.
         threads: CPU threads; None leaves PyTorch's number.
         clock: ``"wall"``, or ``"cpu"`` for one thread on a busy machine.
