@@ -31,7 +31,7 @@ def calls(*names):
 def test_subjects_run_in_turns_and_each_begins_once():
     clock = FakeClock(a=1.0, b=2.0, c=3.0)
     times = time_alternately(calls("a", "b", "c"), rounds=3, seconds=0.0, timer=clock)
-    assert "".join(clock.order) == "abc" + "abc" + "bca" + "cab"
+    assert "".join(clock.order) == "aabbcc" + "abc" + "bca" + "cab"
     assert times["b"] == Timing(2000.0, 2000.0, 2000.0, 3)
 
 
@@ -54,7 +54,7 @@ def test_short_calls_are_repeated_by_what_they_take_when_warm():
     clock = ColdClock(a=0.001)
     time_alternately(calls("a"), rounds=1, seconds=9.0, timer=clock)
     # Cold, warmer, some for the number of repeats; then those that do not count, and the block.
-    assert clock.repeats == [1, 1, 1, 1, 2, 2, 10]
+    assert clock.repeats == [1, 1, 1, 1, 1, 2, 2, 10]
 
 
 def test_what_the_subject_before_left_to_do_does_not_make_a_call_long():
@@ -95,7 +95,27 @@ def test_slow_subjects_sit_out_evenly_and_fast_ones_run_as_often_as_wanted():
     times = time_alternately(calls("slow", "b", "c"), rounds=6, seconds=1.0, timer=clock)
     assert {name: timing.rounds for name, timing in times.items()} == {"slow": 3, "b": 6, "c": 6}
     last = "".join(name[0] for name in clock.order[-15:])
-    assert last == "bc" + "bcs" + "cb" + "sbc" + "bc" + "csb"
+    assert last == "bc" + "sbc" + "cb" + "bcs" + "bc" + "csb"
+
+
+def test_taking_turns_does_not_keep_step_with_sitting_out():
+    clock = FakeClock(a=0.02, b=0.045)
+    times = time_alternately(calls("a", "b"), rounds=40, seconds=1.7, timer=clock)
+    assert (times["a"].rounds, times["b"].rounds) == (40, 20)
+    # Each behind the other as often as behind itself or its own.
+    assert "".join(clock.order[-60:]) == ("a" + "ab" + "a" + "ba") * 10
+
+
+def test_there_may_be_no_time_limit_and_a_first_call_that_builds_does_not_count():
+    times = time_alternately(calls("a"), rounds=9, seconds=float("inf"), timer=FakeClock(a=1.0))
+    assert times["a"].rounds == 9
+
+    class BuildingClock(FakeClock):
+        def __call__(self, call, repeats):
+            return super().__call__(call, repeats) + (30.0 if len(self.order) == 1 else 0.0)
+
+    times = time_alternately(calls("a"), rounds=9, seconds=2.0, timer=BuildingClock(a=0.01))
+    assert times["a"].rounds == 9
 
 
 def test_time_that_fast_subjects_leave_goes_to_slow_ones():

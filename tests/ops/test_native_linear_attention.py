@@ -348,6 +348,20 @@ def test_values_without_weight_cost_no_digits(size, count):
     case.check(forward=1e-6, backward=1e-6)
 
 
+@pytest.mark.parametrize("size", [1e3, 1e6])
+def test_tokens_that_see_only_small_values_keep_their_digits(size):
+    case = Case(1, 64, 2, 16, mechanism="relu", layout="plain")
+    for x in (case.query, case.key):
+        x.abs_()
+        x[:, :32, :, :8] = -1
+        x[:, 32:, :, 8:] = -1
+    case.value[:, 32:] += size
+    _, gradients = case.run()
+    _, targets = case.reference()
+    for gradient, wanted in zip(gradients[:3], targets[:3], strict=True):
+        assert error(gradient[:, :32], wanted[:, :32]) < 1e-6
+
+
 def test_one_value_unlike_the_others_costs_no_digits():
     mask = torch.ones(1, 4000, dtype=torch.bool)
     mask[0, 1:64] = False

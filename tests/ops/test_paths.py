@@ -280,10 +280,11 @@ def test_onnx_gets_basic_operators_by_itself(name, already_exported, tmp_path):
     session = onnxruntime.InferenceSession(path)
     (out,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     torch.testing.assert_close(torch.from_numpy(out), model(x), atol=1e-5, rtol=1e-4)
-    # As a product of matrices it is several times as fast there.
+    # As a product of matrices it is several times as fast there; slopes at zero rows need nothing.
     kinds = {node.op_type for node in pytest.importorskip("onnx").load(path).graph.node}
     assert "MatMul" in kinds
     assert "Einsum" not in kinds
+    assert name != "castling" or "Where" not in kinds
 
 
 @pytest.mark.parametrize("name", OPERATORS)

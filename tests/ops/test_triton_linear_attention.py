@@ -269,6 +269,28 @@ class TestInTheInterpreter:
         key[:, :200], value[:, :200] = -1, 1e6
         compare([query, key, value, None, None, None], RELU, forward=1e-6, backward=1e-6)
 
+    def test_tokens_that_see_only_small_values_keep_their_digits(self):
+        query, key, value = tensors((1, 64, 2, 16))
+        for x in (query, key):
+            x.abs_()
+            x[:, :32, :, :8] = -1
+            x[:, 32:, :, 8:] = -1
+        value[:, 32:] += 1e6
+        arguments, options = LinearTensors(query, key, value), LinearOptions(**RELU)
+        out, state = backend.linear_attention_forward(arguments, options, True)
+        gradient = torch.randn(out.shape)
+        found = backend.linear_attention_backward(gradient, arguments, (state,), options)
+        expected, leaves = reference([query, key, value, None, None, None], None, RELU, (), 0)
+        expected.backward(gradient.double())
+        for result, leaf in zip(found[:3], leaves[:3], strict=True):
+            assert relative(result[:, :32], leaf.grad[:, :32]) < 1e-6
+
+    def test_signed_features_whose_sum_is_small(self):
+        query, key, value = tensors((1, 64, 2, 16))
+        key -= key.mean(dim=1, keepdim=True)
+        options = RELU | {"features": "identity", "row_eps": 1.0}
+        compare([query, key, value, None, None, None], options, backward=1e-6)
+
     @pytest.mark.parametrize("features", ["relu", "identity"])
     @pytest.mark.parametrize("row_eps", [0.0, 1e-2])
     def test_rows_that_sum_to_zero_have_the_slopes_of_their_products(self, features, row_eps):

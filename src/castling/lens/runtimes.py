@@ -99,7 +99,7 @@ class Runtimes:
             raise RuntimeError(str(self._failure)) from self._failure
         if not path.exists():
             try:
-                with _quiet(), torch.no_grad():
+                with _quiet():
                     program = torch.onnx.export(
                         self.model,
                         (self.images,),

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ Key = TypeVar("Key", bound=Hashable)
 SHORTEST_RUN = 0.01
 #: So much of a run of repeated calls goes before it untimed.
 _WARM_UP = 0.2
-#: A call as slow as this (seconds) needs no second run to be warm.
+#: A call as slow as this (seconds) needs no third run to be warm.
 _SLOW = 0.5
 #: Fewer rounds have no quartiles.
 FEWEST_ROUNDS = 3
@@ -156,11 +157,15 @@ def time_alternately(
     most = max(planned.values(), default=0)
     runs: dict[Key, list[float]] = {key: [] for key in calls}
     order = list(calls)
+    turns: Counter[tuple[Key, ...]] = Counter()
     for done in range(most):
-        start = done % len(order)
-        for key in order[start:] + order[:start]:
-            if (done + 1) * planned[key] // most == done * planned[key] // most:
-                continue
+        due = tuple(
+            key for key in order if (done + 1) * planned[key] // most > done * planned[key] // most
+        )
+        # By the rounds of these subjects, lest sitting out and taking turns keep step.
+        start = turns[due] % len(due)
+        turns[due] += 1
+        for key in due[start:] + due[:start]:
             if unused := _unused(repeats[key]):
                 timer(calls[key], unused)
             runs[key].append(timer(calls[key], repeats[key]) / repeats[key])
@@ -173,7 +178,7 @@ def _planned_runs(costs: Mapping[Key, float], rounds: int, seconds: float) -> di
     left = seconds
     for key in sorted(costs, key=lambda key: costs[key]):
         share = left / (len(costs) - len(planned))
-        fitting = int(share / max(costs[key], 1e-9))
+        fitting = int(min(rounds, share / max(costs[key], 1e-9)))
         planned[key] = min(rounds, max(FEWEST_ROUNDS, fitting))
         left = max(0.0, left - planned[key] * costs[key])
     return planned
@@ -181,7 +186,8 @@ def _planned_runs(costs: Mapping[Key, float], rounds: int, seconds: float) -> di
 
 def _repeats(call: Call, timer: Timer) -> tuple[int, float]:
     """How many calls last as long as the shortest run, by calls that are warm; a run's seconds."""
-    once = timer(call, 1)
+    # The first call of all may have to build something.
+    once = min(timer(call, 1) for _ in range(2))
     if once < _SLOW:
         # The shortest: what a subject before has freed is still being given back meanwhile.
         once = min(timer(call, 1) for _ in range(3))

@@ -52,9 +52,15 @@ def _centred(
         lost += constant * value_sum
         total += constant * count
     lost = lost / tl.where(total == 0.0, 1.0, total)
-    # An infinite value stays at its channel.
-    lost = tl.where(lost - lost == 0.0, lost, 0.0)
-    matrix -= tl.where(real, key_sum[:, None] * lost[None, :], 0.0)
+    # What a channel loses is near the mean of every feature's values: where one's are far smaller,
+    # their digits would go with it. An infinite value stays at its channel as well.
+    shares = key_sum[:, None] * lost[None, :]
+    apart = real & (tl.abs(matrix - shares) > 0.5 * tl.abs(shares))
+    common = (tl.sum(apart.to(tl.int32), axis=0) == 0) & (lost - lost == 0.0)
+    if HAS_CONSTANT:
+        common = common & (tl.abs(value_sum - count * lost) <= 0.5 * tl.abs(count * lost))
+    lost = tl.where(common, lost, 0.0)
+    matrix -= tl.where(real & common[None, :], shares, 0.0)
     return matrix, value_sum - count * lost, lost
 
 

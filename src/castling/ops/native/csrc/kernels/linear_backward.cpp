@@ -103,10 +103,22 @@ struct Backward : LinearProblem {
     add_product(head.lost, constant, head.values);
     for (long c = 0; c < value_wide; ++c) {
       head.lost[c] *= share;
-      if (!__builtin_isfinite(head.lost[c])) head.lost[c] = 0;
+      if (!common_to_all(head, keys, c)) head.lost[c] = 0;
     }
     for (long r = 0; r < dim; ++r) add_product(head.state + r * ldv, -head.total[r], head.lost);
     add_product(head.values, -keys, head.lost);
+  }
+  // Whether what a channel would lose is near the mean of every feature's values. Where one's are
+  // far smaller, their digits would go with it.
+  bool common_to_all(const Head& head, float keys, long c) const {
+    const float lost = head.lost[c];
+    if (!__builtin_isfinite(lost)) return false;
+    auto near = [lost](float sum, float weight) {
+      return __builtin_fabsf(sum - weight * lost) <= 0.5f * __builtin_fabsf(weight * lost);
+    };
+    for (long r = 0; r < dim; ++r)
+      if (!near(head.state[r * ldv + c], head.total[r])) return false;
+    return !mean || near(head.values[c], keys);
   }
   void add_product(float* to, float factor, const float* row) const {
     for (long c = 0; c < value_wide; c += LANES)
