@@ -34,7 +34,7 @@ from castling.ops.triton import (
     taylor_attention_forward,
 )
 from castling.ops.triton.common import Argument, Launch, recorded_launches
-from castling.train.files import write_json
+from castling.utils.files import write_json
 
 CAPABILITY = 90
 # Triton warns that the default, multiply and add in one instruction, will change; this keeps it.

@@ -19,11 +19,11 @@ import torch
 import castling
 from castling.attention import attention_config, set_progress
 from castling.attention.config import kernel_class
-from castling.lens.bench_models import bench_models
-from castling.lens.bench_ops import bench_ops, settings_of
-from castling.lens.machine import machine_facts
-from castling.lens.subjects import choose_subjects, read_attention
-from castling.train.files import write_json
+from castling.profiling.bench_models import bench_models
+from castling.profiling.bench_ops import bench_ops, settings_of
+from castling.profiling.machine import machine_facts
+from castling.profiling.subjects import choose_subjects, read_attention
+from castling.utils.files import write_json
 from gpu_kernels import linear_kernels
 from gpu_taylor import taylor_kernels
 

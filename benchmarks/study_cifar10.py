@@ -18,10 +18,10 @@ import yaml
 
 import castling
 from castling.attention import AttentionConfig, config_to_dict
-from castling.lens.machine import machine_facts
+from castling.profiling.machine import machine_facts
 from castling.train import recipe_from_dict, train
-from castling.train.files import write_json, write_text
 from castling.train.result import TrainResult, read_result
+from castling.utils.files import write_json, write_text
 
 HERE = Path(__file__).parent
 FIXED = castling.MaskedSoftmax(threshold="fixed", epsilon=0.02, schedule="constant")

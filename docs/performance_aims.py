@@ -7,7 +7,7 @@ from typing import Any
 
 from performance_tables import best_paths, table, timed
 
-from castling.lens.results import percent, ratio
+from castling.profiling.results import percent, ratio
 
 Results = Mapping[str, Any]
 #: Subject, aim, what was measured, and whether that is enough.

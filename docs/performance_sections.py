@@ -18,7 +18,7 @@ from performance_tables import (
     timed,
 )
 
-from castling.lens.results import crossover_remark, percent, ratio, short
+from castling.profiling.results import crossover_remark, percent, ratio, short
 
 
 def ops_section(name: str, title: str, result: Mapping[str, Any]) -> list[str]:

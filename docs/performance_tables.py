@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from castling.lens.results import short
+from castling.profiling.results import short
 
 #: A measurement, as its file has it.
 Row = dict[str, Any]

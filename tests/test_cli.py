@@ -13,8 +13,8 @@ import castling
 import castling_launcher
 from castling import cli, demo
 from castling.attention import ReLULinear, auxiliaries, set_progress
-from castling.lens.bench_ops import bench_ops, settings_of
 from castling.models.saved import open_model, save_model
+from castling.profiling.bench_ops import bench_ops, settings_of
 
 
 def run(*arguments):
@@ -35,7 +35,7 @@ def trained(tmp_path_factory):
 
 
 def test_verbs_of_the_launcher_are_those_of_the_command_line(capsys):
-    assert list(castling_launcher.VERBS) == list(cli._FUNCTIONS)
+    assert list(castling_launcher.VERBS) == list(cli.FUNCTIONS)
     for verb in castling_launcher.VERBS:
         with pytest.raises(SystemExit) as stopped:
             run(verb, "--help")

@@ -53,7 +53,7 @@ def test_interrupted_verb_ends_with_130_and_one_line(monkeypatch, capsys, event,
     def verb(arguments):
         raise event
 
-    monkeypatch.setitem(cli._FUNCTIONS, "train", verb)
+    monkeypatch.setitem(cli.FUNCTIONS, "train", verb)
     before = signal.getsignal(signal.SIGINT)
     assert castling_launcher.main(["train"]) == 130
     assert capsys.readouterr().err == f"castling train: {line}\n"

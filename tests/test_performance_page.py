@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from castling.attention import LinearAngular
-from castling.lens import bench_ops as ops
-from castling.lens.bench_ops import settings_of
-from castling.lens.model_results import ModelMeasurement, ModelsResult
-from castling.lens.op_results import OpMeasurement, OpsResult
+from castling.profiling import bench_ops as ops
+from castling.profiling.bench_ops import settings_of
+from castling.profiling.model_results import ModelMeasurement, ModelsResult
+from castling.profiling.op_results import OpMeasurement, OpsResult
 from castling.surgery.plan import Plan, PlannedLayer, Predicted, Verified
 
 ROOT = Path(__file__).parent.parent

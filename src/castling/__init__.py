@@ -42,14 +42,16 @@ from castling.surgery import (
     load_plan,
     switch_,
 )
+from castling.utils.version import VERSION
 
 if TYPE_CHECKING:
-    from castling.deploy import export
-    from castling.lens.planning import plan
+    from castling.export import export
+    from castling.profiling.planning import plan
 
-__version__ = "0.1.0"
 
-_LAZY = {"export": "castling.deploy", "plan": "castling.lens.planning"}
+__version__ = VERSION
+
+_LAZY = {"export": "castling.export", "plan": "castling.profiling.planning"}
 
 __all__ = [
     "ConvolutionalAdditive",

@@ -15,16 +15,17 @@ import torch
 from PIL import Image
 
 from castling.data import AugmentConfig, DataConfig, open_images
-from castling.deploy import ExportReport, export, model_folder, open_classifier, predict
-from castling.lens import report
-from castling.lens.bench_models import bench_models
-from castling.lens.bench_ops import bench_ops, settings_of
-from castling.lens.model_results import ModelsResult
-from castling.lens.op_results import OpsResult
-from castling.lens.subjects import model_subject, read_attention
+from castling.deploy import model_folder, open_classifier, predict
+from castling.export import ExportReport, export
 from castling.models.saved import open_model
 from castling.ops.macs import macs
 from castling.ops.paths import available_paths
+from castling.profiling import report
+from castling.profiling.bench_models import bench_models
+from castling.profiling.bench_ops import bench_ops, settings_of
+from castling.profiling.model_results import ModelsResult
+from castling.profiling.op_results import OpsResult
+from castling.profiling.subjects import model_subject, read_attention
 from castling.train import (
     ClipConfig,
     ModelConfig,

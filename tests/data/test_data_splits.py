@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from castling.data import DataError
-from castling.data.randomness import keys, uniform
 from castling.data.splits import balanced_subset, hold_out
+from castling.utils.randomness import keys, uniform
 
 LABELS = np.repeat([0, 1, 2], [40, 20, 60])
 

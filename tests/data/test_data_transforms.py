@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 
 from castling.data import AugmentConfig, DataConfig, EvalTransform, eval_transform, train_transform
 from castling.data.pixels import shift_and_mirror
-from castling.data.randomness import keys
+from castling.utils.randomness import keys
 
 HALF = (0.5, 0.5, 0.5)
 

@@ -5,7 +5,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from castling.deploy import export, open_classifier, predict
+from castling.deploy import open_classifier, predict
+from castling.export import export
 from castling.models.saved import ModelCard, build_model, save_model
 
 

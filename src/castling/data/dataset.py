@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from castling.data.pixels import to_pixels
-from castling.data.randomness import global_generators_kept
 from castling.data.sampler import BatchKey
 from castling.data.sources import Labelled, for_all
 from castling.data.transforms import Transform, sample_keys_of
+from castling.utils.randomness import global_generators_kept
 
 
 class ImageSet(Dataset[tuple[Tensor, int]]):

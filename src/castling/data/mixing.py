@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from castling.data.config import AugmentConfig
-from castling.data.randomness import global_generators_kept, keys, seed_global_generators
+from castling.utils.randomness import global_generators_kept, keys, seed_global_generators
 
 _MIXING = 3  # a stream of random numbers of its own
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from castling.data.config import Interpolation
 from castling.data.policies import RESAMPLING
-from castling.data.randomness import Keys, uniform
+from castling.utils.randomness import Keys, uniform
 
 Size = tuple[int, int]
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Sampler
 
-from castling.data.randomness import keys
+from castling.utils.randomness import keys
 
 _ORDER, _RESOLUTION = 1, 2  # separate streams of random numbers
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from castling.data.errors import DataError
-from castling.data.randomness import keys
+from castling.utils.randomness import keys
 
 Indices = NDArray[np.int64]
 

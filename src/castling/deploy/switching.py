@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from castling.data.loading import loaders
 from castling.models.saved import ModelCard, open_model, save_model
 from castling.surgery import SwitchReport, is_switched, switch_
 from castling.train.evaluation import adapted, run_data
+from castling.utils.files import write_json
 
 
 def switch_saved(
@@ -65,9 +65,7 @@ def switch_saved(
     report = switch_(model, batches, tolerance=tolerance, force=force)
     folder = Path(path) / "switched" if output is None else Path(output)
     save_model(model, folder, _switched(card))
-    temporary = folder / ".certificate.json.part"
-    temporary.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / "certificate.json")
+    write_json(folder / "certificate.json", report.to_dict())
     return report, folder
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,10 @@ import safetensors.torch
 import timm
 from torch import Tensor, nn
 
-import castling
 from castling.attention import attention_config, auxiliaries, config_to_dict, set_progress
 from castling.surgery import linearize_, strip_
+from castling.utils.files import write_bytes, write_json
+from castling.utils.version import VERSION
 
 FORMAT = "castling model 1"
 WEIGHTS, CARD = "model.safetensors", "model.json"
@@ -66,7 +66,7 @@ class ModelCard:
     progress: float = 1.0
     folded: bool = False
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
-    castling_version: str = dataclasses.field(default_factory=lambda: castling.__version__)
+    castling_version: str = dataclasses.field(default_factory=lambda: VERSION)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -157,13 +157,10 @@ def save_model(model: nn.Module, folder: str | os.PathLike[str], card: ModelCard
     folder = Path(folder)
     for branch in auxiliaries(model).values():
         card = dataclasses.replace(card, progress=branch.progress)
-    folder.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     # not save_file, which keeps the weights from everybody else whatever the umask is
-    weights = safetensors.torch.save(_unshared(state))
-    _write(folder / WEIGHTS, lambda path: Path(path).write_bytes(weights))
-    text = json.dumps(card.to_dict(), indent=2, ensure_ascii=False) + "\n"
-    _write(folder / CARD, lambda path: Path(path).write_text(text, encoding="utf-8"))
+    write_bytes(folder / WEIGHTS, safetensors.torch.save(_unshared(state)))
+    write_json(folder / CARD, card.to_dict())
 
 
 def open_model(path: str | os.PathLike[str]) -> tuple[nn.Module, ModelCard]:
@@ -266,12 +263,3 @@ def _unshared(state: dict[str, Tensor]) -> dict[str, Tensor]:
         result[name] = value.clone() if pointer in seen else value
         seen.add(pointer)
     return result
-
-
-def _write(path: Path, write: Callable[[str], Any]) -> None:
-    temporary = path.with_name(path.name + ".part")
-    try:
-        write(str(temporary))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

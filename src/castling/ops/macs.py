@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula
 
-from castling.ops.modes import kept_in_eval
+from castling.utils.modes import eval_mode
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ def macs(
     except Exception as error:
         # Models with plain-tensor attributes or data-dependent branches cannot run without data.
         logger.debug("counting with a real forward pass, the meta device failed: %s", error)
-        with kept_in_eval(model):
+        with eval_mode(model):
             per_layer = _count(model, shape, _device_of(model))
     return MacsReport(
         total=sum(per_layer.values()),

@@ -25,6 +25,7 @@ from castling.surgery.plan_values import (
     size_of,
     text,
 )
+from castling.utils.files import write_json
 
 SCHEMA = "castling plan 1"
 #: A plan of a thousand layers is smaller.
@@ -165,11 +166,7 @@ class Plan:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write JSON, whole or not at all."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(target.name + ".part")
-        temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, target)
+        write_json(path, self.to_dict())
 
     def require_fits(self, layers: Mapping[str, nn.Module], attention: AttentionConfig) -> None:
         """Raise PlanError unless the plan was made for these layers and this attention.

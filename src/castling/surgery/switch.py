@@ -15,9 +15,9 @@ from torch.utils._pytree import tree_leaves
 
 from castling.attention import AttentionCore, auxiliaries, collect_statistics
 from castling.ops.macs import macs
-from castling.ops.modes import kept_in_eval
 from castling.surgery.hosts import HostAttention
 from castling.surgery.switch_report import SwitchRefusedError, SwitchReport
+from castling.utils.modes import eval_mode
 
 Batch = Tensor | tuple[Tensor, ...] | list[Tensor]
 
@@ -136,7 +136,7 @@ def switch_(
     batches = [calibration] if isinstance(calibration, Tensor) else calibration
     exact = all(branch.empty for branch in branches.values())
     device = next(model.parameters()).device
-    with kept_in_eval(model):
+    with eval_mode(model):
         gaps: list[Tensor] = []
         agreements: list[Tensor] = []
         largest = 0.0

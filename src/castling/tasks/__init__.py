@@ -6,7 +6,7 @@ from castling.tasks.classification import (
     LossConfig,
 )
 from castling.tasks.distillation import DistillConfig, Teacher
-from castling.tasks.interface import Metric, Task
+from castling.tasks.protocol import Metric, Task
 
 __all__ = [
     "ClassificationMetric",

@@ -1,52 +1,138 @@
-"""What a task must offer; classification, detection and segmentation all fit it."""
+"""What every task implements; training, evaluation, prediction and export know nothing else."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
+from PIL import Image
 from torch import Tensor, nn
 
+from castling.data.registry import DataInfo
+from castling.data.sample import Batch
+from castling.tasks.normalize import Normalize
+from castling.tasks.prediction import Prediction
 
-class Metric(Protocol):
-    """Accumulates over the batches of one evaluation."""
+if TYPE_CHECKING:
+    import torchmetrics
 
-    def update(self, output: Any, batch: Any) -> None:
-        """Take in the model's evaluation output for one batch."""
-
-    def merge(self, total: Callable[[Tensor], Tensor]) -> None:
-        """Replace each accumulated sum by its total over all processes."""
-
-    def compute(self) -> dict[str, float]:
-        """Named results, e.g. ``{"loss": 0.31, "top1": 91.2}``; empty when nothing was seen."""
+    from castling.data.transforms.base import Transform, TransformConfig
 
 
-class Task(Protocol):
-    """Model + loss + metric, without an opinion on the loop around them.
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """Base of all task configurations; subclasses set ``name`` and add their options."""
+
+    name: ClassVar[str] = ""
+
+
+class Step(NamedTuple):
+    """Where training stands; the only thing that random choices of a task may depend on.
 
     Attributes:
-        headline: the key of ``Metric.compute`` that sums a run up, such as ``"top1"``.
+        seed: of the run.
+        epoch: from 0.
+        batch: position in the epoch, from 0.
+        rank: number of this process.
+        progress: share of all steps done, in [0, 1].
+        averaged: the moving average of the model, where and when it takes part in the loss.
     """
 
-    headline: str
+    seed: int = 0
+    epoch: int = 0
+    batch: int = 0
+    rank: int = 0
+    progress: float = 0.0
+    averaged: nn.Module | None = None
 
-    def prepare(self, batch: Any, epoch: int, batch_index: int, rank: int) -> Any:
-        """Augment a whole batch on the device; random only through the three numbers."""
 
-    def loss(self, model: nn.Module, batch: Any, averaged: nn.Module | None = None) -> Tensor:
-        """The 0-dimensional training loss of a prepared batch; runs the forward pass.
+class RecipeLike(Protocol):
+    """The parts of a recipe that a task may look at before anything is opened."""
 
-        ``averaged`` is the moving average of the model once it takes part in the loss.
+    task: Any
+    model: Any
+    data: Any
+
+
+class Task(nn.Module):
+    """Loss, metrics, predictions and drawing of one kind of target.
+
+    Args:
+        config: its options.
+        info: of the data; classes in the order of the labels.
+        transform: options of its transforms, image size and normalisation among them.
+    """
+
+    #: Key of the metrics that sums a run up, such as ``"top1"``.
+    headline: ClassVar[str]
+    #: Whether a larger headline is better.
+    maximize: ClassVar[bool] = True
+    #: Metrics that are percentages.
+    percentages: ClassVar[frozenset[str]] = frozenset()
+    #: Kinds of sources that can be trained on; see ``DataInfo.kind``.
+    kinds: ClassVar[frozenset[str]]
+    #: Configuration class of its transforms.
+    transform_config: ClassVar[type[TransformConfig]]
+
+    def __init__(self, config: TaskConfig, info: DataInfo, transform: TransformConfig) -> None:
+        super().__init__()
+        self.config, self.info, self.transform_options = config, info, transform
+        self.preprocess = Normalize(transform.mean or info.mean, transform.std or info.std)
+
+    @classmethod
+    def check(cls, recipe: RecipeLike) -> None:
+        """Refuse what cannot work, before data is opened or a folder made.
+
+        Raises:
+            ValueError: with what is wrong and what to do.
         """
 
-    def evaluate(self, model: nn.Module, batch: Any) -> Any:
-        """The model's output for a batch of evaluation, as ``Metric.update`` takes it."""
+    def model_arguments(self) -> dict[str, Any]:
+        """Keyword arguments that the data decides, such as ``num_classes``."""
+        return {"num_classes": len(self.info.classes)}
 
-    def new_metric(self) -> Metric:
-        """An empty metric."""
+    def check_output(self, output: Any) -> None:
+        """Raise ValueError unless a model's output for one image is what the task expects."""
 
-    def images(self, batch: Any) -> Tensor:
-        """The images (B, 3, H, W) of a batch, for calibration and statistics."""
+    def prepare_model(self, model: nn.Module) -> None:
+        """Set the model up for training, in place."""
 
-    def to(self, device: Any) -> Any:
-        """Move what the task holds itself, such as a teacher."""
+    def transform(self, *, training: bool) -> Transform:
+        """From samples to batches."""
+        raise NotImplementedError
+
+    def training_step(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
+        """Loss of a batch on the model's device: ``"loss"`` and its named parts, 0-dimensional."""
+        raise NotImplementedError
+
+    def raw_outputs(self, model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+        """Tensors of fixed shapes for normalised images (B, 3, H, W).
+
+        The switch, folding, exports and benchmarks compare these.
+        """
+        raise NotImplementedError
+
+    def decode(self, raw: dict[str, Tensor], batch: Batch) -> list[Prediction]:
+        """Predictions, in original coordinates, from what :meth:`raw_outputs` gave."""
+        raise NotImplementedError
+
+    def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
+        """One prediction per image."""
+        return self.decode(self.raw_outputs(model, self.preprocess(batch.images)), batch)
+
+    def metrics(self) -> torchmetrics.Metric:
+        """An empty metric; ``compute`` gives a dictionary and synchronises processes by itself."""
+        raise NotImplementedError
+
+    def evaluation_step(self, model: nn.Module, batch: Batch, metric: torchmetrics.Metric) -> None:
+        """Take one batch into the metric."""
+        metric.update(self.predict(model, batch), batch)
+
+    def draw(
+        self,
+        image: Image.Image,
+        prediction: Prediction,
+        target: dict[str, Tensor] | None = None,
+    ) -> Image.Image:
+        """A copy of ``image`` with the prediction, and the truth where it is given."""
+        raise NotImplementedError

@@ -18,6 +18,7 @@ from castling.models.saved import ModelCard, open_model
 from castling.tasks import ClassificationTask
 from castling.train.loading import evaluation_loaders, plain_data_errors
 from castling.train.recipe_file import load_recipe
+from castling.utils.modes import eval_mode
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,11 +62,9 @@ def evaluate_loader(
     task = ClassificationTask(len(classes))
     metric = task.new_metric()
     device = next(model.parameters()).device
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     started = time.perf_counter()
     count = 0
-    try:
+    with eval_mode(model):
         for images, labels in loader:
             batch = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             logits = task.evaluate(model, batch)
@@ -76,9 +75,6 @@ def evaluate_loader(
                 )
             metric.update(logits, batch)
             count += len(images)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     values = metric.compute()
     if not values:
         raise ValueError(f"there are no {split} images")

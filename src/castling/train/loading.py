@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, Sampler
 
 from castling.data import BatchKey, DataConfig, DataError, EpochBatches, ImageData, loaders
 from castling.data.loading import Loader
-from castling.data.randomness import keys
 from castling.train.recipe import Recipe
+from castling.utils.randomness import keys
 
 
 def seed_everything(*numbers: int) -> None:

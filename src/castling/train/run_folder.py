@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 import torch
 
-from castling.train.files import write_text
 from castling.train.recipe import Recipe
 from castling.train.recipe_file import load_recipe, recipe_differences, recipe_to_yaml
 from castling.train.result import TrainResult, read_result
+from castling.utils.files import write_text
 
 Resume = Literal["auto", "never", "must"]
 

@@ -15,8 +15,8 @@ from castling.attention.auxiliary import (
     auxiliaries,
     collect_statistics,
 )
-from castling.train.files import write_csv
 from castling.train.module import TrainingModule
+from castling.utils.files import write_csv
 
 COLUMNS = ("step", "epoch", "layer", *(f.name for f in dataclasses.fields(AuxiliaryStatistics)))
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from castling.train.loading import data_config, train_loader
 from castling.train.module import TrainingModule
+from castling.utils.modes import eval_mode
 
 
 @torch.no_grad()
@@ -27,21 +28,18 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
     layers = [layer for layer in layers if layer.track_running_stats]
     if not layers:
         return
-    modes = {module: module.training for module in model.modules()}
     momenta = {layer: layer.momentum for layer in layers}
-    model.eval()
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # None: cumulative average
-        layer.train()
-    try:
-        for images in batches:
-            model(images)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for layer, momentum in momenta.items():
-            layer.momentum = momentum
+    with eval_mode(model):
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # None: cumulative average
+            layer.train()
+        try:
+            for images in batches:
+                model(images)
+        finally:
+            for layer, momentum in momenta.items():
+                layer.momentum = momentum
 
 
 class BatchNormStatistics(Callback):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from lightning.pytorch import Callback, Trainer
 
 from castling.train.module import TrainingModule
 from castling.train.recipe import SaveConfig
+from castling.utils.files import replacing
 
 
 class TrainingInterrupted(RuntimeError):  # noqa: N818 an event, not an error
@@ -96,10 +96,11 @@ class Checkpoints(Callback):
 
     def _save(self, trainer: Trainer) -> None:
         self.saved_step = trainer.global_step
-        temporary = self.folder / "last.ckpt.part"
-        trainer.save_checkpoint(temporary)
-        if trainer.is_global_zero:
-            os.replace(temporary, self.path)
+        if not trainer.is_global_zero:  # every process takes part in gathering what is saved
+            trainer.save_checkpoint(self.path)
+            return
+        with replacing(self.path) as temporary:
+            trainer.save_checkpoint(temporary)
 
     def _stop_if_interrupted(self, trainer: Trainer) -> None:
         if self.interrupted:

@@ -8,8 +8,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
-from castling.train.files import write_csv
 from castling.train.module import TrainingModule
+from castling.utils.files import write_csv
 
 
 class History(Callback):

@@ -1,0 +1,285 @@
+"""The command line: one verb, one short function; the work is done by the packages below.
+
+Every verb prints results to standard output (plain text, or JSON with ``--json``) and progress to
+standard error.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jsonargparse import ArgumentError
+
+from castling.cli.measure import bench, plan
+from castling.cli.parts import (
+    add_data,
+    add_json,
+    argument_text,
+    parser_for,
+    parser_options,
+    read_size,
+    say,
+    show,
+)
+
+if TYPE_CHECKING:
+    from castling.data import DataConfig
+
+Verb = Callable[[list[str]], int]
+
+
+def run(verb: str, arguments: list[str]) -> int:
+    """Run a verb.
+
+    Returns:
+        the exit code: 0; 1 where some inputs of many failed; 130 after Ctrl-C; 2 for whatever else
+        went wrong, with one line on standard error. ``CASTLING_DEBUG=1`` shows the traceback.
+    """
+    try:
+        return FUNCTIONS[verb](arguments)
+    except KeyboardInterrupt:
+        print(f"castling {verb}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if os.environ.get("CASTLING_DEBUG") == "1":
+            traceback.print_exc()
+        name = type(error).__name__
+        expected = isinstance(
+            error, ArgumentError | ValueError | TypeError | OSError | RuntimeError | ImportError
+        )
+        text = str(error) if expected and str(error) else f"unexpected {name}: {error}"
+        if isinstance(error, ArgumentError):
+            text = argument_text(text)
+        print(f"castling {verb}: {text}", file=sys.stderr)
+        if not expected:
+            print("CASTLING_DEBUG=1 shows where it happened", file=sys.stderr)
+        return getattr(error, "exit_code", 2)
+
+
+def demo(arguments: list[str]) -> int:
+    """See VERBS."""
+    parser = parser_for("demo")
+    parser.add_argument("--folder", default="runs/demo", help="where runs and report go")
+    parser.add_argument("--epochs", type=int, default=10, help="per model (default: 10)")
+    values = parser.parse_args(arguments)
+    from castling.demo import run_demo
+
+    result = run_demo(values.folder, say, epochs=values.epochs)
+    show(values, result.to_dict(), f"\nreport: {result.report}  ({result.seconds:.0f} s in all)")
+    return 0
+
+
+def train(arguments: list[str]) -> int:
+    """See VERBS."""
+    from castling.train import dry_run, recipe_from_namespace, recipe_parser
+    from castling.train import train as train_model
+
+    parser = recipe_parser(**parser_options("train"))
+    parser.add_argument("--run", default="", help="the run's folder (default: runs/MODEL-DATA)")
+    parser.add_argument(
+        "--resume",
+        choices=["auto", "must", "never"],
+        default="auto",
+        help="go on with an interrupted run of the same recipe (default: auto)",
+    )
+    parser.add_argument(
+        "--dry_run", action="store_true", help="only try a step, on generated images"
+    )
+    add_json(parser)
+    values = parser.parse_args(arguments)
+    recipe = recipe_from_namespace(parser, values)
+    if values.dry_run:
+        dry_run(recipe)
+        show(values, {"dry_run": "passed"}, "dry run passed: the recipe starts and steps")
+        return 0
+    folder = (
+        values.run or f"runs/{recipe.model.name}-{Path(recipe.data.source.split(':')[-1]).stem}"
+    )
+    result = train_model(recipe, folder, resume=values.resume)
+    from castling.profiling.report import write_run_report
+
+    page = write_run_report(folder)
+    text = f"{result}\nreport: {page}"
+    if result.already_finished:
+        text = (
+            f"already finished; nothing done (delete {folder} or choose another --run). "
+            f"Its results:\n{text}"
+        )
+    show(values, {**result.to_dict(), "report": str(page)}, text)
+    return 0
+
+
+def evaluate(arguments: list[str]) -> int:
+    """See VERBS."""
+    parser = parser_for("evaluate")
+    parser.add_argument("model", help="folder of a run or of a saved model")
+    add_data(parser, "images to evaluate on")
+    parser.add_argument("--split", choices=["test", "val", "train"], default="test")
+    parser.add_argument(
+        "--unswitched", action="store_true", help="the model as trained, with its auxiliary branch"
+    )
+    parser.add_argument("--device", default="cpu")
+    values = parser.parse_args(arguments)
+    from castling.deploy import model_folder
+    from castling.train import evaluate as evaluate_model
+
+    folder = Path(values.model) if values.unswitched else model_folder(values.model)
+    result = evaluate_model(folder, _data(values.data), split=values.split, device=values.device)
+    top5 = f"top-5 {result.top5:.2f} %  " if len(result.class_accuracy) > 5 else ""
+    lines = [
+        f"{folder}, {result.images} {result.split} images",
+        f"top-1 {result.top1:.2f} %  {top5}loss {result.loss:.4f}",
+        f"{result.images_per_second:.0f} images/s with loading",
+    ]
+    show(values, {"model": str(folder), **result.to_dict()}, "\n".join(lines))
+    return 0
+
+
+def switch(arguments: list[str]) -> int:
+    """See VERBS."""
+    parser = parser_for("switch")
+    parser.add_argument("model", help="folder of a run or of a saved model")
+    parser.add_argument("--output", help="folder of the switched model (default: MODEL/switched)")
+    add_data(parser, "calibration images")
+    parser.add_argument("--images", type=int, default=256, help="how many of them (default: 256)")
+    parser.add_argument(
+        "--tolerance", type=float, default=1e-3, help="largest relative gap (default: 0.001)"
+    )
+    parser.add_argument("--force", action="store_true", help="switch above the tolerance too")
+    values = parser.parse_args(arguments)
+    from castling.deploy import switch_saved
+    from castling.surgery import SwitchRefusedError
+
+    try:
+        report, folder = switch_saved(
+            values.model,
+            values.output,
+            data=_data(values.data),
+            images=values.images,
+            tolerance=values.tolerance,
+            force=values.force,
+        )
+    except SwitchRefusedError as error:  # its advice is for Python
+        raise RuntimeError(
+            f"the outputs would change by up to {error.report.max_gap:.2e} of their size, above "
+            f"the tolerance {error.report.tolerance:g}: train to the end of the branch's schedule "
+            "(schedule: ramp ends with an empty mask), or give --force to switch all the same"
+        ) from error
+    show(values, {**report.to_dict(), "folder": str(folder)}, f"{report}\nwritten to {folder}")
+    return 0
+
+
+def predict(arguments: list[str]) -> int:
+    """See VERBS."""
+    parser = parser_for("predict")
+    parser.add_argument("model", help="folder of a run or of a saved model, or an ONNX file")
+    parser.add_argument("images", nargs="+", help="image files and folders")
+    parser.add_argument("--top", type=int, default=5, help="classes per image (default: 5)")
+    parser.add_argument("--batch_size", type=int, default=32, help="(default: 32)")
+    values = parser.parse_args(arguments)
+    from castling.deploy import open_classifier
+    from castling.deploy import predict as predict_files
+
+    model, card = open_classifier(values.model)
+    found = predict_files(model, card, values.images, values.top, values.batch_size)
+    failed = [one for one in found if one.error]
+    lines = []
+    for one in found:
+        ranked = zip(one.classes, one.probabilities, strict=True)
+        if not one.error:
+            lines.append(f"{one.path}  " + "  ".join(f"{name} {p:.1%}" for name, p in ranked))
+    show(values, [one.to_dict() for one in found], "\n".join(lines))
+    for one in failed:
+        print(f"castling predict: {one.error}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def export(arguments: list[str]) -> int:
+    """See VERBS."""
+    parser = parser_for("export")
+    parser.add_argument("model", help="folder of a run or of a saved model")
+    parser.add_argument("output", nargs="?", help="the file (default: MODEL/model.onnx)")
+    parser.add_argument("--size", help="HEIGHTxWIDTH or a side (default: that of training)")
+    parser.add_argument("--verify", nargs="+", default=[], help="further sizes to verify at")
+    parser.add_argument(
+        "--dynamic",
+        choices=["auto", "all", "batch"],
+        default="auto",
+        help="what may change later: batch, height and width (all), or the batch alone; auto: all, "
+        "or batch where the model runs at one size only (default: auto)",
+    )
+    parser.add_argument("--opset", type=int, help="ONNX operator set (default: the exporter's)")
+    parser.add_argument(
+        "--tolerance", type=float, default=1e-4, help="largest difference (default: 0.0001)"
+    )
+    values = parser.parse_args(arguments)
+    from castling.deploy import model_folder
+    from castling.export import export as export_model
+    from castling.models.saved import open_model
+
+    model, card = open_model(model_folder(values.model))
+    report = export_model(
+        model,
+        values.output or Path(values.model) / "model.onnx",
+        read_size(values.size) if values.size else card.image_size,
+        verify_sizes=[read_size(text) for text in values.verify] or None,
+        dynamic=values.dynamic,
+        opset=values.opset,
+        tolerance=values.tolerance,
+        card=card,
+    )
+    show(values, report.to_dict(), str(report))
+    return 0
+
+
+def models(arguments: list[str]) -> int:
+    """See VERBS."""
+    parser = parser_for("models")
+    parser.add_argument("pattern", nargs="?", default="*", help="such as 'castling_*'")
+    parser.add_argument("--macs", action="store_true", help="build each and count")
+    values = parser.parse_args(arguments)
+    from castling.profiling.catalogue import list_models
+
+    found = list_models(values.pattern, count=values.macs)
+    lines = [str(entry) for entry in found]
+    show(values, [entry.to_dict() for entry in found], "\n".join(lines))
+    return 0
+
+
+def attentions(arguments: list[str]) -> int:
+    """See VERBS."""
+    parser = parser_for("attentions")
+    values = parser.parse_args(arguments)
+    from castling.profiling.catalogue import list_attentions
+
+    found = list_attentions()
+    show(values, [entry.to_dict() for entry in found], "\n".join(str(entry) for entry in found))
+    return 0
+
+
+FUNCTIONS: dict[str, Verb] = {
+    "demo": demo,
+    "train": train,
+    "evaluate": evaluate,
+    "switch": switch,
+    "predict": predict,
+    "export": export,
+    "models": models,
+    "attentions": attentions,
+    "bench": bench,
+    "plan": plan,
+}
+
+
+def _data(source: str | None) -> DataConfig | None:
+    from castling.data import DataConfig
+
+    return None if source is None else DataConfig(source=source)

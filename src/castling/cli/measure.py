@@ -1,0 +1,259 @@
+"""The verbs that measure: ``bench ops``, ``bench models`` and ``plan``."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse import ArgumentParser
+
+from castling.cli.parts import parser_for, read_size, say, show
+
+if TYPE_CHECKING:
+    from castling.profiling.results import BenchResult
+
+#: What ``bench ops`` measures unless told otherwise.
+KERNELS = (
+    "linear_angular:local=none",
+    "linear_angular:local=token1d",
+    "linear_angular:local=grid2d",
+    "relu_linear",
+    "quadratic_taylor",
+    "quadratic_taylor:form=exact",
+)
+_ATTENTION = "NAME or NAME:option=value,… (castling attentions lists them)"
+
+
+def bench(arguments: list[str]) -> int:
+    """See VERBS; the first argument says what to measure."""
+    parts = {"ops": bench_ops, "models": bench_models}
+    if arguments and arguments[0] in parts:
+        return parts[arguments[0]](arguments[1:])
+    parser = parser_for("bench")
+    parser.add_argument("what", choices=list(parts), help="castling bench WHAT --help says more")
+    values = parser.parse_args(arguments)
+    raise ValueError(f"say what first: castling bench {values.what} …")
+
+
+def bench_ops(arguments: list[str]) -> int:
+    """Attention kernels alone."""
+    parser = parser_for(
+        "bench ops",
+        "attention kernels alone on every path, against PyTorch's fused softmax, the authors' "
+        "blocks and the machine's limit",
+    )
+    parser.add_argument(
+        "--kernels",
+        nargs="+",
+        default=list(KERNELS),
+        help=f"{_ATTENTION} (default: {' '.join(KERNELS)})",
+    )
+    parser.add_argument(
+        "--paths",
+        nargs="+",
+        default=[],
+        help="naive, compiled, native, triton (default: all that work on the device)",
+    )
+    parser.add_argument(
+        "--tokens",
+        nargs="+",
+        type=int,
+        default=[49, 196, 1024, 4096],
+        help="(default: 49 196 1024 4096)",
+    )
+    parser.add_argument(
+        "--dims", nargs="+", type=int, default=[64], help="channels a head (default: 64)"
+    )
+    parser.add_argument("--heads", nargs="+", type=int, default=[6], help="(default: 6)")
+    parser.add_argument("--batches", nargs="+", type=int, default=[1], help="(default: 1)")
+    parser.add_argument(
+        "--dtypes",
+        nargs="+",
+        default=["float32"],
+        help="float32, bfloat16, float16 (default: float32)",
+    )
+    parser.add_argument("--backward", action="store_true", help="time the gradients as well")
+    _add_timing_and_files(parser, rounds=15, seconds=5)
+    values = parser.parse_args(arguments)
+    from castling.ops.paths import PATHS
+    from castling.profiling import bench_ops as ops
+    from castling.profiling.gate import LIMITS
+    from castling.profiling.op_subjects import SOFTMAX
+    from castling.profiling.subjects import read_attention
+
+    dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in LIMITS}
+    _check("--dtypes", values.dtypes, dtypes)
+    _check("--paths", values.paths, PATHS)
+    settings = ops.settings_of(
+        values.tokens,
+        batches=values.batches,
+        heads=values.heads,
+        dims=values.dims,
+        dtypes=[dtypes[name] for name in values.dtypes],
+    )
+    result = ops.bench_ops(
+        {text: read_attention(text) for text in values.kernels if text != SOFTMAX},
+        settings,
+        paths=values.paths or None,
+        backward=values.backward,
+        report=_progress,
+        **_timing(values),
+    )
+    return _finish(values, result, "ops", arguments)
+
+
+def bench_models(arguments: list[str]) -> int:
+    """Whole models."""
+    parser = parser_for(
+        "bench models",
+        "whole models in several runtimes, against timm's softmax host and against the same model "
+        "with its attention deleted",
+    )
+    parser.add_argument("models", nargs="+", help="timm names, ours included")
+    parser.add_argument(
+        "--attentions",
+        nargs="+",
+        default=[],
+        help=f"put into each model: {_ATTENTION} (default: the models' own)",
+    )
+    parser.add_argument(
+        "--sizes",
+        nargs="+",
+        default=["224", "448"],
+        help="HEIGHTxWIDTH or sides, in pixels (default: 224 448)",
+    )
+    parser.add_argument("--batches", nargs="+", type=int, default=[1], help="(default: 1)")
+    parser.add_argument(
+        "--runtimes",
+        nargs="+",
+        default=["eager"],
+        help="eager; folded, by castling.fold_; compiled, onnxruntime, openvino (default: eager)",
+    )
+    _add_timing_and_files(parser, rounds=15, seconds=10)
+    values = parser.parse_args(arguments)
+    from castling.profiling import bench_models as models
+    from castling.profiling.subjects import choose_subjects
+
+    result = models.bench_models(
+        choose_subjects(values.models, values.attentions),
+        [read_size(text) for text in values.sizes],
+        batches=values.batches,
+        variants=values.runtimes,
+        report=_progress,
+        **_timing(values),
+    )
+    return _finish(values, result, "models", arguments)
+
+
+def plan(arguments: list[str]) -> int:
+    """See VERBS."""
+    parser = parser_for("plan")
+    parser.add_argument("model", help="timm name of a model that linearize_ can convert")
+    parser.add_argument(
+        "--attention",
+        default="linear_angular",
+        help=f"of the linear layers: {_ATTENTION} (default: linear_angular)",
+    )
+    parser.add_argument("--image_size", default="224", help="HEIGHTxWIDTH or side (default: 224)")
+    parser.add_argument("--batch", type=int, default=1, help="images a call (default: 1)")
+    parser.add_argument("--checkpoint", help="folder of a run or saved model: plan that model")
+    parser.add_argument("--output", default="plan.json", help="(default: plan.json)")
+    parser.add_argument(
+        "--strict", action="store_true", help="fail where the prediction is off by over 10 %%"
+    )
+    _add_timing(parser, rounds=25, seconds=20)
+    values = parser.parse_args(arguments)
+    from castling.profiling.planning import WITHIN
+    from castling.profiling.planning import plan as make_plan
+    from castling.profiling.subjects import read_attention
+
+    size = read_size(values.image_size)
+    found = make_plan(
+        _model(values.model, values.checkpoint, size),
+        read_attention(values.attention),
+        image_size=size,
+        batch=values.batch,
+        name=values.model,
+        **_timing(values),
+    )
+    found.save(values.output)
+    assert found.error is not None
+    off = abs(found.error) > WITHIN
+    lines = [str(found)]
+    if off:
+        lines.append(
+            f"that is more than {100 * WITHIN:.0f} %: the machine was busy, or the layers change "
+            "each other's speed; measure again with more --seconds before relying on the plan"
+        )
+    lines.append(f"written to {values.output}")
+    show(values, found.to_dict(), "\n".join(lines))
+    return 1 if off and values.strict else 0
+
+
+def _model(name: str, checkpoint: str | None, size: tuple[int, int]) -> Any:
+    from castling.models.saved import build_model, open_model
+
+    if checkpoint is None:
+        return build_model(name, {}, None, image_size=size)
+    model, card = open_model(checkpoint)
+    if card.name != name:
+        raise ValueError(f"--checkpoint {checkpoint} holds a {card.name}, not a {name}")
+    return model
+
+
+def _add_timing(parser: ArgumentParser, rounds: int, seconds: float) -> None:
+    parser.add_argument(
+        "--rounds", type=int, default=rounds, help=f"timed runs of each at most (default: {rounds})"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=seconds,
+        help=f"time limit of a comparison (default: {seconds})",
+    )
+    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's)")
+    parser.add_argument(
+        "--clock",
+        default="wall",
+        help="wall, or cpu on a busy machine, with --threads 1 (default: wall)",
+    )
+    parser.add_argument("--device", default="cpu")
+
+
+def _timing(values: Any) -> dict[str, Any]:
+    """What ``_add_timing`` asked for, as every measuring function takes it."""
+    names = ("rounds", "seconds", "threads", "clock", "device")
+    return {name: getattr(values, name) for name in names}
+
+
+def _add_timing_and_files(parser: ArgumentParser, rounds: int, seconds: float) -> None:
+    _add_timing(parser, rounds, seconds)
+    parser.add_argument("--output", help="JSON file to write the result to")
+    parser.add_argument("--csv", help="CSV file to write the measurements to")
+    parser.add_argument("--plot", help="PNG file to draw the result into")
+
+
+def _check(option: str, given: list[str], known: Any) -> None:
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise ValueError(f"{option}: no {unknown[0]!r}; there are: {', '.join(known)}")
+
+
+def _progress(row: Any) -> None:
+    say(f"{row.label}, {row.point}: {'failed' if row.error else 'done'}")
+
+
+def _finish(values: Any, result: BenchResult[Any], part: str, arguments: list[str]) -> int:
+    result = replace(result, command=shlex.join(["castling", "bench", part, *arguments]))
+    lines = [result.table()]
+    for path, write in (
+        (values.output, result.write_json),
+        (values.csv, result.write_csv),
+        (values.plot, result.write_plot),
+    ):
+        if path:
+            write(path)
+            lines.append(f"written to {path}")
+    show(values, result.to_dict(), "\n".join(lines))
+    return 1 if any(row.error for row in result.measurements) else 0

@@ -1,0 +1,70 @@
+"""What every transform offers, and the options that all tasks share.
+
+A transform has three stages, so that whatever does not change between epochs can be remembered and
+whatever is cheap is done for a whole batch at once. All work on uint8: normalisation happens on the
+device.
+
+1. ``resize``: fixed (scale and centre crop, or nothing); its result may be kept in memory;
+2. ``augment``: random, one sample at a time (random resized crop, policies, colour);
+3. ``collate``: a whole batch (padded crop, mirror, resolution, padding).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from castling.data.sample import Batch, Sample
+from castling.utils.randomness import Keys
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformConfig:
+    """Base of the transform options of all tasks.
+
+    Attributes:
+        image_size: side, or (height, width), in pixels.
+        mean: per channel, of pixels in [0, 1]; empty takes the source's default.
+        std: as ``mean``.
+    """
+
+    image_size: int | tuple[int, int] = 224
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+
+
+class Transform(Protocol):
+    """The three stages; see the module."""
+
+    @property
+    def fixed_size(self) -> Size | None:
+        """(height, width) that ``resize`` always gives, or None when it leaves sizes alone."""
+        ...
+
+    @property
+    def random(self) -> bool:
+        """Whether ``augment`` does anything."""
+        ...
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Sides from which every training batch draws its resolution; empty for one size."""
+        ...
+
+    def resize(self, sample: Sample) -> Sample:
+        """The fixed stage."""
+        ...
+
+    def augment(self, sample: Sample, size: Size | None) -> Sample:
+        """The random stage for one sample.
+
+        Draws from the global CPU generators, which the caller has seeded by the sample's key.
+        """
+        ...
+
+    def collate(self, samples: Sequence[Sample], keys: Keys, size: Size | None) -> Batch:
+        """One batch; every random choice follows from the samples' keys."""
+        ...

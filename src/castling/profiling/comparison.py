@@ -1,0 +1,73 @@
+"""One comparison: what passes its gate runs against the others in turns; what fails says why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Generic, TypeVar
+
+from castling.profiling.gate import GateError
+from castling.profiling.results import Measurement
+from castling.profiling.timing import Call, Timer, time_alternately
+from castling.utils.text import first_line
+
+#: What a subject may fail with, while the others are measured all the same.
+FAILURES = (GateError, ValueError, RuntimeError, AssertionError, ImportError, MemoryError)
+
+Key = TypeVar("Key", bound=Hashable)
+Row = TypeVar("Row", bound=Measurement)
+
+
+class Comparison(Generic[Key, Row]):
+    """Subjects of one setting, each with its row."""
+
+    def __init__(self) -> None:
+        self._rows: dict[Key, Row] = {}
+        self._calls: dict[Key, Call] = {}
+
+    @contextmanager
+    def trying(self, key: Key, blank: Row) -> Iterator[None]:
+        """Within, a failure becomes the subject's row: ``blank`` with what the failure says."""
+        try:
+            yield
+        except FAILURES as error:
+            self.refuse(key, blank, first_line(error))
+
+    def enter(self, key: Key, call: Call, row: Row) -> None:
+        """Take a subject in that has passed its gate: what is to be timed, and its row so far."""
+        self._calls[key], self._rows[key] = call, row
+
+    def refuse(self, key: Key, blank: Row, reason: str) -> None:
+        """Say in its row why a subject has no time."""
+        self._rows[key] = replace(blank, error=reason)
+
+    def measure(
+        self,
+        ratios: Callable[[Key, Mapping[Key, float]], dict[str, Any]],
+        *,
+        rounds: int,
+        seconds: float,
+        timer: Timer,
+    ) -> list[Row]:
+        """Time what passed.
+
+        Args:
+            ratios: from a subject and the milliseconds of all, further values of its row.
+            rounds: as :func:`time_alternately`.
+            seconds: as :func:`time_alternately`.
+            timer: as :func:`time_alternately`.
+
+        Returns:
+            all rows, in the order in which they came.
+        """
+        times = time_alternately(self._calls, rounds=rounds, seconds=seconds, timer=timer)
+        medians = {key: timing.milliseconds for key, timing in times.items()}
+        done = []
+        for key, row in self._rows.items():
+            if key in times:
+                low, high = times[key].low, times[key].high
+                row = replace(row, milliseconds=medians[key], low=low, high=high)
+                row = replace(row, **ratios(key, medians))
+            done.append(row)
+        return done

@@ -1,0 +1,147 @@
+"""Layers timed inside a running model, by hooks.
+
+Notable:
+- inputs, caches and neighbours are the real ones;
+- models run in turns, and the whole is timed without hooks, which would slow it.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from castling.profiling.timing import FEWEST_ROUNDS, Clock, Timer, require_clock
+from castling.surgery import convertible
+
+
+class Stopwatch:
+    """Marks on a device's time line.
+
+    Args:
+        device: on a GPU the marks travel in its queue, so that nothing has to wait for them.
+        clock: ``"wall"``, or ``"cpu"`` for one thread on a busy machine.
+
+    Raises:
+        ValueError: as :func:`castling.profiling.timing.require_clock`.
+    """
+
+    def __init__(self, device: torch.device, clock: Clock = "wall") -> None:
+        require_clock(clock, device)
+        self.device = device
+        self._now = time.perf_counter if clock == "wall" else time.process_time
+
+    def mark(self) -> Any:
+        """Now."""
+        if self.device.type != "cuda":
+            return self._now()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self, start: Any, end: Any) -> float:
+        """Between two marks."""
+        if self.device.type != "cuda":
+            return end - start
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+    @property
+    def timer(self) -> Timer:
+        """The same clock for whole calls."""
+
+        def seconds(call: Callable[[], Any], repeats: int) -> float:
+            start = self.mark()
+            for _ in range(repeats):
+                call()
+            return self.seconds(start, self.mark())
+
+        return seconds
+
+
+class WatchedModel:
+    """A model whose attention layers are timed while it runs.
+
+    Args:
+        model: in evaluation mode.
+        stopwatch: the clock.
+    """
+
+    def __init__(self, model: nn.Module, stopwatch: Stopwatch) -> None:
+        self.model, self.stopwatch = model, stopwatch
+        self.layers = convertible(model)
+        self.runs: list[float] = []
+        self.by_layer: dict[str, list[float]] = {name: [] for name in self.layers}
+
+    def run(self, images: Tensor) -> float:
+        """One call without hooks, which would slow the whole, and one with; seconds of both."""
+        whole = self.stopwatch.timer(lambda: self.model(images), 1)
+        self.runs.append(whole)
+        marks: dict[str, list[tuple[Any, Any]]] = {name: [] for name in self.layers}
+        with self._hooked(marks):
+            hooked = self.stopwatch.timer(lambda: self.model(images), 1)
+        for name, pairs in marks.items():
+            self.by_layer[name].append(sum(self.stopwatch.seconds(*pair) for pair in pairs))
+        return whole + hooked
+
+    def total(self) -> float:
+        """Median milliseconds of a call."""
+        return statistics.median(self.runs) * 1e3
+
+    def layer(self, name: str) -> float:
+        """Median milliseconds of a layer."""
+        return statistics.median(self.by_layer[name]) * 1e3
+
+    @contextmanager
+    def _hooked(self, marks: Mapping[str, list[tuple[Any, Any]]]) -> Any:
+        started: dict[str, Any] = {}
+
+        def before(name: str) -> Callable[..., None]:
+            def hook(*_: Any) -> None:
+                started[name] = self.stopwatch.mark()
+
+            return hook
+
+        def after(name: str) -> Callable[..., None]:
+            def hook(*_: Any) -> None:
+                marks[name].append((started[name], self.stopwatch.mark()))
+
+            return hook
+
+        handles = []
+        for name, layer in self.layers.items():
+            handles.append(layer.register_forward_pre_hook(before(name)))
+            handles.append(layer.register_forward_hook(after(name)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def run_in_turns(
+    watched: Mapping[str, WatchedModel], images: Tensor, rounds: int, seconds: float
+) -> None:
+    """Run each model at most so often, in turns.
+
+    Args:
+        watched: name → model; each is called twice before, to be warm.
+        images: (B, C, H, W).
+        rounds: at most.
+        seconds: no further round begins after so long, except for the first three.
+    """
+    for one in watched.values():
+        one.model(images)
+        one.model(images)
+    spent = 0.0
+    for done in range(rounds):
+        if done >= FEWEST_ROUNDS and spent > seconds:
+            break
+        order = list(watched.values())
+        for one in order if done % 2 == 0 else reversed(order):
+            spent += one.run(images)

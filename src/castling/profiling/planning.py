@@ -1,0 +1,210 @@
+"""``castling.plan``: on this device, at this size, which layers are faster with linear attention.
+
+Notable:
+- each layer is timed inside the running model (``layer_timing``), the softmax model and the linear
+  one in turns;
+- the plan's prediction is checked against the model that it makes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from castling.attention import Softmax, attention_config
+from castling.ops.paths import available_paths
+from castling.profiling.layer_timing import Stopwatch, WatchedModel, run_in_turns
+from castling.profiling.machine import machine_facts
+from castling.profiling.timing import Clock, cpu_threads, time_alternately
+from castling.surgery import convertible, linearize_
+from castling.surgery.hosts import HostAttention
+from castling.surgery.linearize import Attention
+from castling.surgery.plan import Plan, PlannedLayer, Predicted, Verified
+from castling.utils.text import first_line
+
+#: How far a prediction may be from what is measured, as a share.
+WITHIN = 0.1
+
+
+@torch.no_grad()
+def plan(
+    model: nn.Module,
+    attention: Attention,
+    *,
+    image_size: tuple[int, int] | int = 224,
+    batch: int = 1,
+    name: str = "",
+    device: str | torch.device = "cpu",
+    threads: int | None = None,
+    clock: Clock = "wall",
+    rounds: int = 25,
+    seconds: float = 20.0,
+    verify: bool = True,
+    stopwatch: Stopwatch | None = None,
+) -> Plan:
+    """Measure each attention layer with softmax and linear, and choose the faster.
+
+    Args:
+        model: a timm model that ``linearize_`` can convert; it is not changed. Layers that are
+            converted already are measured with softmax in their place.
+        attention: for the linear layers; an auxiliary branch is left out, as in use.
+        image_size: (height, width) in pixels, or the side of a square.
+        batch: images a call.
+        name: of the model in the plan; empty takes timm's.
+        device: where to measure.
+        threads: CPU threads; None leaves PyTorch's number.
+        rounds: timed runs of each model at most.
+        seconds: time limit of the measurement, and again of the verification; at least three
+            rounds are made of each.
+        verify: measure the planned model too.
+        clock: ``"wall"``, or ``"cpu"`` for one thread on a busy machine.
+        stopwatch: a clock of another kind.
+
+    Returns:
+        the plan; ``save`` writes it, ``linearize_(model, attention, where=plan)`` obeys it.
+
+    Raises:
+        ValueError: the model holds no attention that can be replaced or does not run at this size,
+            or a number is not positive.
+
+    Example:
+        >>> plan = castling.plan(model, castling.LinearAngular(), image_size=512)
+        >>> castling.linearize_(model, castling.LinearAngular(), where=plan)
+    """
+    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if min(*size, batch, rounds) < 1:
+        raise ValueError("image_size, batch and rounds must be positive")
+    device = torch.device(device)
+    config = replace(attention_config(attention), auxiliary=None)
+    with cpu_threads(threads):
+        stopwatch = stopwatch or Stopwatch(device, clock)
+        softmax = _softmax_twin(model).to(device)
+        linear = _twin(softmax)
+        linearize_(linear, config)
+        images = torch.randn((batch, 3, *size), generator=torch.Generator().manual_seed(0))
+        images = images.to(device)
+        tokens = _tokens(linear, images)
+        watched = {
+            "softmax": WatchedModel(softmax, stopwatch),
+            "linear": WatchedModel(linear, stopwatch),
+        }
+        run_in_turns(watched, images, rounds, seconds)
+        facts = machine_facts(device)
+        found = Plan(
+            model=name or _name_of(model),
+            attention=config,
+            device=facts["device"],
+            threads=torch.get_num_threads(),
+            torch=torch.__version__,
+            paths=available_paths(device),
+            image_size=(size[0], size[1]),
+            batch=batch,
+            layers=_layers(linear, watched, tokens),
+            predicted=Predicted(1.0, 1.0, 1.0),
+        )
+        found = replace(found, predicted=_predict(found, watched["softmax"].total()))
+        if not verify:
+            return found
+        planned = _twin(softmax)
+        linearize_(planned, config, where=found)
+        models = {"softmax": softmax, "linear": linear, "planned": planned}
+        times = time_alternately(
+            {key: _call(one, images) for key, one in models.items()},
+            rounds=rounds,
+            seconds=seconds,
+            timer=stopwatch.timer,
+        )
+        measured = Verified(**{key: timing.milliseconds for key, timing in times.items()})
+        return replace(found, verified=measured)
+
+
+def _name_of(model: nn.Module) -> str:
+    config = getattr(model, "pretrained_cfg", None) or {}
+    return config.get("architecture") or type(model).__name__
+
+
+def _twin(model: nn.Module) -> nn.Module:
+    """A copy with modules of its own and the same weights."""
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in model.parameters()}
+    return copy.deepcopy(model, shared).eval()
+
+
+def _softmax_twin(model: nn.Module) -> nn.Module:
+    twin = _twin(model)
+    converted = [n for n, m in convertible(twin).items() if isinstance(m, HostAttention)]
+    if converted:  # auxiliary branches go with it; score biases stay
+        linearize_(twin, Softmax(), converted)
+    return twin
+
+
+def _call(model: nn.Module, images: Tensor) -> Callable[[], Any]:
+    return lambda: model(images)
+
+
+def _tokens(model: nn.Module, images: Tensor) -> dict[str, int]:
+    """Keys that each layer meets; raises ValueError where the model does not run."""
+    found: dict[str, int] = {}
+
+    def note(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+            found[name] = inputs[1].shape[1]
+
+        return hook
+
+    layers = convertible(model)
+    handles = [
+        layer.kernel.register_forward_pre_hook(note(name))  # type: ignore[union-attr]
+        for name, layer in layers.items()
+    ]
+    height, width = images.shape[-2:]
+    try:
+        model(images)
+    except (ValueError, RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"the model does not run at {height}×{width} pixels: {first_line(error)}"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    missing = [name for name in layers if name not in found]
+    if missing:
+        raise ValueError(f"{missing[0]} takes no part in a forward pass: nothing to plan")
+    return found
+
+
+def _layers(
+    linear: nn.Module, watched: Mapping[str, WatchedModel], tokens: Mapping[str, int]
+) -> tuple[PlannedLayer, ...]:
+    found = []
+    for name, layer in convertible(linear).items():
+        assert isinstance(layer, HostAttention)
+        before, after = watched["softmax"].layer(name), watched["linear"].layer(name)
+        found.append(
+            PlannedLayer(
+                name=name,
+                tokens=tokens[name],
+                heads=layer.num_heads,
+                head_dim=layer.head_dim,
+                value_dim=layer.value_dim,
+                softmax_ms=before,
+                linear_ms=after,
+                choice="linear" if after < before else "softmax",
+            )
+        )
+    return tuple(found)
+
+
+def _predict(plan: Plan, softmax: float) -> Predicted:
+    """The measured softmax model with the layers' times exchanged."""
+    # Layers and whole are medians of different runs: noise must not leave less than nothing.
+    rest = max(0.0, softmax - sum(layer.softmax_ms for layer in plan.layers))
+    return Predicted(
+        softmax=softmax,
+        linear=rest + sum(layer.linear_ms for layer in plan.layers),
+        planned=rest + sum(min(layer.softmax_ms, layer.linear_ms) for layer in plan.layers),
+    )

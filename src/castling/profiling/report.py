@@ -1,0 +1,277 @@
+"""What training, switching, exporting and measuring found, as sections of a page."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from castling.profiling.page import Page, badge, cards, figures, gallery, subheading, table
+from castling.profiling.plots import Plot, lines, memory_against_size, time_against_size
+from castling.profiling.results import BenchResult, short
+from castling.train.result import RESULT, TrainResult, read_result
+from castling.utils.version import VERSION
+
+
+def write_run_report(run_dir: str | os.PathLike[str]) -> Path:
+    """Write ``report.html`` into the folder of a finished run.
+
+    Returns:
+        Its path.
+
+    Raises:
+        FileNotFoundError: the run is not finished.
+    """
+    run_dir = Path(run_dir)
+    result = read_result(run_dir)
+    if result is None:
+        raise FileNotFoundError(f"{run_dir} holds no {RESULT}: it is not a finished run")
+    page = new_page(f"castling run {run_dir.name}", "Accuracy, training curves and the switch.")
+    add_accuracy(page, {run_dir.name: result})
+    add_training(page, {run_dir.name: run_dir})
+    add_trajectories(page, run_dir)
+    add_switch(page, result)
+    return page.write(run_dir / "report.html")
+
+
+def new_page(title: str, subtitle: str) -> Page:
+    """An empty page signed with our version."""
+    return Page(title, subtitle, footer=f"Written by castling {VERSION}.")
+
+
+def add_accuracy(
+    page: Page, results: Mapping[str, TrainResult], macs: Mapping[str, int] | None = None
+) -> None:
+    """One row per run: accuracy before and after the switch, size, training time.
+
+    Args:
+        page: is added to.
+        results: name → result.
+        macs: name → multiply-accumulates of the model in use.
+    """
+    rows = []
+    for name, result in results.items():
+        rows.append(
+            [
+                name,
+                _percent(result.metrics.get("val_top1")),
+                _percent(result.metrics.get("test_top1")),
+                _percent(result.switched_metrics.get("test_top1"))
+                if result.switched_metrics
+                else ("refused" if result.switch_refused else "–"),
+                f"{result.parameters / 1e6:.3f} M",
+                f"{macs[name] / 1e6:.2f} M" if macs and name in macs else "–",
+                f"{result.seconds:.0f} s",
+            ]
+        )
+    page.add(
+        "Accuracy",
+        table(
+            ["model", "validation", "test", "test, switched", "parameters", "MACs", "training"],
+            rows,
+        ),
+        note="Top-1 on images that were not trained on. “Switched” is the model in use: its "
+        "softmax branch, there for training only, has been cast away. MACs count every matrix "
+        "product of one image.",
+    )
+
+
+def add_training(page: Page, runs: Mapping[str, Path]) -> None:
+    """Loss and validation accuracy over the epochs, one curve per run."""
+    loss: dict[str, tuple[list[float], list[float]]] = {}
+    accuracy: dict[str, tuple[list[float], list[float]]] = {}
+    for name, run_dir in runs.items():
+        rows = _read_csv(run_dir / "metrics.csv")
+        for target, column in ((loss, "train_loss"), (accuracy, "val_top1")):
+            points = [(float(r["epoch"]), float(r[column])) for r in rows if r.get(column)]
+            if points:
+                target[name] = ([p[0] for p in points], [p[1] for p in points])
+    plots: list[tuple[Plot, str]] = []
+    if accuracy:
+        plot = lines(accuracy, x="epoch", y="validation top-1, %", markers=False)
+        plots.append((plot, "Accuracy on validation images after each epoch."))
+    if loss:
+        plot = lines(loss, x="epoch", y="training loss", markers=False)
+        plots.append((plot, "Training loss, averaged over each epoch."))
+    if plots:
+        page.add("Training", figures(plots))
+
+
+def add_trajectories(page: Page, run_dir: Path) -> None:
+    """What the auxiliary branch of every layer did while training; nothing without branches."""
+    rows = _read_csv(run_dir / "auxiliary.csv")
+    if not rows:
+        return
+    captions = {
+        "surviving_mass": ("surviving softmax mass", "Share of the softmax that passes the mask."),
+        "nonzero_fraction": ("non-zero entries", "Entries of the N×N matrix that the mask keeps."),
+        "output_gap": ("relative output gap", "How far the branch moves the attention’s output."),
+        "threshold": ("threshold ε", "The mask’s threshold as the schedule raises it."),
+    }
+    plots = []
+    for column, (label, caption) in captions.items():
+        series: dict[str, tuple[list[float], list[float]]] = {}
+        for row in rows:
+            if row[column] in ("", "nan"):
+                continue
+            name = "all layers" if column == "threshold" else row["layer"]
+            xs, ys = series.setdefault(name, ([], []))
+            if not xs or xs[-1] != float(row["epoch"]):
+                xs.append(float(row["epoch"]))
+                ys.append(float(row[column]))
+        plots.append((lines(series, x="epoch", y=label, markers=False), caption))
+    page.add(
+        "Mask trajectories",
+        figures(plots),
+        note="The masked softmax helps while the linear attention learns, and fades: once no entry "
+        "passes the mask, taking the branch away changes nothing.",
+    )
+
+
+def add_switch(page: Page, result: TrainResult) -> None:
+    """The certificate of the switch; nothing for a model without branches."""
+    if not result.switch:
+        return
+    certificate = result.switch
+    granted = not result.switch_refused
+    word = "exact" if certificate["exact"] else "within tolerance"
+    if certificate["forced"]:
+        word = "forced above tolerance"
+    if not granted:
+        word = "refused"
+    facts = [
+        (
+            f"{certificate['max_gap']:.2g}",
+            f"largest output gap (allowed {certificate['tolerance']:g})",
+        ),
+        (f"{certificate['agreement']:.1%}", f"same class, {certificate['images']} images"),
+        (
+            f"{certificate['macs_before'] / 1e6:.2f} → {certificate['macs_after'] / 1e6:.2f} M",
+            "MACs, branch computed → cast away",
+        ),
+        (
+            f"{certificate['milliseconds_before']:.1f} → "
+            f"{certificate['milliseconds_after']:.1f} ms",
+            f"batch of {certificate['batch'][0]} on {certificate['device']}",
+        ),
+        (
+            f"{certificate['parameters_before']:,} → {certificate['parameters_after']:,}",
+            "parameters",
+        ),
+    ]
+    before, after = result.metrics.get("test_top1"), result.switched_metrics.get("test_top1")
+    if before is not None and after is not None:
+        facts.append((f"{after - before:+.2f} points", "test accuracy, after minus before"))
+    page.add(
+        "Switch certificate",
+        f"<p>{badge(word, good=granted and not certificate['forced'])}</p>",
+        cards(facts),
+        note=result.switch_refused
+        or "The model was run with and without its softmax branch on calibration images; this is "
+        "how far the outputs moved.",
+    )
+
+
+def add_speed(page: Page, parts: Sequence[tuple[str, BenchResult[Any]]]) -> None:
+    """Time and memory against size, with the table of numbers.
+
+    Args:
+        page: is added to.
+        parts: (heading, measurements).
+    """
+    blocks = []
+    for heading, result in parts:
+        captions = [
+            (time_against_size(result), "Median time of one call; lower is better."),
+            (memory_against_size(result), "Peak memory of activations; lower is better."),
+        ]
+        blocks += [subheading(heading), figures(captions), _speed_table(result)]
+    machine = parts[0][1].machine if parts else {}
+    facts = ", ".join(f"{key} {value}" for key, value in machine.items())
+    page.add(
+        "Speed against resolution",
+        *blocks,
+        note=f"Measured in turns, after checking the results. {facts}.",
+    )
+
+
+def _speed_table(result: BenchResult[Any]) -> str:
+    rows = result.measurements
+    sizes = sorted({row.size for row in rows})
+    found = {(row.label, row.size): row for row in rows}
+    crossovers = result.crossovers()
+    lines = []
+    for label in dict.fromkeys(row.label for row in rows):
+        cells = [label]
+        for size in sizes:
+            row = found.get((label, size))
+            cells.append(
+                "–"
+                if row is None or row.milliseconds is None
+                else f"{short(row.milliseconds)} ({short(row.low)}–{short(row.high)})"
+            )
+        tokens = crossovers.get(label)
+        said = f"{tokens} tokens" if tokens else "not here"
+        lines.append([*cells, said if label in crossovers else "–"])
+    head = [f"ms (quartiles) by {result.axis}", *(f"{size:g}" for size in sizes)]
+    return table([*head, "beats softmax from"], lines)
+
+
+def add_export(page: Page, report: Mapping[str, Any]) -> None:
+    """The comparison of ONNX Runtime with PyTorch; ``report`` is ``ExportReport.to_dict()``."""
+    rows = [
+        [
+            " × ".join(str(side) for side in check["shape"]),
+            f"{check['max_difference']:.1e}",
+            f"{check['argmax_agreement']:.0%}",
+        ]
+        for check in report["checks"]
+    ]
+    versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+    page.add(
+        "ONNX export, verified",
+        table(["images (batch × channels × height × width)", "max difference", "same class"], rows),
+        note=f"{Path(report['path']).name}, {report['bytes'] / 1e6:.2f} MB, opset "
+        f"{report['opset']}: run again in ONNX Runtime at shapes that the exporter never saw. "
+        f"{versions}." + "".join(f" Note: {note}." for note in report.get("notes", ())),
+    )
+
+
+def add_predictions(
+    page: Page, predictions: Sequence[tuple[Image.Image, str, str, float]], name: str
+) -> None:
+    """Example images with what the model says.
+
+    Args:
+        page: is added to.
+        predictions: (image, true class, predicted class, probability in [0, 1]).
+        name: of the model.
+    """
+    page.add(
+        "Example predictions",
+        gallery(
+            (
+                image,
+                said if said == truth else f"{said}, is {truth}",
+                f"{probability:.0%} sure",
+                said == truth,
+            )
+            for image, truth, said, probability in predictions
+        ),
+        note=f"Test images, classified by {name}.",
+    )
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f} %"
+
+
+def _read_csv(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))

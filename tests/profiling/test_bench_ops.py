@@ -1,0 +1,258 @@
+"""Kernels alone: gates before times, the path that ran, ratios, honest references."""
+
+import csv
+import json
+
+import pytest
+import torch
+
+from castling.attention import LinearAngular, QuadraticTaylor, ReLULinear, Softmax
+from castling.profiling import bench_ops as module
+from castling.profiling.bench_ops import bench_ops, settings_of
+from castling.profiling.gate import exact_result, relative_rms
+from castling.profiling.machine import MachineLimit
+from castling.profiling.op_results import OpMeasurement, OpsResult
+from castling.profiling.op_subjects import Setting, core_for, op_subjects, operations, path_taken
+from castling.profiling.references import MOST_BYTES, reference_for
+from castling.profiling.subjects import read_attention
+
+CPU = torch.device("cpu")
+KERNELS = (
+    *("linear_angular:local=none", "linear_angular:local=token1d", "linear_angular:local=grid2d"),
+    *("relu_linear", "quadratic_taylor", "quadratic_taylor:form=exact"),
+)
+
+
+class Clock:
+    """Every call that it has not seen yet takes a millisecond more than the last; runs nothing."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, call, repeats):
+        if call not in self.calls:
+            self.calls.append(call)
+        return (self.calls.index(call) + 1) * 1e-3 * repeats
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """A machine of 1 GFLOP/s and 1 GB/s, and a clock that runs nothing."""
+    monkeypatch.setattr(module, "measure_limit", lambda *_: MachineLimit(1.0, 1.0))
+    return {"timer": Clock(), "rounds": 3, "seconds": 0.0}
+
+
+@pytest.mark.parametrize("tokens", [16, 17])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_references_compute_the_same_as_we(kernel, tokens):
+    setting = Setting(2, tokens, 2, 8)
+    core = core_for(read_attention(kernel), setting, CPU)
+    packed = setting.packed(CPU)
+    grid, prefix = setting.grid, setting.prefix
+    assert (grid, prefix) == (((4, 4), 0) if tokens == 16 else ((4, 4), 1))
+    reference = reference_for(core, packed, grid, prefix)
+    expected, _ = exact_result(core, packed, grid, prefix, None)
+    assert relative_rms(reference(packed), expected) < 1e-5
+    assert relative_rms(1.001 * reference(packed), expected) > 9e-4
+
+
+def test_no_reference_where_authors_have_none_or_memory_ends():
+    setting = Setting(1, 64, 2, 8)
+    packed = setting.packed(CPU)
+    for config in (Softmax(), LinearAngular(constant="mean"), ReLULinear(local="token1d")):
+        core = core_for(config, setting, CPU)
+        assert reference_for(core, packed, (8, 8), 0) is None
+    long = torch.empty(1, MOST_BYTES >> 10, 3, 2, 8, device="meta")
+    core = core_for(QuadraticTaylor(form="exact"), setting, CPU)
+    with pytest.raises(ValueError, match="GB of features"):
+        reference_for(core, long, (8, 8), 0)
+
+
+def test_rows_ratios_and_limit(quick):
+    seen = []
+    result = bench_ops(
+        {"relu_linear": ReLULinear()},
+        settings_of([16], heads=[2], dims=[8]),
+        paths=["naive"],
+        report=seen.append,
+        **quick,
+    )
+    assert seen == list(result.measurements)
+    softmax, block, naive = result.measurements
+    assert [row.path for row in result.measurements] == ["sdpa", "reference", "naive"]
+    assert [row.milliseconds for row in (softmax, block, naive)] == pytest.approx([1, 2, 3])
+    assert naive.against_sdpa == pytest.approx(1 / 3)
+    assert naive.against_reference == pytest.approx(2 / 3)
+    # 4·16·8·8 operations in 2 heads and 4·16·8·2 numbers of 4 bytes, both at 10⁹ a second
+    assert naive.limit_share == pytest.approx(4 * 16 * 8 * 8 * 2 / 1e9 / 3e-3)
+    assert softmax.limit_share is None
+    assert naive.relative_rms < 1e-6
+    assert naive.peak_megabytes > 0
+    assert result.crossovers() == {"relu_linear (reference)": None, "relu_linear (naive)": None}
+    assert "relu_linear" in result.table()
+    assert "at none of these sizes" in result.table()
+
+
+def test_gradients_are_gated_and_timed(quick, monkeypatch):
+    settings = settings_of([9], heads=[2], dims=[4], dtypes=[torch.float32, torch.bfloat16])
+    kernels = {"linear_angular": LinearAngular()}
+    result = bench_ops(kernels, settings, paths=["naive"], backward=True, **quick)
+    assert not any(row.error for row in result.measurements)
+    assert all(row.backward for row in result.measurements)
+    assert result.measurements[2].relative_rms < 1e-5
+    assert 1e-4 < result.measurements[5].relative_rms < 1e-2
+
+    class Wrong(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return 1.01 * grad
+
+    attend = module.OpSubject.__init__
+
+    def init(self, kernel, path, core, call):
+        wrong = call if path != "naive" else lambda packed: call(Wrong.apply(packed))
+        attend(self, kernel, path, core, wrong)
+
+    monkeypatch.setattr(module.OpSubject, "__init__", init)
+    row = bench_ops(kernels, settings[:1], paths=["naive"], backward=True, **quick).measurements[2]
+    assert row.milliseconds is None
+    assert row.error.startswith("a gradient is wrong by 1.0e-02")
+
+
+def test_a_wrong_result_shows_its_error_and_no_speed(quick, monkeypatch):
+    from castling.attention.relu_linear import ReLULinearKernel
+
+    right = ReLULinearKernel.average
+    monkeypatch.setattr(
+        ReLULinearKernel,
+        "average",
+        lambda self, q, k, v, m: right(self, q, k, v, m) * (1.0 if q.dtype == torch.float64 else 2),
+    )
+    settings = settings_of([16], heads=[1], dims=[8])
+    rows = bench_ops({"r": ReLULinear()}, settings, paths=["naive"], **quick).measurements
+    assert rows[1].milliseconds is not None
+    assert rows[2].milliseconds is None
+    assert rows[2].error == "the output is wrong by 1.0e+00 (relative RMS), allowed is 1.0e-05"
+
+
+def test_long_quadratic_forms_are_compared_in_some_rows(quick):
+    result = bench_ops(
+        {"t": QuadraticTaylor(form="exact")},
+        settings_of([1030], heads=[1], dims=[4]),
+        paths=["naive"],
+        backward=True,
+        **quick,
+    )
+    assert not any(row.error for row in result.measurements)
+    setting = Setting(1, 1030, 1, 4)
+    core = core_for(QuadraticTaylor(form="exact"), setting, CPU)
+    rows = torch.tensor([0, 5, 1029])
+    some, _ = exact_result(core, setting.packed(CPU), (1, 1030), 0, rows)
+    everything, _ = exact_result(core, setting.packed(CPU), (1, 1030), 0, None)
+    torch.testing.assert_close(some, everything[:, rows])
+
+
+def test_a_path_that_did_not_run_is_not_timed(quick):
+    settings = settings_of([16], heads=[1], dims=[8])
+    kernels = {"quadratic_angular": read_attention("quadratic_angular")}
+    *_, row = bench_ops(kernels, settings, paths=["compiled"], **quick).measurements
+    assert "no compiled form, it ran on the naive path" in row.error
+
+
+def test_which_path_a_call_took():
+    # Any operator of ours with the path among its arguments; registered nowhere else.
+    library = torch.library.Library("castling", "FRAGMENT")
+    library.define("probe(Tensor x, str path) -> Tensor")
+    library.impl("probe", lambda x, path: x + 1, "CPU")
+    x = torch.zeros(1)
+    assert path_taken(lambda: torch.ops.castling.probe(x, "native"), "native") == (1, "native")
+    assert path_taken(lambda: x + 1, "native") == (1, "naive")
+    compiled = torch.compile(lambda x: x + 1, backend="eager")
+    assert path_taken(lambda: compiled(x), "compiled") == (1, "compiled")
+    assert path_taken(lambda: x + 1, "compiled") == (1, "naive")
+
+
+def test_operations():
+    setting = Setting(2, 100, 3, 16)
+    assert operations(LinearAngular(), setting) == 4 * 100 * 16 * 16 * 6
+    assert operations(Softmax(), setting) is None
+    # fewer tokens than the 153 symmetric features: the N×N order is cheaper
+    assert operations(QuadraticTaylor(form="exact"), setting) == 4 * 100 * 100 * 16 * 6
+
+
+def test_settings_and_their_grids():
+    assert [s.tokens for s in settings_of([1, 2], dims=[4, 8])] == [1, 2, 1, 2]
+    assert Setting(1, 196, 1, 1).grid == (14, 14)
+    assert (Setting(1, 197, 1, 1).grid, Setting(1, 197, 1, 1).prefix) == ((14, 14), 1)
+    assert (Setting(1, 3, 1, 1).grid, Setting(1, 3, 1, 1).prefix) == ((1, 3), 0)
+
+
+def test_subjects_that_cannot_be_are_said(quick, monkeypatch):
+    monkeypatch.setattr("castling.profiling.references.MOST_BYTES", 10)
+    setting = Setting(1, 16, 1, 8)
+    config = QuadraticTaylor(form="exact")
+    (kernel, path, reason), _ = op_subjects("t", config, ["naive"], setting, setting.packed(CPU))
+    assert (kernel, path) == ("t", "reference")
+    assert "GB of features" in reason
+    rows = bench_ops({"t": config}, [setting], paths=["naive"], **quick).measurements
+    assert rows[1].error == reason
+
+
+def _row(path, tokens, milliseconds, against=None, dim=8):
+    return OpMeasurement(
+        *("k" if path != "sdpa" else "softmax", path, tokens, 1, 1, dim, "float32", False),
+        milliseconds=milliseconds,
+        low=milliseconds,
+        high=milliseconds,
+        against_sdpa=against,
+    )
+
+
+def test_crossover_is_where_it_stays_faster(tmp_path):
+    rows = []
+    for tokens, softmax, ours in ((4, 1, 0.5), (8, 2, 3), (16, 8, 4), (32, 32, 5)):
+        rows += [_row("sdpa", tokens, softmax), _row("native", tokens, ours, softmax / ours)]
+    rows += [_row("sdpa", 4, 1, dim=16), _row("native", 4, 9, 1 / 9, dim=16)]
+    result = OpsResult(tuple(rows), {"device": "x"})
+    assert result.crossovers() == {"k (native)": 16}
+    assert "k (native): faster than SDPA from 16 tokens on" in result.table()
+    result.write_json(tmp_path / "a" / "r.json")
+    result.write_csv(tmp_path / "r.csv")
+    result.write_plot(tmp_path / "r.png")
+    assert json.loads((tmp_path / "a" / "r.json").read_text())["crossovers"] == {"k (native)": 16}
+    with (tmp_path / "r.csv").open() as stream:
+        reader = csv.DictReader(stream)
+        assert len(list(reader)) == len(rows)
+    # The setting stands before what was found there.
+    assert reader.fieldnames[:3] == ["kernel", "path", "tokens"]
+    assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("text", "config"),
+    [
+        ("relu_linear", ReLULinear()),
+        ("linear_angular:local=none,eps=0.5", LinearAngular(local="none", eps=0.5)),
+        ("quadratic_taylor:form=exact,qk_norm=false", QuadraticTaylor(form="exact", qk_norm=False)),
+    ],
+)
+def test_attentions_as_text(text, config):
+    assert read_attention(text) == config
+
+
+@pytest.mark.parametrize("text", ["magic", "relu_linear:eps", "relu_linear:name=x", "cosine:a=1"])
+def test_attentions_as_wrong_text(text):
+    with pytest.raises(ValueError, match=text.split(":")[0]):
+        read_attention(text)
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="at least one"):
+        bench_ops({}, settings_of([4]))
+    with pytest.raises(ValueError, match="positive"):
+        bench_ops({"relu_linear": ReLULinear()}, settings_of([0]))
