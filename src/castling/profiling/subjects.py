@@ -21,7 +21,7 @@ from castling.attention import Softmax, attention_config, auxiliaries
 from castling.attention.base import AttentionCore, Kernel
 from castling.attention.config import AttentionConfig
 from castling.attention.convolutional_additive import AdditiveTokenMixer
-from castling.models.saved import build_model
+from castling.models.builder import build_model
 from castling.surgery import convertible, linearize_, strip_
 
 Size = tuple[int, int]

@@ -10,8 +10,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from castling.data.sources import FolderConfig
+from castling.tasks import TaskConfig
+from castling.tasks.result import TrainResult
+from castling.train.build import check_hardware
 from castling.train.recipe import Recipe
-from castling.train.result import TrainResult
 from castling.train.trainer import train
 
 
@@ -41,36 +44,32 @@ def dry_run(
     Returns:
         The result; its figures mean nothing, and its folders are gone.
     """
+    check_hardware(recipe)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source = str(images) if images is not None else str(folder / "images")
         if images is None:
             _generate(Path(source), per_class=max(2, -(-batch_size * steps // 2)))
-        augment = recipe.data.augment
-        if image_size is not None and augment.multi_scale:
-            augment = dataclasses.replace(augment, multi_scale=(image_size,))
+        transform = recipe.data.transform
+        if image_size is not None:
+            transform = dataclasses.replace(transform, image_size=image_size)
+            if getattr(transform, "multi_scale", ()):
+                transform = dataclasses.replace(transform, multi_scale=(image_size,))
         trial = dataclasses.replace(
             recipe,
+            task=_without_weights(recipe.task, teacher),
             model=dataclasses.replace(recipe.model, checkpoint="", pretrained=False),
             data=dataclasses.replace(
                 recipe.data,
-                source=source,
-                subset=None,
-                val_subset=None,
-                image_size=image_size or recipe.data.image_size,
-                batch_size=batch_size,
-                eval_batch_size=None,
-                workers=0,
-                augment=augment,
+                source=FolderConfig(path=source),
+                split=dataclasses.replace(recipe.data.split, subset=None, val_subset=None),
+                transform=transform,
+                loader=dataclasses.replace(
+                    recipe.data.loader, batch_size=batch_size, eval_batch_size=None, workers=0
+                ),
             ),
             epochs=1,
             max_steps=steps,
-            distill=dataclasses.replace(
-                recipe.distill,
-                teacher=teacher or recipe.distill.teacher,
-                checkpoint="",
-                pretrained=False,
-            ),
             regularize=dataclasses.replace(
                 recipe.regularize,
                 batchnorm_images=min(recipe.regularize.batchnorm_images, batch_size),
@@ -86,6 +85,16 @@ def dry_run(
             ),
         )
         return train(trial, folder / "run", progress=False)
+
+
+def _without_weights(task: TaskConfig, teacher: str | None) -> TaskConfig:
+    """The task's options, its teacher replaced where asked for and with random weights."""
+    distill = getattr(task, "distill", None)
+    if distill is None:
+        return task
+    teacher = teacher or distill.teacher
+    free = dataclasses.replace(distill, teacher=teacher, checkpoint="", pretrained=False)
+    return dataclasses.replace(task, distill=free)  # type: ignore[call-arg]
 
 
 def _generate(folder: Path, per_class: int) -> None:

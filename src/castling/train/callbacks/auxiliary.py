@@ -29,10 +29,10 @@ class AuxiliarySchedule(Callback):
 
     Args:
         path: the CSV file.
-        batches: number of validation batches that are watched; 0 is off.
+        batches: number of validation batches that are observed.
     """
 
-    def __init__(self, path: Path, batches: int) -> None:
+    def __init__(self, path: Path, batches: int = 2) -> None:
         self.path, self.batches = path, batches
         self.rows: list[dict[str, Any]] = []
         self.branches: list[MaskedSoftmaxBranch] = []
@@ -60,7 +60,7 @@ class AuxiliarySchedule(Callback):
     def on_validation_start(self, trainer: Trainer, module: TrainingModule) -> None:
         """Evaluate at the progress reached; after the last step it is exactly 1."""
         self._set(module)
-        if self.batches and self.branches:
+        if self.branches:
             self.statistics = self.watching.enter_context(collect_statistics(module.evaluated))
 
     def on_validation_batch_end(

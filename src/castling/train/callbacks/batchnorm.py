@@ -8,7 +8,6 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 
-from castling.train.loading import data_config, train_loader
 from castling.train.module import TrainingModule
 from castling.utils.modes import eval_mode
 
@@ -73,8 +72,8 @@ class BatchNormStatistics(Callback):
 def training_images(module: TrainingModule, images: int) -> Iterable[Tensor]:
     """Batches (B, 3, H, W) of at least ``images`` training images in all, the same each time."""
     seen = 0
-    for batch, _ in train_loader(data_config(module.recipe), module.data, (0, 0)):
-        yield batch.to(module.device)
+    for batch in module.data.loader("train", training=True):
+        yield module.task.preprocess(batch.images.to(module.device))
         seen += len(batch)
         if seen >= images:
             return

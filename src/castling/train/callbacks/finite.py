@@ -29,7 +29,7 @@ class StopOnNonFiniteLoss(Callback):
         """Raise NonFiniteLossError, before the weights are spoilt where that can be known."""
         if loss.device.type != "cpu" and trainer.global_step % self.every:
             return
-        total = module.loss_sum
+        total = module.loss_sums.get("loss")
         if total is None or bool(torch.isfinite(total)):
             return
         rate = trainer.optimizers[0].param_groups[0]["lr"]

@@ -13,9 +13,10 @@ from castling.utils.files import write_csv
 
 
 class History(Callback):
-    """A row an epoch: epoch, step, train_loss, val_…, lr, seconds; rewritten whole each time.
+    """A row an epoch: epoch, step, train_…, val_…, lr, seconds; rewritten whole each time.
 
-    Accuracies are in percent; seconds count the training of this run, evaluation included,
+    Losses are named by the task, accuracies are in percent; seconds count the training of this
+    run, evaluation included,
     interruptions not.
 
     Args:
@@ -45,19 +46,17 @@ class History(Callback):
         step = trainer.global_step
         if step % self.log_steps == 0 and step != self.logged_step and trainer.logger:
             self.logged_step = step
-            assert module.last_loss is not None
-            values = {
-                "train/loss": float(module.last_loss),
-                "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
-            }
+            values = {f"train/{name}": float(loss) for name, loss in module.last_losses.items()}
+            values["train/lr"] = trainer.optimizers[0].param_groups[0]["lr"]
             trainer.logger.log_metrics(values, step=step)
 
     def on_train_epoch_end(self, trainer: Trainer, module: TrainingModule) -> None:
         """Write the epoch's row."""
+        losses = {f"train_{name}": value for name, value in module.train_losses.items()}
         row: dict[str, Any] = {
             "epoch": trainer.current_epoch + 1,
             "step": trainer.global_step,
-            "train_loss": module.train_loss,
+            **losses,
             **{f"val_{name}": value for name, value in module.metrics.items()},
             "lr": max(group["lr"] for group in trainer.optimizers[0].param_groups),
             "seconds": round(self.seconds, 2),
@@ -69,10 +68,10 @@ class History(Callback):
         module.metrics = {}  # an epoch without evaluation must not show the last one's
         self.rows.append(row)
         if trainer.is_global_zero:
-            metrics = dict.fromkeys(
-                key for row in self.rows for key in row if key.startswith("val_")
-            )
-            columns = ("epoch", "step", "train_loss", *metrics, "lr", "seconds")
+            names = dict.fromkeys(key for row in self.rows for key in row)
+            losses = [name for name in names if name.startswith("train_")]
+            metrics = [name for name in names if name.startswith("val_")]
+            columns = ("epoch", "step", *losses, *metrics, "lr", "seconds")
             write_csv(self.path, columns, self.rows)
 
     def state_dict(self) -> dict[str, Any]:

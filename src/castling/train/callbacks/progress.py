@@ -60,7 +60,7 @@ class Progress(Callback):
         self, trainer: Trainer, module: TrainingModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Refresh a few times a second: reading the loss waits for the device."""
-        self.count += len(module.task.images(batch)) * trainer.world_size
+        self.count += len(batch) * trainer.world_size
         now = time.perf_counter()
         if self.bar is None or now - self.shown < self.refresh_seconds:
             return
@@ -69,7 +69,7 @@ class Progress(Callback):
         rate = self.count / (now - self.started)
         learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
         self.bar.set_postfix_str(
-            f"loss {module.train_loss:.4f}  lr {learning_rate:.2e}  {rate:.0f} images/s"
+            f"loss {module.train_losses['loss']:.4f}  lr {learning_rate:.2e}  {rate:.0f} images/s"
         )
 
     def on_train_epoch_end(self, trainer: Trainer, module: TrainingModule) -> None:
@@ -77,10 +77,10 @@ class Progress(Callback):
         self._close()
         if not trainer.is_global_zero:
             return
-        texts = [f"loss {module.train_loss:.4g}"]
+        texts = [f"{name} {value:.4g}" for name, value in module.train_losses.items()]
         for name, value in module.metrics.items():
-            if name != "top5" or len(module.data.classes) > 5:
-                texts.append(f"val {name} {value:.4g}{' %' if name.startswith('top') else ''}")
+            percent = " %" if name in module.task.percentages else ""
+            texts.append(f"val {name} {value:.4g}{percent}")
         text = "  ".join(texts)
         seconds = time.perf_counter() - self.started
         tqdm.write(
@@ -103,13 +103,12 @@ def introduction(trainer: Trainer, module: TrainingModule, run_dir: Path) -> lis
     recipe, data = module.recipe, module.data
     parameters = sum(parameter.numel() for parameter in module.model.parameters())
     processes = f"{trainer.world_size} processes, " if trainer.world_size > 1 else ""
-    source = "digits (bundled)" if recipe.data.source == "digits" else recipe.data.source
-    sizes = ", ".join(f"{count} {split}" for split, count in module.data_sizes.items())
+    sizes = ", ".join(f"{count} {split}" for split, count in data.sizes.items())
     epoch, batch = module.start
     resumed = f", resumed in epoch {epoch + 1} at batch {batch + 1}" if epoch or batch else ""
     return [
         f"model: {recipe.model.name}, {parameters:,} parameters, on {processes}{module.device}",
-        f"data: {source}, {len(data.classes)} classes, {sizes} images",
+        f"data: {recipe.data.source}, {len(data.classes)} classes, {sizes} images",
         *(f"note: {note}" for note in data.notes),
         f"run: {run_dir}{resumed}",
     ]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 RESULT = "result.json"
+#: Metrics in percent of runs that do not name theirs: written before there were other tasks.
+_OLD_PERCENTAGES = ("top1", "top5")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,8 +19,9 @@ class TrainResult:
 
     Attributes:
         run_dir: the run's folder.
-        metrics: of the trained model, e.g. ``{"val_top1": 91.2, "test_top1": 90.8, …}``;
-            accuracies in percent.
+        metrics: of the trained model, e.g. ``{"val_top1": 91.2, "test_top1": 90.8, …}``.
+        headline: the metric that sums the run up, such as ``"top1"``.
+        percentages: metrics in percent.
         switched_metrics: the same after the auxiliary branches were cast away; empty for a model
             without branches, or when the switch was refused.
         switch_refused: why the switch was refused; empty otherwise.
@@ -34,6 +38,8 @@ class TrainResult:
 
     run_dir: str
     metrics: dict[str, float]
+    headline: str = "top1"
+    percentages: tuple[str, ...] = _OLD_PERCENTAGES
     switched_metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     switch_refused: str = ""
     switch: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -51,7 +57,7 @@ class TrainResult:
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
-        """Accuracy and loss of each split before and after the switch, and how that went."""
+        """Metrics of each split before and after the switch, and how that went."""
         lines = self._figures("trained", self.metrics)
         if self.switched_metrics:
             lines += self._figures("switched", self.switched_metrics)
@@ -66,18 +72,32 @@ class TrainResult:
             lines.append(f"not switched: {self.switch_refused}")
         return "\n".join(lines)
 
-    def _figures(self, what: str, metrics: dict[str, float]) -> list[str]:
+    def _figures(self, what: str, metrics: Mapping[str, float]) -> list[str]:
         lines = []
         for split in ("val", "test"):
-            if f"{split}_top1" not in metrics or (self.images and split not in self.images):
+            own = {
+                name.removeprefix(f"{split}_"): value
+                for name, value in metrics.items()
+                if name.startswith(f"{split}_")
+            }
+            if not own or (self.images and split not in self.images):
                 continue
-            values = [f"top-1 {metrics[f'{split}_top1']:.2f} %"]
-            if not 0 < self.classes < 6:  # it is near 100 % of necessity
-                values.append(f"top-5 {metrics[f'{split}_top5']:.2f} %")
-            values.append(f"loss {metrics[f'{split}_loss']:.4f}")
             count = f" ({self.images[split]} images)" if self.images else ""
-            lines.append(f"{what}, {split}: {', '.join(values)}{count}")
+            lines.append(f"{what}, {split}: {describe_metrics(own, self.percentages)}{count}")
         return lines
+
+
+def describe_metrics(metrics: Mapping[str, float], percentages: Iterable[str]) -> str:
+    """Metrics in one line, those in percent first: ``top-1 91.20 %, loss 0.3123``."""
+    percentages = tuple(percentages)
+    ordered = sorted(metrics, key=lambda name: name not in percentages)
+    return ", ".join(describe_metric(name, metrics[name], name in percentages) for name in ordered)
+
+
+def describe_metric(name: str, value: float, percent: bool) -> str:
+    """One metric with its name: ``top-1 91.20 %``."""
+    label = f"{name[:-1]}-{name[-1]}" if name[-1:].isdigit() else name
+    return f"{label} {value:.2f} %" if percent else f"{label} {value:.4f}"
 
 
 def read_result(run_dir: Path) -> TrainResult | None:
@@ -91,4 +111,5 @@ def read_result(run_dir: Path) -> TrainResult | None:
     values["model_dir"] = str(run_dir)
     if values["switched_dir"]:
         values["switched_dir"] = str(run_dir / Path(values["switched_dir"]).name)
+    values["percentages"] = tuple(values.get("percentages", _OLD_PERCENTAGES))
     return TrainResult(**values)
