@@ -25,6 +25,10 @@ class SourceConfig:
 
     name: ClassVar[str] = ""
 
+    def __str__(self) -> str:
+        """What a person calls the source; the shorthand that a recipe may write."""
+        return self.name
+
 
 @dataclass(frozen=True)
 class DataInfo:

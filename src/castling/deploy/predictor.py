@@ -18,6 +18,7 @@ from castling.data.decode import IMAGE_ENDINGS, open_image, to_rgb
 from castling.data.errors import DataError
 from castling.data.sample import Batch, Sample
 from castling.deploy.saved_data import model_folder
+
 # from castling.export import open_exported
 from castling.models.card import ModelCard
 from castling.models.saved import open_model

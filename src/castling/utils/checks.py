@@ -8,10 +8,9 @@ stated once, in the annotation.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import types
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse.typing import (
     ClosedUnitInterval,
@@ -45,6 +44,7 @@ _NUMBERS = {
     float: "a number",
 }
 _WRONG = object()
+_HINTS: dict[type, dict[str, Any]] = {}
 
 
 def check_fields(config: Any, section: str = "") -> None:
@@ -118,15 +118,13 @@ def check_known(values: Mapping[str, Any], known: Mapping[str, Any], section: st
             )
 
 
-@functools.cache
-def _hints(config_class: type) -> dict[str, Any]:
+def _hints(config_class: Any) -> dict[str, Any]:
     """Resolved annotations of the fields, in their order."""
-    hints = get_type_hints(config_class)
-    return {
-        field.name: hints[field.name]
-        for field in dataclasses.fields(config_class)
-        if get_origin(hints[field.name]) is not ClassVar
-    }
+    if config_class not in _HINTS:
+        hints = get_type_hints(config_class)
+        names = [field.name for field in dataclasses.fields(config_class)]
+        _HINTS[config_class] = {name: hints[name] for name in names}
+    return _HINTS[config_class]
 
 
 def _options(hint: Any) -> tuple[Any, ...]:

@@ -28,6 +28,9 @@ class FolderConfig(SourceConfig):
     name: ClassVar[str] = "folder"
     path: str
 
+    def __str__(self) -> str:
+        return self.path
+
     def __post_init__(self) -> None:
         if not isinstance(self.path, str) or not self.path:
             raise ValueError(

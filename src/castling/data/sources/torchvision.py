@@ -68,6 +68,9 @@ class TorchvisionConfig(SourceConfig):
     root: str = "data"
     download: bool = False
 
+    def __str__(self) -> str:
+        return f"{self.name}:{self.dataset}"
+
     def __post_init__(self) -> None:
         check_fields(self, "data.source")
 
