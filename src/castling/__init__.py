@@ -45,13 +45,18 @@ from castling.surgery import (
 from castling.utils.version import VERSION
 
 if TYPE_CHECKING:
+    from castling.deploy import Predictor
     from castling.export import export
     from castling.profiling.planning import plan
 
 
 __version__ = VERSION
 
-_LAZY = {"export": "castling.export", "plan": "castling.profiling.planning"}
+_LAZY = {
+    "Predictor": "castling.deploy",
+    "export": "castling.export",
+    "plan": "castling.profiling.planning",
+}
 
 __all__ = [
     "ConvolutionalAdditive",
@@ -65,6 +70,7 @@ __all__ = [
     "PathError",
     "Plan",
     "PlanError",
+    "Predictor",
     "QuadraticAngular",
     "QuadraticTaylor",
     "ReLULinear",

@@ -31,7 +31,7 @@ from castling.export.sizes import (
     smallest_multiple,
 )
 from castling.export.verification import ExportError, ExportReport, compare, require_same
-from castling.models.saved import ModelCard
+from castling.models.card import ModelCard
 from castling.utils.files import replacing, write_json
 from castling.utils.modes import eval_mode
 from castling.utils.text import first_line

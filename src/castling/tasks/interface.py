@@ -49,10 +49,21 @@ class Step(NamedTuple):
 class RecipeLike(Protocol):
     """The parts of a recipe that a task may look at before anything is opened."""
 
-    task: Any
-    model: Any
-    data: Any
-    ema: Any
+    @property
+    def task(self) -> Any:
+        """The task's configuration."""
+
+    @property
+    def model(self) -> Any:
+        """The model's section."""
+
+    @property
+    def data(self) -> Any:
+        """The data section."""
+
+    @property
+    def ema(self) -> Any:
+        """The section of the moving average."""
 
 
 class Task(nn.Module):

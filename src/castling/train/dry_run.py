@@ -52,9 +52,7 @@ def dry_run(
             _generate(Path(source), per_class=max(2, -(-batch_size * steps // 2)))
         transform = recipe.data.transform
         if image_size is not None:
-            transform = dataclasses.replace(transform, image_size=image_size)
-            if getattr(transform, "multi_scale", ()):
-                transform = dataclasses.replace(transform, multi_scale=(image_size,))
+            transform = transform.at_size(image_size)
         trial = dataclasses.replace(
             recipe,
             task=_without_weights(recipe.task, teacher),

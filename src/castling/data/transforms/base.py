@@ -12,8 +12,8 @@ device.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
@@ -46,6 +46,10 @@ class TransformConfig:
         """(height, width) in pixels."""
         size: int | Size = self.image_size
         return (size, size) if isinstance(size, int) else size
+
+    def at_size(self, side: int) -> Self:
+        """The same options for square images of another size, for trials."""
+        return replace(self, image_size=side)
 
 
 class Transform(Protocol):

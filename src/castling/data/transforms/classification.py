@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from jsonargparse.typing import (
@@ -100,6 +100,11 @@ class ClassificationTransformConfig(TransformConfig):
                 f"data.transform.multi_scale draws square batches, but image_size is {height}x"
                 f"{width}; give a square image_size or leave multi_scale empty"
             )
+
+    def at_size(self, side: int) -> Self:
+        """The same options at one size, that of multi-scale batches too."""
+        sides = (side,) if self.multi_scale else ()
+        return dataclasses.replace(self, image_size=side, multi_scale=sides)
 
 
 class ClassificationEvalTransform:

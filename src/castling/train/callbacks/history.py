@@ -69,9 +69,9 @@ class History(Callback):
         self.rows.append(row)
         if trainer.is_global_zero:
             names = dict.fromkeys(key for row in self.rows for key in row)
-            losses = [name for name in names if name.startswith("train_")]
+            parts = [name for name in names if name.startswith("train_")]
             metrics = [name for name in names if name.startswith("val_")]
-            columns = ("epoch", "step", *losses, *metrics, "lr", "seconds")
+            columns = ("epoch", "step", *parts, *metrics, "lr", "seconds")
             write_csv(self.path, columns, self.rows)
 
     def state_dict(self) -> dict[str, Any]:
