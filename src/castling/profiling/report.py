@@ -13,7 +13,7 @@ from PIL import Image
 from castling.profiling.page import Page, badge, cards, figures, gallery, subheading, table
 from castling.profiling.plots import Plot, lines, memory_against_size, time_against_size
 from castling.profiling.results import BenchResult, short
-from castling.tasks.result import RESULT, TrainResult, read_result
+from castling.tasks.result import RESULT, TrainResult, metric_label, read_result
 from castling.utils.version import VERSION
 
 
@@ -32,7 +32,7 @@ def write_run_report(run_dir: str | os.PathLike[str]) -> Path:
         raise FileNotFoundError(f"{run_dir} holds no {RESULT}: it is not a finished run")
     page = new_page(f"castling run {run_dir.name}", "Accuracy, training curves and the switch.")
     add_accuracy(page, {run_dir.name: result})
-    add_training(page, {run_dir.name: run_dir})
+    add_training(page, {run_dir.name: run_dir}, result.headline)
     add_trajectories(page, run_dir)
     add_switch(page, result)
     return page.write(run_dir / "report.html")
@@ -58,9 +58,9 @@ def add_accuracy(
         rows.append(
             [
                 name,
-                _percent(result.metrics.get("val_top1")),
-                _percent(result.metrics.get("test_top1")),
-                _percent(result.switched_metrics.get("test_top1"))
+                _headline(result, "val"),
+                _headline(result, "test"),
+                _headline(result, "test", switched=True)
                 if result.switched_metrics
                 else ("refused" if result.switch_refused else "–"),
                 f"{result.parameters / 1e6:.3f} M",
@@ -74,25 +74,31 @@ def add_accuracy(
             ["model", "validation", "test", "test, switched", "parameters", "MACs", "training"],
             rows,
         ),
-        note="Top-1 on images that were not trained on. “Switched” is the model in use: its "
-        "softmax branch, there for training only, has been cast away. MACs count every matrix "
+        note=f"{_label(results)} on images that were not trained on. “Switched” is the model in "
+        "use: its softmax branch, there for training only, has been cast away. MACs count every matrix "
         "product of one image.",
     )
 
 
-def add_training(page: Page, runs: Mapping[str, Path]) -> None:
-    """Loss and validation accuracy over the epochs, one curve per run."""
+def add_training(page: Page, runs: Mapping[str, Path], headline: str = "top1") -> None:
+    """Loss and validation metric over the epochs, one curve per run.
+
+    Args:
+        page: is added to.
+        runs: name → run folder.
+        headline: the metric to draw.
+    """
     loss: dict[str, tuple[list[float], list[float]]] = {}
     accuracy: dict[str, tuple[list[float], list[float]]] = {}
     for name, run_dir in runs.items():
         rows = _read_csv(run_dir / "metrics.csv")
-        for target, column in ((loss, "train_loss"), (accuracy, "val_top1")):
+        for target, column in ((loss, "train_loss"), (accuracy, f"val_{headline}")):
             points = [(float(r["epoch"]), float(r[column])) for r in rows if r.get(column)]
             if points:
                 target[name] = ([p[0] for p in points], [p[1] for p in points])
     plots: list[tuple[Plot, str]] = []
     if accuracy:
-        plot = lines(accuracy, x="epoch", y="validation top-1, %", markers=False)
+        plot = lines(accuracy, x="epoch", y=f"validation {metric_label(headline)}", markers=False)
         plots.append((plot, "Accuracy on validation images after each epoch."))
     if loss:
         plot = lines(loss, x="epoch", y="training loss", markers=False)
@@ -163,9 +169,12 @@ def add_switch(page: Page, result: TrainResult) -> None:
             "parameters",
         ),
     ]
-    before, after = result.metrics.get("test_top1"), result.switched_metrics.get("test_top1")
+    name = f"test_{result.headline}"
+    before, after = result.metrics.get(name), result.switched_metrics.get(name)
     if before is not None and after is not None:
-        facts.append((f"{after - before:+.2f} points", "test accuracy, after minus before"))
+        unit = " points" if result.headline in result.percentages else ""
+        label = metric_label(result.headline)
+        facts.append((f"{after - before:+.2f}{unit}", f"test {label}, after minus before"))
     page.add(
         "Switch certificate",
         f"<p>{badge(word, good=granted and not certificate['forced'])}</p>",
@@ -266,8 +275,18 @@ def add_predictions(
     )
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f} %"
+def _headline(result: TrainResult, split: str, *, switched: bool = False) -> str:
+    metrics = result.switched_metrics if switched else result.metrics
+    value = metrics.get(f"{split}_{result.headline}")
+    if value is None:
+        return "–"
+    return f"{value:.2f} %" if result.headline in result.percentages else f"{value:.4f}"
+
+
+def _label(results: Mapping[str, TrainResult]) -> str:
+    names = dict.fromkeys(metric_label(result.headline) for result in results.values())
+    text = ", ".join(names)
+    return text[:1].upper() + text[1:]
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:

@@ -96,8 +96,13 @@ def describe_metrics(metrics: Mapping[str, float], percentages: Iterable[str]) -
 
 def describe_metric(name: str, value: float, percent: bool) -> str:
     """One metric with its name: ``top-1 91.20 %``."""
-    label = f"{name[:-1]}-{name[-1]}" if name[-1:].isdigit() else name
+    label = metric_label(name)
     return f"{label} {value:.2f} %" if percent else f"{label} {value:.4f}"
+
+
+def metric_label(name: str) -> str:
+    """A metric's name as people write it: ``top1`` is top-1."""
+    return f"{name[:-1]}-{name[-1]}" if name[-1:].isdigit() else name
 
 
 def read_result(run_dir: Path) -> TrainResult | None:

@@ -1,4 +1,4 @@
-"""Does a recipe start and step? A trial on a few generated images, without its data or teacher."""
+"""Try a recipe for a few steps on generated images, without its data and teacher weights."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def dry_run(
     """Run a recipe for a few steps through everything it does: training, saving, switching.
 
     Model, optimiser, schedule, loss, augmentation, averaging and clipping are the recipe's. The
-    number of classes is that of the images, a teacher has random weights, and weights that the
-    recipe would start from are left out. Runs on the CPU, in a temporary folder.
+    number of classes follows from the images, a teacher has random weights, and starting weights
+    are not loaded. Runs on the CPU, in a temporary folder.
 
     Args:
         recipe: what to try.
@@ -42,7 +42,7 @@ def dry_run(
         teacher: a smaller timm model in place of the recipe's teacher.
 
     Returns:
-        The result; its figures mean nothing, and its folders are gone.
+        The result. Its metrics are meaningless, and its folders no longer exist.
     """
     check_hardware(recipe)
     with tempfile.TemporaryDirectory() as name:

@@ -1,4 +1,4 @@
-"""What follows training: the last checkpoint becomes a saved, evaluated and switched model."""
+"""After training: save, evaluate and switch the model of the last checkpoint."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from castling.utils.files import write_json
 def finish(
     module: TrainingModule, card: ModelCard, run_dir: Path, trainer: pl.Trainer
 ) -> TrainResult:
-    """Save, evaluate, switch, evaluate again, from the last checkpoint, whoever wrote it."""
+    """Save and evaluate the last checkpoint's model; switch it and evaluate again."""
     checkpoint = read_checkpoint(checkpoint_path(run_dir))
     prefix = "model."
     state = {

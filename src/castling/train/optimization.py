@@ -1,4 +1,4 @@
-"""Optimiser, learning rate of each step, gradient clipping: all functions of the step alone."""
+"""Optimiser, learning-rate schedule and gradient clipping."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import nn
 from castling.train.recipe import ClipConfig, OptimConfig, ScheduleConfig
 from castling.utils.text import did_you_mean
 
-#: parameters of more than one dimension that are offsets, not weights: QT-ViT's learned scalar and
-#: position table (its reference decays them by accident), position and class tokens of ViTs
+#: Parameters of more than one dimension that are not weights: QT-ViT's learned scalar and position
+#: table (which its reference decays by accident), position embeddings and class tokens of ViTs.
 _NEVER_DECAYED = (
     "*ones_scale*",
     "*positional_encoding*",

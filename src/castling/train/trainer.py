@@ -1,4 +1,4 @@
-"""``train``: a recipe in, a folder with a trained, switched and evaluated model out."""
+"""``train``: run a recipe and write a folder with the trained, switched, evaluated model."""
 
 from __future__ import annotations
 
@@ -161,10 +161,10 @@ def _trainer(
 
 
 def _strategy(strategy: str, model: nn.Module, several: bool) -> str:
-    """The strategy, told of parameters without a gradient where there will be some.
+    """The strategy, with ``find_unused_parameters`` where some get no gradient.
 
-    Score biases of a host lose their only reader when the auxiliary branch closes; without being
-    told, DistributedDataParallel waits for their gradients for ever or stops.
+    Only the auxiliary branch reads a host's score biases, so they get no gradient once it has
+    closed; DistributedDataParallel would wait for them or raise.
     """
     plain = {"auto": "ddp", "ddp": "ddp", "ddp_spawn": "ddp_spawn"}
     if several and strategy in plain and has_idle_biases(model):
@@ -182,7 +182,7 @@ def _position(checkpoint: dict[str, Any]) -> tuple[int, int]:
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Silence Lightning's tips and hints; errors still come as exceptions."""
+    """Silence Lightning's tips and warnings; errors are raised as exceptions."""
     loggers = [
         logging.getLogger(name)
         for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning_utilities")

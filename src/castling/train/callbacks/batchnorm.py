@@ -1,4 +1,4 @@
-"""Statistics of BatchNorm estimated anew before an evaluation (QT-ViT, EfficientViT)."""
+"""BatchNorm statistics re-estimated before an evaluation (QT-ViT, EfficientViT)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from castling.utils.modes import eval_mode
 def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
     """Replace running means and variances by plain averages over ``batches``.
 
-    Only the BatchNorm layers run in training mode meanwhile; everything else, dropout too, is in
-    evaluation mode. Momentum and modes are put back after.
+    Only the BatchNorm layers run in training mode; everything else, dropout included, runs in
+    evaluation mode. Momentum and modes are restored afterwards.
 
     Args:
         model: changed in place.
@@ -42,7 +42,7 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
 
 
 class BatchNormStatistics(Callback):
-    """Re-estimates before each evaluation and restores afterwards, so training is not touched.
+    """Re-estimates before each evaluation and restores afterwards; training is unaffected.
 
     Args:
         images: number of training images, at least one batch.
@@ -64,7 +64,7 @@ class BatchNormStatistics(Callback):
         reestimate_batchnorm(model, training_images(module, self.images))
 
     def on_validation_end(self, trainer: Trainer, module: TrainingModule) -> None:
-        """Put the running statistics of training back."""
+        """Restore the running statistics of training."""
         module.evaluated.load_state_dict(self.saved, strict=False)
         self.saved = {}
 

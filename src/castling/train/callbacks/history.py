@@ -1,4 +1,4 @@
-"""One clean table of the run, metrics.csv, and the same numbers for TensorBoard."""
+"""The run's table, ``metrics.csv``, and the same numbers for TensorBoard."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from castling.utils.files import write_csv
 
 
 class History(Callback):
-    """A row an epoch: epoch, step, train_…, val_…, lr, seconds; rewritten whole each time.
+    """One row per epoch: epoch, step, train_…, val_…, lr, seconds; the file is rewritten each time.
 
     Losses are named by the task, accuracies are in percent; seconds count the training of this
     run, evaluation included,
@@ -21,7 +21,7 @@ class History(Callback):
 
     Args:
         path: the CSV file.
-        log_steps: TensorBoard receives loss and learning rate every so many steps.
+        log_steps: steps between two entries of loss and learning rate in TensorBoard.
     """
 
     def __init__(self, path: Path, log_steps: int) -> None:
@@ -42,7 +42,7 @@ class History(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, module: TrainingModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log now and then."""
+        """Log every ``log_steps`` steps."""
         step = trainer.global_step
         if step % self.log_steps == 0 and step != self.logged_step and trainer.logger:
             self.logged_step = step
@@ -65,7 +65,7 @@ class History(Callback):
             values = {f"val/{name}": value for name, value in module.metrics.items()}
             values["train/epoch_loss"] = row["train_loss"]
             trainer.logger.log_metrics(values, step=trainer.global_step)
-        module.metrics = {}  # an epoch without evaluation must not show the last one's
+        module.metrics = {}  # do not repeat them for an epoch without evaluation
         self.rows.append(row)
         if trainer.is_global_zero:
             names = dict.fromkeys(key for row in self.rows for key in row)
@@ -75,9 +75,9 @@ class History(Callback):
             write_csv(self.path, columns, self.rows)
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows written so far, and the clock."""
+        """The rows written so far, and the seconds."""
         return {"rows": self.rows, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Forget rows beyond the checkpoint."""
+        """Restore the rows of the checkpoint; later ones are dropped."""
         self.rows, self.seconds_before = state_dict["rows"], state_dict["seconds"]
