@@ -114,7 +114,8 @@ def image_tensor(image: Image.Image) -> tv_tensors.Image:
 def pillow_image(image: Tensor) -> Image.Image:
     """(3, H, W) of uint8 as an RGB image."""
     pixels = image.as_subclass(Tensor).permute(1, 2, 0).numpy()
-    return Image.fromarray(np.ascontiguousarray(pixels))
+    height, width, _ = pixels.shape
+    return Image.frombytes("RGB", (width, height), pixels.tobytes())
 
 
 def _complaint(stream: BinaryIO, name: str, error: Exception) -> str:
