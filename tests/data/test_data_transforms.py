@@ -5,11 +5,11 @@ import random
 import numpy as np
 import pytest
 import torch
+from castling.data.pixels import shift_and_mirror
 from PIL import Image
 from torchvision.transforms import v2
 
 from castling.data import AugmentConfig, DataConfig, EvalTransform, eval_transform, train_transform
-from castling.data.pixels import shift_and_mirror
 from castling.utils.randomness import keys
 
 HALF = (0.5, 0.5, 0.5)

@@ -108,7 +108,8 @@ def open_image(path: str | Path) -> Image.Image:
 
 def image_tensor(image: Image.Image) -> tv_tensors.Image:
     """An RGB image as (3, H, W) of uint8: a view of a channels-last copy of the pixels."""
-    return tv_tensors.Image(torch.from_numpy(np.array(image)).permute(2, 0, 1))
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return tv_tensors.Image(pixels.view(image.height, image.width, 3).permute(2, 0, 1))
 
 
 def pillow_image(image: Tensor) -> Image.Image:
