@@ -67,7 +67,10 @@ class ImageSet(Dataset[Sample]):
             visit_all(len(self), keep, what)
             self._list = [found[index] for index in range(len(self))]
             return
-        images = torch.empty((len(self), 3, *size), dtype=torch.uint8)
+        if self.transform.random:  # one by one to Pillow, which wants channels last
+            images = torch.empty((len(self), *size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+        else:
+            images = torch.empty((len(self), 3, *size), dtype=torch.uint8)
 
         def keep_stacked(index: int) -> None:
             sample = self._read(index)

@@ -108,13 +108,15 @@ def open_image(path: str | Path) -> Image.Image:
 
 def image_tensor(image: Image.Image) -> tv_tensors.Image:
     """An RGB image as (3, H, W) of uint8: a view of a channels-last copy of the pixels."""
-    return tv_tensors.Image(torch.from_numpy(np.array(image)).permute(2, 0, 1))
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return tv_tensors.Image(pixels.view(image.height, image.width, 3).permute(2, 0, 1))
 
 
 def pillow_image(image: Tensor) -> Image.Image:
     """(3, H, W) of uint8 as an RGB image."""
     pixels = image.as_subclass(Tensor).permute(1, 2, 0).numpy()
-    return Image.fromarray(np.ascontiguousarray(pixels))
+    height, width, _ = pixels.shape
+    return Image.frombytes("RGB", (width, height), pixels.tobytes())
 
 
 def _complaint(stream: BinaryIO, name: str, error: Exception) -> str:

@@ -122,11 +122,7 @@ def stack_samples(samples: Sequence[Sample], images: Tensor | None = None) -> Ba
     """
     sizes = [tuple(sample.image.shape[-2:]) for sample in samples]
     if images is None:
-        height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
-        make = torch.empty if all(size == (height, width) for size in sizes) else torch.zeros
-        images = make((len(samples), 3, height, width), dtype=torch.uint8)
-        for row, sample, (high, wide) in zip(images.unbind(), samples, sizes, strict=True):
-            row[:, :high, :wide].copy_(sample.image.as_subclass(Tensor))
+        images = _stack_images([sample.image.as_subclass(Tensor) for sample in samples])
     targets: Targets = {}
     for name in samples[0].target:
         values = [sample.target[name] for sample in samples]
@@ -140,6 +136,17 @@ def stack_samples(samples: Sequence[Sample], images: Tensor | None = None) -> Ba
         names=tuple(sample.name for sample in samples),
         original_sizes=tuple(sample.original_size for sample in samples),
     )
+
+
+def _stack_images(images: list[Tensor]) -> Tensor:
+    """(B, 3, H, W), padded with zeros at the bottom and right to the largest sides."""
+    if all(image.shape == images[0].shape for image in images):
+        return torch.stack(images).contiguous()
+    height, width = (max(image.shape[side] for image in images) for side in (1, 2))
+    stacked = torch.zeros((len(images), 3, height, width), dtype=torch.uint8)
+    for row, image in zip(stacked.unbind(), images, strict=True):
+        row[:, : image.shape[1], : image.shape[2]] = image
+    return stacked
 
 
 def _inline(value: Tensor) -> Any:

@@ -29,6 +29,7 @@ from castling.data.transforms.steps import (
     Interpolation,
     PillowColorJitter,
     RandomResizedCrop,
+    apply_steps,
 )
 from castling.utils.randomness import Keys
 
@@ -132,7 +133,7 @@ class ClassificationEvalTransform:
 
     def resize(self, sample: Sample) -> Sample:
         """Scale and crop."""
-        return _applied(sample, self._fit)
+        return apply_steps(sample, self._fit)
 
     def augment(self, sample: Sample, size: Size | None) -> Sample:
         """The sample as it is."""
@@ -196,12 +197,12 @@ class ClassificationTrainTransform:
 
     def resize(self, sample: Sample) -> Sample:
         """Scale and cut the centre, unless a random part will be cut."""
-        return sample if self._crops else _applied(sample, self._fit)
+        return sample if self._crops else apply_steps(sample, self._fit)
 
     def augment(self, sample: Sample, size: Size | None) -> Sample:
         """Random resized crop, policy and colour."""
         crop = [self._crops[size or self.size]] if self._crops else []
-        return _applied(sample, *crop, *self._steps)
+        return apply_steps(sample, *crop, *self._steps)
 
     def collate(self, samples: Sequence[Sample] | Batch, keys: Keys, size: Size | None) -> Batch:
         """Padded crop, mirror, resolution; float32 where the whole batch is scaled."""
@@ -213,10 +214,3 @@ class ClassificationTrainTransform:
         images = F.interpolate(images.float(), size, mode="bilinear", antialias=True)
         valid = torch.tensor(size).expand(len(images), 2)
         return dataclasses.replace(batch, images=images, valid=valid)
-
-
-def _applied(sample: Sample, *steps: v2.Transform) -> Sample:
-    image, target = sample.image, sample.target
-    for step in steps:
-        image, target = step(image, target)
-    return dataclasses.replace(sample, image=image, target=target)

@@ -6,6 +6,7 @@ published accuracies are reproduced; boxes and masks follow by torchvision's fun
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Literal
 
 from PIL import Image
@@ -14,6 +15,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from castling.data.decode import image_tensor, pillow_image
+from castling.data.sample import Sample
 from castling.data.transforms.base import Size
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
@@ -26,6 +28,20 @@ RESAMPLING = {
 }
 
 _SPATIAL = (tv_tensors.BoundingBoxes, tv_tensors.Mask)
+
+
+def apply_steps(sample: Sample, *steps: v2.Transform) -> Sample:
+    """A sample after some steps; boxes and masks are changed along with the image."""
+    image, target = sample.image, sample.target
+    spatial = any(isinstance(value, tv_tensors.TVTensor) for value in target.values())
+    for step in steps:
+        if spatial:
+            image, target = step(image, target)
+        else:
+            # The same without torchvision's walk over the inputs, which takes longer than small
+            # images do.
+            image = step.transform(image, step.make_params([image]))
+    return dataclasses.replace(sample, image=image, target=target)
 
 
 class Fit(v2.Transform):
