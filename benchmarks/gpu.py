@@ -17,8 +17,7 @@ import timm
 import torch
 
 import castling
-from castling.attention import attention_config, set_progress
-from castling.attention.config import kernel_class
+from castling.attention import attention_config, kernel_class, set_progress
 from castling.profiling.bench_models import bench_models
 from castling.profiling.bench_ops import bench_ops, settings_of
 from castling.profiling.machine import machine_facts

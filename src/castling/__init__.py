@@ -15,15 +15,20 @@ from castling import models as models
 from castling.attention import (
     ConvolutionalAdditive,
     Cosine,
+    ELULinear,
     FirstOrderTaylor,
+    Hedgehog,
     LinearAngular,
     MaskedSoftmax,
     Mean,
+    Pooling,
     QuadraticAngular,
     QuadraticTaylor,
     ReLULinear,
+    Separable,
     SigmoidSoftmax,
     Softmax,
+    Swift,
     list_attentions,
 )
 from castling.models.registry import list_models
@@ -41,6 +46,7 @@ from castling.surgery import (
     load_checkpoint,
     load_plan,
     switch_,
+    tap,
 )
 from castling.utils.version import VERSION
 
@@ -56,8 +62,10 @@ _LAZY = {"export": "castling.export", "plan": "castling.profiling.planning"}
 __all__ = [
     "ConvolutionalAdditive",
     "Cosine",
+    "ELULinear",
     "FirstOrderTaylor",
     "FoldReport",
+    "Hedgehog",
     "LinearAngular",
     "LoadReport",
     "MaskedSoftmax",
@@ -65,11 +73,14 @@ __all__ = [
     "PathError",
     "Plan",
     "PlanError",
+    "Pooling",
     "QuadraticAngular",
     "QuadraticTaylor",
     "ReLULinear",
+    "Separable",
     "SigmoidSoftmax",
     "Softmax",
+    "Swift",
     "SwitchRefusedError",
     "SwitchReport",
     "attention_path",
@@ -86,6 +97,7 @@ __all__ = [
     "macs",
     "plan",
     "switch_",
+    "tap",
 ]
 
 

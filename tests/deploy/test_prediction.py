@@ -7,7 +7,8 @@ from torch import nn
 
 from castling.deploy import open_classifier, predict
 from castling.export import export
-from castling.models.saved import ModelCard, build_model, save_model
+from castling.models.builder import build_model
+from castling.models.saved import ModelCard, save_model
 
 
 class Reddest(nn.Module):

@@ -8,7 +8,8 @@ import torch
 
 import castling
 from castling.attention import auxiliaries, set_progress
-from castling.models.saved import ModelCard, build_model, load_weights, open_model, save_model
+from castling.models.builder import build_model
+from castling.models.saved import ModelCard, load_weights, open_model, save_model
 from castling.surgery import strip_
 
 IMAGES = torch.randn(2, 3, 32, 32)

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from castling.attention.base import AttentionCore
-from castling.attention.config import AttentionConfig, attention_config
+from castling.attention.config import AttentionConfig
 from castling.attention.quadratic_taylor import QuadraticTaylor
+from castling.attention.registry import attention_config
 
 
 def resize_table(table: Tensor, grid: tuple[int, int]) -> Tensor:

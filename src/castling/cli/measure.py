@@ -192,7 +192,8 @@ def plan(arguments: list[str]) -> int:
 
 
 def _model(name: str, checkpoint: str | None, size: tuple[int, int]) -> Any:
-    from castling.models.saved import build_model, open_model
+    from castling.models.builder import build_model
+    from castling.models.saved import open_model
 
     if checkpoint is None:
         return build_model(name, {}, None, image_size=size)

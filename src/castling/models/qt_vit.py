@@ -31,7 +31,7 @@ from timm.models.efficientvit_mit import (
 )
 from torch import Tensor, nn
 
-from castling.attention.config import AttentionConfig
+from castling.attention import AttentionConfig
 from castling.attention.multi_scale import MultiScaleAttention
 
 

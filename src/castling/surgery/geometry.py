@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 Grid = tuple[int, int]
 
@@ -23,10 +24,11 @@ class Geometry:
     def __init__(self) -> None:
         self._latest: Grid | None = None
         self._by_thread: dict[int, Grid] = {}
+        self._handles: list[RemovableHandle] = []
 
     def __getstate__(self) -> dict[str, Any]:
         """The image in flight is not part of a model's state."""
-        return {"_latest": None, "_by_thread": {}}
+        return {"_latest": None, "_by_thread": {}, "_handles": []}
 
     @property
     def grid(self) -> Grid | None:
@@ -54,11 +56,16 @@ class Geometry:
 
     def watch_patch_embed(self, patch_embed: nn.Module) -> None:
         """Take the grid from the images that timm's ``PatchEmbed`` or ``HybridEmbed`` receives."""
-        patch_embed.register_forward_pre_hook(self.before_patch_embed)
+        self._handles.append(patch_embed.register_forward_pre_hook(self.before_patch_embed))
 
     def watch_stem(self, stem: nn.Module) -> None:
         """Take the grid from the (B, C, h, w) that a convolutional stem returns."""
-        stem.register_forward_hook(self.after_stem)
+        self._handles.append(stem.register_forward_hook(self.after_stem))
+
+    def release(self) -> None:
+        """Take the hooks of this geometry off again."""
+        while self._handles:
+            self._handles.pop().remove()
 
     def before_patch_embed(self, patch_embed: Any, args: tuple[Any, ...]) -> None:
         """Forward pre-hook of :meth:`watch_patch_embed`.

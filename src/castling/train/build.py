@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 from castling.data import ImageData
-from castling.models.saved import ModelCard, build_model, describe_attention, load_weights
+from castling.models.builder import build_model
+from castling.models.saved import ModelCard, describe_attention, load_weights
 from castling.tasks import ClassificationTask
 from castling.tasks.distillation import load_teacher
 from castling.train.loading import data_config

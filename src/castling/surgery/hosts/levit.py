@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from castling.attention import AttentionConfig
-from castling.surgery.geometry import Geometry
-from castling.surgery.hosts import (
+from castling.surgery.geometry import Geometry, Grid
+from castling.surgery.hosts.base import (
     HostAttention,
     Place,
     join,
@@ -42,11 +42,15 @@ class _LevitAttention(HostAttention):
     attention_biases: Tensor
     proj: nn.Module
 
-    def __init__(self, host: nn.Module, config: AttentionConfig, place: Place) -> None:
-        key_dim: int = host.key_dim  # type: ignore[assignment]
-        value_dim: int = host.val_dim  # type: ignore[assignment]
-        num_heads: int = host.num_heads  # type: ignore[assignment]
-        super().__init__(host, config, place, num_heads, key_dim, value_dim)
+    def __init__(self, host: Any, config: AttentionConfig, place: Place) -> None:
+        super().__init__(
+            config,
+            place,
+            num_heads=host.num_heads,
+            head_dim=host.key_dim,
+            value_dim=host.val_dim,
+            scale=host.scale,
+        )
         self.take(host, "use_conv", "key_dim", "val_dim", "val_attn_dim", "resolution")
         self.take(host, "attention_biases", "proj")
 
@@ -63,11 +67,20 @@ class _LevitAttention(HostAttention):
                 level += isinstance(module, TimmAttentionDownsample | LevitAttentionDownsample)
         return places
 
-    def known_grid(self, x: Tensor) -> tuple[int, int]:
-        """(h, w) of the keys, from the map itself, the geometry, or the host's construction."""
-        if self.use_conv:
+    @classmethod
+    def call_grid(
+        cls, module: Any, place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Grid:
+        """See :class:`HostAttention`: from the map, the geometry, or the host's construction."""
+        x = args[0] if args else kwargs["x"]
+        if module.use_conv:
             return x.shape[-2], x.shape[-1]
-        return self.grid or self.resolution
+        height, width = place.grid or module.resolution
+        return height, width
+
+    def known_grid(self, x: Tensor) -> Grid:
+        """(h, w) of the keys."""
+        return self.call_grid(self, self.place, (x,), {})
 
     def tokens(self, projected: Tensor) -> Tensor:
         """(B, N, H·c) rows or (B, H·c, h, w) maps -> (B, N, H, c)."""
@@ -110,7 +123,7 @@ class LevitAttention(_LevitAttention):
 
     qkv: nn.Module
 
-    def __init__(self, host: nn.Module, config: AttentionConfig, place: Place) -> None:
+    def __init__(self, host: Any, config: AttentionConfig, place: Place) -> None:
         super().__init__(host, config, place)
         self.take(host, "qkv")
 
@@ -132,7 +145,7 @@ class LevitAttentionDownsample(_LevitAttention):
     kv: nn.Module
     q: Any
 
-    def __init__(self, host: nn.Module, config: AttentionConfig, place: Place) -> None:
+    def __init__(self, host: Any, config: AttentionConfig, place: Place) -> None:
         super().__init__(host, config, place)
         self.take(host, "stride", "kv", "q")
 

@@ -7,6 +7,8 @@ authors do.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from timm.models.mvitv2 import MultiScaleAttention as TimmAttention
 from timm.models.mvitv2 import reshape_post_pool, reshape_pre_pool
@@ -14,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from castling.attention import AttentionConfig
-from castling.surgery.hosts import HostAttention, Place, register_host, symbolic
+from castling.surgery.geometry import Grid
+from castling.surgery.hosts.base import HostAttention, Place, register_host, symbolic
 
 
 @register_host(TimmAttention)
@@ -38,10 +41,10 @@ class MultiScaleAttention(HostAttention):
     rel_pos_h: Tensor
     rel_pos_w: Tensor
 
-    def __init__(self, host: nn.Module, config: AttentionConfig, place: Place) -> None:
-        num_heads: int = host.num_heads  # type: ignore[assignment]
-        head_dim: int = host.head_dim  # type: ignore[assignment]
-        super().__init__(host, config, place, num_heads, head_dim)
+    def __init__(self, host: Any, config: AttentionConfig, place: Place) -> None:
+        super().__init__(
+            config, place, num_heads=host.num_heads, head_dim=host.head_dim, scale=host.scale
+        )
         self.take(host, "dim_out", "has_cls_token", "rel_pos_type", "residual_pooling", "mode")
         self.take(host, "qkv", "proj", "pool_q", "pool_k", "pool_v", "norm_q", "norm_k", "norm_v")
         self.take(host, "rel_pos_h", "rel_pos_w", "unshared")
@@ -54,6 +57,19 @@ class MultiScaleAttention(HostAttention):
             for name, module in model.named_modules()
             if isinstance(module, TimmAttention | cls)
         }
+
+    @classmethod
+    def call_grid(
+        cls, module: nn.Module, place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Grid | None:
+        """See :class:`HostAttention`: ``feat_size``, the grid of the tokens before pooling."""
+        height, width = kwargs["feat_size"] if "feat_size" in kwargs else args[1]
+        return height, width
+
+    def check_bias(self) -> None:
+        """As in :class:`HostAttention`, where the host has relative positions at all."""
+        if self.rel_pos_type == "spatial":
+            super().check_bias()
 
     def pooled(
         self, tokens: Tensor, grid: list[int], pool: nn.Module | None, norm: nn.Module | None
