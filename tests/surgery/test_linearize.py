@@ -11,6 +11,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import castling
+from castling.attention import attention_config, list_kernels
+from castling.attention.config import BareConfig
 from castling.surgery import HostAttention, convertible, linearize_, strip_
 
 HOSTS = {
@@ -99,7 +101,7 @@ def test_score_biases_matter_to_softmax_and_to_the_branch(family):
 
 @pytest.mark.parametrize("family", HOSTS)
 @pytest.mark.parametrize(
-    "attention", [name for name in castling.list_attentions() if name != "convolutional_additive"]
+    "attention", [n for n in list_kernels() if not isinstance(attention_config(n), BareConfig)]
 )
 def test_every_attention_in_every_host(family, attention):
     model, x = host(family)
