@@ -132,7 +132,11 @@ def test_convolutional_additive_where_every_token_has_a_place():
 
 @pytest.mark.parametrize(
     ("family", "message"),
-    [("deit", "class_token=False"), ("levit", "as wide as its keys"), ("mvitv2", "position of its key")],
+    [
+        ("deit", "class_token=False"),
+        ("levit", "as wide as its keys"),
+        ("mvitv2", "position of its key"),
+    ],
 )
 def test_convolutional_additive_refuses_other_hosts_with_advice(family, message):
     model, x = host(family)

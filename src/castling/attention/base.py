@@ -96,7 +96,7 @@ class AttentionCore(TokenMixer):
         if dconv is not None:
             if to_queries is None and query.shape[1] != key.shape[1]:
                 raise ValueError(
-                    f"a local residual stands at the keys: with {query.shape[1]} queries for "
+                    f"a local residual is computed at the keys: with {query.shape[1]} queries for "
                     f'{key.shape[1]} keys pass to_queries, or use local="none"'
                 )
             local = dconv.residual(grid, num_prefix_tokens)

@@ -28,7 +28,7 @@ class FirstOrderTaylor(AttentionConfig):
 
 @register_attention(FirstOrderTaylor)
 class FirstOrderTaylorKernel(AveragingKernel):
-    """First order taylor attention."""
+    """First-order Taylor attention."""
 
     def __init__(
         self, config: FirstOrderTaylor, num_heads: int, head_dim: int, value_dim: int

@@ -34,7 +34,7 @@ class QuadraticTaylor(AttentionConfig):
     """Sim(q, k) is, or is derived from, 1 + z + z²/2, divided by its row sum.
 
     QT-ViT (Xu et al., NeurIPS 2024). Only ``exact`` and ``kronecker`` equal the polynomial.
-    ``released`` and ``compact`` (with β = 0) do not see the signs of q and k and do not approximate
+    ``released`` and ``compact`` (with β = 0) ignore the signs of q and k and do not approximate
     softmax: they work in networks trained with them.
 
     Attributes:
@@ -42,7 +42,7 @@ class QuadraticTaylor(AttentionConfig):
             ``"compact"`` the paper's Eq. 11, [α·u_i², β·√2·u_i, γ] with learned scalars, O(N·d²);
             ``"exact"`` 1 + z + z²/2 by N×N products or symmetric features, O(min(N²·d, N·d³/2));
             ``"kronecker"`` the same by the whole Kronecker square, O(N·d³);
-            ``"pool"``, ``"chunk"``, ``"random"`` the rivals of the paper's Table 3.
+            ``"pool"``, ``"chunk"``, ``"random"`` the alternatives in the paper's Table 3.
         order: of ``exact``: ``"direct"`` N×N, ``"features"``, or the cheaper one with ``"auto"``.
         qk_norm: z = ⟨q̂, k̂⟩, |z| ≤ 1, where the polynomial is monotone; False: z = ⟨q, k⟩/√d.
             ``released`` always normalises.

@@ -30,7 +30,7 @@ class ReLULinear(AttentionConfig):
 
 @register_attention(ReLULinear)
 class ReLULinearKernel(AveragingKernel):
-    """Relu linear attention."""
+    """ReLU linear attention."""
 
     def __init__(self, config: ReLULinear, num_heads: int, head_dim: int, value_dim: int) -> None:
         super().__init__(config, num_heads, head_dim, value_dim)

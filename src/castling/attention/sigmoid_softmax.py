@@ -22,7 +22,7 @@ class SigmoidSoftmax(AttentionConfig):
 
 @register_attention(SigmoidSoftmax)
 class SigmoidSoftmaxKernel(AveragingKernel):
-    """Sigmoid softmax attention."""
+    """Sigmoid-softmax attention."""
 
     def average(self, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) -> Tensor:
         """See :class:`AveragingKernel`."""

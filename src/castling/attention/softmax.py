@@ -1,4 +1,4 @@
-"""Softmax attention as a choice of kernel: with it as target a converted host returns to itself."""
+"""Softmax attention as a choice of kernel; a host converted to it computes what it did before."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class SoftmaxKernel(Kernel):
 
     takes_bias = True
     quadratic = True
-    #: Set by hosts that scale their scores otherwise than 1/√d, or drop attention weights.
+    #: Set by hosts whose scale is not 1/√d, or that drop attention weights.
     scale: float | None = None
     dropout: float = 0.0
 

@@ -98,9 +98,9 @@ def _fold_downsample(module: Downsample) -> list[str]:
 
 
 def channels_last(*layers: nn.Conv2d) -> None:
-    """Put the weights of convolutions into channels-last memory; what they make lies so as well.
+    """Put the weights of convolutions into channels-last memory, and with them their outputs.
 
-    New parameters take the place of the old ones, which ``fold_`` may have to put back.
+    New parameters replace the old ones, which ``fold_`` may have to restore.
     """
     for layer in layers:
         weight = layer.weight.detach().contiguous(memory_format=torch.channels_last)

@@ -1,13 +1,13 @@
 """Castling-ViT's models: timm hosts whose attention goes through ``linearize_``.
 
 Castling-ViT (You et al., CVPR 2023) shows DeiT, LeViT, MViTv2 and a plain ViT-Base. A host of timm
-is built and converted, so a user's pretrained model and these take the same road. Every function
+is built and converted in the same way as a user's pretrained model. Every function
 takes the host's keyword arguments, and
 
 * ``attention``: a configuration, a registered name or a dictionary; the default is linear-angular
   attention with a 2-D local residual and a masked softmax branch that training ramps to nothing;
-* ``where``: which layers (see ``castling.linearize_``); the default is all of them. Which layers
-  stayed quadratic in the published models is not known.
+* ``where``: which layers (see ``castling.linearize_``); the default is all. The papers do not say
+  which layers of the published models stayed quadratic.
 
 With ``pretrained=True`` the host's own softmax weights are loaded before the conversion.
 """
@@ -83,7 +83,7 @@ def _from_host(
     where: Where | None = None,
     **kwargs: Any,
 ) -> nn.Module:
-    """Build timm's ``host`` and convert it; the registry's own bookkeeping stays behind."""
+    """Build timm's ``host`` and convert it, without the registry's own arguments."""
     for name in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
         if kwargs.get(name) is None:
             kwargs.pop(name, None)

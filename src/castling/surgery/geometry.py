@@ -1,9 +1,10 @@
-"""How an attention deep inside a host learns the token grid of the image in flight.
+"""The token grid of the current image, for the attentions deep inside a host.
 
-DeiT and LeViT hand their blocks a flat row of tokens. A hook on the host's patch embedding notes
-the grid; the attentions of that host share the note. It is plain Python state, kept apart for each
-thread: copies and pickles of a model start without it, and it leaves no operation in a compiled or
-exported graph. (Compiled code cannot ask for its thread: give each thread its own compiled model.)
+DeiT and LeViT pass their blocks a flat sequence of tokens. A hook on the host's patch embedding
+records the grid, and the attentions of that host share the record. It is plain Python state, one
+for each thread; copies and pickles of a model start without it, and it adds no operation to a
+compiled or exported graph. (Compiled code cannot read its thread: give each thread its own compiled
+model.)
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ Grid = tuple[int, int]
 
 
 class Geometry:
-    """The grid (h, w) of tokens that the host's patch embedding makes of the present image."""
+    """The grid (h, w) of tokens that the host's patch embedding makes of the current image."""
 
     def __init__(self) -> None:
         self._latest: Grid | None = None
@@ -27,7 +28,7 @@ class Geometry:
         self._handles: list[RemovableHandle] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        """The image in flight is not part of a model's state."""
+        """The current image is not part of a model's state."""
         return {"_latest": None, "_by_thread": {}, "_handles": []}
 
     @property

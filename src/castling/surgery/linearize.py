@@ -65,7 +65,7 @@ def linearize_(model: nn.Module, attention: Attention, where: Where | None = Non
         id(layers[name]): _converted(name, layers[name], config, places.get(name, Place()))
         for name, config in chosen.items()
     }
-    # Modules that stand at several places, weights tied, are replaced at all of them.
+    # A module shared by several parents is replaced in all of them.
     for name, module in list(owner.named_modules(remove_duplicate=False)):
         if id(module) in replacements:
             parent, _, child = name.rpartition(".")

@@ -44,7 +44,7 @@ class Place:
 
     @property
     def grid(self) -> Grid | None:
-        """(h, w) of the layer's keys for the image in flight, where the geometry tells it."""
+        """(h, w) of the layer's keys for the current image, where the geometry tells it."""
         return None if self.geometry is None else self.geometry.at_level(self.level)
 
 

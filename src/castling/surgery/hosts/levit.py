@@ -1,7 +1,8 @@
 """Adapters for timm's LeViT: d_v ≠ d_k, learned attention biases, downsampling attentions.
 
-LeViT's biases depend on |Δy|, |Δx| only. A linear kernel cannot hold them: they live on in the
-auxiliary branch, and go with it. On a grid other than the table's, the table is resized bilinearly.
+LeViT's biases depend on |Δy|, |Δx| only. A linear kernel cannot use them: the auxiliary branch
+does, and they are removed with it. On a grid other than the table's, the table is resized
+bilinearly.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from castling.surgery.hosts.base import (
 
 
 class _LevitAttention(HostAttention):
-    """What both attentions share: biases by distance, tokens from rows or from maps."""
+    """Common to both attentions: biases by distance, tokens from sequences or from maps."""
 
     bias_names = ("attention_biases",)
 
@@ -91,11 +92,11 @@ class _LevitAttention(HostAttention):
     def score_bias(
         self, query_grid: tuple[int, int], key_grid: tuple[int, int], stride: int
     ) -> Tensor | None:
-        """The learned bias by distance, (1, H, N_q, N_k), if anything would read it."""
+        """The learned bias by distance, (1, H, N_q, N_k), if anything reads it."""
         if not self.wants_bias:
             return None
         table = self.attention_biases.unflatten(1, tuple(self.resolution))
-        # Traced for any size it is always resized: the same size changes nothing.
+        # A graph traced for any size always resizes; to the same size, that changes nothing.
         if symbolic(*key_grid) or tuple(self.resolution) != tuple(key_grid):
             table = F.interpolate(table[None], size=key_grid, mode="bilinear")[0]
         steps = [
@@ -139,7 +140,7 @@ class LevitAttention(_LevitAttention):
 
 @register_host(TimmAttentionDownsample)
 class LevitAttentionDownsample(_LevitAttention):
-    """LeViT's shrinking attention: queries stand at every second row and column of the keys."""
+    """LeViT's downsampling attention: queries at every second row and column of the keys."""
 
     stride: int
     kv: nn.Module

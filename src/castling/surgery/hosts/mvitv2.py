@@ -1,8 +1,8 @@
 """Adapter for timm's MViTv2: convolution-pooled q, k and v, residual pooling, relative positions.
 
-The decomposed relative positions are a score bias made of q: they live on in the auxiliary branch
-and go with it. On a grid other than the table's, the tables are resized linearly, as MViTv2's
-authors do.
+The decomposed relative positions are a score bias computed from q. A linear kernel cannot use it:
+the auxiliary branch does, and the tables are removed with it. On a grid other than the tables',
+they are resized linearly, as MViTv2's authors do.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class MultiScaleAttention(HostAttention):
 
     @classmethod
     def places(cls, model: nn.Module) -> dict[str, Place]:
-        """See :class:`HostAttention`; this host hands its grid over with every call."""
+        """See :class:`HostAttention`; this host passes its grid with every call."""
         return {
             name: Place(num_prefix_tokens=int(module.has_cls_token))
             for name, module in model.named_modules()
@@ -83,7 +83,7 @@ class MultiScaleAttention(HostAttention):
     def score_bias(
         self, query: Tensor, query_grid: list[int], key_grid: list[int]
     ) -> Tensor | None:
-        """⟨q, R_Δy⟩ + ⟨q, R_Δx⟩, (B, H, N_q, N_k), if anything would read it."""
+        """⟨q, R_Δy⟩ + ⟨q, R_Δx⟩, (B, H, N_q, N_k), if anything reads it."""
         if self.rel_pos_type != "spatial" or not self.wants_bias:
             return None
         prefix = int(self.has_cls_token)
@@ -131,7 +131,7 @@ class MultiScaleAttention(HostAttention):
 def _distances(table: Tensor, queries: int, keys: int) -> Tensor:
     """Rows of a (2·size − 1, d) table by the distance of query and key on the finer grid."""
     size = max(queries, keys)
-    # Traced for any size it is always resized: the same size changes nothing.
+    # A graph traced for any size always resizes; to the same size, that changes nothing.
     if symbolic(size) or table.shape[0] != 2 * size - 1:
         table = F.interpolate(table.t()[None], size=2 * size - 1, mode="linear")[0].t()
     at_query = torch.arange(queries, device=table.device)[:, None] * max(keys / queries, 1.0)
