@@ -20,8 +20,13 @@ from performance_page import performance_page
 from performance_tables import facts
 
 import castling
-from castling.attention import AttentionConfig, MaskedSoftmax, attention_config, auxiliaries
-from castling.attention.config import kernel_class
+from castling.attention import (
+    AttentionConfig,
+    MaskedSoftmax,
+    attention_config,
+    auxiliaries,
+    kernel_class,
+)
 from castling.surgery import strip_
 
 HERE = Path(__file__).parent

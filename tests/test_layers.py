@@ -1,7 +1,10 @@
 """The house has floors: imports run only downwards."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 import castling
 
@@ -66,3 +69,16 @@ def test_nothing_below_the_command_line_prints():
         )
     ]
     assert not printing
+
+
+@pytest.mark.parametrize("package", ["attention", "surgery", "models"])
+def test_no_import_circle(package):
+    """Imports for typing alone included."""
+    modules = {
+        ".".join(("castling", *path.relative_to(ROOT).with_suffix("").parts)): path
+        for path in (ROOT / package).rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    graph = {name: set(imports(path)) & set(modules) for name, path in modules.items()}
+    assert len(graph) > 3
+    TopologicalSorter(graph).prepare()  # raises CycleError

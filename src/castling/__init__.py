@@ -15,15 +15,20 @@ from castling import models as models
 from castling.attention import (
     ConvolutionalAdditive,
     Cosine,
+    ELULinear,
     FirstOrderTaylor,
+    Hedgehog,
     LinearAngular,
     MaskedSoftmax,
     Mean,
+    Pooling,
     QuadraticAngular,
     QuadraticTaylor,
     ReLULinear,
+    Separable,
     SigmoidSoftmax,
     Softmax,
+    Swift,
     list_attentions,
 )
 from castling.models.registry import list_models
@@ -41,6 +46,7 @@ from castling.surgery import (
     load_checkpoint,
     load_plan,
     switch_,
+    tap,
 )
 from castling.utils.version import VERSION
 
@@ -61,8 +67,10 @@ _LAZY = {
 __all__ = [
     "ConvolutionalAdditive",
     "Cosine",
+    "ELULinear",
     "FirstOrderTaylor",
     "FoldReport",
+    "Hedgehog",
     "LinearAngular",
     "LoadReport",
     "MaskedSoftmax",
@@ -70,12 +78,15 @@ __all__ = [
     "PathError",
     "Plan",
     "PlanError",
+    "Pooling",
     "Predictor",
     "QuadraticAngular",
     "QuadraticTaylor",
     "ReLULinear",
+    "Separable",
     "SigmoidSoftmax",
     "Softmax",
+    "Swift",
     "SwitchRefusedError",
     "SwitchReport",
     "attention_path",
@@ -92,6 +103,7 @@ __all__ = [
     "macs",
     "plan",
     "switch_",
+    "tap",
 ]
 
 

@@ -8,7 +8,7 @@ from timm.layers.attention import Attention as TimmAttention
 import castling
 from castling.attention import LinearAngular, MaskedSoftmax, ReLULinear
 from castling.profiling.layer_timing import Stopwatch, WatchedModel
-from castling.surgery.vit import ViTAttention
+from castling.surgery.hosts.timm_vit import ViTAttention
 
 CPU = torch.device("cpu")
 #: Milliseconds of the layers of a model of two blocks, and of all that is no attention.

@@ -23,8 +23,8 @@ from castling.profiling.machine import machine_facts
 from castling.profiling.timing import Clock, cpu_threads, time_alternately
 from castling.surgery import convertible, linearize_
 from castling.surgery.hosts import HostAttention
-from castling.surgery.linearize import Attention
 from castling.surgery.plan import Plan, PlannedLayer, Predicted, Verified
+from castling.surgery.selection import Attention
 from castling.utils.text import first_line
 
 #: How far a prediction may be from what is measured, as a share.
@@ -152,7 +152,7 @@ def _tokens(model: nn.Module, images: Tensor) -> dict[str, int]:
 
     def note(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            found[name] = inputs[1].shape[1]
+            found[name] = inputs[0].key.shape[1]
 
         return hook
 

@@ -17,8 +17,14 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from castling.attention import Softmax, attention_config, auxiliaries
-from castling.attention.base import AttentionCore, Kernel
+from castling.attention import (
+    AttentionCore,
+    AttentionInputs,
+    Kernel,
+    Softmax,
+    attention_config,
+    auxiliaries,
+)
 from castling.attention.config import AttentionConfig
 from castling.attention.convolutional_additive import AdditiveTokenMixer
 from castling.models.builder import build_model
@@ -150,17 +156,9 @@ def _hosts(name: str) -> list[tuple[str, str | None]]:
 class _PassValues(Kernel):
     """No attention: the value at each query."""
 
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        query_value: Tensor | None = None,
-        **_: Any,
-    ) -> Tensor:
+    def forward(self, inputs: AttentionInputs) -> Tensor:
         """See :class:`Kernel`."""
-        return value if query_value is None else query_value
+        return inputs.value if inputs.query_value is None else inputs.query_value
 
 
 class _PassMixer(nn.Module):

@@ -1,8 +1,16 @@
-"""What a converted host attention is, and the register of host families.
+"""What a converted host attention is, and the registry of host families.
 
 An adapter is an ``AttentionCore`` that takes over the children of the host's attention module,
-names and weights unchanged, and calls ``attend`` where the host computed its softmax. A new host
-family is one file with a subclass decorated by ``register_host``.
+names and weights unchanged, and calls ``attend`` where the host computed its softmax. This file
+knows no library of models. A new family is one file beside it, imported by the package, with a
+subclass of :class:`HostAttention` decorated by :func:`register_host` that
+
+1. reads heads, widths and the scale of the scores off the host in ``__init__``, and moves the
+   host's children with :meth:`HostAttention.take`;
+2. says in :meth:`HostAttention.places` where the attentions of a model stand, and hooks a
+   ``Geometry`` up where the host does not hand its grid over;
+3. keeps the host's ``forward`` signature: project, call ``attend``, project back;
+4. overrides :meth:`HostAttention.call_grid` where the grid is among the arguments of the call.
 """
 
 from __future__ import annotations
@@ -14,9 +22,8 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from castling.attention import AttentionConfig, AttentionCore
-from castling.attention.softmax import SoftmaxKernel
-from castling.surgery.geometry import Geometry
+from castling.attention import AttentionConfig, AttentionCore, SoftmaxKernel
+from castling.surgery.geometry import Geometry, Grid
 
 
 @dataclasses.dataclass
@@ -35,18 +42,26 @@ class Place:
     num_prefix_tokens: int = 0
     no_grid: str = ""
 
+    @property
+    def grid(self) -> Grid | None:
+        """(h, w) of the layer's keys for the current image, where the geometry tells it."""
+        return None if self.geometry is None else self.geometry.at_level(self.level)
+
 
 class HostAttention(AttentionCore):
     """Base of all adapters.
 
+    A subclass is built as ``adapter(host, config, place)`` from the module to replace, whose
+    children are moved, not copied. The host may be a ``HostAttention`` of the same family: an
+    already converted layer is converted again.
+
     Args:
-        host: the module to replace; its children are moved, not copied. A ``HostAttention`` of the
-            same family may be given too: an already converted layer is converted again.
         config: the new attention.
         place: where the module stands.
         num_heads: H.
         head_dim: d.
         value_dim: d_v; None means d.
+        scale: factor of the host's scores ⟨q, k⟩, for softmax kernels and auxiliary branches.
     """
 
     #: Parameters and buffers that only score biases use; cast away with the auxiliary branch.
@@ -54,20 +69,21 @@ class HostAttention(AttentionCore):
 
     def __init__(
         self,
-        host: nn.Module,
         config: AttentionConfig,
         place: Place,
+        *,
         num_heads: int,
         head_dim: int,
         value_dim: int | None = None,
+        scale: float,
     ) -> None:
         super().__init__(config, num_heads, head_dim, value_dim)
         self.place = place
-        self.scale: float = host.scale  # type: ignore[assignment]
+        self.scale = scale
         if isinstance(self.kernel, SoftmaxKernel):
-            self.kernel.scale = self.scale
+            self.kernel.scale = scale
         if self.auxiliary is not None:
-            self.auxiliary.scale = self.scale
+            self.auxiliary.scale = scale
 
     @classmethod
     def places(cls, model: nn.Module) -> dict[str, Place]:
@@ -77,11 +93,24 @@ class HostAttention(AttentionCore):
         """
         raise NotImplementedError
 
+    @classmethod
+    def call_grid(
+        cls, module: nn.Module, place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Grid | None:
+        """The grid (h, w) of the tokens that one call of an attention of this family receives.
+
+        Args:
+            module: the host's attention, or its adapter.
+            place: where it stands.
+            args: positional arguments of the call.
+            kwargs: keyword arguments of the call.
+        """
+        return place.grid
+
     @property
-    def grid(self) -> tuple[int, int] | None:
+    def grid(self) -> Grid | None:
         """(h, w) of this layer's keys, where the host's geometry tells it."""
-        geometry = self.place.geometry
-        return None if geometry is None else geometry.at_level(self.place.level)
+        return self.place.grid
 
     @property
     def wants_bias(self) -> bool:
@@ -89,12 +118,17 @@ class HostAttention(AttentionCore):
         return self.kernel.takes_bias or (self.auxiliary is not None and not self.auxiliary.empty)
 
     def take(self, host: nn.Module, *names: str) -> None:
-        """Move children, parameters, buffers or plain attributes of ``host`` here, names kept."""
+        """Move children, parameters, buffers or plain attributes of ``host`` here, names kept.
+
+        Raises:
+            AttributeError: the host lacks one. Only ``bias_names`` may be missing: hosts without
+                score biases have none, and an earlier switch may have cast them away.
+        """
         for name in names:
             if name in host._buffers:
                 persistent = name not in host._non_persistent_buffers_set
                 self.register_buffer(name, host._buffers[name], persistent=persistent)
-            elif hasattr(host, name):
+            elif name not in self.bias_names or hasattr(host, name):
                 setattr(self, name, getattr(host, name))
 
     def check_bias(self) -> None:
@@ -149,7 +183,7 @@ def shared_geometry(
 ) -> Geometry:
     """The one geometry of a host: hooked up already, or known to its layers, or new.
 
-    Layers may know a geometry that is not hooked to this host: blocks shared between two models.
+    Layers may know a geometry that is not hooked to this host: blocks shared by two models.
 
     Args:
         host: the whole model.

@@ -1,7 +1,8 @@
 """Adapters for timm's LeViT: d_v ≠ d_k, learned attention biases, downsampling attentions.
 
-LeViT's biases depend on |Δy|, |Δx| only. A linear kernel cannot hold them: they live on in the
-auxiliary branch, and go with it. On a grid other than the table's, the table is resized bilinearly.
+LeViT's biases depend on |Δy|, |Δx| only. A linear kernel cannot use them: the auxiliary branch
+does, and they are removed with it. On a grid other than the table's, the table is resized
+bilinearly.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from castling.attention import AttentionConfig
-from castling.surgery.geometry import Geometry
-from castling.surgery.hosts import (
+from castling.surgery.geometry import Geometry, Grid
+from castling.surgery.hosts.base import (
     HostAttention,
     Place,
     join,
@@ -30,7 +31,7 @@ from castling.surgery.hosts import (
 
 
 class _LevitAttention(HostAttention):
-    """What both attentions share: biases by distance, tokens from rows or from maps."""
+    """Common to both attentions: biases by distance, tokens from sequences or from maps."""
 
     bias_names = ("attention_biases",)
 
@@ -42,11 +43,15 @@ class _LevitAttention(HostAttention):
     attention_biases: Tensor
     proj: nn.Module
 
-    def __init__(self, host: nn.Module, config: AttentionConfig, place: Place) -> None:
-        key_dim: int = host.key_dim  # type: ignore[assignment]
-        value_dim: int = host.val_dim  # type: ignore[assignment]
-        num_heads: int = host.num_heads  # type: ignore[assignment]
-        super().__init__(host, config, place, num_heads, key_dim, value_dim)
+    def __init__(self, host: Any, config: AttentionConfig, place: Place) -> None:
+        super().__init__(
+            config,
+            place,
+            num_heads=host.num_heads,
+            head_dim=host.key_dim,
+            value_dim=host.val_dim,
+            scale=host.scale,
+        )
         self.take(host, "use_conv", "key_dim", "val_dim", "val_attn_dim", "resolution")
         self.take(host, "attention_biases", "proj")
 
@@ -63,11 +68,20 @@ class _LevitAttention(HostAttention):
                 level += isinstance(module, TimmAttentionDownsample | LevitAttentionDownsample)
         return places
 
-    def known_grid(self, x: Tensor) -> tuple[int, int]:
-        """(h, w) of the keys, from the map itself, the geometry, or the host's construction."""
-        if self.use_conv:
+    @classmethod
+    def call_grid(
+        cls, module: Any, place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Grid:
+        """See :class:`HostAttention`: from the map, the geometry, or the host's construction."""
+        x = args[0] if args else kwargs["x"]
+        if module.use_conv:
             return x.shape[-2], x.shape[-1]
-        return self.grid or self.resolution
+        height, width = place.grid or module.resolution
+        return height, width
+
+    def known_grid(self, x: Tensor) -> Grid:
+        """(h, w) of the keys."""
+        return self.call_grid(self, self.place, (x,), {})
 
     def tokens(self, projected: Tensor) -> Tensor:
         """(B, N, H·c) rows or (B, H·c, h, w) maps -> (B, N, H, c)."""
@@ -78,11 +92,11 @@ class _LevitAttention(HostAttention):
     def score_bias(
         self, query_grid: tuple[int, int], key_grid: tuple[int, int], stride: int
     ) -> Tensor | None:
-        """The learned bias by distance, (1, H, N_q, N_k), if anything would read it."""
+        """The learned bias by distance, (1, H, N_q, N_k), if anything reads it."""
         if not self.wants_bias:
             return None
         table = self.attention_biases.unflatten(1, tuple(self.resolution))
-        # Traced for any size it is always resized: the same size changes nothing.
+        # A graph traced for any size always resizes; to the same size, that changes nothing.
         if symbolic(*key_grid) or tuple(self.resolution) != tuple(key_grid):
             table = F.interpolate(table[None], size=key_grid, mode="bilinear")[0]
         steps = [
@@ -110,7 +124,7 @@ class LevitAttention(_LevitAttention):
 
     qkv: nn.Module
 
-    def __init__(self, host: nn.Module, config: AttentionConfig, place: Place) -> None:
+    def __init__(self, host: Any, config: AttentionConfig, place: Place) -> None:
         super().__init__(host, config, place)
         self.take(host, "qkv")
 
@@ -126,13 +140,13 @@ class LevitAttention(_LevitAttention):
 
 @register_host(TimmAttentionDownsample)
 class LevitAttentionDownsample(_LevitAttention):
-    """LeViT's shrinking attention: queries stand at every second row and column of the keys."""
+    """LeViT's downsampling attention: queries at every second row and column of the keys."""
 
     stride: int
     kv: nn.Module
     q: Any
 
-    def __init__(self, host: nn.Module, config: AttentionConfig, place: Place) -> None:
+    def __init__(self, host: Any, config: AttentionConfig, place: Place) -> None:
         super().__init__(host, config, place)
         self.take(host, "stride", "kv", "q")
 

@@ -1,11 +1,13 @@
 """Adapter for timm's MViTv2: convolution-pooled q, k and v, residual pooling, relative positions.
 
-The decomposed relative positions are a score bias made of q: they live on in the auxiliary branch
-and go with it. On a grid other than the table's, the tables are resized linearly, as MViTv2's
-authors do.
+The decomposed relative positions are a score bias computed from q. A linear kernel cannot use it:
+the auxiliary branch does, and the tables are removed with it. On a grid other than the tables',
+they are resized linearly, as MViTv2's authors do.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from timm.models.mvitv2 import MultiScaleAttention as TimmAttention
@@ -14,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from castling.attention import AttentionConfig
-from castling.surgery.hosts import HostAttention, Place, register_host, symbolic
+from castling.surgery.geometry import Grid
+from castling.surgery.hosts.base import HostAttention, Place, register_host, symbolic
 
 
 @register_host(TimmAttention)
@@ -38,22 +41,35 @@ class MultiScaleAttention(HostAttention):
     rel_pos_h: Tensor
     rel_pos_w: Tensor
 
-    def __init__(self, host: nn.Module, config: AttentionConfig, place: Place) -> None:
-        num_heads: int = host.num_heads  # type: ignore[assignment]
-        head_dim: int = host.head_dim  # type: ignore[assignment]
-        super().__init__(host, config, place, num_heads, head_dim)
+    def __init__(self, host: Any, config: AttentionConfig, place: Place) -> None:
+        super().__init__(
+            config, place, num_heads=host.num_heads, head_dim=host.head_dim, scale=host.scale
+        )
         self.take(host, "dim_out", "has_cls_token", "rel_pos_type", "residual_pooling", "mode")
         self.take(host, "qkv", "proj", "pool_q", "pool_k", "pool_v", "norm_q", "norm_k", "norm_v")
         self.take(host, "rel_pos_h", "rel_pos_w", "unshared")
 
     @classmethod
     def places(cls, model: nn.Module) -> dict[str, Place]:
-        """See :class:`HostAttention`; this host hands its grid over with every call."""
+        """See :class:`HostAttention`; this host passes its grid with every call."""
         return {
             name: Place(num_prefix_tokens=int(module.has_cls_token))
             for name, module in model.named_modules()
             if isinstance(module, TimmAttention | cls)
         }
+
+    @classmethod
+    def call_grid(
+        cls, module: nn.Module, place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Grid | None:
+        """See :class:`HostAttention`: ``feat_size``, the grid of the tokens before pooling."""
+        height, width = kwargs["feat_size"] if "feat_size" in kwargs else args[1]
+        return height, width
+
+    def check_bias(self) -> None:
+        """As in :class:`HostAttention`, where the host has relative positions at all."""
+        if self.rel_pos_type == "spatial":
+            super().check_bias()
 
     def pooled(
         self, tokens: Tensor, grid: list[int], pool: nn.Module | None, norm: nn.Module | None
@@ -67,7 +83,7 @@ class MultiScaleAttention(HostAttention):
     def score_bias(
         self, query: Tensor, query_grid: list[int], key_grid: list[int]
     ) -> Tensor | None:
-        """⟨q, R_Δy⟩ + ⟨q, R_Δx⟩, (B, H, N_q, N_k), if anything would read it."""
+        """⟨q, R_Δy⟩ + ⟨q, R_Δx⟩, (B, H, N_q, N_k), if anything reads it."""
         if self.rel_pos_type != "spatial" or not self.wants_bias:
             return None
         prefix = int(self.has_cls_token)
@@ -115,7 +131,7 @@ class MultiScaleAttention(HostAttention):
 def _distances(table: Tensor, queries: int, keys: int) -> Tensor:
     """Rows of a (2·size − 1, d) table by the distance of query and key on the finer grid."""
     size = max(queries, keys)
-    # Traced for any size it is always resized: the same size changes nothing.
+    # A graph traced for any size always resizes; to the same size, that changes nothing.
     if symbolic(size) or table.shape[0] != 2 * size - 1:
         table = F.interpolate(table.t()[None], size=2 * size - 1, mode="linear")[0].t()
     at_query = torch.arange(queries, device=table.device)[:, None] * max(keys / queries, 1.0)

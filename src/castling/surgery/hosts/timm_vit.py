@@ -5,15 +5,16 @@ Host attention: ``timm.layers.attention.Attention`` on (B, N, C) tokens, grid un
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from timm.layers.attention import Attention as TimmAttention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from castling.attention import AttentionConfig
-from castling.attention.softmax import SoftmaxKernel
+from castling.attention import AttentionConfig, SoftmaxKernel
 from castling.surgery.geometry import Geometry
-from castling.surgery.hosts import (
+from castling.surgery.hosts.base import (
     HostAttention,
     Place,
     join,
@@ -37,10 +38,10 @@ class ViTAttention(HostAttention):
     proj: nn.Module
     proj_drop: nn.Module
 
-    def __init__(self, host: nn.Module, config: AttentionConfig, place: Place) -> None:
-        num_heads: int = host.num_heads  # type: ignore[assignment]
-        head_dim: int = host.head_dim  # type: ignore[assignment]
-        super().__init__(host, config, place, num_heads, head_dim)
+    def __init__(self, host: Any, config: AttentionConfig, place: Place) -> None:
+        super().__init__(
+            config, place, num_heads=host.num_heads, head_dim=host.head_dim, scale=host.scale
+        )
         self.take(host, "attn_dim", "qkv", "q_norm", "k_norm", "attn_drop", "norm", "gate")
         self.take(host, "proj", "proj_drop")
 
