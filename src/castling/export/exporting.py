@@ -127,23 +127,33 @@ def export(
     with eval_mode(model), torch.no_grad():
         named = NamedOutputs(model, raw_outputs)
         plan = _plan(named, input_size, dynamic, verify_sizes)
-        outputs = _output_names(named, plan.traced)
-        job = ExportJob(
-            model=named,
-            images=random_images(plan.traced, seed=1).to(named.device),
-            outputs=outputs,
-            dynamic=plan.dynamic,
-            metadata=_metadata(plan, input_size, outputs, metadata, card),
-            opset=opset,
-            portable=portable,
-        )
+
+        def attempt(plan: _Plan) -> ExportReport:
+            outputs = _output_names(named, plan.traced)
+            job = ExportJob(
+                model=named,
+                images=random_images(plan.traced, seed=1).to(named.device),
+                outputs=outputs,
+                dynamic=plan.dynamic,
+                metadata=_metadata(plan, input_size, outputs, metadata, card),
+                opset=opset,
+                portable=portable,
+            )
+            return _write(chosen, job, plan, path, tolerance)
+
         try:
-            report = _write(chosen, job, plan, path, tolerance)
+            report = attempt(plan)
         except ExportError as error:
-            # Failures of the exporter and the runtime have a cause; differences have none.
-            free = plan.dynamic == "all" and error.__cause__ is not None
-            hint = "; dynamic='batch' (--dynamic batch) exports for one size" if free else ""
-            raise ExportError(f"{error}; nothing was written{hint}") from error.__cause__
+            if plan.dynamic != "all" or dynamic == "all" or verify_sizes:
+                hint = "; dynamic='batch' (--dynamic batch) exports for one size"
+                raise ExportError(
+                    f"{error}; nothing was written{hint if plan.dynamic == 'all' else ''}"
+                ) from error
+            # Such as position tables that are resized inside the file: runtimes differ in how.
+            try:
+                report = attempt(_one_size(input_size, f"only the batch is dynamic: {error}"))
+            except ExportError as last:
+                raise ExportError(f"{last}; nothing was written") from last
     write_json(path.with_name(path.name + ".json"), report.to_dict())
     return report
 
@@ -156,7 +166,7 @@ class _Plan:
     multiple: int
     traced: Shape
     checked: tuple[Shape, ...]
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def _plan(
@@ -165,37 +175,40 @@ def _plan(
     dynamic: Dynamic | Literal["auto"],
     verify_sizes: Sequence[Size] | None,
 ) -> _Plan:
-    multiple, notes = 1, []
-    free: Dynamic = "all" if dynamic == "auto" else dynamic
-    if free == "all":
-        try:
-            multiple = smallest_multiple(model, size)
-        except OneSizeError as error:
-            if dynamic == "all" or verify_sizes:
-                raise OneSizeError(
-                    f"{error}; dynamic='batch' (--dynamic batch) exports for this size alone"
-                ) from error
-            free = "batch"
-            notes.append(f"only the batch is dynamic: {error}")
-    if free == "all":
-        sizes = sizes_to_verify(size, multiple, verify_sizes)
-        # At least two images, and not square: equal or unit sides would be traced as constants.
-        traced = (2, 3, size[0], size[1] + multiple)
-    else:
-        sizes = [size] * 3
-        traced = (4, 3, *size)
+    if dynamic in ("batch", "none"):
+        require_runs(model, size)
+        if dynamic == "batch":
+            return _one_size(size)
+        return _Plan("none", 1, (1, 3, *size), ((1, 3, *size),))
+    try:
+        multiple = smallest_multiple(model, size)
+    except OneSizeError as error:
+        if dynamic == "all" or verify_sizes:
+            raise OneSizeError(
+                f"{error}; dynamic='batch' (--dynamic batch) exports for this size alone"
+            ) from error
+        return _one_size(size, f"only the batch is dynamic: {error}")
+    notes = ()
     if multiple > 1:
-        notes.append(
+        notes = (
             f"height and width must be multiples of {multiple}; the file may compute other "
-            "sizes without complaint, which PyTorch refuses (castling predict refuses too)"
+            "sizes without complaint, which PyTorch refuses (castling predict refuses too)",
         )
-    batches = (2, 1, 3)
-    checked = [(batches[index % 3], 3, *each) for index, each in enumerate(sizes)]
-    if free == "none":
-        traced, checked = (1, 3, *size), [(1, 3, *size)]
-    for each in {*sizes, (traced[2], traced[3])}:
+    sizes = sizes_to_verify(size, multiple, verify_sizes)
+    # At least two images, and not square: equal or unit sides would be traced as constants.
+    traced = (2, 3, size[0], size[1] + multiple)
+    for each in {*sizes, traced[2:]}:
         require_runs(model, each)
-    return _Plan(free, multiple, traced, tuple(checked), tuple(notes))
+    return _Plan("all", multiple, traced, _shapes(sizes), notes)
+
+
+def _one_size(size: Size, *notes: str) -> _Plan:
+    return _Plan("batch", 1, (4, 3, *size), _shapes([size] * 3), notes)
+
+
+def _shapes(sizes: Sequence[Size]) -> tuple[Shape, ...]:
+    """Batches of two, one and three images in turn."""
+    return tuple(((2, 1, 3)[index % 3], 3, *size) for index, size in enumerate(sizes))
 
 
 def _write(

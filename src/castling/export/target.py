@@ -116,6 +116,14 @@ def list_targets() -> list[str]:
     return sorted(_TARGETS)
 
 
+def target_named(name: str) -> Target:
+    """The target registered under ``name``; ValueError names the known ones."""
+    if name not in _TARGETS:
+        hint = did_you_mean(name, _TARGETS)
+        raise ValueError(f"no export target {name!r}{hint or ';'} known: {_known()}")
+    return _TARGETS[name]
+
+
 def target_for(path: str | os.PathLike[str], name: str | None = None) -> Target:
     """The target called ``name``, or the one that writes files with the suffix of ``path``.
 
@@ -123,12 +131,8 @@ def target_for(path: str | os.PathLike[str], name: str | None = None) -> Target:
         ValueError: no such target, or ``path`` does not end in its suffix.
     """
     path = Path(path)
-    known = ", ".join(f"{each} ({_TARGETS[each].suffix})" for each in list_targets())
     if name is not None:
-        if name not in _TARGETS:
-            hint = did_you_mean(name, _TARGETS)
-            raise ValueError(f"no export target {name!r}{hint or ';'} known: {known}")
-        target = _TARGETS[name]
+        target = target_named(name)
         if path.suffix != target.suffix:
             raise ValueError(f"the {name} target writes {target.suffix} files, got {path}")
         return target
@@ -138,8 +142,12 @@ def target_for(path: str | os.PathLike[str], name: str | None = None) -> Target:
     hint = did_you_mean(path.suffix, (target.suffix for target in _TARGETS.values()))
     raise ValueError(
         f"no export target for files ending in {path.suffix!r}, got {path}{hint or ';'} "
-        f"known: {known}"
+        f"known: {_known()}"
     )
+
+
+def _known() -> str:
+    return ", ".join(f"{name} ({_TARGETS[name].suffix})" for name in list_targets())
 
 
 def open_exported(

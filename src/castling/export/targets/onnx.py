@@ -108,6 +108,9 @@ def onnx_model(job: ExportJob) -> tuple[Any, int]:
         )
     # Inferred shapes of inner values carry the exporter's symbols, on which quantisers fail.
     del proto.graph.value_info[:]
+    # The exporter stores a stack trace with the paths of this machine in every node.
+    for node in proto.graph.node:
+        del node.metadata_props[:]
     _name_dimensions(proto)
     _store(proto, job.metadata)
     return proto, opset
