@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,14 +20,15 @@ from torch import nn
 
 from castling.attention.auxiliary import auxiliaries
 from castling.export.outputs import INPUT, NamedOutputs, RawOutputs
-from castling.export.report import ExportReport, Shape
+from castling.export.report import ExportReport
 from castling.export.sizes import (
-    OneSizeError,
+    Shape,
+    Size,
+    SizePlan,
+    one_size,
+    plan_sizes,
     random_images,
-    require_runs,
     run_once,
-    sizes_to_verify,
-    smallest_multiple,
 )
 from castling.export.target import (
     Dynamic,
@@ -45,7 +45,6 @@ from castling.utils.files import replacing_together, write_json
 from castling.utils.modes import eval_mode
 from castling.utils.version import VERSION
 
-Size = tuple[int, int]
 _DYNAMIC = ("auto", *get_args(Dynamic))
 
 
@@ -126,9 +125,9 @@ def export(
     )
     with eval_mode(model), torch.no_grad():
         named = NamedOutputs(model, raw_outputs)
-        plan = _plan(named, input_size, dynamic, verify_sizes)
+        plan = plan_sizes(named, input_size, dynamic, verify_sizes)
 
-        def attempt(plan: _Plan) -> ExportReport:
+        def attempt(plan: SizePlan) -> ExportReport:
             outputs = _output_names(named, plan.traced)
             job = ExportJob(
                 model=named,
@@ -151,68 +150,15 @@ def export(
                 ) from error
             # Such as position tables that are resized inside the file: runtimes differ in how.
             try:
-                report = attempt(_one_size(input_size, f"only the batch is dynamic: {error}"))
+                report = attempt(one_size(input_size, f"only the batch is dynamic: {error}"))
             except ExportError as last:
                 raise ExportError(f"{last}; nothing was written") from last
     write_json(path.with_name(path.name + ".json"), report.to_dict())
     return report
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """Sizes to trace and to verify at."""
-
-    dynamic: Dynamic
-    multiple: int
-    traced: Shape
-    checked: tuple[Shape, ...]
-    notes: tuple[str, ...] = ()
-
-
-def _plan(
-    model: NamedOutputs,
-    size: Size,
-    dynamic: Dynamic | Literal["auto"],
-    verify_sizes: Sequence[Size] | None,
-) -> _Plan:
-    if dynamic in ("batch", "none"):
-        require_runs(model, size)
-        if dynamic == "batch":
-            return _one_size(size)
-        return _Plan("none", 1, (1, 3, *size), ((1, 3, *size),))
-    try:
-        multiple = smallest_multiple(model, size)
-    except OneSizeError as error:
-        if dynamic == "all" or verify_sizes:
-            raise OneSizeError(
-                f"{error}; dynamic='batch' (--dynamic batch) exports for this size alone"
-            ) from error
-        return _one_size(size, f"only the batch is dynamic: {error}")
-    notes = ()
-    if multiple > 1:
-        notes = (
-            f"height and width must be multiples of {multiple}; the file may compute other "
-            "sizes without complaint, which PyTorch refuses (castling predict refuses too)",
-        )
-    sizes = sizes_to_verify(size, multiple, verify_sizes)
-    # At least two images, and not square: equal or unit sides would be traced as constants.
-    traced = (2, 3, size[0], size[1] + multiple)
-    for each in {*sizes, traced[2:]}:
-        require_runs(model, each)
-    return _Plan("all", multiple, traced, _shapes(sizes), notes)
-
-
-def _one_size(size: Size, *notes: str) -> _Plan:
-    return _Plan("batch", 1, (4, 3, *size), _shapes([size] * 3), notes)
-
-
-def _shapes(sizes: Sequence[Size]) -> tuple[Shape, ...]:
-    """Batches of two, one and three images in turn."""
-    return tuple(((2, 1, 3)[index % 3], 3, *size) for index, size in enumerate(sizes))
-
-
 def _write(
-    target: Target, job: ExportJob, plan: _Plan, path: Path, tolerance: float
+    target: Target, job: ExportJob, plan: SizePlan, path: Path, tolerance: float
 ) -> ExportReport:
     with replacing_together(path.parent) as folder:
         facts = target.write(job, folder / path.name)
@@ -264,7 +210,7 @@ def _output_names(model: NamedOutputs, shape: Shape) -> tuple[str, ...]:
 
 
 def _metadata(
-    plan: _Plan,
+    plan: SizePlan,
     input_size: Size,
     outputs: Sequence[str],
     further: Mapping[str, Any] | None,

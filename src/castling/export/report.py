@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from castling.export.sizes import Shape
 from castling.export.target import Dynamic
-
-#: (batch, channels, height, width).
-Shape = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)

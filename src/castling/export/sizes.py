@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from castling.export.outputs import NamedOutputs
+from castling.export.target import Dynamic
 from castling.utils.text import first_line
+
+#: (height, width) in pixels.
+Size = tuple[int, int]
+#: (batch, channels, height, width).
+Shape = tuple[int, int, int, int]
 
 #: Largest stride that is searched for; common models reduce images by at most this.
 _LARGEST_MULTIPLE = 64
@@ -33,7 +41,7 @@ def run_once(model: NamedOutputs, shape: Sequence[int]) -> dict[str, Tensor]:
     return {name: value.cpu() for name, value in outputs.items()}
 
 
-def require_runs(model: NamedOutputs, size: tuple[int, int]) -> None:
+def require_runs(model: NamedOutputs, size: Size) -> None:
     """Raise ValueError unless the model accepts images of (height, width) pixels."""
     try:
         run_once(model, (1, 3, *size))
@@ -43,7 +51,7 @@ def require_runs(model: NamedOutputs, size: tuple[int, int]) -> None:
         ) from error
 
 
-def smallest_multiple(model: NamedOutputs, size: tuple[int, int]) -> int:
+def smallest_multiple(model: NamedOutputs, size: Size) -> int:
     """The smallest stride by which height and width can grow, each on its own.
 
     Args:
@@ -73,9 +81,7 @@ def smallest_multiple(model: NamedOutputs, size: tuple[int, int]) -> int:
     )
 
 
-def sizes_to_verify(
-    size: tuple[int, int], multiple: int, chosen: Sequence[tuple[int, int]] | None
-) -> list[tuple[int, int]]:
+def sizes_to_verify(size: Size, multiple: int, chosen: Sequence[Size] | None) -> list[Size]:
     """``size`` and the chosen sizes; without a choice, two larger ones that are not traced."""
     if chosen is not None:
         return [size, *((int(height), int(width)) for height, width in chosen)]
@@ -83,3 +89,77 @@ def sizes_to_verify(
     step = multiple * (min(size) // (4 * multiple) | 1)
     height, width = size
     return [size, (height + step, width + 3 * step), (height + 2 * step, width)]
+
+
+@dataclass(frozen=True)
+class SizePlan:
+    """Sizes to trace and to verify at.
+
+    Attributes:
+        dynamic: input dimensions that may change in the file.
+        multiple: of height and width, in pixels.
+        traced: shape of the images that the exporter traces.
+        checked: shapes to verify at; not traced, unless nothing may change.
+        notes: restrictions for the user of the file.
+    """
+
+    dynamic: Dynamic
+    multiple: int
+    traced: Shape
+    checked: tuple[Shape, ...]
+    notes: tuple[str, ...] = ()
+
+
+def plan_sizes(
+    model: NamedOutputs,
+    size: Size,
+    dynamic: Dynamic | Literal["auto"],
+    verify_sizes: Sequence[Size] | None,
+) -> SizePlan:
+    """Run the model to see which sizes a file of it can take.
+
+    Args:
+        model: in evaluation mode.
+        size: (height, width) in pixels that the file is meant for.
+        dynamic: as in ``castling.export``.
+        verify_sizes: further (height, width) to verify at; None picks two.
+
+    Raises:
+        ValueError: the model does not run at a size asked for.
+        OneSizeError: it runs at ``size`` only, and more were asked for.
+    """
+    if dynamic in ("batch", "none"):
+        require_runs(model, size)
+        if dynamic == "batch":
+            return one_size(size)
+        return SizePlan("none", 1, (1, 3, *size), ((1, 3, *size),))
+    try:
+        multiple = smallest_multiple(model, size)
+    except OneSizeError as error:
+        if dynamic == "all" or verify_sizes:
+            raise OneSizeError(
+                f"{error}; dynamic='batch' (--dynamic batch) exports for this size alone"
+            ) from error
+        return one_size(size, f"only the batch is dynamic: {error}")
+    notes: tuple[str, ...] = ()
+    if multiple > 1:
+        notes = (
+            f"height and width must be multiples of {multiple}; the file may compute other "
+            "sizes without complaint, which PyTorch refuses (castling predict refuses too)",
+        )
+    sizes = sizes_to_verify(size, multiple, verify_sizes)
+    # At least two images, and not square: equal or unit sides would be traced as constants.
+    traced = (2, 3, size[0], size[1] + multiple)
+    for each in {*sizes, traced[2:]}:
+        require_runs(model, each)
+    return SizePlan("all", multiple, traced, _shapes(sizes), notes)
+
+
+def one_size(size: Size, *notes: str) -> SizePlan:
+    """A plan for a file in which only the batch may change."""
+    return SizePlan("batch", 1, (4, 3, *size), _shapes([size] * 3), notes)
+
+
+def _shapes(sizes: Sequence[Size]) -> tuple[Shape, ...]:
+    """Batches of two, one and three images in turn."""
+    return tuple(((2, 1, 3)[index % 3], 3, *size) for index, size in enumerate(sizes))

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from castling.export.exported_model import ExportedModel
 from castling.export.outputs import NamedOutputs
-from castling.export.report import OutputCheck, Shape, ShapeCheck
-from castling.export.sizes import random_images, run_once
+from castling.export.report import OutputCheck, ShapeCheck
+from castling.export.sizes import Shape, random_images, run_once
 from castling.export.target import ExportError
 from castling.utils.text import first_line
 
