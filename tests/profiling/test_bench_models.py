@@ -75,7 +75,7 @@ def test_failures_stand_beside_results():
     assert not other.error
 
 
-def test_a_wrong_result_gets_no_time(monkeypatch):
+def test_a_wrong_result_gets_no_time():
     class Broken(nn.Module):
         def forward(self, x):
             return x.flatten(1) / 0
@@ -91,16 +91,13 @@ def test_a_wrong_result_gets_no_time(monkeypatch):
     assert "batch of 2" in found[1].error
 
     class Forgetting(nn.Module):
-        """Gives another answer outside of PyTorch."""
+        """Computes something else once it is exported."""
 
         def forward(self, x):
-            return x.flatten(1)
+            return x.flatten(1) * (1.01 if torch.compiler.is_compiling() else 1.0)
 
-    monkeypatch.setattr(
-        runtimes.Runtimes, "prepare", lambda self, variant: lambda: 1.01 * self.images.flatten(1)
-    )
     subjects = [Subject("other", lambda _: Forgetting())]
-    (row,) = bench_models(subjects, [(4, 4)], variants=["compiled"], **quick()).measurements
+    (row,) = bench_models(subjects, [(4, 4)], variants=["program"], **quick()).measurements
     assert row.milliseconds is None
     assert "wrong by 1.0e-02" in row.error
 
@@ -151,26 +148,43 @@ def test_a_missing_runtime_is_said(monkeypatch):
     model = nn.Flatten()
     with (
         runtimes.runtimes(model, torch.zeros(1, 3, 4, 4)) as ways,
-        pytest.raises(runtimes.UnavailableError, match=r"openvino not installed: pip install"),
+        pytest.raises(runtimes.UnavailableError, match=r"openvino needs openvino: pip install"),
     ):
         ways.prepare("openvino")
 
 
-def test_a_failed_export_is_tried_once(monkeypatch):
+def test_program_computes_what_eager_computes():
+    result = bench_models([pico()], [(32, 32)], variants=["eager", "program"], **quick())
+    row = result.measurements[1]
+    assert row.error == ""
+    assert row.relative_rms < 1e-6
+    assert row.against_eager == pytest.approx(1 / 2)
+
+
+def test_a_failed_export_is_tried_once():
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
+    pytest.importorskip("openvino")
     tried = []
 
-    def export(*args, **options):
-        tried.append(1)
-        raise RuntimeError("no such operator")
+    class Branching(nn.Module):
+        """Decides by the values of an image, which no graph can hold."""
 
-    monkeypatch.setattr(torch.onnx, "export", export)
-    subjects = [Subject("flat", lambda _: nn.Flatten())]
-    variants = ["onnxruntime", "onnxruntime"]
+        def forward(self, x):
+            if torch.compiler.is_compiling():
+                tried.append(1)
+            return x.flatten(1) if x.sum() > 0 else -x.flatten(1)
+
+    subjects = [Subject("branching", lambda _: Branching())]
+    rows = bench_models(subjects, [(4, 4)], variants=["onnxruntime"], **quick()).measurements
+    once = len(tried)
+    assert once > 0
+    assert "exporter to ONNX failed" in rows[0].error
+    tried.clear()
+    variants = ["onnxruntime", "openvino"]
     rows = bench_models(subjects, [(4, 4)], variants=variants, **quick()).measurements
-    assert "no such operator" in rows[0].error
-    assert len(tried) == 1
+    assert rows[0].error == rows[1].error
+    assert len(tried) == once
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,7 @@ from castling.data.decode import IMAGE_ENDINGS, open_image, to_rgb
 from castling.data.errors import DataError
 from castling.data.sample import Batch, Sample
 from castling.deploy.saved_data import model_folder
-
-# from castling.export import open_exported
+from castling.export import open_exported
 from castling.models.card import ModelCard
 from castling.models.saved import open_model
 from castling.tasks import Prediction, Task, task_from_card
@@ -78,7 +77,7 @@ class Predictor:
             self.task = task or task_from_card(self.card)
             self._run = self._pytorch(network, device)
         else:
-            exported = open_exported(model, None if runtime == "auto" else runtime)
+            exported = open_exported(model, target=None if runtime == "auto" else runtime)
             if "castling" not in exported.metadata:
                 raise ValueError(
                     f"{model} holds no classes and normalisation; castling export of a saved model "

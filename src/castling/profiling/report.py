@@ -75,8 +75,8 @@ def add_accuracy(
             rows,
         ),
         note=f"{_label(results)} on images that were not trained on. “Switched” is the model in "
-        "use: its softmax branch, there for training only, has been cast away. MACs count every matrix "
-        "product of one image.",
+        "use: its softmax branch, there for training only, has been cast away. MACs count every "
+        "matrix product of one image.",
     )
 
 
@@ -231,21 +231,22 @@ def _speed_table(result: BenchResult[Any]) -> str:
 
 
 def add_export(page: Page, report: Mapping[str, Any]) -> None:
-    """The comparison of ONNX Runtime with PyTorch; ``report`` is ``ExportReport.to_dict()``."""
+    """The comparison of the exported file with PyTorch; ``report`` is ``ExportReport.to_dict()``."""
     rows = [
         [
             " × ".join(str(side) for side in check["shape"]),
             f"{check['max_difference']:.1e}",
-            f"{check['argmax_agreement']:.0%}",
+            "" if check["argmax_agreement"] is None else f"{check['argmax_agreement']:.0%}",
         ]
         for check in report["checks"]
     ]
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     page.add(
-        "ONNX export, verified",
+        "Export, verified",
         table(["images (batch × channels × height × width)", "max difference", "same class"], rows),
-        note=f"{Path(report['path']).name}, {report['bytes'] / 1e6:.2f} MB, opset "
-        f"{report['opset']}: run again in ONNX Runtime at shapes that the exporter never saw. "
+        note=f"{Path(report['path']).name}, {report['bytes'] / 1e6:.2f} MB"
+        + ("" if report["opset"] is None else f", opset {report['opset']}")
+        + f": run again in {report['runtime']} at shapes that were not traced. "
         f"{versions}." + "".join(f" Note: {note}." for note in report.get("notes", ())),
     )
 

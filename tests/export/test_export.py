@@ -11,7 +11,7 @@ import castling
 from castling.deploy import OnnxModel
 from castling.export import ExportError, export
 from castling.export.sizes import OneSizeError
-from castling.models.saved import ModelCard
+from castling.models.card import ModelCard
 
 
 class Convolutional(nn.Module):
