@@ -10,7 +10,7 @@ from performance_tables import best_paths, table, timed
 from castling.profiling.results import percent, ratio
 
 Results = Mapping[str, Any]
-#: Subject, aim, what was measured, and whether that is enough.
+#: Candidate, aim, what was measured, and whether that is enough.
 Aim = tuple[str, str, str, bool]
 
 
@@ -68,15 +68,15 @@ def targets(ops: Results, models: Results) -> list[str]:
     """What was aimed at on a CPU, by linear-angular attention and by folding, and what came."""
     rows: dict[tuple[str, str], list[str]] = {}
     for aims in (_kernel_aims(ops), _model_aims(models), _fold_aims(models)):
-        for subject, aim, said, reached in aims:
-            rows.setdefault((subject, aim), []).append(said if reached else f"**{said}**")
+        for candidate, aim, said, reached in aims:
+            rows.setdefault((candidate, aim), []).append(said if reached else f"**{said}**")
     if not rows:
         return []
     lines = ["## What was aimed at\n", "Aims on one CPU thread; what was missed is **bold**.\n"]
-    subjects = list(dict.fromkeys(subject for subject, _ in rows))
-    ordered = sorted(rows.items(), key=lambda row: subjects.index(row[0][0]))
-    cells = ([f"`{subject}`", aim, "; ".join(said)] for (subject, aim), said in ordered)
-    return lines + table(["subject", "aim", "measured"], cells)
+    candidates = list(dict.fromkeys(candidate for candidate, _ in rows))
+    ordered = sorted(rows.items(), key=lambda row: candidates.index(row[0][0]))
+    cells = ([f"`{candidate}`", aim, "; ".join(said)] for (candidate, aim), said in ordered)
+    return lines + table(["candidate", "aim", "measured"], cells)
 
 
 def _measurements(results: Results, *names: str) -> list[dict[str, Any]]:
@@ -94,7 +94,7 @@ def _kernel_aims(ops: Results) -> Iterator[Aim]:
         for aim, value, least, shown in (
             ("faster than softmax", row["against_sdpa"], _AGAINST_SOFTMAX.get(tokens), ratio),
             ("faster than the block, to 4096 tokens", row["against_reference"], block, ratio),
-            ("share of the limit, from 196 tokens", row["limit_share"], limit, percent),
+            ("share of the limit, from 196 tokens", row["roofline_share"], limit, percent),
         ):
             if value is not None and least is not None:
                 said = f"{tokens}: {shown(value)} (aim {shown(least)})"
@@ -106,11 +106,11 @@ def _model_aims(models: Results) -> Iterator[Aim]:
         rows = _measurements(models, name)
         times = {(row["model"], row["variant"], row["height"], row["batch"]): row for row in rows}
         for row in rows:
-            if row["variant"] != "eager" or row["cap_share"] is None:
+            if row["variant"] != "eager" or row["bound_share"] is None:
                 continue
             model, point = row["model"], f"{row['height']} px, batch {row['batch']}"
-            said = f"{point}: {percent(row['cap_share'])} (aim {percent(_CAP_SHARE)})"
-            yield model, "of the cap", said, row["cap_share"] >= _CAP_SHARE
+            said = f"{point}: {percent(row['bound_share'])} (aim {percent(_CAP_SHARE)})"
+            yield model, "of the cap", said, row["bound_share"] >= _CAP_SHARE
             keys = [
                 (host, "eager", row["height"], row["batch"])
                 for host in models[name]["hosts"][model]

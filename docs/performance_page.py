@@ -33,7 +33,7 @@ does**. How to read it:
   does not have.)
 - *Folded* is a model after `castling.fold_`, its BatchNorms in the layers beside them; *× eager* is
   how many times faster it, or another runtime, is than the same model as it was.
-- Subjects ran in turns, slow ones in fewer of them, at least in three; times are medians; a result
+- Candidates ran in turns, slow ones in fewer of them, at least in three; times are medians; a result
   that was wrong has no time, but its error.
   Calls shorter than 10 ms ran in blocks of consecutive ones, after a few that do not count: kernels
   alone are timed warm, and what they cost among other layers, whole models and plans tell.

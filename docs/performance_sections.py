@@ -42,9 +42,9 @@ def ops_section(name: str, title: str, result: Mapping[str, Any]) -> list[str]:
             others = [r for r in others if field == "against_sdpa" or r["path"] != "reference"]
             if others and softmax:
                 lines += _pivot(what, others, tokens, lambda row, f=field: ratio(row[f]))
-        limited = [row for row in mine if row["limit_share"] is not None]
+        limited = [row for row in mine if row["roofline_share"] is not None]
         lines += _pivot(
-            "share of the machine's limit", limited, tokens, lambda r: percent(r["limit_share"])
+            "share of the machine's limit", limited, tokens, lambda r: percent(r["roofline_share"])
         )
     wrong = [row for row in result["measurements"] if row["error"]]
     lines += [
@@ -90,7 +90,7 @@ def models_section(name: str, title: str, result: Mapping[str, Any]) -> list[str
                 milliseconds(row),
                 ratio(row["against_host"]),
                 *([ratio(row.get("against_eager"))] if compared else []),
-                percent(row["cap_share"]),
+                percent(row["bound_share"]),
                 number(row["peak_megabytes"]),
                 number(row["resident_megabytes"]),
             ]

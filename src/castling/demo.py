@@ -25,7 +25,7 @@ from castling.profiling.bench_models import bench_models
 from castling.profiling.bench_ops import bench_ops, settings_of
 from castling.profiling.model_results import ModelsResult
 from castling.profiling.op_results import OpsResult
-from castling.profiling.subjects import model_subject, read_attention
+from castling.profiling.candidates import model_candidate, read_attention
 from castling.train import (
     ClipConfig,
     ModelConfig,
@@ -36,7 +36,7 @@ from castling.train import (
     TrainResult,
     train,
 )
-from castling.train.result import RESULT
+from castling.tasks.result import RESULT
 
 #: The digits are 8×8 dots drawn at 32×32: a patch of 8 pixels holds 2×2 dots. Averaging the patches
 #: instead of a class token lets a ViT learn from a thousand images within seconds.
@@ -187,7 +187,7 @@ def _measure(folder: Path, seconds: float) -> tuple[OpsResult, ModelsResult]:
     )
     softmax = MODELS["softmax"][1].name
     models = bench_models(
-        [model_subject(m.name, kwargs=m.kwargs, hosts=[softmax]) for _, m in MODELS.values()],
+        [model_candidate(m.name, kwargs=m.kwargs, hosts=[softmax]) for _, m in MODELS.values()],
         [(side, side) for side in (64, 128, 256, 512)],
         seconds=seconds,
         rounds=15,

@@ -12,11 +12,11 @@ from castling.attention.base import AttentionCore
 from castling.profiling import runtimes
 from castling.profiling.bench_models import bench_models
 from castling.profiling.model_results import ModelMeasurement, ModelsResult
-from castling.profiling.subjects import (
-    Subject,
-    choose_subjects,
+from castling.profiling.candidates import (
+    Candidate,
+    choose_candidates,
     count_tokens,
-    model_subject,
+    model_candidate,
     without_attention,
 )
 from castling.surgery import linearize_
@@ -39,22 +39,22 @@ def quick():
 
 
 def pico(name="castling_deit_pico", **options):
-    return model_subject(name, kwargs={"depth": 1}, **options)
+    return model_candidate(name, kwargs={"depth": 1}, **options)
 
 
 def test_a_model_beside_its_host_and_its_cap():
-    subjects = [
+    candidates = [
         pico("deit_pico"),
-        Subject("cap", lambda size: without_attention(pico().build(size))),
+        Candidate("cap", lambda size: without_attention(pico().build(size))),
         pico(hosts=["deit_pico"], cap="cap"),
     ]
     seen = []
-    result = bench_models(subjects, [(32, 32)], batches=[1, 2], report=seen.append, **quick())
+    result = bench_models(candidates, [(32, 32)], batches=[1, 2], report=seen.append, **quick())
     assert seen == list(result.measurements)
     host, cap, ours = result.measurements[:3]
     assert [row.milliseconds for row in (host, cap, ours)] == pytest.approx([1, 2, 3])
     assert ours.against_host == pytest.approx(1 / 3)
-    assert ours.cap_share == pytest.approx(2 / 3)
+    assert ours.bound_share == pytest.approx(2 / 3)
     assert (host.relative_rms, host.against_host) == (None, None)
     assert ours.relative_rms < 1e-5
     assert ours.tokens == 65
@@ -67,8 +67,8 @@ def test_a_model_beside_its_host_and_its_cap():
 
 
 def test_failures_stand_beside_results():
-    subjects = [pico(), model_subject("cas_vit_pico")]
-    failed, other = bench_models(subjects, [(30, 32)], **quick()).measurements
+    candidates = [pico(), model_candidate("cas_vit_pico")]
+    failed, other = bench_models(candidates, [(30, 32)], **quick()).measurements
     assert failed.milliseconds is None
     assert "30" in failed.error
     assert other.milliseconds > 0
@@ -84,8 +84,8 @@ def test_a_wrong_result_gets_no_time(monkeypatch):
         def forward(self, x):
             return x[:1]
 
-    subjects = [Subject("nan", lambda _: Broken()), Subject("drop", lambda _: Dropping())]
-    found = bench_models(subjects, [(4, 4)], batches=[2], **quick()).measurements
+    candidates = [Candidate("nan", lambda _: Broken()), Candidate("drop", lambda _: Dropping())]
+    found = bench_models(candidates, [(4, 4)], batches=[2], **quick()).measurements
     assert [m.milliseconds for m in found] == [None, None]
     assert "NaN" in found[0].error
     assert "batch of 2" in found[1].error
@@ -99,8 +99,8 @@ def test_a_wrong_result_gets_no_time(monkeypatch):
     monkeypatch.setattr(
         runtimes.Runtimes, "prepare", lambda self, variant: lambda: 1.01 * self.images.flatten(1)
     )
-    subjects = [Subject("other", lambda _: Forgetting())]
-    (row,) = bench_models(subjects, [(4, 4)], variants=["compiled"], **quick()).measurements
+    candidates = [Candidate("other", lambda _: Forgetting())]
+    (row,) = bench_models(candidates, [(4, 4)], variants=["compiled"], **quick()).measurements
     assert row.milliseconds is None
     assert "wrong by 1.0e-02" in row.error
 
@@ -116,7 +116,7 @@ def test_a_fast_path_that_differs_from_the_naive_one_gets_no_time(monkeypatch):
             return x * (1.0 if paths.forced_path() == "naive" else 2.0)
 
     monkeypatch.setattr(paths, "forced_path", lambda: paths._forced, raising=False)
-    row, *_ = bench_models([Subject("w", lambda _: Wrong())], [(4, 4)], **quick()).measurements
+    row, *_ = bench_models([Candidate("w", lambda _: Wrong())], [(4, 4)], **quick()).measurements
     assert "wrong by 1.0e+00" in row.error
 
 
@@ -128,7 +128,7 @@ def test_auxiliary_branches_are_not_measured():
         config = LinearAngular(auxiliary=MaskedSoftmax())
         return timm.create_model("castling_deit_pico", depth=1, attention=config)
 
-    row, *_ = bench_models([Subject("t", training)], [(32, 32)], **quick()).measurements
+    row, *_ = bench_models([Candidate("t", training)], [(32, 32)], **quick()).measurements
     assert "auxiliary" in row.error
 
 
@@ -166,9 +166,9 @@ def test_a_failed_export_is_tried_once(monkeypatch):
         raise RuntimeError("no such operator")
 
     monkeypatch.setattr(torch.onnx, "export", export)
-    subjects = [Subject("flat", lambda _: nn.Flatten())]
+    candidates = [Candidate("flat", lambda _: nn.Flatten())]
     variants = ["onnxruntime", "onnxruntime"]
-    rows = bench_models(subjects, [(4, 4)], variants=variants, **quick()).measurements
+    rows = bench_models(candidates, [(4, 4)], variants=variants, **quick()).measurements
     assert "no such operator" in rows[0].error
     assert len(tried) == 1
 
@@ -185,21 +185,21 @@ def test_a_failed_export_is_tried_once(monkeypatch):
     ],
 )
 def test_hosts_and_caps(name, hosts):
-    subjects = choose_subjects([name])
-    assert [s.name for s in subjects] == [*hosts, f"{name} without attention", name]
-    assert list(subjects[-1].hosts) == hosts
-    assert subjects[-1].cap == f"{name} without attention"
+    candidates = choose_candidates([name])
+    assert [s.name for s in candidates] == [*hosts, f"{name} without attention", name]
+    assert list(candidates[-1].hosts) == hosts
+    assert candidates[-1].cap == f"{name} without attention"
 
 
 def test_attentions_put_into_a_host_share_its_cap():
-    subjects = choose_subjects(["deit_pico"], ["relu_linear", "linear_angular:local=none"])
-    assert [s.name for s in subjects] == [
+    candidates = choose_candidates(["deit_pico"], ["relu_linear", "linear_angular:local=none"])
+    assert [s.name for s in candidates] == [
         *("deit_pico", "deit_pico without attention", "deit_pico + relu_linear"),
         "deit_pico + linear_angular:local=none",
     ]
-    model = subjects[-1].build((32, 32))
+    model = candidates[-1].build((32, 32))
     assert model.blocks[0].attn.config == LinearAngular(local="none")
-    assert [s.name for s in choose_subjects(["deit_pico"])] == ["deit_pico"]
+    assert [s.name for s in choose_candidates(["deit_pico"])] == ["deit_pico"]
 
 
 @pytest.mark.parametrize("name", ["deit_pico", "castling_levit_pico", "castling_mvitv2_pico"])
@@ -237,8 +237,8 @@ def test_tokens_are_those_of_the_longest_attention():
 
 
 def test_a_folded_model_is_compared_with_itself_unfolded():
-    subjects = choose_subjects(["cas_vit_pico"])
-    result = bench_models(subjects, [(32, 32)], variants=["eager", "folded"], **quick())
+    candidates = choose_candidates(["cas_vit_pico"])
+    result = bench_models(candidates, [(32, 32)], variants=["eager", "folded"], **quick())
     # The host, the cap and the model, each first as it is: the clock gives 1, 2, … ms.
     assert [row.variant for row in result.measurements] == ["eager", "folded"] * 3
     assert [row.against_eager for row in result.measurements] == pytest.approx(
@@ -246,7 +246,7 @@ def test_a_folded_model_is_compared_with_itself_unfolded():
     )
     *_, eager, folded = result.measurements
     assert folded.against_host == pytest.approx(2 / 6)
-    assert folded.cap_share == pytest.approx(4 / 6)
+    assert folded.bound_share == pytest.approx(4 / 6)
     assert folded.parameters < eager.parameters
     assert 0 < folded.relative_rms < 1e-5
     assert folded.peak_megabytes > 0
@@ -263,9 +263,9 @@ class Normed(nn.Sequential):
 
 
 def _folded_row(model):
-    subjects = [Subject("normed", lambda _: model)]
+    candidates = [Candidate("normed", lambda _: model)]
     eager, folded = bench_models(
-        subjects, [(4, 4)], variants=["eager", "folded"], **quick()
+        candidates, [(4, 4)], variants=["eager", "folded"], **quick()
     ).measurements
     assert eager.milliseconds is not None
     return folded
@@ -320,8 +320,8 @@ def test_crossover_is_against_the_fastest_host():
 
 
 def test_the_picture_shows_every_batch():
-    subjects = choose_subjects(["castling_deit_pico"])
-    result = bench_models(subjects, [(32, 32), (64, 64)], batches=[1, 2], **quick())
+    candidates = choose_candidates(["castling_deit_pico"])
+    result = bench_models(candidates, [(32, 32), (64, 64)], batches=[1, 2], **quick())
     figure = result.plot()._figure("#000000")
     assert [axes.get_title() for axes in figure.axes] == ["eager, batch 1", "eager, batch 2"]
     # ours, its cap, and the line at 1

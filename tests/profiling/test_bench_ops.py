@@ -9,12 +9,12 @@ import torch
 from castling.attention import LinearAngular, QuadraticTaylor, ReLULinear, Softmax
 from castling.profiling import bench_ops as module
 from castling.profiling.bench_ops import bench_ops, settings_of
-from castling.profiling.gate import exact_result, relative_rms
-from castling.profiling.machine import MachineLimit
+from castling.profiling.checks import exact_result, relative_rms
+from castling.profiling.machine import Roofline
 from castling.profiling.op_results import OpMeasurement, OpsResult
-from castling.profiling.op_subjects import Setting, core_for, op_subjects, operations, path_taken
-from castling.profiling.references import MOST_BYTES, reference_for
-from castling.profiling.subjects import read_attention
+from castling.profiling.op_candidates import Setting, core_for, op_candidates, operations, path_taken
+from castling.profiling.references import MAX_BYTES, reference_for
+from castling.profiling.candidates import read_attention
 
 CPU = torch.device("cpu")
 KERNELS = (
@@ -38,7 +38,7 @@ class Clock:
 @pytest.fixture
 def quick(monkeypatch):
     """A machine of 1 GFLOP/s and 1 GB/s, and a clock that runs nothing."""
-    monkeypatch.setattr(module, "measure_limit", lambda *_: MachineLimit(1.0, 1.0))
+    monkeypatch.setattr(module, "measure_roofline", lambda *_: Roofline(1.0, 1.0))
     return {"timer": Clock(), "rounds": 3, "seconds": 0.0}
 
 
@@ -62,7 +62,7 @@ def test_no_reference_where_authors_have_none_or_memory_ends():
     for config in (Softmax(), LinearAngular(constant="mean"), ReLULinear(local="token1d")):
         core = core_for(config, setting, CPU)
         assert reference_for(core, packed, (8, 8), 0) is None
-    long = torch.empty(1, MOST_BYTES >> 10, 3, 2, 8, device="meta")
+    long = torch.empty(1, MAX_BYTES >> 10, 3, 2, 8, device="meta")
     core = core_for(QuadraticTaylor(form="exact"), setting, CPU)
     with pytest.raises(ValueError, match="GB of features"):
         reference_for(core, long, (8, 8), 0)
@@ -84,8 +84,8 @@ def test_rows_ratios_and_limit(quick):
     assert naive.against_sdpa == pytest.approx(1 / 3)
     assert naive.against_reference == pytest.approx(2 / 3)
     # 4·16·8·8 operations in 2 heads and 4·16·8·2 numbers of 4 bytes, both at 10⁹ a second
-    assert naive.limit_share == pytest.approx(4 * 16 * 8 * 8 * 2 / 1e9 / 3e-3)
-    assert softmax.limit_share is None
+    assert naive.roofline_share == pytest.approx(4 * 16 * 8 * 8 * 2 / 1e9 / 3e-3)
+    assert softmax.roofline_share is None
     assert naive.relative_rms < 1e-6
     assert naive.peak_megabytes > 0
     assert result.crossovers() == {"relu_linear (reference)": None, "relu_linear (naive)": None}
@@ -111,13 +111,13 @@ def test_gradients_are_gated_and_timed(quick, monkeypatch):
         def backward(ctx, grad):
             return 1.01 * grad
 
-    attend = module.OpSubject.__init__
+    attend = module.OpCandidate.__init__
 
     def init(self, kernel, path, core, call):
         wrong = call if path != "naive" else lambda packed: call(Wrong.apply(packed))
         attend(self, kernel, path, core, wrong)
 
-    monkeypatch.setattr(module.OpSubject, "__init__", init)
+    monkeypatch.setattr(module.OpCandidate, "__init__", init)
     row = bench_ops(kernels, settings[:1], paths=["naive"], backward=True, **quick).measurements[2]
     assert row.milliseconds is None
     assert row.error.startswith("a gradient is wrong by 1.0e-02")
@@ -192,10 +192,10 @@ def test_settings_and_their_grids():
 
 
 def test_subjects_that_cannot_be_are_said(quick, monkeypatch):
-    monkeypatch.setattr("castling.profiling.references.MOST_BYTES", 10)
+    monkeypatch.setattr("castling.profiling.references.MAX_BYTES", 10)
     setting = Setting(1, 16, 1, 8)
     config = QuadraticTaylor(form="exact")
-    (kernel, path, reason), _ = op_subjects("t", config, ["naive"], setting, setting.packed(CPU))
+    (kernel, path, reason), _ = op_candidates("t", config, ["naive"], setting, setting.packed(CPU))
     assert (kernel, path) == ("t", "reference")
     assert "GB of features" in reason
     rows = bench_ops({"t": config}, [setting], paths=["naive"], **quick).measurements

@@ -78,9 +78,9 @@ def bench_ops(arguments: list[str]) -> int:
     values = parser.parse_args(arguments)
     from castling.ops.paths import PATHS
     from castling.profiling import bench_ops as ops
-    from castling.profiling.gate import LIMITS
-    from castling.profiling.op_subjects import SOFTMAX
-    from castling.profiling.subjects import read_attention
+    from castling.profiling.checks import LIMITS
+    from castling.profiling.op_candidates import SOFTMAX
+    from castling.profiling.candidates import read_attention
 
     dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in LIMITS}
     _check("--dtypes", values.dtypes, dtypes)
@@ -133,10 +133,10 @@ def bench_models(arguments: list[str]) -> int:
     _add_timing_and_files(parser, rounds=15, seconds=10)
     values = parser.parse_args(arguments)
     from castling.profiling import bench_models as models
-    from castling.profiling.subjects import choose_subjects
+    from castling.profiling.candidates import choose_candidates
 
     result = models.bench_models(
-        choose_subjects(values.models, values.attentions),
+        choose_candidates(values.models, values.attentions),
         [read_size(text) for text in values.sizes],
         batches=values.batches,
         variants=values.runtimes,
@@ -166,7 +166,7 @@ def plan(arguments: list[str]) -> int:
     values = parser.parse_args(arguments)
     from castling.profiling.planning import WITHIN
     from castling.profiling.planning import plan as make_plan
-    from castling.profiling.subjects import read_attention
+    from castling.profiling.candidates import read_attention
 
     size = read_size(values.image_size)
     found = make_plan(

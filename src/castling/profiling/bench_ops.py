@@ -20,18 +20,18 @@ from castling.attention import Softmax
 from castling.attention.config import AttentionConfig
 from castling.ops.paths import available_paths
 from castling.profiling.comparison import Comparison
-from castling.profiling.gate import FOREIGN_LIMITS, LIMITS, Expected, GateError
-from castling.profiling.machine import MachineLimit, machine_facts, measure_limit
+from castling.profiling.checks import FOREIGN_LIMITS, LIMITS, Expected, CheckError
+from castling.profiling.machine import Roofline, machine_facts, measure_roofline
 from castling.profiling.memory import peak_megabytes, resident_megabytes
 from castling.profiling.op_results import OpMeasurement, OpsResult
-from castling.profiling.op_subjects import (
+from castling.profiling.op_candidates import (
     REFERENCE,
     SDPA,
     SOFTMAX,
-    OpSubject,
+    OpCandidate,
     Setting,
     moved_bytes,
-    op_subjects,
+    op_candidates,
     operations,
     path_taken,
 )
@@ -62,8 +62,8 @@ def bench_ops(
         settings: shapes, one comparison each.
         paths: to force; None is all that work on the device.
         backward: time output and gradients instead of the output alone.
-        rounds: timed runs of each subject at most.
-        seconds: time limit per setting, shared out evenly; each subject runs at least three times.
+        rounds: timed runs of each candidate at most.
+        seconds: time limit per setting, shared out evenly; each candidate runs at least three times.
         device: where.
         threads: CPU threads; None leaves PyTorch's number.
         clock: ``"wall"``, or ``"cpu"`` for one thread on a busy machine.
@@ -86,11 +86,11 @@ def bench_ops(
     with cpu_threads(threads):
         timer = timer or timer_for(device, clock)
         chosen = available_paths(device) if paths is None else paths
-        limits: dict[torch.dtype, MachineLimit] = {}
+        limits: dict[torch.dtype, Roofline] = {}
         found: list[OpMeasurement] = []
         for setting in settings:
             if setting.dtype not in limits:
-                limits[setting.dtype] = measure_limit(device, setting.dtype, timer)
+                limits[setting.dtype] = measure_roofline(device, setting.dtype, timer)
             bench = _Bench(setting, device, backward, limits[setting.dtype])
             with specialised():
                 entered = bench.entered(everything, chosen)
@@ -108,10 +108,10 @@ def bench_ops(
 
 
 class _Bench:
-    """One setting: its tensors, and what is done with every subject there."""
+    """One setting: its tensors, and what is done with every candidate there."""
 
     def __init__(
-        self, setting: Setting, device: torch.device, backward: bool, limit: MachineLimit
+        self, setting: Setting, device: torch.device, backward: bool, limit: Roofline
     ) -> None:
         self.setting, self.device, self.backward, self.limit = setting, device, backward, limit
         self.packed = setting.packed(device).requires_grad_(backward)
@@ -129,52 +129,52 @@ class _Bench:
         for kernel, config in kernels.items():
             self.floors[kernel] = self._floor(config)
             expected: Expected | None = None
-            for subject in op_subjects(kernel, config, paths, self.setting, self.packed):
-                if not isinstance(subject, OpSubject):
-                    _, path, reason = subject
+            for candidate in op_candidates(kernel, config, paths, self.setting, self.packed):
+                if not isinstance(candidate, OpCandidate):
+                    _, path, reason = candidate
                     found.refuse((kernel, path), self._row(kernel, path), reason)
                     continue
-                key = kernel, subject.path
+                key = kernel, candidate.path
                 with found.trying(key, self._row(*key)):
-                    expected = expected or self._expected(subject)
-                    found.enter(key, *self._ready(subject, expected))
+                    expected = expected or self._expected(candidate)
+                    found.enter(key, *self._ready(candidate, expected))
         return found
 
-    def _expected(self, subject: OpSubject) -> Expected:
+    def _expected(self, candidate: OpCandidate) -> Expected:
         grad = self.grad if self.backward else None
-        return Expected.of(subject.core, self.packed, self.setting.grid, self.setting.prefix, grad)
+        return Expected.of(candidate.core, self.packed, self.setting.grid, self.setting.prefix, grad)
 
-    def _ready(self, subject: OpSubject, expected: Expected) -> tuple[Call, OpMeasurement]:
+    def _ready(self, candidate: OpCandidate, expected: Expected) -> tuple[Call, OpMeasurement]:
         """The call to time and the row without times; raises where it is wrong or did not run."""
         with torch.set_grad_enabled(self.backward):
-            out, path = path_taken(lambda: subject.call(self.packed), subject.path)
-        foreign = subject.path in (SDPA, REFERENCE)
+            out, path = path_taken(lambda: candidate.call(self.packed), candidate.path)
+        foreign = candidate.path in (SDPA, REFERENCE)
         limits = (FOREIGN_LIMITS if foreign else LIMITS)[self.setting.dtype]
-        error = expected.error(out, self._leaves(subject), limits)
+        error = expected.error(out, self._leaves(candidate), limits)
         del out
-        if not foreign and path != subject.path:
-            raise GateError(f"this kernel has no {subject.path} form, it ran on the {path} path")
-        call = self._call(subject)
+        if not foreign and path != candidate.path:
+            raise CheckError(f"this kernel has no {candidate.path} form, it ran on the {path} path")
+        call = self._call(candidate)
         call()  # warm: compiled without gradients too
         # Compiled code is not followed operator by operator.
         peak = None if path == "compiled" else peak_megabytes(call, self.device)
         resident = resident_megabytes(call) if self.device.type == "cpu" else None
-        row = self._row(subject.kernel, subject.path)
+        row = self._row(candidate.kernel, candidate.path)
         row = replace(row, relative_rms=error, peak_megabytes=peak, resident_megabytes=resident)
         return call, row
 
-    def _leaves(self, subject: OpSubject) -> list[Tensor]:
-        return [self.packed, *subject.core.parameters()]
+    def _leaves(self, candidate: OpCandidate) -> list[Tensor]:
+        return [self.packed, *candidate.core.parameters()]
 
-    def _call(self, subject: OpSubject) -> Call:
-        packed, grad, leaves = self.packed, self.grad, self._leaves(subject)
+    def _call(self, candidate: OpCandidate) -> Call:
+        packed, grad, leaves = self.packed, self.grad, self._leaves(candidate)
 
         def forward() -> Tensor:
             with torch.no_grad():
-                return subject.call(packed)
+                return candidate.call(packed)
 
         def both() -> tuple[Tensor, ...]:
-            out = subject.call(packed)
+            out = candidate.call(packed)
             return torch.autograd.grad(out, leaves, grad, allow_unused=True)
 
         return both if self.backward else forward
@@ -195,14 +195,14 @@ class _Bench:
         return self.limit.milliseconds(factor * work, touches * moved_bytes(self.setting))
 
     def ratios(self, key: _Key, times: Mapping[_Key, float]) -> dict[str, Any]:
-        """Of one subject's time to those that it is compared with."""
+        """Of one candidate's time to those that it is compared with."""
         kernel, _ = key
         mine, floor = times[key], self.floors[kernel]
         softmax, block = times.get((SOFTMAX, SDPA)), times.get((kernel, REFERENCE))
         return {
             "against_sdpa": None if softmax is None else softmax / mine,
             "against_reference": None if block is None else block / mine,
-            "limit_share": None if floor is None else floor / mine,
+            "roofline_share": None if floor is None else floor / mine,
         }
 
 

@@ -7,20 +7,20 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
-from castling.profiling.gate import GateError
+from castling.profiling.checks import CheckError
 from castling.profiling.results import Measurement
 from castling.profiling.timing import Call, Timer, time_alternately
 from castling.utils.text import first_line
 
-#: What a subject may fail with, while the others are measured all the same.
-FAILURES = (GateError, ValueError, RuntimeError, AssertionError, ImportError, MemoryError)
+#: What a candidate may fail with, while the others are measured all the same.
+FAILURES = (CheckError, ValueError, RuntimeError, AssertionError, ImportError, MemoryError)
 
 Key = TypeVar("Key", bound=Hashable)
 Row = TypeVar("Row", bound=Measurement)
 
 
 class Comparison(Generic[Key, Row]):
-    """Subjects of one setting, each with its row."""
+    """Candidates of one setting, each with its row."""
 
     def __init__(self) -> None:
         self._rows: dict[Key, Row] = {}
@@ -28,18 +28,18 @@ class Comparison(Generic[Key, Row]):
 
     @contextmanager
     def trying(self, key: Key, blank: Row) -> Iterator[None]:
-        """Within, a failure becomes the subject's row: ``blank`` with what the failure says."""
+        """Within, a failure becomes the candidate's row: ``blank`` with what the failure says."""
         try:
             yield
         except FAILURES as error:
             self.refuse(key, blank, first_line(error))
 
     def enter(self, key: Key, call: Call, row: Row) -> None:
-        """Take a subject in that has passed its gate: what is to be timed, and its row so far."""
+        """Take a candidate in that has passed its gate: what is to be timed, and its row so far."""
         self._calls[key], self._rows[key] = call, row
 
     def refuse(self, key: Key, blank: Row, reason: str) -> None:
-        """Say in its row why a subject has no time."""
+        """Say in its row why a candidate has no time."""
         self._rows[key] = replace(blank, error=reason)
 
     def measure(
@@ -53,7 +53,7 @@ class Comparison(Generic[Key, Row]):
         """Time what passed.
 
         Args:
-            ratios: from a subject and the milliseconds of all, further values of its row.
+            ratios: from a candidate and the milliseconds of all, further values of its row.
             rounds: as :func:`time_alternately`.
             seconds: as :func:`time_alternately`.
             timer: as :func:`time_alternately`.

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from castling.profiling.timing import FEWEST_ROUNDS, Clock, Timer, require_clock
+from castling.profiling.timing import MIN_ROUNDS, Clock, Timer, require_clock
 from castling.surgery import convertible
 
 
@@ -64,7 +64,7 @@ class Stopwatch:
         return seconds
 
 
-class WatchedModel:
+class TimedModel:
     """A model whose attention layers are timed while it runs.
 
     Args:
@@ -125,7 +125,7 @@ class WatchedModel:
 
 
 def run_in_turns(
-    watched: Mapping[str, WatchedModel], images: Tensor, rounds: int, seconds: float
+    watched: Mapping[str, TimedModel], images: Tensor, rounds: int, seconds: float
 ) -> None:
     """Run each model at most so often, in turns.
 
@@ -140,7 +140,7 @@ def run_in_turns(
         one.model(images)
     spent = 0.0
     for done in range(rounds):
-        if done >= FEWEST_ROUNDS and spent > seconds:
+        if done >= MIN_ROUNDS and spent > seconds:
             break
         order = list(watched.values())
         for one in order if done % 2 == 0 else reversed(order):

@@ -42,7 +42,7 @@ def machine_facts(device: torch.device) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class MachineLimit:
+class Roofline:
     """The best that this machine does, measured.
 
     Attributes:
@@ -64,7 +64,7 @@ class MachineLimit:
 
 
 @torch.no_grad()
-def measure_limit(device: torch.device, dtype: torch.dtype, timer: Timer) -> MachineLimit:
+def measure_roofline(device: torch.device, dtype: torch.dtype, timer: Timer) -> Roofline:
     """Time a large product, on a CPU also a loop of multiply-adds in registers, and a large copy.
 
     A product alone would flatter us where PyTorch's library leaves vector units idle that ours
@@ -93,7 +93,7 @@ def measure_limit(device: torch.device, dtype: torch.dtype, timer: Timer) -> Mac
     )
     # The lower quartile: a limit is what the machine can do, not what it does on average.
     gflops = 2 * side**3 / times["product"].low / 1e6
-    return MachineLimit(
+    return Roofline(
         gflops=max(gflops, _multiply_add_gflops()) if device.type == "cpu" else gflops,
         gigabytes=2 * _COPIED_BYTES / times["copy"].low / 1e6,
     )

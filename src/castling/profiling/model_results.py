@@ -24,7 +24,7 @@ class ModelMeasurement(Measurement):
     """One model in one runtime at one size.
 
     Attributes:
-        model: name of the subject.
+        model: name of the candidate.
         variant: ``"eager"``, ``"folded"``, ``"compiled"``, ``"onnxruntime"`` or ``"openvino"``.
         height: of the image, pixels.
         width: of the image, pixels.
@@ -34,7 +34,7 @@ class ModelMeasurement(Measurement):
         against_host: how many times faster than the fastest softmax host in the same runtime.
         against_eager: how many times faster than the same model in eager; None in eager itself and
             where that was not timed.
-        cap_share: the cap's time divided by this one, in the same runtime: 1 where attention is
+        bound_share: the cap's time divided by this one, in the same runtime: 1 where attention is
             free.
         macs: multiply-accumulates an image.
         parameters: their number.
@@ -53,7 +53,7 @@ class ModelMeasurement(Measurement):
     images_per_second: float | None = None
     against_host: float | None = None
     against_eager: float | None = None
-    cap_share: float | None = None
+    bound_share: float | None = None
     macs: int | None = None
     parameters: int | None = None
 
@@ -104,7 +104,7 @@ class ModelsResult(BenchResult[ModelMeasurement]):
             *(row.model, row.variant, f"{row.height}×{row.width}", str(row.batch)),
             "-" if row.tokens is None else str(row.tokens),
             *(short(row.milliseconds), spread(row), short(row.images_per_second)),
-            *(ratio(row.against_host), ratio(row.against_eager), percent(row.cap_share)),
+            *(ratio(row.against_host), ratio(row.against_eager), percent(row.bound_share)),
             *(shown(row.peak_megabytes, ".1f"), shown(row.resident_megabytes, ".1f")),
             shown(None if row.macs is None else row.macs / 1e9, ".4f"),
             shown(None if row.parameters is None else row.parameters / 1e6, ".2f"),
@@ -143,7 +143,7 @@ class ModelsResult(BenchResult[ModelMeasurement]):
                 continue
             panel = panels.setdefault(f"{row.variant}, batch {row.batch}", {})
             ways = panel.setdefault(row.model, {})
-            cap = None if row.cap_share is None else row.against_host / row.cap_share
+            cap = None if row.bound_share is None else row.against_host / row.bound_share
             for way, value in (("measured", row.against_host), ("without attention", cap)):
                 if value is not None:
                     xs, ys = ways.setdefault(way, ([], []))

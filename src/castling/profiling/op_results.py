@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
-from castling.profiling.op_subjects import REFERENCE, SDPA, SOFTMAX
+from castling.profiling.op_candidates import REFERENCE, SDPA, SOFTMAX
 from castling.profiling.plots import Plot, speedups
 from castling.profiling.results import (
     BenchResult,
@@ -35,7 +35,7 @@ class OpMeasurement(Measurement):
         backward: whether the gradients of q, k, v and weights were computed as well.
         against_sdpa: how many times faster than PyTorch's fused softmax.
         against_reference: how many times faster than the authors' block.
-        limit_share: shortest time that the machine could do it in, divided by the time.
+        roofline_share: shortest time that the machine could do it in, divided by the time.
 
     The error ``relative_rms`` is of the output against float64; of the worst gradient with
     ``backward``.
@@ -52,7 +52,7 @@ class OpMeasurement(Measurement):
     _: KW_ONLY
     against_sdpa: float | None = None
     against_reference: float | None = None
-    limit_share: float | None = None
+    roofline_share: float | None = None
 
     @property
     def label(self) -> str:
@@ -93,7 +93,7 @@ class OpsResult(BenchResult[OpMeasurement]):
         return (
             *(row.kernel, row.path, str(row.tokens), str(row.batch), str(row.heads), str(row.dim)),
             *(row.dtype, short(row.milliseconds), spread(row)),
-            *(ratio(row.against_sdpa), ratio(row.against_reference), percent(row.limit_share)),
+            *(ratio(row.against_sdpa), ratio(row.against_reference), percent(row.roofline_share)),
             shown(row.relative_rms, ".0e"),
             *(shown(row.peak_megabytes, ".1f"), shown(row.resident_megabytes, ".1f")),
         )

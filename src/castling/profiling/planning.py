@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from castling.attention import Softmax, attention_config
 from castling.ops.paths import available_paths
-from castling.profiling.layer_timing import Stopwatch, WatchedModel, run_in_turns
+from castling.profiling.layer_timing import Stopwatch, TimedModel, run_in_turns
 from castling.profiling.machine import machine_facts
 from castling.profiling.timing import Clock, cpu_threads, time_alternately
 from castling.surgery import convertible, linearize_
@@ -90,8 +90,8 @@ def plan(
         images = images.to(device)
         tokens = _tokens(linear, images)
         watched = {
-            "softmax": WatchedModel(softmax, stopwatch),
-            "linear": WatchedModel(linear, stopwatch),
+            "softmax": TimedModel(softmax, stopwatch),
+            "linear": TimedModel(linear, stopwatch),
         }
         run_in_turns(watched, images, rounds, seconds)
         facts = machine_facts(device)
@@ -178,7 +178,7 @@ def _tokens(model: nn.Module, images: Tensor) -> dict[str, int]:
 
 
 def _layers(
-    linear: nn.Module, watched: Mapping[str, WatchedModel], tokens: Mapping[str, int]
+    linear: nn.Module, watched: Mapping[str, TimedModel], tokens: Mapping[str, int]
 ) -> tuple[PlannedLayer, ...]:
     found = []
     for name, layer in convertible(linear).items():

@@ -163,12 +163,12 @@ def lines(
 
 
 def time_against_size(result: BenchResult[Any]) -> Plot:
-    """Milliseconds per call against size, one curve per subject."""
+    """Milliseconds per call against size, one curve per candidate."""
     return _against_size(result, "milliseconds", "milliseconds a call")
 
 
 def memory_against_size(result: BenchResult[Any]) -> Plot:
-    """Peak megabytes of activations against size, one curve per subject."""
+    """Peak megabytes of activations against size, one curve per candidate."""
     return _against_size(result, "peak_megabytes", "peak activations, MB")
 
 
@@ -182,7 +182,7 @@ def _against_size(result: BenchResult[Any], field: str, label: str) -> Plot:
     return lines(dict(series), x=result.axis, y=label, log_x=True, log_y=True)
 
 
-#: Line styles of the ways to run one subject, in the order in which they are met.
+#: Line styles of the ways to run one candidate, in the order in which they are met.
 _STYLES = ("-", "--", ":", "-.", (0, (1, 3)), (0, (5, 4)))
 
 
@@ -193,15 +193,15 @@ def speedups(
     y: str,
     title: str = "",
 ) -> Plot:
-    """Ratios against size, above 1 the better; a colour for each subject, a style for each way.
+    """Ratios against size, above 1 the better; a colour for each candidate, a style for each way.
 
     Args:
-        panels: panel → subject → way (path, runtime) → (x values, ratios).
+        panels: panel → candidate → way (path, runtime) → (x values, ratios).
         x: axis label with its unit.
         y: axis label.
         title: above all.
     """
-    subjects = list(dict.fromkeys(name for panel in panels.values() for name in panel))
+    candidates = list(dict.fromkeys(name for panel in panels.values() for name in panel))
     ways = list(
         dict.fromkeys(way for panel in panels.values() for one in panel.values() for way in one)
     )
@@ -218,12 +218,12 @@ def speedups(
     def draw_panel(name: str) -> Callable[[Any], None]:
         def draw(axes: Any) -> None:
             sizes: set[float] = set()
-            for subject, curves in panels[name].items():
+            for candidate, curves in panels[name].items():
                 for way, (xs, ys) in curves.items():
                     axes.plot(
                         xs,
                         ys,
-                        color=PALETTE[subjects.index(subject) % len(PALETTE)],
+                        color=PALETTE[candidates.index(candidate) % len(PALETTE)],
                         linestyle=_STYLES[ways.index(way) % len(_STYLES)],
                         marker="o",
                         markersize=4,
@@ -244,7 +244,7 @@ def speedups(
         return draw
 
     legend: list[tuple[str, str, Any]] = [
-        (name, PALETTE[i % len(PALETTE)], _STYLES[0]) for i, name in enumerate(subjects)
+        (name, PALETTE[i % len(PALETTE)], _STYLES[0]) for i, name in enumerate(candidates)
     ]
     if len(ways) > 1:
         legend += [(way, "#888888", _STYLES[i % len(_STYLES)]) for i, way in enumerate(ways)]

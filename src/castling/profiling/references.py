@@ -21,7 +21,7 @@ from castling.attention.local import GridConv
 Packed = Callable[[Tensor], Tensor]
 
 #: A reference that would need more memory than this is left out.
-MOST_BYTES = 1 << 29
+MAX_BYTES = 1 << 29
 
 
 def _heads_first(packed: Tensor) -> tuple[Tensor, ...]:
@@ -137,7 +137,7 @@ def reference_for(
     if isinstance(config, QuadraticTaylor) and config.form == "exact" and config.qk_norm:
         needed = 4 * packed.shape[:2].numel() * packed.shape[3] * (packed.shape[4] + 1) ** 2
         needed *= packed.itemsize
-        if needed > MOST_BYTES:
+        if needed > MAX_BYTES:
             raise ValueError(f"the reference would write out {needed / 1e9:.0f} GB of features")
         return kronecker_block
     return None

@@ -13,7 +13,7 @@ from PIL import Image
 from castling.profiling.page import Page, badge, cards, figures, gallery, subheading, table
 from castling.profiling.plots import Plot, lines, memory_against_size, time_against_size
 from castling.profiling.results import BenchResult, short
-from castling.train.result import RESULT, TrainResult, read_result
+from castling.tasks.result import RESULT, TrainResult, read_result
 from castling.utils.version import VERSION
 
 

@@ -14,7 +14,7 @@ from castling.utils.files import write_bytes, write_csv, write_json
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What both benchmarks find out of one subject at one setting.
+    """What both benchmarks find out of one candidate at one setting.
 
     Attributes:
         milliseconds: median time of a call; None where ``error`` says why.
@@ -38,7 +38,7 @@ class Measurement:
 
     @property
     def label(self) -> str:
-        """The subject's name in tables and legends."""
+        """The candidate's name in tables and legends."""
         raise NotImplementedError
 
     @property
@@ -52,7 +52,7 @@ class Measurement:
         raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values: first the subject and its setting, then what was found."""
+        """Plain values: first the candidate and its setting, then what was found."""
         fields = sorted(dataclasses.fields(self), key=lambda field: bool(field.kw_only))
         return {field.name: getattr(self, field.name) for field in fields}
 
@@ -65,7 +65,7 @@ class BenchResult(Generic[Row]):
     """All measurements and where they were taken.
 
     Attributes:
-        measurements: by setting, then by subject.
+        measurements: by setting, then by candidate.
         machine: device, threads, versions.
         command: that measured it; empty where Python did.
     """

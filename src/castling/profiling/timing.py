@@ -1,11 +1,11 @@
 """The clock of every measurement.
 
 Notable:
-- subjects run in turns, so that a busy machine slows all of them alike;
-- each round starts with another subject, so that none always runs in the caches of the same one;
-- slow subjects sit rounds out, evenly, so that a fast one has not to be judged by as few runs;
+- candidates run in turns, so that a busy machine slows all of them alike;
+- each round starts with another candidate, so that none always runs in the caches of the same one;
+- slow candidates sit rounds out, evenly, so that a fast one has not to be judged by as few runs;
 - a short call is timed in blocks of consecutive calls, the first of which do not count: in the
-  caches of the subject before they are up to twice as slow, which few repeats would not hide;
+  caches of the candidate before they are up to twice as slow, which few repeats would not hide;
 - a median stands between its quartiles.
 """
 
@@ -31,14 +31,14 @@ Clock = Literal["wall", "cpu"]
 Key = TypeVar("Key", bound=Hashable)
 
 #: A timed run lasts about this long at least, by repeating calls, so that neither the clock's grain
-#: nor what the subject before has left in the caches counts.
-SHORTEST_RUN = 0.01
+#: nor what the candidate before has left in the caches counts.
+MIN_RUN_SECONDS = 0.01
 #: So much of a run of repeated calls goes before it untimed.
 _WARM_UP = 0.2
 #: A call as slow as this (seconds) needs no third run to be warm.
 _SLOW = 0.5
 #: Fewer rounds have no quartiles.
-FEWEST_ROUNDS = 3
+MIN_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -135,14 +135,14 @@ def time_alternately(
 ) -> dict[Key, Timing]:
     """Time several calls against each other.
 
-    Calls shorter than ``SHORTEST_RUN`` are timed in blocks of consecutive ones that last as long,
+    Calls shorter than ``MIN_RUN_SECONDS`` are timed in blocks of consecutive ones that last as long,
     after a fifth of such a block that is not timed. So this says how fast they are when warm; what
     a cold call costs, whole models tell.
 
     Args:
         calls: what to call; each is called a few times before, to be warm.
-        rounds: runs of each subject at most.
-        seconds: for all of them, shared out evenly; what fast subjects do not need goes to slow
+        rounds: runs of each candidate at most.
+        seconds: for all of them, shared out evenly; what fast candidates do not need goes to slow
             ones. Three runs are made however long they take.
         timer: the clock.
 
@@ -162,7 +162,7 @@ def time_alternately(
         due = tuple(
             key for key in order if (done + 1) * planned[key] // most > done * planned[key] // most
         )
-        # By the rounds of these subjects, lest sitting out and taking turns keep step.
+        # By the rounds of these candidates, lest sitting out and taking turns keep step.
         start = turns[due] % len(due)
         turns[due] += 1
         for key in due[start:] + due[:start]:
@@ -173,13 +173,13 @@ def time_alternately(
 
 
 def _planned_runs(costs: Mapping[Key, float], rounds: int, seconds: float) -> dict[Key, int]:
-    """How often each subject runs, from the seconds that a run of it takes."""
+    """How often each candidate runs, from the seconds that a run of it takes."""
     planned: dict[Key, int] = {}
     left = seconds
     for key in sorted(costs, key=lambda key: costs[key]):
         share = left / (len(costs) - len(planned))
         fitting = int(min(rounds, share / max(costs[key], 1e-9)))
-        planned[key] = min(rounds, max(FEWEST_ROUNDS, fitting))
+        planned[key] = min(rounds, max(MIN_ROUNDS, fitting))
         left = max(0.0, left - planned[key] * costs[key])
     return planned
 
@@ -189,12 +189,12 @@ def _repeats(call: Call, timer: Timer) -> tuple[int, float]:
     # The first call of all may have to build something.
     once = min(timer(call, 1) for _ in range(2))
     if once < _SLOW:
-        # The shortest: what a subject before has freed is still being given back meanwhile.
+        # The shortest: what a candidate before has freed is still being given back meanwhile.
         once = min(timer(call, 1) for _ in range(3))
-    if once < SHORTEST_RUN:
-        some = math.ceil(_WARM_UP * SHORTEST_RUN / max(once, 1e-6))
+    if once < MIN_RUN_SECONDS:
+        some = math.ceil(_WARM_UP * MIN_RUN_SECONDS / max(once, 1e-6))
         once = timer(call, some) / some
-    repeats = max(1, round(SHORTEST_RUN / max(once, 1e-6)))
+    repeats = max(1, round(MIN_RUN_SECONDS / max(once, 1e-6)))
     return repeats, (repeats + _unused(repeats)) * once
 
 

@@ -24,7 +24,7 @@ from castling.train.recipe_file import (
     recipe_to_dict,
     recipe_to_yaml,
 )
-from castling.train.result import TrainResult
+from castling.tasks.result import TrainResult
 from castling.train.trainer import train
 
 __all__ = [

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from castling.train.recipe import Recipe
-from castling.train.result import TrainResult
+from castling.tasks.result import TrainResult
 from castling.train.trainer import train
 
 

@@ -18,7 +18,7 @@ from castling.train.callbacks.batchnorm import training_images
 from castling.train.evaluation import evaluate_loader
 from castling.train.loading import data_config, evaluation_loaders
 from castling.train.module import TrainingModule
-from castling.train.result import RESULT, TrainResult
+from castling.tasks.result import RESULT, TrainResult
 from castling.train.run_folder import checkpoint_path, read_checkpoint
 from castling.utils.files import write_json
 

@@ -32,7 +32,7 @@ from castling.train.finish import finish
 from castling.train.loading import data_config, plain_data_errors, seed_everything
 from castling.train.module import TrainingModule
 from castling.train.recipe import Recipe
-from castling.train.result import TrainResult
+from castling.tasks.result import TrainResult
 from castling.train.run_folder import (
     Resume,
     checkpoint_path,

@@ -1,4 +1,4 @@
-"""No speed without correctness: what a subject must pass before it is timed."""
+"""No speed without correctness: what a candidate must pass before it is timed."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ MODEL_LIMIT = 1e-4
 RUNTIME_LIMIT = 1e-3
 
 #: Of N×N forms longer than this only some rows are compared: all keys, these queries.
-_MOST_TOKENS = 1024
+_MAX_TOKENS = 1024
 _ROWS = 256
 
 
-class GateError(RuntimeError):
-    """A subject gave a wrong result; it is not timed."""
+class CheckError(RuntimeError):
+    """A candidate gave a wrong result; it is not timed."""
 
 
 def require_sane(name: str, output: object, batch: int) -> Tensor:
-    """``output``, if it is one finite tensor with ``batch`` rows; GateError otherwise."""
+    """``output``, if it is one finite tensor with ``batch`` rows; CheckError otherwise."""
     if not isinstance(output, Tensor) or output.shape[0] != batch:
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise GateError(f"{name} gave {shape} for a batch of {batch} images")
+        raise CheckError(f"{name} gave {shape} for a batch of {batch} images")
     if not bool(torch.isfinite(output).all()):
-        raise GateError(f"{name} gave NaN or infinite values")
+        raise CheckError(f"{name} gave NaN or infinite values")
     return output
 
 
@@ -59,15 +59,15 @@ def relative_rms(found: Tensor, expected: Tensor) -> float:
 
 
 def require_close(what: str, error: float, limit: float) -> None:
-    """GateError unless ``error`` is at most ``limit``; a NaN is refused as well."""
+    """CheckError unless ``error`` is at most ``limit``; a NaN is refused as well."""
     if not error <= limit:
-        raise GateError(f"{what} is wrong by {error:.1e} (relative RMS), allowed is {limit:.1e}")
+        raise CheckError(f"{what} is wrong by {error:.1e} (relative RMS), allowed is {limit:.1e}")
 
 
 def compared_rows(core: AttentionCore, tokens: int) -> Tensor | None:
     """The queries whose results are compared: all (None), or some of a long N×N form."""
     exact = isinstance(core.config, QuadraticTaylor) and core.config.form == "exact"
-    if tokens <= _MOST_TOKENS or core.dconv is not None or not (core.kernel.quadratic or exact):
+    if tokens <= _MAX_TOKENS or core.dconv is not None or not (core.kernel.quadratic or exact):
         return None
     return torch.linspace(0, tokens - 1, _ROWS).round().long()
 
@@ -150,7 +150,7 @@ class Expected:
         Args:
             out: (B, N, H·d), with its graph where gradients are compared.
             leaves: the packed projection and every parameter.
-            limits: of the output and of gradients; GateError above.
+            limits: of the output and of gradients; CheckError above.
         """
         error = relative_rms((out if self.rows is None else out[:, self.rows]).cpu(), self.out)
         require_close("the output", error, limits[0])

@@ -30,14 +30,14 @@ _OWN_HOSTS = {"castling_vit_base_patch16": "vit_base_patch16_224"}
 
 
 @dataclass(frozen=True)
-class Subject:
+class Candidate:
     """A model to measure.
 
     Attributes:
         name: as it stands in tables and legends.
         build: gives the model for images of (height, width).
-        hosts: names of subjects with softmax that it is compared with, the fastest of them.
-        cap: name of the subject that is this one without its attention core; empty for none.
+        hosts: names of candidates with softmax that it is compared with, the fastest of them.
+        cap: name of the candidate that is this one without its attention core; empty for none.
     """
 
     name: str
@@ -68,14 +68,14 @@ def read_attention(text: str) -> AttentionConfig:
     return attention_config({"name": name, **options})
 
 
-def model_subject(
+def model_candidate(
     name: str,
     attention: str | None = None,
     *,
     kwargs: dict[str, Any] | None = None,
     hosts: Sequence[str] = (),
     cap: str = "",
-) -> Subject:
+) -> Candidate:
     """A named model as in use: auxiliary branches cast away.
 
     Args:
@@ -95,10 +95,10 @@ def model_subject(
         return model
 
     label = name if attention is None else f"{name} + {attention}"
-    return Subject(label, build, tuple(hosts), cap)
+    return Candidate(label, build, tuple(hosts), cap)
 
 
-def choose_subjects(models: Sequence[str], attentions: Sequence[str] = ()) -> list[Subject]:
+def choose_candidates(models: Sequence[str], attentions: Sequence[str] = ()) -> list[Candidate]:
     """Models with what they are compared with.
 
     Args:
@@ -109,26 +109,26 @@ def choose_subjects(models: Sequence[str], attentions: Sequence[str] = ()) -> li
     Raises:
         ValueError: an attention is unknown.
     """
-    found: dict[str, Subject] = {}
+    found: dict[str, Candidate] = {}
 
-    def add(subject: Subject) -> str:
-        found.setdefault(subject.name, subject)
-        return subject.name
+    def add(candidate: Candidate) -> str:
+        found.setdefault(candidate.name, candidate)
+        return candidate.name
 
     for name in models:
-        hosts = [add(model_subject(host, attention)) for host, attention in _hosts(name)]
+        hosts = [add(model_candidate(host, attention)) for host, attention in _hosts(name)]
         wanted = list(attentions)
         if not attentions and name not in hosts:
-            add(_with_cap(model_subject(name, hosts=hosts), add))
+            add(_with_cap(model_candidate(name, hosts=hosts), add))
         for attention in wanted:
-            add(_with_cap(model_subject(name, attention, hosts=hosts), add))
+            add(_with_cap(model_candidate(name, attention, hosts=hosts), add))
     return list(found.values())
 
 
-def _with_cap(subject: Subject, add: Callable[[Subject], str]) -> Subject:
-    name = subject.name.partition(" + ")[0] + " without attention"
-    cap = Subject(name, lambda size: without_attention(subject.build(size)))
-    return dataclasses.replace(subject, cap=add(cap))
+def _with_cap(candidate: Candidate, add: Callable[[Candidate], str]) -> Candidate:
+    name = candidate.name.partition(" + ")[0] + " without attention"
+    cap = Candidate(name, lambda size: without_attention(candidate.build(size)))
+    return dataclasses.replace(candidate, cap=add(cap))
 
 
 def _hosts(name: str) -> list[tuple[str, str | None]]:

@@ -70,11 +70,11 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class OpSubject:
+class OpCandidate:
     """One way to compute one kernel.
 
     Attributes:
-        kernel: its text, as ``castling.profiling.subjects.read_attention`` takes it.
+        kernel: its text, as ``castling.profiling.candidates.read_attention`` takes it.
         path: one of PATHS, ``"sdpa"`` or ``"reference"``.
         core: the attention.
         call: (B, N, 3, H, d) to (B, N, H·d).
@@ -93,29 +93,29 @@ def core_for(config: AttentionConfig, setting: Setting, device: torch.device) ->
     return AttentionCore(config, setting.heads, setting.dim).to(device)
 
 
-def op_subjects(
+def op_candidates(
     kernel: str, config: AttentionConfig, paths: Sequence[str], setting: Setting, packed: Tensor
-) -> list[OpSubject | tuple[str, str, str]]:
+) -> list[OpCandidate | tuple[str, str, str]]:
     """The kernel on every path, and its authors' block, ready to run.
 
     Returns:
-        subjects; (kernel, path, reason) for one that cannot be.
+        candidates; (kernel, path, reason) for one that cannot be.
     """
     core = core_for(config, setting, packed.device)
     if isinstance(config, Softmax):
-        return [OpSubject(kernel, SDPA, core, fused_softmax)]
-    found: list[OpSubject | tuple[str, str, str]] = []
+        return [OpCandidate(kernel, SDPA, core, fused_softmax)]
+    found: list[OpCandidate | tuple[str, str, str]] = []
     try:
         reference = reference_for(core, packed, setting.grid, setting.prefix)
         if reference is not None:
-            found.append(OpSubject(kernel, REFERENCE, core, reference))
+            found.append(OpCandidate(kernel, REFERENCE, core, reference))
     except ValueError as error:
         found.append((kernel, REFERENCE, str(error)))
     for path in paths:
         # Forcing costs microseconds that users do not spend: what is chosen anyway is not forced.
         chosen = select_path(packed) == path
         call = _on_path(core, None if chosen else path, setting)
-        found.append(OpSubject(kernel, path, core, call))
+        found.append(OpCandidate(kernel, path, core, call))
     return found
 
 
