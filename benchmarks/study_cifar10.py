@@ -19,8 +19,8 @@ import yaml
 import castling
 from castling.attention import AttentionConfig, config_to_dict
 from castling.profiling.machine import machine_facts
-from castling.train import recipe_from_dict, train
 from castling.tasks.result import TrainResult, read_result
+from castling.train import recipe_from_dict, train
 from castling.utils.files import write_json, write_text
 
 HERE = Path(__file__).parent

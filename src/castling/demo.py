@@ -23,9 +23,10 @@ from castling.ops.paths import available_paths
 from castling.profiling import report
 from castling.profiling.bench_models import bench_models
 from castling.profiling.bench_ops import bench_ops, settings_of
+from castling.profiling.candidates import model_candidate, read_attention
 from castling.profiling.model_results import ModelsResult
 from castling.profiling.op_results import OpsResult
-from castling.profiling.candidates import model_candidate, read_attention
+from castling.tasks.result import RESULT
 from castling.train import (
     ClipConfig,
     ModelConfig,
@@ -36,7 +37,6 @@ from castling.train import (
     TrainResult,
     train,
 )
-from castling.tasks.result import RESULT
 
 #: The digits are 8×8 dots drawn at 32×32: a patch of 8 pixels holds 2×2 dots. Averaging the patches
 #: instead of a class token lets a ViT learn from a thousand images within seconds.

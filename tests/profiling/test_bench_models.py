@@ -11,7 +11,6 @@ from castling.attention import LinearAngular, MaskedSoftmax
 from castling.attention.base import AttentionCore
 from castling.profiling import runtimes
 from castling.profiling.bench_models import bench_models
-from castling.profiling.model_results import ModelMeasurement, ModelsResult
 from castling.profiling.candidates import (
     Candidate,
     choose_candidates,
@@ -19,6 +18,7 @@ from castling.profiling.candidates import (
     model_candidate,
     without_attention,
 )
+from castling.profiling.model_results import ModelMeasurement, ModelsResult
 from castling.surgery import linearize_
 
 

@@ -9,12 +9,18 @@ import torch
 from castling.attention import LinearAngular, QuadraticTaylor, ReLULinear, Softmax
 from castling.profiling import bench_ops as module
 from castling.profiling.bench_ops import bench_ops, settings_of
+from castling.profiling.candidates import read_attention
 from castling.profiling.checks import exact_result, relative_rms
 from castling.profiling.machine import Roofline
+from castling.profiling.op_candidates import (
+    Setting,
+    core_for,
+    op_candidates,
+    operations,
+    path_taken,
+)
 from castling.profiling.op_results import OpMeasurement, OpsResult
-from castling.profiling.op_candidates import Setting, core_for, op_candidates, operations, path_taken
 from castling.profiling.references import MAX_BYTES, reference_for
-from castling.profiling.candidates import read_attention
 
 CPU = torch.device("cpu")
 KERNELS = (

@@ -1,5 +1,6 @@
 """Training: recipes, the engine that follows them, evaluation."""
 
+from castling.tasks.result import TrainResult
 from castling.train.callbacks import NonFiniteLossError, TrainingInterrupted
 from castling.train.dry_run import dry_run
 from castling.train.evaluation import EvaluateResult, evaluate
@@ -24,7 +25,6 @@ from castling.train.recipe_file import (
     recipe_to_dict,
     recipe_to_yaml,
 )
-from castling.tasks.result import TrainResult
 from castling.train.trainer import train
 
 __all__ = [

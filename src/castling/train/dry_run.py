@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from castling.train.recipe import Recipe
 from castling.tasks.result import TrainResult
+from castling.train.recipe import Recipe
 from castling.train.trainer import train
 
 

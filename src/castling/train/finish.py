@@ -13,12 +13,12 @@ from torch import nn
 from castling.attention import auxiliaries, set_progress
 from castling.models.saved import ModelCard, save_model
 from castling.surgery import SwitchRefusedError, switch_
+from castling.tasks.result import RESULT, TrainResult
 from castling.train.callbacks import History, WeightAverage, reestimate_batchnorm
 from castling.train.callbacks.batchnorm import training_images
 from castling.train.evaluation import evaluate_loader
 from castling.train.loading import data_config, evaluation_loaders
 from castling.train.module import TrainingModule
-from castling.tasks.result import RESULT, TrainResult
 from castling.train.run_folder import checkpoint_path, read_checkpoint
 from castling.utils.files import write_json
 

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import torch
 
+from castling.tasks.result import TrainResult, read_result
 from castling.train.recipe import Recipe
 from castling.train.recipe_file import load_recipe, recipe_differences, recipe_to_yaml
-from castling.tasks.result import TrainResult, read_result
 from castling.utils.files import write_text
 
 Resume = Literal["auto", "never", "must"]

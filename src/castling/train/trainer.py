@@ -17,6 +17,7 @@ from torch import nn
 
 from castling.data import ImageData, open_images
 from castling.surgery import has_idle_biases
+from castling.tasks.result import TrainResult
 from castling.train.build import build, build_task
 from castling.train.callbacks import (
     AuxiliarySchedule,
@@ -32,7 +33,6 @@ from castling.train.finish import finish
 from castling.train.loading import data_config, plain_data_errors, seed_everything
 from castling.train.module import TrainingModule
 from castling.train.recipe import Recipe
-from castling.tasks.result import TrainResult
 from castling.train.run_folder import (
     Resume,
     checkpoint_path,
