@@ -25,8 +25,8 @@ from castling.attention import (
 )
 from castling.profiling.bench_models import bench_models
 from castling.profiling.bench_ops import bench_ops, settings_of
+from castling.profiling.candidates import choose_candidates, read_attention
 from castling.profiling.machine import machine_facts
-from castling.profiling.subjects import choose_subjects, read_attention
 from castling.utils.files import write_json
 from gpu_kernels import linear_kernels
 from gpu_taylor import taylor_kernels
@@ -110,7 +110,9 @@ def speed(device: torch.device, quick: bool) -> dict[str, Any]:
     pixels = [(32, 32)] if quick else [(224, 224), (448, 448), (896, 896)]
     if not quick:
         names = ["castling_deit_tiny_patch16_224", "qt_vit_1", "cas_vit_s"]
-    whole = bench_models(choose_subjects(names), pixels, batches=[1 if quick else 8], device=device)
+    whole = bench_models(
+        choose_candidates(names), pixels, batches=[1 if quick else 8], device=device
+    )
     return {"kernels": alone.to_dict(), "models": whole.to_dict()}
 
 

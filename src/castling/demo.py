@@ -24,9 +24,9 @@ from castling.ops.paths import available_paths
 from castling.profiling import report
 from castling.profiling.bench_models import bench_models
 from castling.profiling.bench_ops import bench_ops, settings_of
+from castling.profiling.candidates import model_candidate, read_attention
 from castling.profiling.model_results import ModelsResult
 from castling.profiling.op_results import OpsResult
-from castling.profiling.subjects import model_subject, read_attention
 from castling.tasks import task_from_card
 from castling.tasks.classification import ClassificationPrediction
 from castling.tasks.result import RESULT, TrainResult
@@ -198,7 +198,7 @@ def _measure(folder: Path, seconds: float) -> tuple[OpsResult, ModelsResult]:
     )
     softmax = MODELS["softmax"][1].name
     models = bench_models(
-        [model_subject(m.name, kwargs=m.kwargs, hosts=[softmax]) for _, m in MODELS.values()],
+        [model_candidate(m.name, kwargs=m.kwargs, hosts=[softmax]) for _, m in MODELS.values()],
         [(side, side) for side in (64, 128, 256, 512)],
         seconds=seconds,
         rounds=15,

@@ -10,9 +10,10 @@ from typing import Any
 
 from PIL import Image
 
+from castling.profiling.formatting import short
 from castling.profiling.page import Page, badge, cards, figures, gallery, subheading, table
-from castling.profiling.plots import Plot, lines, memory_against_size, time_against_size
-from castling.profiling.results import BenchResult, short
+from castling.profiling.plots import Plot, lines
+from castling.profiling.results import BenchResult
 from castling.tasks.result import RESULT, TrainResult, metric_label, read_result
 from castling.utils.version import VERSION
 
@@ -195,8 +196,14 @@ def add_speed(page: Page, parts: Sequence[tuple[str, BenchResult[Any]]]) -> None
     blocks = []
     for heading, result in parts:
         captions = [
-            (time_against_size(result), "Median time of one call; lower is better."),
-            (memory_against_size(result), "Peak memory of activations; lower is better."),
+            (
+                _against_size(result, "milliseconds", "milliseconds per call"),
+                "Median time of one call; lower is better.",
+            ),
+            (
+                _against_size(result, "peak_megabytes", "peak activations, MB"),
+                "Peak memory of activations; lower is better.",
+            ),
         ]
         blocks += [subheading(heading), figures(captions), _speed_table(result)]
     machine = parts[0][1].machine if parts else {}
@@ -206,6 +213,10 @@ def add_speed(page: Page, parts: Sequence[tuple[str, BenchResult[Any]]]) -> None
         *blocks,
         note=f"Measured in turns, after checking the results. {facts}.",
     )
+
+
+def _against_size(result: BenchResult[Any], value: str, label: str) -> Plot:
+    return lines(result.curves(value), x=result.axis, y=label, log_x=True, log_y=True)
 
 
 def _speed_table(result: BenchResult[Any]) -> str:
@@ -231,7 +242,7 @@ def _speed_table(result: BenchResult[Any]) -> str:
 
 
 def add_export(page: Page, report: Mapping[str, Any]) -> None:
-    """The comparison of the exported file with PyTorch; ``report`` is ``ExportReport.to_dict()``."""
+    """The exported file compared with PyTorch; ``report`` is ``ExportReport.to_dict()``."""
     rows = [
         [
             " × ".join(str(side) for side in check["shape"]),

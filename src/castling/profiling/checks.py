@@ -1,4 +1,4 @@
-"""No speed without correctness: what a subject must pass before it is timed."""
+"""Correctness checks that a candidate must pass before it is timed."""
 
 from __future__ import annotations
 
@@ -20,32 +20,37 @@ LIMITS = {
     torch.bfloat16: (2.5e-3, 1e-2),
     torch.float16: (1e-3, 1e-2),
 }
-#: For what others wrote and we only compare with: enough to say that it computes the same thing.
+#: For code of others that ours is compared with: enough to show that it computes the same function.
 FOREIGN_LIMITS = {
     torch.float32: (1e-4, 1e-3),
     torch.bfloat16: (5e-2, 1e-1),
     torch.float16: (5e-2, 1e-1),
 }
-#: A model's output against the same model on the naive path, or as another runtime computes it.
+#: Relative RMS error of a model's output against the naive backend, and of a runtime's output
+#: against eager PyTorch.
 MODEL_LIMIT = 1e-4
 RUNTIME_LIMIT = 1e-3
 
-#: Of N×N forms longer than this only some rows are compared: all keys, these queries.
-_MOST_TOKENS = 1024
+#: Quadratic forms with more tokens are compared at ``_ROWS`` queries only (with all keys).
+_MAX_TOKENS = 1024
 _ROWS = 256
 
 
-class GateError(RuntimeError):
-    """A subject gave a wrong result; it is not timed."""
+class CheckError(RuntimeError):
+    """A candidate failed its check; it is not timed."""
 
 
 def require_sane(name: str, output: object, batch: int) -> Tensor:
-    """``output``, if it is one finite tensor with ``batch`` rows; GateError otherwise."""
+    """``output``, if it is one finite tensor of ``batch`` rows.
+
+    Raises:
+        CheckError: it is not.
+    """
     if not isinstance(output, Tensor) or output.shape[0] != batch:
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise GateError(f"{name} gave {shape} for a batch of {batch} images")
+        raise CheckError(f"{name} gave {shape} for a batch of {batch} images")
     if not bool(torch.isfinite(output).all()):
-        raise GateError(f"{name} gave NaN or infinite values")
+        raise CheckError(f"{name} gave NaN or infinite values")
     return output
 
 
@@ -59,15 +64,15 @@ def relative_rms(found: Tensor, expected: Tensor) -> float:
 
 
 def require_close(what: str, error: float, limit: float) -> None:
-    """GateError unless ``error`` is at most ``limit``; a NaN is refused as well."""
+    """Raise CheckError unless ``error`` is at most ``limit``; NaN fails too."""
     if not error <= limit:
-        raise GateError(f"{what} is wrong by {error:.1e} (relative RMS), allowed is {limit:.1e}")
+        raise CheckError(f"{what} is wrong by {error:.1e} (relative RMS), allowed is {limit:.1e}")
 
 
 def compared_rows(core: AttentionCore, tokens: int) -> Tensor | None:
-    """The queries whose results are compared: all (None), or some of a long N×N form."""
+    """Indices of the queries to compare: None for all, some of them for a long quadratic form."""
     exact = isinstance(core.config, QuadraticTaylor) and core.config.form == "exact"
-    if tokens <= _MOST_TOKENS or core.dconv is not None or not (core.kernel.quadratic or exact):
+    if tokens <= _MAX_TOKENS or core.dconv is not None or not (core.kernel.quadratic or exact):
         return None
     return torch.linspace(0, tokens - 1, _ROWS).round().long()
 
@@ -80,7 +85,7 @@ def exact_result(
     rows: Tensor | None,
     grad: Tensor | None = None,
 ) -> tuple[Tensor, Sequence[Tensor]]:
-    """The naive formula in float64 on the CPU.
+    """The naive backend in float64 on the CPU.
 
     Args:
         core: the attention.
@@ -88,14 +93,14 @@ def exact_result(
         grid: (h, w) of the tokens behind the prefix.
         prefix: tokens in front of the grid.
         rows: queries to compute; None is all.
-        grad: (B, N, H·d), gradient of the output, zero outside of ``rows``; None for no gradients.
+        grad: (B, N, H·d), gradient of the output, zero outside ``rows``; None for no gradients.
 
     Returns:
         the output (B, rows, H·d), and the gradients of ``packed`` and of every parameter.
     """
     core = copy.deepcopy(core).cpu().double()
     if rows is not None and isinstance(core.config, QuadraticTaylor):
-        # Few queries: the N×N order is the cheap one.
+        # With few queries the quadratic order is the cheaper one.
         core.kernel.config = dataclasses.replace(core.config, order="direct")  # type: ignore[assignment]
     packed = packed.detach().cpu().double().requires_grad_(grad is not None)
     with attention_path("naive"), torch.set_grad_enabled(grad is not None):
@@ -112,13 +117,13 @@ def exact_result(
 
 @dataclass(frozen=True)
 class Expected:
-    """The naive formula in float64, which all ways to compute one kernel are compared with.
+    """The naive backend in float64: what every candidate of one kernel is compared with.
 
     Attributes:
         out: (B, rows, H·d).
         gradients: of the packed projection and of every parameter; empty without ``grad``.
-        rows: the queries compared; None is all.
-        grad: (B, N, H·d), the gradient of the output that gave ``gradients``; None for none.
+        rows: indices of the compared queries; None is all.
+        grad: (B, N, H·d), gradient of the output behind ``gradients``; None for no gradients.
     """
 
     out: Tensor
@@ -135,7 +140,7 @@ class Expected:
         prefix: int,
         grad: Tensor | None,
     ) -> Expected:
-        """See :func:`exact_result`; ``grad`` is taken at the compared rows only."""
+        """See :func:`exact_result`; ``grad`` is set to zero outside the compared rows."""
         rows = compared_rows(core, packed.shape[1])
         if grad is not None and rows is not None:
             some = torch.zeros_like(grad)
@@ -145,12 +150,15 @@ class Expected:
         return cls(out, tuple(gradients), rows, grad)
 
     def error(self, out: Tensor, leaves: Sequence[Tensor], limits: tuple[float, float]) -> float:
-        """How wrong a result is: relative RMS of the output, or of the worst gradient.
+        """Relative RMS error of a result: of the output, or of the worst gradient.
 
         Args:
             out: (B, N, H·d), with its graph where gradients are compared.
             leaves: the packed projection and every parameter.
-            limits: of the output and of gradients; GateError above.
+            limits: largest error of the output, and of a gradient.
+
+        Raises:
+            CheckError: an error is above its limit.
         """
         error = relative_rms((out if self.rows is None else out[:, self.rows]).cpu(), self.out)
         require_close("the output", error, limits[0])

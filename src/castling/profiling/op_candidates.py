@@ -1,4 +1,4 @@
-"""What ``castling bench ops`` runs: every kernel on every path, and what it is compared with."""
+"""What ``castling bench ops`` runs: kernels on every backend, PyTorch's softmax, authors' code."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from castling.ops.paths import PATHS, attention_path, select_path
 from castling.ops.taylor_features import taylor_feature_count
 from castling.profiling.references import Packed, fused_softmax, reference_for
 
-#: Names of what is compared with, beside the paths.
+#: What the backends of a kernel are compared with.
 SDPA, REFERENCE = "sdpa", "reference"
-#: The kernel that is always measured.
+#: The kernel that is measured in every setting.
 SOFTMAX = "softmax"
 
 
@@ -35,7 +35,7 @@ class Setting:
         batch: B.
         tokens: N.
         heads: H.
-        dim: d, channels a head of queries, keys and values.
+        dim: d, channels per head of queries, keys and values.
         dtype: of inputs and output.
     """
 
@@ -47,19 +47,19 @@ class Setting:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(h, w) of the tokens behind the prefix, as square as they can be."""
+        """(h, w) of the tokens after the prefix, as square as possible."""
         tokens = self.tokens - self.prefix
         height = next(h for h in range(math.isqrt(tokens), 0, -1) if tokens % h == 0)
         return height, tokens // height
 
     @property
     def prefix(self) -> int:
-        """1 where the tokens are prime, as 197 is: a class token; else 0."""
+        """1 for a prime number of tokens, such as 197 (196 and a class token); else 0."""
         prime = all(self.tokens % h for h in range(2, math.isqrt(self.tokens) + 1))
         return int(prime and self.tokens > 3)
 
     def packed(self, device: torch.device) -> Tensor:
-        """Random (B, N, 3, H, d), as a projection to q, k and v leaves them."""
+        """Standard-normal q, k and v, (B, N, 3, H, d), in the layout of a packed projection."""
         generator = torch.Generator().manual_seed(self.tokens)
         shape = (self.batch, self.tokens, 3, self.heads, self.dim)
         return torch.randn(shape, generator=generator).to(device=device, dtype=self.dtype)
@@ -70,12 +70,12 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class OpSubject:
-    """One way to compute one kernel.
+class OpCandidate:
+    """A kernel on one backend, or the code it is compared with.
 
     Attributes:
-        kernel: its text, as ``castling.profiling.subjects.read_attention`` takes it.
-        path: one of PATHS, ``"sdpa"`` or ``"reference"``.
+        kernel: its text, as ``castling.profiling.candidates.read_attention`` takes it.
+        path: a backend, ``"sdpa"`` or ``"reference"``.
         core: the attention.
         call: (B, N, 3, H, d) to (B, N, H·d).
     """
@@ -87,35 +87,35 @@ class OpSubject:
 
 
 def core_for(config: AttentionConfig, setting: Setting, device: torch.device) -> AttentionCore:
-    """The attention without projections and without auxiliary branch, in float32 as in training."""
+    """The attention without projections and auxiliary branch, weights in float32 as in training."""
     torch.manual_seed(0)
     config = dataclasses.replace(config, auxiliary=None)
     return AttentionCore(config, setting.heads, setting.dim).to(device)
 
 
-def op_subjects(
+def op_candidates(
     kernel: str, config: AttentionConfig, paths: Sequence[str], setting: Setting, packed: Tensor
-) -> list[OpSubject | tuple[str, str, str]]:
-    """The kernel on every path, and its authors' block, ready to run.
+) -> list[OpCandidate | tuple[str, str, str]]:
+    """The authors' code for a kernel, then the kernel on every backend.
 
     Returns:
-        subjects; (kernel, path, reason) for one that cannot be.
+        Candidates; (kernel, path, reason) in place of one that cannot run.
     """
     core = core_for(config, setting, packed.device)
     if isinstance(config, Softmax):
-        return [OpSubject(kernel, SDPA, core, fused_softmax)]
-    found: list[OpSubject | tuple[str, str, str]] = []
+        return [OpCandidate(kernel, SDPA, core, fused_softmax)]
+    found: list[OpCandidate | tuple[str, str, str]] = []
     try:
         reference = reference_for(core, packed, setting.grid, setting.prefix)
         if reference is not None:
-            found.append(OpSubject(kernel, REFERENCE, core, reference))
+            found.append(OpCandidate(kernel, REFERENCE, core, reference))
     except ValueError as error:
         found.append((kernel, REFERENCE, str(error)))
     for path in paths:
-        # Forcing costs microseconds that users do not spend: what is chosen anyway is not forced.
+        # Forcing a backend costs microseconds: do not force the one that is chosen anyway.
         chosen = select_path(packed) == path
         call = _on_path(core, None if chosen else path, setting)
-        found.append(OpSubject(kernel, path, core, call))
+        found.append(OpCandidate(kernel, path, core, call))
     return found
 
 
@@ -134,7 +134,7 @@ def _on_path(core: AttentionCore, path: str | None, setting: Setting) -> Packed:
 
 
 def operations(config: AttentionConfig, setting: Setting) -> float | None:
-    """Floating-point operations of a linear kernel's two products; None for quadratic ones."""
+    """Floating-point operations of a kernel's two products; None for quadratic kernels."""
     tokens, dim = setting.tokens, setting.dim
     heads = setting.batch * setting.heads
     if isinstance(config, QuadraticTaylor) and config.form in ("exact", "kronecker"):
@@ -148,13 +148,13 @@ def operations(config: AttentionConfig, setting: Setting) -> float | None:
 
 
 def moved_bytes(setting: Setting) -> float:
-    """q, k, v and the output, touched once."""
+    """Bytes of q, k, v and the output."""
     numbers = 4.0 * setting.batch * setting.tokens * setting.heads * setting.dim
     return numbers * setting.dtype.itemsize
 
 
 class _Backends(TorchDispatchMode):
-    """Notes which backend our operators were told to use."""
+    """Records the backend argument of our operators."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -170,13 +170,13 @@ class _Backends(TorchDispatchMode):
 
 
 def path_taken(call: Callable[[], Tensor], asked: str) -> tuple[Tensor, str]:
-    """The result of a call, and the path that it really took.
+    """The result of a call, and the backend that ran.
 
     Args:
-        call: runs once, and is the first to run in its shape and options.
-        asked: the path it was forced on. Kernels without an operator of their own ignore that.
+        call: is called once; the first call with its shape and options.
+        asked: the forced backend, which kernels without an operator of their own ignore.
     """
-    if asked == "compiled":  # watched from outside: PyTorch compiles nothing under a dispatch mode
+    if asked == "compiled":  # count compiled frames: nothing is compiled under a dispatch mode
         frames = torch._dynamo.utils.counters["frames"]
         before = frames["ok"]
         out = call()
