@@ -58,7 +58,7 @@ def imports(module: str) -> list[tuple[str, str]]:
 
 
 def floor(module: str) -> str:
-    return (module.split(".") + [""])[1]
+    return [*module.split("."), ""][1]
 
 
 def defining_module(module: str, name: str) -> str:
