@@ -94,7 +94,7 @@ def attentions_page() -> str:
         "`timm.create_model(name, attention=config)`, or by its name into a recipe.\n",
         "Common to all:\n",
         *options_of(AttentionConfig),
-        "\n## The auxiliary branch: `castling.MaskedSoftmax`\n",
+        "\n## The auxiliary branch\n\n`castling.MaskedSoftmax`\n",
         markdown(inspect.cleandoc(MaskedSoftmax.__doc__ or "").partition("Attributes:")[0]),
         *options_of(MaskedSoftmax),
     ]
@@ -102,7 +102,7 @@ def attentions_page() -> str:
         config = attention_config(name)
         doc = inspect.cleandoc(type(config).__doc__ or "").partition("Attributes:")[0].strip()
         order = "O(N²)" if kernel_class(config).quadratic else "O(N)"
-        lines += [f"\n## `{name}`: `castling.{type(config).__name__}`, {order}\n"]
+        lines += [f"\n## {name}\n", f"`castling.{type(config).__name__}`, {order}\n"]
         lines += [markdown(doc), ""]
         own = {f.name for f in dataclasses.fields(config)} - {
             f.name for f in dataclasses.fields(AttentionConfig)

@@ -73,7 +73,8 @@ def python_page() -> str:
     for where, aliases in names.items():
         value = public(aliases[0])
         if not where.startswith("castling."):
-            what = f"`{where}`, as it is once castling has registered its models."
+            package = where.split(".")[0]
+            what = f"{package}'s `{aliases[0]}`: castling's models are in its registry."
             sections["Models"] += [f"### castling.{aliases[0]}\n", f"{what}\n"]
             continue
         heading = f"castling.{value.__name__ if value.__name__ in aliases else aliases[0]}"
