@@ -70,7 +70,16 @@ def test_the_examples_of_the_extension_pages_pass_their_own_tests(tmp_path):
                 (tmp_path / title).write_text(code, encoding="utf-8")
                 tests += code.count("\ndef test_")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "--continue-on-collection-errors",
+            str(tmp_path),
+        ],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(tmp_path)])},
         capture_output=True,
