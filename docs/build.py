@@ -21,8 +21,14 @@ from performance_tables import facts
 from reference_pages import command_line_page, interfaces_page, python_page
 
 import castling
-from castling.attention import AttentionConfig, MaskedSoftmax, attention_config, auxiliaries
-from castling.attention.config import kernel_class
+from castling.attention import (
+    AttentionConfig,
+    MaskedSoftmax,
+    attention_config,
+    auxiliaries,
+    kernel_class,
+    list_kernels,
+)
 from castling.surgery import strip_
 
 HERE = Path(__file__).parent
@@ -101,7 +107,11 @@ def attentions_page() -> str:
     for name in castling.list_attentions():
         config = attention_config(name)
         doc = inspect.cleandoc(type(config).__doc__ or "").partition("Attributes:")[0].strip()
-        order = "O(N²)" if kernel_class(config).quadratic else "O(N)"
+        order = "O(N)"
+        if name not in list_kernels():
+            order += "; for maps (B, C, h, w) only, as CAS-ViT models have them"
+        elif kernel_class(config).quadratic:
+            order = "O(N²)"
         lines += [f"\n## {name}\n", f"`castling.{type(config).__name__}`, {order}\n"]
         lines += [markdown(doc), ""]
         own = {f.name for f in dataclasses.fields(config)} - {

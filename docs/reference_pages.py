@@ -26,11 +26,16 @@ SECTIONS = {
 }
 #: Module to the names that an extension implements or calls.
 INTERFACES = {
-    "A kernel": {"castling.attention": ["AttentionConfig", "Kernel", "register_attention"]},
+    "A kernel": {
+        "castling.attention": ["AttentionConfig", "AttentionInputs", "Kernel"],
+        "castling.attention.kernel": ["AveragingKernel"],
+        "castling.attention.registry": ["register_attention"],
+    },
+    "A mixer of whole maps": {"castling.attention": ["ImageMixer", "register_image_mixer"]},
     "A host": {"castling.surgery": ["HostAttention", "Place", "register_host"]},
     "A data source": {
         "castling.data.registry": ["SourceConfig", "Source", "DataInfo", "register_source"],
-        "castling.data.sample": ["Sample", "Batch"],
+        "castling.data.sample": ["Sample", "Batch", "stack_samples"],
         "castling.data.transforms.base": ["Transform", "TransformConfig"],
     },
     "A task": {
@@ -38,13 +43,16 @@ INTERFACES = {
         "castling.tasks.prediction": ["Prediction"],
         "castling.tasks.registry": ["register_task"],
     },
+    "An export target": {
+        "castling.export": ["Target", "ExportJob", "ExportedModel", "register_target"]
+    },
 }
 #: Verbs whose first argument has a help page of its own.
 PARTS = {"bench": ["ops", "models"]}
 
 
 def public(name: str) -> Any:
-    """A public name of castling; the function where a package has the same name."""
+    """A public name of castling; of ``castling.export``, a callable package, the function."""
     value = getattr(castling, name)
     return getattr(value, name) if isinstance(value, ModuleType) else value
 
@@ -108,7 +116,7 @@ def interfaces_page() -> str:
 
 
 def help_text(verb: str, part: str = "") -> str:
-    """What ``castling VERB --help`` prints, 88 columns wide."""
+    """What ``castling VERB --help`` prints, 88 columns wide; RuntimeError if it prints nothing."""
     output = io.StringIO()
     columns = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = "88"
@@ -119,6 +127,8 @@ def help_text(verb: str, part: str = "") -> str:
         os.environ.pop("COLUMNS")
         if columns is not None:
             os.environ["COLUMNS"] = columns
+    if not output.getvalue():
+        raise RuntimeError(f"castling {verb} {part} --help failed")
     return re.sub(r"[ \t]+$", "", output.getvalue(), flags=re.MULTILINE).strip()
 
 
