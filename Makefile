@@ -1,6 +1,8 @@
 # make demo   sets up, then trains, switches, exports and measures on bundled images
-# make test   sets up, then runs the test suite
-# make lint   style, types, and whether the documentation is what the code says
+# make test   sets up, then runs the tests except those marked slow
+# make test-all      runs every test
+# make lint   style, types, whether the generated pages are up to date, and a strict build of the site
+# make docs   writes the generated pages, then builds the documentation into site/
 # make bench  measures what docs/performance.md quotes, on an idle machine; then: make docs
 # make constraints   records the installed versions as the tested set
 
@@ -11,7 +13,7 @@ READY := $(VENV)/.ready
 # Each test process computes on one thread; as many processes as there are cores, at most four.
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(min(4, os.cpu_count() or 1))")
 
-.PHONY: setup demo test lint docs bench constraints
+.PHONY: setup demo test test-all lint docs site bench constraints
 
 setup: $(READY)
 
@@ -30,17 +32,28 @@ $(READY): pyproject.toml constraints.txt $(NATIVE)
 demo: $(READY)
 	$(BIN)/castling demo
 
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(PYTEST) -m "not slow"
+
+test-all: $(READY)
+	$(PYTEST)
 
 lint: $(READY)
 	$(BIN)/ruff check src tests benchmarks docs
 	$(BIN)/ruff format --check src tests benchmarks docs
 	$(BIN)/mypy
 	$(BIN)/python docs/build.py --check
+	$(MAKE) --no-print-directory site
 
 docs: $(READY)
 	$(BIN)/python docs/build.py
+	$(MAKE) --no-print-directory site
+
+# Warnings are errors: a broken link or an unknown name in the API reference fails the build.
+site: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(READY)
 	CASTLING=$(BIN)/castling benchmarks/performance.sh

@@ -20,6 +20,7 @@ import timm
 import torch
 from performance_page import performance_page
 from performance_tables import facts, write_plots, write_tables
+from reference_pages import command_line_page, interfaces_page, python_page
 
 import castling
 from castling.attention import (
@@ -28,6 +29,7 @@ from castling.attention import (
     attention_config,
     auxiliaries,
     kernel_class,
+    list_kernels,
 )
 from castling.surgery import strip_
 
@@ -39,7 +41,12 @@ NOTE = "<!-- Written by docs/build.py from the code; edit there. -->\n\n"
 def first_sentence(text: str) -> str:
     """The first sentence of a docstring, on one line."""
     paragraph = " ".join(inspect.cleandoc(text).split("\n\n")[0].split())
-    return re.split(r"(?<=[.;]) ", paragraph)[0].rstrip(".;")
+    return markdown(re.split(r"(?<=[.;]) ", paragraph)[0].rstrip(".;"))
+
+
+def markdown(docstring: str) -> str:
+    """A docstring's text with Markdown's backticks."""
+    return docstring.replace("``", "`")
 
 
 def models_page() -> str:
@@ -81,7 +88,7 @@ def options_of(config: type) -> list[str]:
     )
     default = config()
     return [
-        f"- `{name}` = `{getattr(default, name)!r}`: {' '.join(text.split())}"
+        f"- `{name}` = `{getattr(default, name)!r}`: {markdown(' '.join(text.split()))}"
         for name, text in entries
     ]
 
@@ -95,15 +102,20 @@ def attentions_page() -> str:
         "`timm.create_model(name, attention=config)`, or by its name into a recipe.\n",
         "Common to all:\n",
         *options_of(AttentionConfig),
-        "\n## The auxiliary branch: `castling.MaskedSoftmax`\n",
-        inspect.cleandoc(MaskedSoftmax.__doc__ or "").partition("Attributes:")[0],
+        "\n## The auxiliary branch\n\n`castling.MaskedSoftmax`\n",
+        markdown(inspect.cleandoc(MaskedSoftmax.__doc__ or "").partition("Attributes:")[0]),
         *options_of(MaskedSoftmax),
     ]
     for name in castling.list_attentions():
         config = attention_config(name)
         doc = inspect.cleandoc(type(config).__doc__ or "").partition("Attributes:")[0].strip()
-        order = "O(N²)" if kernel_class(config).quadratic else "O(N)"
-        lines += [f"\n## `{name}`: `castling.{type(config).__name__}`, {order}\n", doc, ""]
+        order = "O(N)"
+        if name not in list_kernels():
+            order += "; for maps (B, C, h, w) only, as CAS-ViT models have them"
+        elif kernel_class(config).quadratic:
+            order = "O(N²)"
+        lines += [f"\n## {name}\n", f"`castling.{type(config).__name__}`, {order}\n"]
+        lines += [markdown(doc), ""]
         own = {f.name for f in dataclasses.fields(config)} - {
             f.name for f in dataclasses.fields(AttentionConfig)
         }
@@ -133,6 +145,9 @@ PAGES = {
     "attentions.md": attentions_page,
     "results.md": results_page,
     "performance.md": lambda: performance_page(RESULTS),
+    "reference/python.md": python_page,
+    "reference/interfaces.md": interfaces_page,
+    "reference/command-line.md": command_line_page,
 }
 
 

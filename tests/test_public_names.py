@@ -1,5 +1,7 @@
 """The names that the README and the design promise."""
 
+import importlib
+
 import castling
 
 
@@ -26,6 +28,12 @@ def test_every_public_name_is_there():
 
 def test_an_unknown_name_is_an_attribute_error():
     assert not hasattr(castling, "quantise")
+
+
+def test_export_stays_a_function_when_its_package_is_imported():
+    importlib.import_module("castling.export")
+    assert callable(castling.export)
+    assert callable(castling.export)  # the first access may import the package
 
 
 def test_readme_example(tmp_path):

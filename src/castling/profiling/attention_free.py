@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from castling.attention import AttentionInputs, Softmax
-from castling.attention.base import AttentionCore, Kernel
+from castling.attention import AttentionCore, Kernel
 from castling.attention.convolutional_additive import AdditiveTokenMixer
 from castling.surgery import convertible, linearize_
 

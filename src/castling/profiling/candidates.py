@@ -19,7 +19,7 @@ from torch import nn
 
 from castling.attention import attention_config, auxiliaries
 from castling.attention.config import AttentionConfig
-from castling.models.saved import build_model
+from castling.models.builder import build_model
 from castling.profiling.attention_free import is_ours, without_attention
 from castling.surgery import convertible, strip_
 
