@@ -12,7 +12,7 @@ import castling
 from castling.models import cas_vit_blocks
 from castling.models.cas_vit_folded import folded_weights
 from castling.ops import native
-from castling.ops.paths import attention_path
+from castling.ops.backends import attention_backend
 
 PATHS = [
     "naive",
@@ -58,7 +58,7 @@ def fused(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 def test_same_logits(path: str, options: dict, shape: tuple, fused: list) -> None:
     model, folded = pair(**options)
     x = torch.randn(shape[0], 3, *shape[1:])
-    with attention_path(path):
+    with attention_backend(path):
         result = folded(x)
     assert len(fused) == 5
     assert all(each.is_contiguous(memory_format=torch.channels_last) for each in fused)
@@ -72,7 +72,7 @@ def test_same_logits(path: str, options: dict, shape: tuple, fused: list) -> Non
 def test_same_maps(path: str, fused: list) -> None:
     model, folded = pair(features_only=True, feature_norm=True)
     x = torch.randn(2, 3, 45, 33)
-    with attention_path(path):
+    with attention_backend(path):
         maps = folded(x)
     assert len(fused) == 5
     for result, expected in zip(maps, model(x), strict=True):
@@ -84,7 +84,7 @@ def test_same_maps(path: str, fused: list) -> None:
 def test_without_a_head(path: str) -> None:
     model, folded = pair(num_classes=0)
     x = torch.randn(2, 3, 32, 32)
-    with attention_path(path):
+    with attention_backend(path):
         torch.testing.assert_close(folded(x), model(x), atol=1e-5, rtol=1e-5)
 
 
@@ -95,7 +95,7 @@ def test_bfloat16(path: str) -> None:
     x = torch.randn(2, 3, 32, 48)
     expected = model(x)
     folded.to(torch.bfloat16)
-    with attention_path(path):
+    with attention_backend(path):
         result = folded(x.to(torch.bfloat16))
     assert result.dtype == torch.bfloat16
     assert float((result.float() - expected).norm() / expected.norm()) <= 2e-2
@@ -219,7 +219,7 @@ def test_costs_are_counted_as_before() -> None:
 def test_compiles_without_graph_breaks(path: str) -> None:
     model, folded = pair()
     x = torch.randn(2, 3, 32, 32)
-    with attention_path("naive" if path == "naive" else None):  # None takes the native one
+    with attention_backend("naive" if path == "naive" else None):  # None takes the native one
         compiled = torch.compile(folded, fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(x), model(x), atol=1e-5, rtol=1e-5)
 
@@ -230,7 +230,7 @@ def test_exports_with_free_size(path: str) -> None:
     model, folded = pair()
     free = torch.export.Dim.DYNAMIC
     sizes = ({0: free, 2: free, 3: free},)
-    with attention_path(path):
+    with attention_backend(path):
         program = torch.export.export(folded, (torch.randn(2, 3, 32, 48),), dynamic_shapes=sizes)
     ours = [node for node in program.graph.nodes if "castling" in str(node.target)]
     assert len(ours) == (5 if path == "native" else 0)

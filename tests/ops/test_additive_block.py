@@ -11,7 +11,7 @@ from castling.ops.additive_block import (
     can_take,
     naive_additive_block,
 )
-from castling.ops.paths import attention_path
+from castling.ops.backends import attention_backend
 
 PATHS = [
     "naive",
@@ -61,7 +61,7 @@ def example(
 
 
 def run(path: str, x: Tensor, weights: list[Tensor]) -> Tensor:
-    with torch.no_grad(), attention_path(path):
+    with torch.no_grad(), attention_backend(path):
         return additive_block(x, weights)
 
 

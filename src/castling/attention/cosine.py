@@ -53,5 +53,5 @@ class CosineKernel(Kernel):
             normalize=self.normalize,
             eps=self.eps,
             key_mask=key_mask,
-            extra=extra,
+            auxiliary_output=extra,
         )

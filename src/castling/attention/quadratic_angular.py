@@ -58,5 +58,5 @@ class QuadraticAngularKernel(Kernel):
             normalize=self.normalize,
             eps=self.eps,
             key_mask=key_mask,
-            extra=extra,
+            auxiliary_output=extra,
         )
