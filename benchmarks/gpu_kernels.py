@@ -21,9 +21,9 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from castling.ops import triton as kernels
+from castling.ops.backends import attention_backend
 from castling.ops.linear_attention import linear_attention
 from castling.ops.linear_inputs import LinearOptions, LinearTensors
-from castling.ops.paths import attention_path
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SDPA = {
@@ -89,7 +89,7 @@ def run(path: str | None, inputs: list[Tensor], gradient: Tensor, options: dict[
     )
     prefix = projection.shape[1] - grid[0] * grid[1] if grid else 0
     numbers = LinearOptions(**options | {"grid": grid}, prefix=prefix)
-    with attention_path(path), poisoned_memory():
+    with attention_backend(path), poisoned_memory():
         out = linear_attention(tensors, numbers)
         # What an option does not use has a gradient of zero.
         unused = sum(leaf.float().sum() for leaf in (weight, scalar)) * 0
@@ -157,9 +157,9 @@ def far_offsets(device: torch.device) -> dict[str, Any]:
     options = LinearOptions(**ANGULAR)
     projection = packed(116, 16384, 6, 64, torch.bfloat16, "meta")
     projection = torch.empty(projection.shape, dtype=torch.bfloat16, device=device).normal_()
-    with torch.no_grad(), attention_path(fast_path(device)):
+    with torch.no_grad(), attention_backend(fast_path(device)):
         found = linear_attention(LinearTensors(*projection.unbind(2)), options)[-1:]
-    with torch.no_grad(), attention_path("naive"):
+    with torch.no_grad(), attention_backend("naive"):
         last = LinearTensors(*projection[-1:].double().unbind(2))
         expected = linear_attention(last, options)
     return {"numbers": projection.numel(), "error": relative(found, expected)}
@@ -227,7 +227,7 @@ def attention_on(
     """Linear-angular attention, with a convolution on a square grid if there is a filter."""
     tensors = LinearTensors(*projection.unbind(2), local_weight=weight)
     options = LinearOptions(**ANGULAR, grid=() if weight is None else (side, side))
-    with attention_path(path):
+    with attention_backend(path):
         return linear_attention(tensors, options)
 
 

@@ -32,8 +32,13 @@ from castling.attention import (
     list_attentions,
 )
 from castling.models.registry import list_models
+from castling.ops.backends import (
+    BackendError,
+    attention_backend,
+    available_backends,
+    describe_backends,
+)
 from castling.ops.macs import macs
-from castling.ops.paths import PathError, attention_path, available_paths, describe_paths
 from castling.surgery import (
     FoldReport,
     LoadReport,
@@ -58,6 +63,12 @@ if TYPE_CHECKING:
 
 __version__ = VERSION
 
+# Names of earlier versions, from when backends were called paths.
+PathError = BackendError
+attention_path = attention_backend
+available_paths = available_backends
+describe_paths = describe_backends
+
 _LAZY = {
     "Predictor": "castling.deploy",
     "export": "castling.export",
@@ -65,6 +76,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "BackendError",
     "ConvolutionalAdditive",
     "Cosine",
     "ELULinear",
@@ -89,9 +101,12 @@ __all__ = [
     "Swift",
     "SwitchRefusedError",
     "SwitchReport",
+    "attention_backend",
     "attention_path",
+    "available_backends",
     "available_paths",
     "create_model",
+    "describe_backends",
     "describe_paths",
     "export",
     "fold_",

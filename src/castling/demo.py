@@ -19,8 +19,8 @@ from castling.data.transforms import ClassificationTransformConfig
 from castling.deploy import Predictor, model_folder
 from castling.export import ExportReport, export
 from castling.models.saved import open_model
+from castling.ops.backends import available_backends
 from castling.ops.macs import macs
-from castling.ops.paths import available_paths
 from castling.profiling import report
 from castling.profiling.bench_models import bench_models
 from castling.profiling.bench_ops import bench_ops, settings_of
@@ -193,7 +193,7 @@ def _measure(folder: Path, seconds: float) -> tuple[OpsResult, ModelsResult]:
     kernels = bench_ops(
         {name: read_attention(name) for name in ("linear_angular", "quadratic_taylor")},
         settings_of([64, 256, 1024, 4096], heads=[3]),
-        paths=available_paths("cpu")[:1],
+        paths=available_backends("cpu")[:1],
         seconds=seconds,
     )
     softmax = MODELS["softmax"][1].name

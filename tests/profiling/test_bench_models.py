@@ -12,7 +12,7 @@ from torch import nn
 import castling
 from castling.attention import LinearAngular, MaskedSoftmax
 from castling.attention.base import AttentionCore
-from castling.ops.paths import select_path
+from castling.ops.backends import select_backend
 from castling.profiling import runtimes
 from castling.profiling.attention_free import count_tokens, without_attention
 from castling.profiling.bench_models import bench_models
@@ -94,9 +94,9 @@ def test_a_backend_that_differs_from_the_naive_one_gets_no_time(quick):
             super().__init__(LinearAngular(), 1, 4)
 
         def forward(self, x):
-            return x * (1.0 if select_path(x) == "naive" else 2.0)
+            return x * (1.0 if select_backend(x) == "naive" else 2.0)
 
-    with castling.attention_path("compiled"):  # also where the C++ operators are not built
+    with castling.attention_backend("compiled"):  # also where the C++ operators are not built
         row, *_ = bench_models([Candidate("w", lambda _: Wrong())], [(4, 4)], **quick).measurements
     assert "wrong by 1.0e+00" in row.error
 

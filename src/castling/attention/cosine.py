@@ -44,5 +44,5 @@ class CosineKernel(Kernel):
             normalize=self.normalize,
             eps=self.eps,
             key_mask=inputs.key_mask,
-            extra=inputs.auxiliary_output,
+            auxiliary_output=inputs.auxiliary_output,
         )

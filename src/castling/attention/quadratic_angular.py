@@ -49,5 +49,5 @@ class QuadraticAngularKernel(Kernel):
             normalize=self.normalize,
             eps=self.eps,
             key_mask=inputs.key_mask,
-            extra=inputs.auxiliary_output,
+            auxiliary_output=inputs.auxiliary_output,
         )

@@ -76,7 +76,7 @@ def bench_ops(arguments: list[str]) -> int:
     parser.add_argument("--backward", action="store_true", help="time the gradients as well")
     _add_timing_and_files(parser, rounds=15, seconds=5)
     values = parser.parse_args(arguments)
-    from castling.ops.paths import PATHS
+    from castling.ops.backends import BACKENDS
     from castling.profiling import bench_ops as ops
     from castling.profiling.candidates import read_attention
     from castling.profiling.checks import LIMITS
@@ -84,7 +84,7 @@ def bench_ops(arguments: list[str]) -> int:
 
     dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in LIMITS}
     _check("--dtypes", values.dtypes, dtypes)
-    _check("--paths", values.paths, PATHS)
+    _check("--paths", values.paths, BACKENDS)
     settings = ops.settings_of(
         values.tokens,
         batches=values.batches,

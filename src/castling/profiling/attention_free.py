@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from castling.attention import AttentionInputs, Softmax
-from castling.attention import AttentionCore, Kernel
+from castling.attention import AttentionCore, AttentionInputs, Kernel, Softmax
 from castling.attention.convolutional_additive import AdditiveTokenMixer
 from castling.surgery import convertible, linearize_
 

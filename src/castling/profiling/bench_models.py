@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from castling.attention import auxiliaries
 from castling.attention.base import AttentionCore
+from castling.ops.backends import attention_backend
 from castling.ops.macs import macs
-from castling.ops.paths import attention_path
 from castling.profiling.attention_free import count_tokens
 from castling.profiling.candidates import Candidate, Size
 from castling.profiling.checks import (
@@ -158,7 +158,7 @@ class _Bench:
         out = require_sane(name, model(self.images), self.batch)
         if not any(isinstance(module, AttentionCore) for module in model.modules()):
             return out, None
-        with attention_path("naive"):
+        with attention_backend("naive"):
             error = relative_rms(out, model(self.images))
         require_close(f"{name}'s output", error, MODEL_LIMIT)
         return out, error

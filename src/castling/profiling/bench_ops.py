@@ -18,7 +18,7 @@ from torch import Tensor
 
 from castling.attention import Softmax
 from castling.attention.config import AttentionConfig
-from castling.ops.paths import available_paths
+from castling.ops.backends import available_backends
 from castling.profiling.checks import FOREIGN_LIMITS, LIMITS, CheckError, Expected
 from castling.profiling.comparison import Comparison
 from castling.profiling.machine import Roofline, machine_facts, measure_roofline
@@ -87,7 +87,7 @@ def bench_ops(
     everything = {SOFTMAX: Softmax()} | dict(kernels)
     with cpu_threads(threads):
         timer = timer or timer_for(device, clock)
-        chosen = available_paths(device) if paths is None else paths
+        chosen = available_backends(device) if paths is None else paths
         rooflines: dict[torch.dtype, Roofline] = {}
         found: list[OpMeasurement] = []
         for setting in settings:

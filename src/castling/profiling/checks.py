@@ -12,7 +12,7 @@ from torch import Tensor
 
 from castling.attention import QuadraticTaylor
 from castling.attention.base import AttentionCore
-from castling.ops.paths import attention_path
+from castling.ops.backends import attention_backend
 
 #: Largest relative RMS error against the naive formula in float64: (output, gradients).
 LIMITS = {
@@ -103,7 +103,7 @@ def exact_result(
         # With few queries the quadratic order is the cheaper one.
         core.kernel.config = dataclasses.replace(core.config, order="direct")  # type: ignore[assignment]
     packed = packed.detach().cpu().double().requires_grad_(grad is not None)
-    with attention_path("naive"), torch.set_grad_enabled(grad is not None):
+    with attention_backend("naive"), torch.set_grad_enabled(grad is not None):
         query, key, value = packed.unbind(2)
         if rows is not None:
             query = query[:, rows]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from castling.ops import native
-from castling.ops.paths import available_paths
+from castling.ops.backends import available_backends
 from castling.profiling.timing import Timer, time_alternately
 
 _COPIED_BYTES = 1 << 27
@@ -33,7 +33,7 @@ def machine_facts(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "paths": ", ".join(available_paths(device)),
+        "paths": ", ".join(available_backends(device)),
     }
     if device.type == "cpu":
         facts["instructions"] = f"{torch.backends.cpu.get_cpu_capability()} in PyTorch"

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from castling.attention import QuadraticTaylor, Softmax
 from castling.attention.base import AttentionCore
 from castling.attention.config import AttentionConfig
-from castling.ops.paths import PATHS, attention_path, select_path
+from castling.ops.backends import BACKENDS, attention_backend, select_backend
 from castling.ops.taylor_features import taylor_feature_count
 from castling.profiling.references import Packed, fused_softmax, reference_for
 
@@ -113,7 +113,7 @@ def op_candidates(
         found.append((kernel, REFERENCE, str(error)))
     for path in paths:
         # Forcing a backend costs microseconds: do not force the one that is chosen anyway.
-        chosen = select_path(packed) == path
+        chosen = select_backend(packed) == path
         call = _on_path(core, None if chosen else path, setting)
         found.append(OpCandidate(kernel, path, core, call))
     return found
@@ -127,7 +127,7 @@ def _on_path(core: AttentionCore, path: str | None, setting: Setting) -> Packed:
         return core.attend(query, key, value, grid=grid, num_prefix_tokens=prefix).flatten(2)
 
     def forced(packed: Tensor) -> Tensor:
-        with attention_path(path):
+        with attention_backend(path):
             return attend(packed)
 
     return attend if path is None else forced
@@ -165,7 +165,7 @@ class _Backends(TorchDispatchMode):
     ) -> Any:
         if getattr(func, "namespace", "") == "castling":
             words = {leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, str)}
-            self.found |= words & set(PATHS)
+            self.found |= words & set(BACKENDS)
         return func(*args, **(kwargs or {}))
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from castling.attention import Softmax, attention_config
-from castling.ops.paths import available_paths
+from castling.ops.backends import available_backends
 from castling.profiling.layer_timing import Stopwatch, TimedModel, run_in_turns
 from castling.profiling.machine import machine_facts
 from castling.profiling.timing import Clock, cpu_threads, time_alternately
@@ -100,7 +100,7 @@ def plan(
             device=facts["device"],
             threads=torch.get_num_threads(),
             torch=torch.__version__,
-            paths=available_paths(device),
+            paths=available_backends(device),
             image_size=(size[0], size[1]),
             batch=batch,
             layers=_layers(linear, timed, tokens),

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from castling.export.exported_model import ExportedModel
 from castling.export.target import ExportError, ExportJob, quiet_exporter, register_target
-from castling.ops.paths import attention_path
+from castling.ops.backends import attention_backend
 from castling.utils.text import first_line
 
 #: File inside the archive that holds the metadata.
@@ -37,7 +37,7 @@ class ProgramTarget:
     def write(self, job: ExportJob, path: Path) -> dict[str, Any]:
         """See ``Target.write``; the metadata says under ``portable`` whether castling is needed."""
         try:
-            with quiet_exporter(), attention_path("naive") if job.portable else nullcontext():
+            with quiet_exporter(), attention_backend("naive") if job.portable else nullcontext():
                 program = torch.export.export(
                     job.model,
                     (job.images,),

@@ -12,21 +12,21 @@ from torch.utils.flop_counter import FlopCounterMode
 import castling
 from castling.attention import Attention, LinearAngular, MaskedSoftmax, QuadraticTaylor
 from castling.ops.angular import linear_angular
+from castling.ops.backends import BackendError, available_backends, describe_backends
 from castling.ops.cosine import cosine_attention
 from castling.ops.exact_taylor import exact_taylor
 from castling.ops.first_order_taylor import first_order_taylor
 from castling.ops.local import LocalResidual
 from castling.ops.macs import _formulas
 from castling.ops.mean import mean_attention
-from castling.ops.paths import PathError, available_paths, describe_paths
 from castling.ops.quadratic_taylor import released_taylor
 from castling.ops.relu_linear import relu_linear
 from castling.ops.sigmoid_softmax import sigmoid_softmax
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
-PATHS = [path for path in available_paths("cpu") if path != "naive"]
+BACKENDS = [path for path in available_backends("cpu") if path != "naive"]
 if INTERPRETING:
-    PATHS = ["triton"]
+    BACKENDS = ["triton"]
 GRID = (5, 7)
 
 
@@ -43,7 +43,7 @@ def angular_local(grid):
 
 
 def with_branch(q, k, v, weight, mask):
-    return linear_angular(q, k, v, key_mask=mask, extra=v.flip(1) * 0.3)
+    return linear_angular(q, k, v, key_mask=mask, auxiliary_output=v.flip(1) * 0.3)
 
 
 def plain(function, **options):
@@ -99,7 +99,7 @@ def run(name, path, dtype, **options):
     packed, q, k, v, weight = inputs(name, dtype=dtype, **options)
     mask = torch.ones(q.shape[:2], dtype=torch.bool)
     mask[0, -9:] = False
-    with castling.attention_path(path):
+    with castling.attention_backend(path):
         out = OPERATORS[name][0](q, k, v, weight, mask)
     generator = torch.Generator().manual_seed(1)
     grad = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.dtype)
@@ -127,7 +127,7 @@ def poisoned(monkeypatch):
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-@pytest.mark.parametrize("path", [path for path in PATHS if path != "compiled"])
+@pytest.mark.parametrize("path", [path for path in BACKENDS if path != "compiled"])
 @pytest.mark.parametrize("dims", [(16, 16), (24, 40)], ids=["16", "24x40"])
 def test_every_path_computes_the_same(name, path, dims, poisoned):
     dim, value_dim = dims
@@ -139,7 +139,7 @@ def test_every_path_computes_the_same(name, path, dims, poisoned):
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-@pytest.mark.parametrize("path", [path for path in PATHS if path == "native"])
+@pytest.mark.parametrize("path", [path for path in BACKENDS if path == "native"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_is_no_worse_than_twice_naive(name, path, dtype, poisoned):
     # The reference sees the rounded input: what is measured is the arithmetic.
@@ -256,7 +256,7 @@ class OnGrid(torch.nn.Module):
 
 @pytest.mark.parametrize("name", ["castling", "exact"])
 def test_an_exported_program_holds_one_operator(name):
-    if "native" not in available_paths("cpu"):
+    if "native" not in available_backends("cpu"):
         pytest.skip("the C++ operators are not built")
     model = OnGrid(MODELS[name]).eval()
     x = torch.randn(2, 35, 32)
@@ -292,11 +292,11 @@ def test_operators_are_counted_like_their_formulas(name):
     def count(path):
         _, q, k, v, weight = inputs(name)
         counter = FlopCounterMode(display=False, custom_mapping=dict(_formulas))
-        with torch.no_grad(), castling.attention_path(path), counter:
+        with torch.no_grad(), castling.attention_backend(path), counter:
             OPERATORS[name][0](q, k, v, weight, None)
         return counter.get_total_flops()
 
-    if "native" not in available_paths("cpu"):
+    if "native" not in available_backends("cpu"):
         pytest.skip("the C++ operators are not built")
     assert count("native") == count("naive") > 0
 
@@ -307,13 +307,13 @@ def test_operators_are_counted_like_their_formulas(name):
 def test_paths_are_forced_and_given_back():
     q = torch.randn(1, 4, 1, 8)
     with pytest.raises(ValueError, match="naive, compiled, native, triton"):
-        castling.attention_path("fast").__enter__()
-    with castling.attention_path("triton"), pytest.raises(PathError, match="triton"):
+        castling.attention_backend("fast").__enter__()
+    with castling.attention_backend("triton"), pytest.raises(BackendError, match="triton"):
         linear_angular(q, q, q)
-    with castling.attention_path("native"), pytest.raises(PathError, match="float64"):
+    with castling.attention_backend("native"), pytest.raises(BackendError, match="float64"):
         linear_angular(q.double(), q.double(), q.double())
     linear_angular(q.double(), q.double(), q.double())
-    assert set(describe_paths()) == {"naive", "compiled", "native", "triton"}
+    assert set(describe_backends()) == {"naive", "compiled", "native", "triton"}
 
 
 def test_a_forced_path_compiles_without_a_graph_break():
@@ -321,7 +321,7 @@ def test_a_forced_path_compiles_without_a_graph_break():
     q = torch.randn(2, 9, 2, 8)
 
     def attend(x):
-        with castling.attention_path(PATHS[0] if PATHS else "naive"):
+        with castling.attention_backend(BACKENDS[0] if BACKENDS else "naive"):
             return linear_angular(x, x, x)
 
     found = torch.compile(attend, fullgraph=True, backend="aot_eager")(q)
@@ -330,9 +330,9 @@ def test_a_forced_path_compiles_without_a_graph_break():
 
 def test_a_forced_path_that_transforms_cannot_follow_says_so():
     q = torch.randn(3, 2, 4, 1, 8)
-    if "native" not in available_paths("cpu"):
+    if "native" not in available_backends("cpu"):
         pytest.skip("the C++ operators are not built")
-    with castling.attention_path("native"), pytest.raises(PathError, match="transforms"):
+    with castling.attention_backend("native"), pytest.raises(BackendError, match="transforms"):
         torch.func.vmap(lambda x: linear_angular(x, x, x))(q)
 
 
@@ -351,26 +351,34 @@ def test_pytorchs_own_counter_knows_the_operators():
     assert counter.get_total_flops() == 2 * 2 * 6 * 2 * 8 * 8
 
 
-def test_the_environment_forces_a_path():
-    program = "import castling.ops.paths as p, torch; print(p.select_path(torch.zeros(1)))"
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"CASTLING_BACKEND": "naive"}, "naive"),
+        ({"CASTLING_PATH": "compiled"}, "compiled"),  # the earlier name
+        ({"CASTLING_BACKEND": "naive", "CASTLING_PATH": "compiled"}, "naive"),
+    ],
+)
+def test_the_environment_forces_a_backend(variables, expected):
+    program = "import castling.ops.backends as b, torch; print(b.select_backend(torch.zeros(1)))"
     result = subprocess.run(
         [sys.executable, "-c", program],
-        env={**os.environ, "CASTLING_PATH": "naive"},
+        env={**os.environ, **variables},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert result.stdout.strip() == "naive"
+    assert result.stdout.strip() == expected
 
 
 def test_gradients_of_gradients_say_where_to_go():
-    if "native" not in available_paths("cpu"):
+    if "native" not in available_backends("cpu"):
         pytest.skip("the C++ operators are not built")
     q = torch.randn(1, 4, 1, 8, requires_grad=True)
     (first,) = torch.autograd.grad(linear_angular(q, q, q).sum(), q, create_graph=True)
-    with pytest.raises(NotImplementedError, match="attention_path"):
+    with pytest.raises(NotImplementedError, match="attention_backend"):
         first.square().sum().backward()
-    with castling.attention_path("naive"):
+    with castling.attention_backend("naive"):
         (first,) = torch.autograd.grad(linear_angular(q, q, q).sum(), q, create_graph=True)
         first.square().sum().backward()
 
@@ -384,3 +392,10 @@ def test_function_transforms_take_the_naive_path():
 def test_nothing_to_attend_to():
     q = torch.randn(0, 4, 1, 8)
     assert linear_angular(q, q, q).shape == (0, 4, 1, 8)
+
+
+def test_names_of_earlier_versions_still_work():
+    assert castling.attention_backend is castling.attention_backend
+    assert castling.available_backends is castling.available_backends
+    assert castling.describe_backends is castling.describe_backends
+    assert castling.BackendError is castling.BackendError
