@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import zipfile
 
 import onnx
 import pytest
@@ -140,6 +141,9 @@ def test_a_program_keeps_our_operators_unless_portable(one_block, tmp_path):
     assert report.opset is None
     assert report.runtime == f"torch.export {report.versions['torch']}"
     export(one_block, portable, (32, 32), dynamic="none", portable=True)
+    with zipfile.ZipFile(ours) as archive:
+        (graph,) = (name for name in archive.namelist() if name.endswith("models/model.json"))
+        assert ".py" not in archive.read(graph).decode()  # no paths of this machine
     assert open_exported(ours).metadata["portable"] is False
     assert open_exported(portable).metadata["portable"] is True
 
