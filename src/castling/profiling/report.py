@@ -222,7 +222,7 @@ def _speed_table(result: BenchResult[Any]) -> str:
 
 
 def add_export(page: Page, report: Mapping[str, Any]) -> None:
-    """The comparison of the exported file with PyTorch; ``report`` is ``ExportReport.to_dict()``."""
+    """Exported file against PyTorch; ``report`` is ``ExportReport.to_dict()``."""
     rows = [
         [
             " × ".join(str(side) for side in check["shape"]),
