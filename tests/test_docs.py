@@ -102,6 +102,32 @@ def test_python_examples_use_names_that_exist(page, code):
             assert hasattr(castling, node.attr), f"castling.{node.attr}"
 
 
+def test_the_interfaces_that_examples_implement_are_in_the_reference():
+    """Base classes, registration and values of the extension pages."""
+    reference = (DOCS / "reference" / "interfaces.md").read_text(encoding="utf-8")
+    used = set()
+    for page in (DOCS / "extend").glob("*.md"):
+        for title, code in blocks(page, "python"):
+            if title and not title.startswith("test_"):
+                tree = ast.parse(code)
+                bases = {
+                    ast.unparse(base)
+                    for node in ast.walk(tree)
+                    if isinstance(node, ast.ClassDef)
+                    for base in node.bases
+                }
+                imported = {
+                    alias.name
+                    for node in ast.walk(tree)
+                    if isinstance(node, ast.ImportFrom) and str(node.module).startswith("castling")
+                    for alias in node.names
+                }
+                used |= imported & bases
+                used |= {name for name in imported if name.startswith("register_")}
+    assert {"AttentionConfig", "register_host", "Task"} <= used
+    assert not {name for name in used if f"heading: {name}\n" not in reference}
+
+
 def test_commands_use_verbs_and_options_that_exist():
     found = commands()
     assert len(found) > 20
