@@ -16,18 +16,22 @@ from typing import Any
 import timm
 import torch
 
-import castling
-from castling.attention import attention_config, set_progress
-from castling.attention.config import kernel_class
+from castling.attention import (
+    AttentionInputs,
+    attention_config,
+    kernel_class,
+    list_kernels,
+    set_progress,
+)
 from castling.profiling.bench_models import bench_models
 from castling.profiling.bench_ops import bench_ops, settings_of
+from castling.profiling.candidates import choose_candidates, read_attention
 from castling.profiling.machine import machine_facts
-from castling.profiling.subjects import choose_subjects, read_attention
 from castling.utils.files import write_json
 from gpu_kernels import linear_kernels
 from gpu_taylor import taylor_kernels
 
-ATTENTIONS = [n for n in castling.list_attentions() if n != "convolutional_additive"]
+ATTENTIONS = [n for n in list_kernels() if not kernel_class(attention_config(n)).needs_grid]
 MODELS = ["castling_deit_pico", "castling_levit_pico", "castling_mvitv2_pico", "qt_vit_pico"]
 MODELS += ["cas_vit_pico"]
 
@@ -46,8 +50,12 @@ def numerics(device: torch.device, quick: bool) -> list[dict[str, Any]]:
                 module = kernel(config, 2, 64, 64)
                 for dtype in (torch.float32, torch.bfloat16, torch.float16):
                     rounded = [tensor.to(dtype) for tensor in exact]
-                    expected = module.double().cpu()(*(t.double() for t in rounded))
-                    result = module.float().to(device)(*(t.to(device) for t in rounded))
+                    expected = module.double().cpu()(
+                        AttentionInputs(*(t.double() for t in rounded))
+                    )
+                    result = module.float().to(device)(
+                        AttentionInputs(*(t.to(device) for t in rounded))
+                    )
                     error = (result.double().cpu() - expected).norm() / expected.norm()
                     rows.append(
                         {
@@ -102,7 +110,9 @@ def speed(device: torch.device, quick: bool) -> dict[str, Any]:
     pixels = [(32, 32)] if quick else [(224, 224), (448, 448), (896, 896)]
     if not quick:
         names = ["castling_deit_tiny_patch16_224", "qt_vit_1", "cas_vit_s"]
-    whole = bench_models(choose_subjects(names), pixels, batches=[1 if quick else 8], device=device)
+    whole = bench_models(
+        choose_candidates(names), pixels, batches=[1 if quick else 8], device=device
+    )
     return {"kernels": alone.to_dict(), "models": whole.to_dict()}
 
 

@@ -1,6 +1,6 @@
 """The fused linear attention on a GPU: is it right, and does it reach its targets G1 to G5?
 
-A part of ``gpu.py``. Speeds are ratios between subjects that took turns in one run, each captured
+A part of ``gpu.py``. Speeds are ratios between candidates that took turns in one run, each captured
 as a CUDA graph over inputs that together exceed the second-level cache several times, so that
 neither Python nor a warm cache is measured; none is printed before its own size was found right.
 On a CPU the same code runs the paths of the CPU, without graphs, at small sizes.
@@ -21,9 +21,9 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from castling.ops import triton as kernels
+from castling.ops.backends import attention_backend
 from castling.ops.linear_attention import linear_attention
 from castling.ops.linear_inputs import LinearOptions, LinearTensors
-from castling.ops.paths import attention_path
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SDPA = {
@@ -89,7 +89,7 @@ def run(path: str | None, inputs: list[Tensor], gradient: Tensor, options: dict[
     )
     prefix = projection.shape[1] - grid[0] * grid[1] if grid else 0
     numbers = LinearOptions(**options | {"grid": grid}, prefix=prefix)
-    with attention_path(path), poisoned_memory():
+    with attention_backend(path), poisoned_memory():
         out = linear_attention(tensors, numbers)
         # What an option does not use has a gradient of zero.
         unused = sum(leaf.float().sum() for leaf in (weight, scalar)) * 0
@@ -157,61 +157,61 @@ def far_offsets(device: torch.device) -> dict[str, Any]:
     options = LinearOptions(**ANGULAR)
     projection = packed(116, 16384, 6, 64, torch.bfloat16, "meta")
     projection = torch.empty(projection.shape, dtype=torch.bfloat16, device=device).normal_()
-    with torch.no_grad(), attention_path(fast_path(device)):
+    with torch.no_grad(), attention_backend(fast_path(device)):
         found = linear_attention(LinearTensors(*projection.unbind(2)), options)[-1:]
-    with torch.no_grad(), attention_path("naive"):
+    with torch.no_grad(), attention_backend("naive"):
         last = LinearTensors(*projection[-1:].double().unbind(2))
         expected = linear_attention(last, options)
     return {"numbers": projection.numel(), "error": relative(found, expected)}
 
 
-Subject = Callable[[], object]
+Candidate = Callable[[], object]
 
 
-def captured(subject: Subject, device: torch.device) -> Subject:
-    """``subject`` as a CUDA graph; itself on a CPU."""
+def captured(candidate: Candidate, device: torch.device) -> Candidate:
+    """``candidate`` as a CUDA graph; itself on a CPU."""
     if device.type != "cuda":
-        return subject
+        return candidate
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(2):
-            subject()
+            candidate()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        subject()
+        candidate()
     return graph.replay
 
 
-def seconds(subject: Subject, device: torch.device) -> float:
+def seconds(candidate: Candidate, device: torch.device) -> float:
     if device.type != "cuda":
         started = time.perf_counter()
-        subject()
+        candidate()
         return time.perf_counter() - started
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
-    subject()
+    candidate()
     end.record()
     end.synchronize()
     return float(start.elapsed_time(end)) / 1e3
 
 
-def alternate(subjects: dict[str, Subject], device: torch.device, turns: int) -> dict[str, Any]:
-    """Median seconds of each subject, all taking turns; a text where one cannot run."""
-    ready: dict[str, Subject] = {}
+def alternate(candidates: dict[str, Candidate], device: torch.device, turns: int) -> dict[str, Any]:
+    """Median seconds of each candidate, all taking turns; a text where one cannot run."""
+    ready: dict[str, Candidate] = {}
     found: dict[str, Any] = {}
-    for name, subject in subjects.items():
+    for name, candidate in candidates.items():
         try:
-            ready[name] = captured(subject, device)
+            ready[name] = captured(candidate, device)
             ready[name]()
         except Exception as error:  # a backend that does not serve this input says so here
             found[name] = f"{type(error).__name__}: {str(error)[:200]}"
             ready.pop(name, None)
     times: dict[str, list[float]] = {name: [] for name in ready}
     for _ in range(turns):
-        for name, subject in ready.items():
-            times[name].append(seconds(subject, device))
+        for name, candidate in ready.items():
+            times[name].append(seconds(candidate, device))
     return found | {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -227,16 +227,16 @@ def attention_on(
     """Linear-angular attention, with a convolution on a square grid if there is a filter."""
     tensors = LinearTensors(*projection.unbind(2), local_weight=weight)
     options = LinearOptions(**ANGULAR, grid=() if weight is None else (side, side))
-    with attention_path(path):
+    with attention_backend(path):
         return linear_attention(tensors, options)
 
 
 def each(
     function: Callable[..., Tensor], inputs: list[Tensor], *arguments: Any, train: bool = False
-) -> Subject:
+) -> Candidate:
     """``function`` on every input in turn, with the gradient of the projection if ``train``."""
 
-    def subject() -> None:
+    def candidate() -> None:
         for projection in inputs:
             if not train:
                 with torch.no_grad():
@@ -246,7 +246,7 @@ def each(
             out = function(leaf, *arguments)
             torch.autograd.grad(out, leaf, torch.ones_like(out))
 
-    return subject
+    return candidate
 
 
 def kernel_speed(device: torch.device, quick: bool) -> list[dict[str, Any]]:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from castling.ops.backends import attention_backend
 from castling.ops.exact_taylor import exact_taylor
-from castling.ops.paths import attention_path
 from gpu_kernels import (
     DTYPES,
     SDPA,
@@ -31,7 +31,7 @@ G6 = {1024: 1.0, 4096: 2.0, 16384: 7.0}
 
 
 def taylor(projection: Tensor, path: str | None, order: str, **options: Any) -> Tensor:
-    with attention_path(path):
+    with attention_backend(path):
         return exact_taylor(*projection.unbind(2), order=order, **options)
 
 

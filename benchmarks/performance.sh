@@ -1,24 +1,24 @@
 #!/usr/bin/env bash
-# Everything docs/performance.md quotes of a CPU: kernels, whole models, plans; one thread, half an
-# hour on two cores that do nothing else. Then: python docs/build.py.
+# Measures the CPU results of docs/performance.md: kernels, whole models, plans. One thread; half an
+# hour on an idle machine with two cores. Then run: python docs/build.py (tables, CSV, pictures).
 #
-#   benchmarks/performance.sh            writes benchmarks/results and docs/images
-#   QUICK=1 benchmarks/performance.sh    tries every command at small sizes; writes runs/performance
-#   CLOCK=cpu benchmarks/performance.sh  by processor time: for a machine that is not idle
-#   ONLY="bench_ops …" benchmarks/performance.sh   measures these again, and leaves the others
+#   benchmarks/performance.sh            writes benchmarks/results
+#   QUICK=1 benchmarks/performance.sh    runs every command at small sizes; writes runs/performance
+#   CLOCK=cpu benchmarks/performance.sh  measures process time, for a machine that is not idle
+#   ONLY="bench_ops …" benchmarks/performance.sh   measures these again and keeps the others
 set -euo pipefail
 cd "$(dirname "$0")/.."
 CASTLING=${CASTLING:-castling}
 export OMP_NUM_THREADS=1
 
 if [ "${QUICK:-0}" = 1 ]; then
-  RESULTS=runs/performance IMAGES=runs/performance
+  RESULTS=runs/performance
   TOKENS="49 196" LONG=1024 SHAPES="49" SMALL="49" SIZES="64 128" WIDE="64" ROUNDS="--rounds 3 --seconds 1"
   DEIT=castling_deit_pico OTHERS="castling_levit_pico castling_mvitv2_pico qt_vit_pico cas_vit_pico"
   FOLDED="castling_deit_pico castling_levit_pico castling_mvitv2_pico qt_vit_pico cas_vit_pico"
   PLANS="deit_pico:64 deit_pico:128"
 else
-  RESULTS=benchmarks/results IMAGES=docs/images
+  RESULTS=benchmarks/results
   TOKENS="49 196 1024 4096" LONG=16384 SHAPES="196 1024" SMALL="49 196" SIZES="224 512 1024" WIDE="224 512" ROUNDS=""
   DEIT=castling_deit_tiny_patch16_224
   OTHERS="castling_deit_small_patch16_224 castling_levit_128s castling_mvitv2_tiny qt_vit_1 cas_vit_xs"
@@ -26,9 +26,9 @@ else
   FOLDED="$FOLDED cas_vit_xs cas_vit_s cas_vit_t"
   PLANS="deit_tiny_patch16_224:224 deit_tiny_patch16_224:512 levit_128s:224 mvitv2_tiny:224"
 fi
-mkdir -p "$RESULTS" "$IMAGES"
+mkdir -p "$RESULTS"
 
-measure() {  # name, then the command; a row that failed stands in the result, and does not stop us
+measure() {  # NAME COMMAND…; candidates that fail are recorded in the result and do not stop the script
   local name=$1 status=0
   shift
   [[ -z "${ONLY:-}" || " $ONLY " == *" $name "* ]] || return 0
@@ -39,21 +39,20 @@ measure() {  # name, then the command; a row that failed stands in the result, a
 }
 
 started=$SECONDS
-measure bench_ops bench ops --tokens $TOKENS $ROUNDS --plot "$IMAGES/bench_ops.png"
+measure bench_ops bench ops --tokens $TOKENS $ROUNDS
 measure bench_ops_batch8 bench ops --tokens $SMALL --batches 8 $ROUNDS
 measure bench_ops_long bench ops --tokens $LONG $ROUNDS
 measure bench_ops_shapes bench ops --tokens $SHAPES --dims 32 128 $ROUNDS
 measure bench_ops_bfloat16 bench ops --tokens $SHAPES --dtypes bfloat16 $ROUNDS
-measure bench_ops_backward bench ops --tokens $TOKENS --backward $ROUNDS \
-  --plot "$IMAGES/bench_ops_backward.png"
+measure bench_ops_backward bench ops --tokens $TOKENS --backward $ROUNDS
 if grep -qs avx512f /proc/cpuinfo; then
-  # Most CPUs in use have no more than AVX2: the same one, its wider half forbidden to everybody.
+  # Most CPUs have AVX2 only: the same machine with AVX-512 disabled in all libraries.
   export CASTLING_ISA=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
   measure bench_ops_avx2 bench ops --tokens $TOKENS $ROUNDS
   unset CASTLING_ISA ATEN_CPU_CAPABILITY ONEDNN_MAX_CPU_ISA MKL_ENABLE_INSTRUCTIONS
 fi
 measure bench_models bench models $DEIT --sizes $SIZES \
-  --runtimes eager compiled onnxruntime openvino $ROUNDS --plot "$IMAGES/bench_models.png"
+  --runtimes eager compiled onnxruntime openvino $ROUNDS
 measure bench_models_batch8 bench models $DEIT --sizes ${SIZES%% *} --batches 8 \
   --runtimes eager compiled onnxruntime openvino $ROUNDS
 measure bench_models_others bench models $OTHERS --sizes $WIDE $ROUNDS
@@ -63,4 +62,4 @@ for plan in $PLANS; do
   model=${plan%%:*} size=${plan##*:}
   measure "plan_${model}_$size" plan "$model" --image_size "$size" --seconds 8
 done
-echo "measured in $((SECONDS - started)) s; now: python docs/build.py" >&2
+echo "measured in $((SECONDS - started)) s; now run: python docs/build.py" >&2

@@ -1,8 +1,8 @@
-"""What each part of Castling-ViT is worth: one recipe, many attentions, three seeds, real images.
+"""Ablation of Castling-ViT on CIFAR-10: one recipe, many attentions, three seeds.
 
 Trains every row of ``ROWS`` with ``study_cifar10.yaml`` and writes ``results/study_cifar10.json``
-and ``.md``. Finished runs are kept and interrupted ones resumed, so the command may be stopped and
-given again; ``--shard 0/2`` and ``--shard 1/2`` in two terminals share the work.
+and ``.md``. Finished runs are kept and interrupted ones are resumed, so the command can be stopped
+and run again; ``--shard 0/2`` and ``--shard 1/2`` in two terminals share the work.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import yaml
 import castling
 from castling.attention import AttentionConfig, config_to_dict
 from castling.profiling.machine import machine_facts
+from castling.tasks.result import TrainResult, read_result
 from castling.train import recipe_from_dict, train
-from castling.train.result import TrainResult, read_result
 from castling.utils.files import write_json, write_text
 
 HERE = Path(__file__).parent
@@ -34,8 +34,8 @@ class Row:
     """One line of the table.
 
     Attributes:
-        label: what the table calls it.
-        attention: put into the study's ViT; None for another network with its own attention.
+        label: in the table.
+        attention: of the study's ViT; None for another network with its own attention.
         model: name in the registry.
     """
 
@@ -67,7 +67,7 @@ ROWS = {
 
 
 def recipe_of(row: Row, seed: int, data: str) -> Any:
-    """The study's recipe with this row's model and seed put in."""
+    """The study's recipe with the model of this row and a seed."""
     values = yaml.safe_load((HERE / "study_cifar10.yaml").read_text())
     values["seed"] = seed
     values["data"]["source"] = data
@@ -79,7 +79,7 @@ def recipe_of(row: Row, seed: int, data: str) -> Any:
 
 
 def collect(runs: Path, seeds: list[int]) -> dict[str, Any]:
-    """Everything that finished so far, as plain values."""
+    """The results of all finished runs, as plain values."""
     rows: dict[str, Any] = {}
     for name, row in ROWS.items():
         results = {seed: read_result(runs / f"{name}-seed{seed}") for seed in seeds}
@@ -97,7 +97,7 @@ def collect(runs: Path, seeds: list[int]) -> dict[str, Any]:
 
 
 def summarise(done: dict[int, TrainResult]) -> dict[str, Any]:
-    """Test accuracies by seed before and after the switch, and what the switch measured."""
+    """Test accuracies by seed before and after the switch, and the certificate of the switch."""
     summary: dict[str, Any] = {
         "seeds": list(done),
         "test_top1": [result.metrics["test_top1"] for result in done.values()],
@@ -140,7 +140,7 @@ def table(study: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Train what is not finished yet, then write the tables."""
+    """Train the rows that are not finished, then write the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True, help="cifar10.zip or a folder of its layout")
     parser.add_argument("--runs", type=Path, default=Path("runs/study_cifar10"))
@@ -153,7 +153,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     index, count = (int(part) for part in options.shard.split("/"))
-    # Seeds outermost: a study that is cut short has compared all rows on fewer seeds.
+    # Seeds outermost: an interrupted study has all rows on fewer seeds.
     jobs = [(seed, name) for seed in options.seeds for name in options.rows]
     for position, (seed, name) in enumerate(jobs):
         if options.collect or position % count != index:

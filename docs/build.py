@@ -1,6 +1,7 @@
-"""Write the pages of this folder that are made from the code: ``python docs/build.py``.
+"""Writes what is generated from the code and the results: ``python docs/build.py``.
 
-``--check`` writes nothing and fails where a page differs from what the code says.
+That is the pages listed in ``PAGES``, the pictures of measured speeds, and a CSV file beside every
+JSON file of measurements. ``--check`` writes nothing and fails if a page or a CSV file is stale.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import inspect
 import json
 import re
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
 import timm
 import torch
 from performance_page import performance_page
-from performance_tables import facts
+from performance_tables import facts, write_plots, write_tables
 from reference_pages import command_line_page, interfaces_page, python_page
 
 import castling
@@ -149,22 +151,31 @@ PAGES = {
 }
 
 
+def tables() -> dict[Path, str]:
+    """The CSV files of all measurements."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_tables(RESULTS, Path(folder))
+        written = sorted(Path(folder).iterdir())
+        return {RESULTS / path.name: path.read_text(encoding="utf-8") for path in written}
+
+
 def main() -> int:
-    """Write or check all pages; the exit status says whether a check failed."""
+    """Write or check all files; the exit status is the number of stale ones."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     torch.set_grad_enabled(False)
+    files = {HERE / name: NOTE + page() for name, page in PAGES.items()} | tables()
     stale = []
-    for name, page in PAGES.items():
-        text = NOTE + page()
-        path = HERE / name
+    for path, text in files.items():
         if check and (not path.exists() or path.read_text(encoding="utf-8") != text):
-            stale.append(name)
+            stale.append(path.name)
         elif not check:
             path.write_text(text, encoding="utf-8")
+    if not check:
+        write_plots(RESULTS, HERE / "images")
     if stale:
-        print(f"{', '.join(stale)}: not what the code says; run python docs/build.py")
+        print(f"{', '.join(stale)}: stale; run python docs/build.py")
     return len(stale)
 
 

@@ -28,7 +28,7 @@ def trained(tmp_path_factory):
     code = run(
         *("train", "--run", folder, "--model.name", "castling_deit_pico"),
         *("--model.kwargs", '{"depth": 1, "patch_size": 8}'),
-        *("--data.subset", 40, "--data.batch_size", 20, "--epochs", 1),
+        *("--data.split.subset", 40, "--data.loader.batch_size", 20, "--epochs", 1),
     )
     assert code == 0
     return folder
@@ -72,7 +72,9 @@ def test_evaluate_takes_the_switched_model_unless_told(trained, capsys):
     assert switched["split"] == "test"
     assert switched["images"] > 300
     assert run("evaluate", trained, "--unswitched", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["top1"] == pytest.approx(switched["top1"])
+    unswitched = json.loads(capsys.readouterr().out)
+    assert unswitched["metrics"]["top1"] == pytest.approx(switched["metrics"]["top1"])
+    assert len(switched["per_class"]) == 10
 
 
 def test_switch_refuses_then_is_forced(trained, tmp_path, capsys):
@@ -251,6 +253,8 @@ def test_help_says_each_default_once(verb, capsys):
         (["train", "--epochs", "many"], "epochs"),
         (["train", "--config", "absent.yaml"], "absent.yaml"),
         (["train", "--optim.speed", "1"], "speed"),
+        (["train", "--data.image_size", "32"], "--data.transform.image_size"),
+        (["train", "--task", "no_such"], "no_such"),
         (["models", "no_such_*"], "no_such_"),
         (["bench"], "what"),
         (["bench", "ops", "--kernels", "magic"], "magic"),
@@ -274,7 +278,7 @@ def test_errors_are_said_without_a_traceback(arguments, says, capsys):
     ("arguments", "says"),
     [
         (["train", "--epochs", "many"], "--epochs: expected int. Got value: many"),
-        (["train", "--config", "absent.yaml"], "--config: File does not exist"),
+        (["train", "--config", "absent.yaml"], "no such recipe file: absent.yaml"),
         (["train", "--model.drop_path", "x"], "--model.drop_path: "),
         (["export", "absent", "--opset", "x"], "--opset: expected int"),
     ],

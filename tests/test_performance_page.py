@@ -51,7 +51,7 @@ def results(tmp_path):
     kernel = "linear_angular:local=none"
     rows = [op("softmax", "sdpa", 49, 1.0), op("softmax", "sdpa", 196, 9.0)]
     for tokens, ours, softmax in ((49, 2.0, 1.0), (196, 3.0, 9.0)):
-        shared = {"against_sdpa": softmax / ours, "against_reference": 3.5, "limit_share": 0.3}
+        shared = {"against_sdpa": softmax / ours, "against_reference": 3.5, "roofline_share": 0.3}
         rows.append(op(kernel, "native", tokens, ours, **shared))
         rows.append(op(kernel, "naive", tokens, 4 * ours, against_sdpa=softmax / ours / 4))
     wrong = dataclasses.replace(rows[-1], milliseconds=None, error="the output is wrong by 1")
@@ -61,7 +61,7 @@ def results(tmp_path):
     )
     measured = (
         model("host", 10.0, 4.0),
-        model("ours", 12.5, 5.0, against_host=0.8, cap_share=0.7),
+        model("ours", 12.5, 5.0, against_host=0.8, bound_share=0.7),
     )
     ModelsResult(measured, MACHINE, {"host": (), "ours": ("host",)}).write_json(
         tmp_path / "bench_models.json"
@@ -141,7 +141,7 @@ def test_without_any_file(page, tmp_path):
 
 
 def test_what_the_benchmark_writes_can_be_shown(page, tmp_path, monkeypatch):
-    monkeypatch.setattr(ops, "measure_limit", lambda *_: ops.MachineLimit(1.0, 1.0))
+    monkeypatch.setattr(ops, "measure_roofline", lambda *_: ops.Roofline(1.0, 1.0))
     result = ops.bench_ops(
         {"linear_angular": LinearAngular()},
         settings_of([16], heads=[1], dims=[8], dtypes=[torch.float32]),

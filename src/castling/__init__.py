@@ -15,20 +15,30 @@ from castling import models as models
 from castling.attention import (
     ConvolutionalAdditive,
     Cosine,
+    ELULinear,
     FirstOrderTaylor,
+    Hedgehog,
     LinearAngular,
     MaskedSoftmax,
     Mean,
+    Pooling,
     QuadraticAngular,
     QuadraticTaylor,
     ReLULinear,
+    Separable,
     SigmoidSoftmax,
     Softmax,
+    Swift,
     list_attentions,
 )
 from castling.models.registry import list_models
+from castling.ops.backends import (
+    BackendError,
+    attention_backend,
+    available_backends,
+    describe_backends,
+)
 from castling.ops.macs import macs
-from castling.ops.paths import PathError, attention_path, available_paths, describe_paths
 from castling.surgery import (
     FoldReport,
     LoadReport,
@@ -41,23 +51,38 @@ from castling.surgery import (
     load_checkpoint,
     load_plan,
     switch_,
+    tap,
 )
 from castling.utils.version import VERSION
 
 if TYPE_CHECKING:
+    from castling.deploy import Predictor
     from castling.export import export
     from castling.profiling.planning import plan
 
 
 __version__ = VERSION
 
-_LAZY = {"export": "castling.export", "plan": "castling.profiling.planning"}
+# Names of earlier versions, from when backends were called paths.
+PathError = BackendError
+attention_path = attention_backend
+available_paths = available_backends
+describe_paths = describe_backends
+
+_LAZY = {
+    "Predictor": "castling.deploy",
+    "export": "castling.export",
+    "plan": "castling.profiling.planning",
+}
 
 __all__ = [
+    "BackendError",
     "ConvolutionalAdditive",
     "Cosine",
+    "ELULinear",
     "FirstOrderTaylor",
     "FoldReport",
+    "Hedgehog",
     "LinearAngular",
     "LoadReport",
     "MaskedSoftmax",
@@ -65,16 +90,23 @@ __all__ = [
     "PathError",
     "Plan",
     "PlanError",
+    "Pooling",
+    "Predictor",
     "QuadraticAngular",
     "QuadraticTaylor",
     "ReLULinear",
+    "Separable",
     "SigmoidSoftmax",
     "Softmax",
+    "Swift",
     "SwitchRefusedError",
     "SwitchReport",
+    "attention_backend",
     "attention_path",
+    "available_backends",
     "available_paths",
     "create_model",
+    "describe_backends",
     "describe_paths",
     "export",
     "fold_",
@@ -86,6 +118,7 @@ __all__ = [
     "macs",
     "plan",
     "switch_",
+    "tap",
 ]
 
 

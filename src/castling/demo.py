@@ -14,18 +14,22 @@ from typing import Any
 import torch
 from PIL import Image
 
-from castling.data import AugmentConfig, DataConfig, open_images
-from castling.deploy import model_folder, open_classifier, predict
+from castling.data import BatchKey, DataConfig, DigitsConfig, LoaderConfig
+from castling.data.transforms import ClassificationTransformConfig
+from castling.deploy import Predictor, model_folder
 from castling.export import ExportReport, export
 from castling.models.saved import open_model
+from castling.ops.backends import available_backends
 from castling.ops.macs import macs
-from castling.ops.paths import available_paths
 from castling.profiling import report
 from castling.profiling.bench_models import bench_models
 from castling.profiling.bench_ops import bench_ops, settings_of
+from castling.profiling.candidates import model_candidate, read_attention
 from castling.profiling.model_results import ModelsResult
 from castling.profiling.op_results import OpsResult
-from castling.profiling.subjects import model_subject, read_attention
+from castling.tasks import task_from_card
+from castling.tasks.classification import ClassificationPrediction
+from castling.tasks.result import RESULT, TrainResult
 from castling.train import (
     ClipConfig,
     ModelConfig,
@@ -33,10 +37,9 @@ from castling.train import (
     Recipe,
     SaveConfig,
     ScheduleConfig,
-    TrainResult,
+    open_data,
     train,
 )
-from castling.train.result import RESULT
 
 #: The digits are 8×8 dots drawn at 32×32: a patch of 8 pixels holds 2×2 dots. Averaging the patches
 #: instead of a class token lets a ViT learn from a thousand images within seconds.
@@ -51,8 +54,8 @@ MODELS = {
     "qt_vit": ("QT-ViT", ModelConfig(name="qt_vit_pico")),
     "cas_vit": ("CAS-ViT", ModelConfig(name="cas_vit_pico")),
 }
-#: The digits fill their frame: shifting them by more than this cuts them.
-_AUGMENT = AugmentConfig(crop="pad", padding=2)
+#: The digits fill their frame: shifting them by more than two pixels cuts them.
+_TRANSFORM = ClassificationTransformConfig(image_size=32, crop="pad", padding=2)
 _EXAMPLES = 16
 
 
@@ -87,7 +90,9 @@ def demo_recipe(model: ModelConfig, epochs: int) -> Recipe:
     return Recipe(
         model=model,
         data=DataConfig(
-            source="digits", image_size=32, batch_size=32, eval_batch_size=256, augment=_AUGMENT
+            source=DigitsConfig(),
+            transform=_TRANSFORM,
+            loader=LoaderConfig(batch_size=32, eval_batch_size=256),
         ),
         epochs=epochs,
         optim=OptimConfig(lr=2e-3, weight_decay=0.05),
@@ -149,8 +154,14 @@ def _run(
                 f"largest gap of the outputs {result.switch['max_gap']:.1e}"
             )
     say("exporting the switched Castling-ViT to ONNX, and running the file again")
-    network, card = open_classifier(folder / "castling")
-    exported = export(network, folder / "castling.onnx", card.image_size, card=card)
+    network, card = open_model(model_folder(folder / "castling"))
+    exported = export(
+        network,
+        folder / "castling.onnx",
+        card.image_size,
+        card=card,
+        raw_outputs=task_from_card(card).raw_outputs,
+    )
     say(str(exported))
     say("measuring time against resolution")
     kernels, models = _measure(folder, seconds_per_size)
@@ -182,12 +193,12 @@ def _measure(folder: Path, seconds: float) -> tuple[OpsResult, ModelsResult]:
     kernels = bench_ops(
         {name: read_attention(name) for name in ("linear_angular", "quadratic_taylor")},
         settings_of([64, 256, 1024, 4096], heads=[3]),
-        paths=available_paths("cpu")[:1],
+        paths=available_backends("cpu")[:1],
         seconds=seconds,
     )
     softmax = MODELS["softmax"][1].name
     models = bench_models(
-        [model_subject(m.name, kwargs=m.kwargs, hosts=[softmax]) for _, m in MODELS.values()],
+        [model_candidate(m.name, kwargs=m.kwargs, hosts=[softmax]) for _, m in MODELS.values()],
         [(side, side) for side in (64, 128, 256, 512)],
         seconds=seconds,
         rounds=15,
@@ -201,19 +212,19 @@ def _measure(folder: Path, seconds: float) -> tuple[OpsResult, ModelsResult]:
 
 def _examples(folder: Path) -> list[tuple[Image.Image, str, str, float]]:
     """(image, true class, predicted class, probability) of test images, written as files first."""
-    data = open_images(demo_recipe(ModelConfig(), 1).data)
-    mean, std = (torch.tensor(values)[:, None, None] for values in (data.mean, data.std))
+    data, _ = open_data(demo_recipe(ModelConfig(), 1))
+    test = data.dataset("test")
     images, truths, files = [], [], []
     (folder / "images").mkdir(exist_ok=True)
-    for index in range(0, len(data.test), max(1, len(data.test) // _EXAMPLES))[:_EXAMPLES]:
-        tensor, label = data.test[index]
-        pixels = ((tensor * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-        images.append(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
-        truths.append(data.classes[int(label)])
+    for index in range(0, len(test), max(1, len(test) // _EXAMPLES))[:_EXAMPLES]:
+        batch = test[BatchKey((index,))]
+        images.append(Image.fromarray(batch.images[0].permute(1, 2, 0).contiguous().numpy()))
+        truths.append(data.classes[int(batch.targets["label"][0])])
         files.append(folder / "images" / f"{index}-{truths[-1]}.png")
         images[-1].save(files[-1])
-    found = predict(*open_classifier(folder / "castling.onnx"), files, top=1)
-    return [
-        (image, truth, one.classes[0], one.probabilities[0])
-        for image, truth, one in zip(images, truths, found, strict=True)
-    ]
+    examples = []
+    found = Predictor(folder / "castling.onnx")(files)
+    for image, truth, one in zip(images, truths, found, strict=True):
+        assert isinstance(one, ClassificationPrediction)
+        examples.append((image, truth, one.classes[0], one.probabilities[0]))
+    return examples

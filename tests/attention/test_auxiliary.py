@@ -15,11 +15,12 @@ from castling.attention import (
     auxiliary_penalty,
     collect_statistics,
     config_to_dict,
-    list_attentions,
+    list_kernels,
     set_progress,
 )
+from castling.attention.config import BareConfig
 
-WITH_BRANCH = [name for name in list_attentions() if name != "convolutional_additive"]
+WITH_BRANCH = [n for n in list_kernels() if not isinstance(attention_config(n), BareConfig)]
 
 
 def with_branch(name, **options):

@@ -13,11 +13,12 @@ from castling.attention import (
     config_from_dict,
     config_to_dict,
     list_attentions,
+    list_kernels,
 )
 from castling.attention.local import GridConv, TokenConv
 
 
-@pytest.mark.parametrize("name", list_attentions())
+@pytest.mark.parametrize("name", list_kernels())
 @pytest.mark.parametrize("grid", [(4, 4), (3, 7), (1, 1)])
 def test_all_attentions_mix_any_grid(name, grid):
     model = Attention(32, 4, name)
@@ -124,7 +125,7 @@ def test_masked_tokens_do_not_reach_their_neighbours():
     torch.testing.assert_close(model(x, grid=(4, 4), key_mask=mask)[:, :12], first[:, :12])
 
 
-@pytest.mark.parametrize("name", list_attentions())
+@pytest.mark.parametrize("name", list_kernels())
 def test_bfloat16_autocast(name):
     model = Attention(32, 4, name)
     x = torch.randn(2, 16, 32)

@@ -9,6 +9,7 @@ import torch
 
 from castling.attention import (
     Attention,
+    AttentionInputs,
     MaskedSoftmax,
     QuadraticTaylor,
     config_from_dict,
@@ -77,7 +78,7 @@ def test_weights_are_averages_so_constant_values_stay():
     for form in FORMS:
         kernel = Attention(16, 2, QuadraticTaylor(form=form)).double().kernel
         q, k = torch.randn(2, 1, 6, 2, 8, dtype=torch.float64)
-        out = kernel(q, k, torch.full_like(k, 3.0))
+        out = kernel(AttentionInputs(q, k, torch.full_like(k, 3.0)))
         assert torch.allclose(out, torch.full_like(out, 3.0), atol=1e-6)
 
 
@@ -87,13 +88,15 @@ def test_released_is_blind_to_signs_and_exact_is_not():
     flip = torch.randint(0, 2, k.shape) * 2 - 1.0
     for form, blind in (("released", True), ("compact", True), ("exact", False)):
         kernel = Attention(16, 2, QuadraticTaylor(form=form)).kernel
-        assert torch.allclose(kernel(q, k, v), kernel(q, k * flip, v), atol=1e-6) is blind
+        out, flipped = (kernel(AttentionInputs(q, keys, v)) for keys in (k, k * flip))
+        assert torch.allclose(out, flipped, atol=1e-6) is blind
 
 
-def test_extra_is_added_after_the_row_sum():
+def test_the_auxiliary_output_is_added_after_the_row_sum():
     kernel = Attention(16, 2, QuadraticTaylor()).kernel
-    q, k, v, extra = torch.randn(4, 1, 6, 2, 8)
-    assert torch.allclose(kernel(q, k, v, extra=extra), kernel(q, k, v) + extra)
+    q, k, v, added = torch.randn(4, 1, 6, 2, 8)
+    inputs = AttentionInputs(q, k, v)
+    assert torch.allclose(kernel(inputs._replace(auxiliary_output=added)), kernel(inputs) + added)
 
 
 def test_auxiliary_combines():
@@ -126,7 +129,8 @@ def test_beta_brings_the_signs_back():
     for options in ({"beta": 0.5}, {"beta": 0.5, "beta_trainable": True}):
         kernel = Attention(16, 2, QuadraticTaylor(form="compact", **options)).kernel
         assert kernel.num_features == 17
-        assert not torch.allclose(kernel(q, k, v), kernel(q, -k, v), atol=1e-3)
+        out, flipped = (kernel(AttentionInputs(q, keys, v)) for keys in (k, -k))
+        assert not torch.allclose(out, flipped, atol=1e-3)
 
 
 def test_configuration_round_trip_copy_and_pickle(tmp_path):

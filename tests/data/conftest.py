@@ -8,13 +8,51 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from castling.data import (
+    ClassificationEvalTransform,
+    ClassificationTrainTransform,
+    ClassificationTransformConfig,
+    DataModule,
+    SplitConfig,
+    data_config_from_dict,
+    open_source,
+    source_from,
+)
+
 MakeFolder = Callable[..., Path]
+OpenData = Callable[..., DataModule]
 
 
 def picture(label: int, index: int, size: tuple[int, int] = (12, 10)) -> Image.Image:
     """An RGB image of (width, height) that differs from every other one."""
     pixels = np.random.default_rng(100 * label + index).integers(0, 256, (size[1], size[0], 3))
     return Image.fromarray(pixels.astype(np.uint8))
+
+
+@pytest.fixture
+def open_data() -> OpenData:
+    """Open a source for classification; each option goes to the section that has it."""
+
+    def build(source: object, *, seed: int = 0, **options: object) -> DataModule:
+        values: dict = {"source": source_from(str(source) if isinstance(source, Path) else source)}
+        for name, value in options.items():
+            section = "loader"
+            if name in SplitConfig.__dataclass_fields__:
+                section = "split"
+            elif name in ClassificationTransformConfig.__dataclass_fields__:
+                section = "transform"
+            values.setdefault(section, {})[name] = value
+        config = data_config_from_dict(values)
+        opened = open_source(config.source)
+        return DataModule(
+            opened,
+            config,
+            ClassificationTrainTransform(config.transform, opened.info),
+            ClassificationEvalTransform(config.transform),
+            seed=seed,
+        )
+
+    return build
 
 
 @pytest.fixture

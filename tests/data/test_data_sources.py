@@ -16,84 +16,91 @@ import pytest
 import torch
 from PIL import Image
 
-from castling.data import DataConfig, DataError, open_images
+from castling.data import DataError, DataModule, FolderConfig, source_problems
 
 Make = Callable[..., Path]
+Open = Callable[..., DataModule]
 SPLIT = {"train": {"cat": 6, "dog": 6}, "val": {"cat": 2, "dog": 2}, "test": {"cat": 3, "dog": 3}}
 
 
-def _open(path: Path, **options: object):
-    return open_images(DataConfig(source=str(path), image_size=8, **options))
+@pytest.fixture
+def open_folder(open_data: Open) -> Open:
+    return lambda path, **options: open_data(Path(path), **{"image_size": 8, **options})
 
 
-def test_folder_with_three_splits(make_folder: Make) -> None:
-    data = _open(make_folder(SPLIT))
+def test_folder_with_three_splits(make_folder: Make, open_folder: Open) -> None:
+    data = open_folder(make_folder(SPLIT))
     assert data.classes == ["cat", "dog"]
-    assert [len(part) for part in (data.train, data.val, data.test)] == [12, 4, 6]
+    assert data.sizes == {"train": 12, "val": 4, "test": 6}
+    assert data.has_test
     assert data.notes == ()
-    image, label = data.val[3]
-    assert (image.shape, image.dtype, label) == ((3, 8, 8), torch.float32, 1)
-    assert data.train.labels.tolist() == [0] * 6 + [1] * 6
+    sample = data.dataset("val")[3]
+    assert (sample.image.shape, sample.image.dtype) == ((3, 8, 8), torch.uint8)
+    assert sample.target["label"] == 1
+    assert sample.original_size == (10, 12)
+    assert data.dataset("train").selection.labels.tolist() == [0] * 6 + [1] * 6
 
 
-def test_zip_equals_folder(make_folder: Make, zip_folder: Make) -> None:
+def test_zip_equals_folder(make_folder: Make, zip_folder: Make, open_folder: Open) -> None:
     folder = make_folder(SPLIT)
     for top in ("", "pack/deeper/"):
-        packed = _open(zip_folder(folder, top))
-        loose = _open(folder)
+        packed = open_folder(zip_folder(folder, top))
+        loose = open_folder(folder)
         assert packed.classes == loose.classes
         for split in ("train", "val", "test"):
-            ours, theirs = getattr(packed, split), getattr(loose, split)
+            ours, theirs = packed.dataset(split), loose.dataset(split)
             assert len(ours) == len(theirs)
-            for (image, label), (other, other_label) in zip(ours, theirs, strict=True):
-                assert label == other_label
-                assert torch.equal(image, other)
+            for index in range(len(ours)):
+                assert ours[index].target["label"] == theirs[index].target["label"]
+                assert torch.equal(ours[index].image, theirs[index].image)
 
 
-def test_folder_of_classes_is_split_without_leakage(make_folder: Make) -> None:
-    data = _open(make_folder({"cat": 20, "dog": 30}), val_fraction=0.2, test_fraction=0.1)
-    names = [
-        {part.name(index) for index in range(len(part))}
-        for part in (data.train, data.val, data.test)
-    ]
+def test_folder_of_classes_is_split_without_leakage(make_folder: Make, open_folder: Open) -> None:
+    data = open_folder(make_folder({"cat": 20, "dog": 30}), val_fraction=0.2, test_fraction=0.1)
+    parts = [data.dataset(split) for split in ("train", "val", "test")]
+    names = [{part.name(index) for index in range(len(part))} for part in parts]
     assert [len(part) for part in names] == [35, 10, 5]
     assert len(set.union(*names)) == 50
-    assert data.val.labels.tolist().count(0) == 4
+    assert data.dataset("val").selection.labels.tolist().count(0) == 4
     assert len(data.notes) == 2
 
 
-def test_test_serves_for_validation_and_says_so(make_folder: Make) -> None:
+def test_test_serves_for_validation_and_says_so(make_folder: Make, open_folder: Open) -> None:
     folder = make_folder({"train": {"a": 10, "b": 10}, "test": {"a": 2, "b": 2}})
-    data = _open(folder)
-    assert data.val is data.test
+    data = open_folder(folder)
+    assert not data.has_test
+    assert "test" not in data.sizes
+    assert data.dataset("val") is data.dataset("test")
     assert any("test images serve for validation" in note for note in data.notes)
-    held = _open(folder, val_fraction=0.2)
-    assert [len(part) for part in (held.train, held.val, held.test)] == [16, 4, 4]
-    assert all("train" in held.val.name(index) for index in range(4))
+    held = open_folder(folder, val_fraction=0.2)
+    assert held.sizes == {"train": 16, "val": 4, "test": 4}
+    assert all("train" in held.dataset("val").name(index) for index in range(4))
 
 
-def test_validation_serves_for_test_and_says_so(make_folder: Make) -> None:
-    data = _open(make_folder({"train": {"a": 4, "b": 4}, "valid": {"a": 2, "b": 2}}))
-    assert data.val is data.test
+def test_validation_serves_for_test_and_says_so(make_folder: Make, open_folder: Open) -> None:
+    data = open_folder(make_folder({"train": {"a": 4, "b": 4}, "valid": {"a": 2, "b": 2}}))
+    assert not data.has_test
+    assert "test" not in data.sizes
+    assert data.dataset("val") is data.dataset("test")
     assert any("there is no test split" in note for note in data.notes)
 
 
-def test_train_folder_alone_is_split(make_folder: Make) -> None:
-    data = _open(make_folder({"train": {"a": 10, "b": 10}}))
-    assert [len(part) for part in (data.train, data.val, data.test)] == [16, 2, 2]
+def test_train_folder_alone_is_split(make_folder: Make, open_folder: Open) -> None:
+    data = open_folder(make_folder({"train": {"a": 10, "b": 10}}))
+    assert data.sizes == {"train": 16, "val": 2, "test": 2}
 
 
-def test_readable_names(make_folder: Make) -> None:
+def test_readable_names(make_folder: Make, open_folder: Open) -> None:
     folder = make_folder(
         {"train": {"n01": 3, "n02": 3, "n03": 3}, "val": dict.fromkeys(("n01", "n02", "n03"), 1)}
     )
     entries = [{"wnid": "n03", "name": "crane"}, {"wnid": "n01", "name": "crane"}]
     (folder / "classes.json").write_text(json.dumps({"classes": entries}))
-    assert _open(folder).classes == ["crane (n01)", "n02", "crane (n03)"]
+    assert open_folder(folder).classes == ["crane (n01)", "n02", "crane (n03)"]
     (folder / "classes.json").write_text(json.dumps({"n02": "tench"}))
-    assert _open(folder).classes == ["n01", "tench", "n03"]
+    assert open_folder(folder).classes == ["n01", "tench", "n03"]
     (folder / "classes.json").write_text(json.dumps({"classes": ["n01", "n02", "n03"]}))
-    assert _open(folder).classes == ["n01", "n02", "n03"]
+    assert open_folder(folder).classes == ["n01", "n02", "n03"]
     for content, complaint in (
         ("{", "valid JSON"),
         ("[1]", "must hold"),
@@ -101,81 +108,84 @@ def test_readable_names(make_folder: Make) -> None:
     ):
         (folder / "classes.json").write_text(content)
         with pytest.raises(DataError, match=rf"classes\.json.*{complaint}"):
-            _open(folder)
+            open_folder(folder)
 
 
-def test_hidden_and_foreign_files_are_no_images(make_folder: Make) -> None:
+def test_hidden_and_foreign_files_are_no_images(make_folder: Make, open_folder: Open) -> None:
     folder = make_folder(SPLIT)
     (folder / "train" / "cat" / "readme.txt").write_text("x")
     (folder / "train" / "cat" / "._0.png").write_text("x")
     (folder / "__MACOSX" / "train").mkdir(parents=True)
     (folder / "docs").mkdir()
-    data = _open(folder)
-    assert len(data.train) == 12
+    data = open_folder(folder)
+    assert data.sizes["train"] == 12
+    assert source_problems(FolderConfig(path=str(folder))) == list(data.notes)
     assert any("1 files" in note and "txt" in note for note in data.notes)
     assert any("docs" in note for note in data.notes)
 
 
-def test_absent_path() -> None:
+def test_absent_path(open_folder: Open) -> None:
     with pytest.raises(FileNotFoundError, match="no folder or zip file at nowhere/at_all"):
-        _open(Path("nowhere/at_all"))
+        open_folder(Path("nowhere/at_all"))
 
 
 @pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="root reads everything")
-def test_unreadable_folder(make_folder: Make) -> None:
+def test_unreadable_folder(make_folder: Make, open_folder: Open) -> None:
     folder = make_folder(SPLIT)
     (folder / "train" / "cat").chmod(0)
     try:
         with pytest.raises(PermissionError, match="cat"):
-            _open(folder)
+            open_folder(folder)
     finally:
         (folder / "train" / "cat").chmod(0o755)
 
 
-def test_no_images(tmp_path: Path) -> None:
+def test_no_images(tmp_path: Path, open_folder: Open) -> None:
     with pytest.raises(DataError, match="no images"):
-        _open(tmp_path)
+        open_folder(tmp_path)
     Image.new("RGB", (4, 4)).save(tmp_path / "loose.png")
     with pytest.raises(DataError, match="folder named by its class"):
-        _open(tmp_path)
+        open_folder(tmp_path)
 
 
-def test_empty_class(make_folder: Make, zip_folder: Make) -> None:
+def test_empty_class(make_folder: Make, zip_folder: Make, open_folder: Open) -> None:
     folder = make_folder({"train": {"cat": 2, "dog": 0, "emu": 1}, "val": {"cat": 1, "emu": 1}})
     for source in (folder, zip_folder(folder)):
         with pytest.raises(DataError, match=r"no images: .*train/dog"):
-            _open(source)
+            open_folder(source)
 
 
-def test_one_class(make_folder: Make) -> None:
+def test_one_class(make_folder: Make, open_folder: Open) -> None:
     with pytest.raises(DataError, match=r"one class only \(cat\)"):
-        _open(make_folder({"train": {"cat": 3}, "val": {"cat": 2}}))
+        open_folder(make_folder({"train": {"cat": 3}, "val": {"cat": 2}}))
 
 
-def test_classes_that_differ_between_splits(make_folder: Make) -> None:
+def test_classes_that_differ_between_splits(make_folder: Make, open_folder: Open) -> None:
     folder = make_folder({"train": {"a": 2, "b": 2, "c": 2}, "val": {"a": 1, "b": 1, "d": 1}})
     with pytest.raises(DataError, match=r"only in train/: c; only in val/: d"):
-        _open(folder)
+        open_folder(folder)
 
 
-def test_missing_train_and_double_val(make_folder: Make) -> None:
+def test_missing_train_and_double_val(make_folder: Make, open_folder: Open) -> None:
     with pytest.raises(DataError, match="no train folder"):
-        _open(make_folder({"val": {"a": 1, "b": 1}, "test": {"a": 1, "b": 1}}))
+        open_folder(make_folder({"val": {"a": 1, "b": 1}, "test": {"a": 1, "b": 1}}))
     classes = {"a": 1, "b": 1}
     with pytest.raises(DataError, match="both val"):
-        _open(make_folder({"train": classes, "val": classes, "valid": classes}, "double"))
+        open_folder(make_folder({"train": classes, "val": classes, "valid": classes}, "double"))
 
 
 @pytest.mark.parametrize("cache", ["auto", "none"])
-def test_damaged_header_is_named_before_training(make_folder: Make, cache: str) -> None:
+def test_damaged_header_is_named_before_training(
+    make_folder: Make, cache: str, open_folder: Open
+) -> None:
     folder = make_folder(SPLIT)
     (folder / "train" / "dog" / "4.png").write_bytes(b"no image")
     (folder / "test" / "cat" / "0.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"1 of 12 training images(?s:.*)train/dog/4\.png"):
-        _open(folder, cache=cache)
+        open_folder(folder, cache=cache)
     (folder / "train" / "dog" / "4.png").unlink()
     with pytest.raises(DataError, match=r"test/cat/0\.png is empty"):
-        _open(folder, cache=cache)
+        open_folder(folder, cache=cache)
 
 
 def _cut_short(file: Path) -> None:
@@ -184,25 +194,25 @@ def _cut_short(file: Path) -> None:
     file.write_bytes(stream.getvalue()[:600])
 
 
-def test_damaged_body_is_found_by_the_full_check(make_folder: Make) -> None:
+def test_damaged_body_is_found_by_the_full_check(make_folder: Make, open_folder: Open) -> None:
     folder = make_folder(SPLIT)
     _cut_short(folder / "val" / "dog" / "1.png")
-    data = _open(folder, cache="none")  # the header is sound
+    data = open_folder(folder, cache="none")  # the header is sound
     with pytest.raises(DataError, match=r"val/dog/1\.png"):
-        data.val[3]
+        data.dataset("val")[3]
     with pytest.raises(DataError, match=r"validation images(?s:.*)val/dog/1\.png"):
-        _open(folder, cache="none", verify="full")
-    assert len(_open(folder, verify="none").val) == 4
+        open_folder(folder, cache="none", verify="full")
+    assert open_folder(folder, verify="none").sizes["val"] == 4
 
 
-def test_truncated_zip(make_folder: Make, zip_folder: Make) -> None:
+def test_truncated_zip(make_folder: Make, zip_folder: Make, open_folder: Open) -> None:
     packed = zip_folder(make_folder(SPLIT))
     packed.write_bytes(packed.read_bytes()[:-200])
     with pytest.raises(DataError, match=r"set\.zip is not a whole zip file"):
-        _open(packed)
+        open_folder(packed)
 
 
-def test_damaged_zip_entry_is_named(make_folder: Make, zip_folder: Make) -> None:
+def test_damaged_zip_entry_is_named(make_folder: Make, zip_folder: Make, open_folder: Open) -> None:
     packed = zip_folder(make_folder(SPLIT))
     content = bytearray(packed.read_bytes())
     with zipfile.ZipFile(packed) as archive:
@@ -211,10 +221,10 @@ def test_damaged_zip_entry_is_named(make_folder: Make, zip_folder: Make) -> None
     content[start : start + 40] = bytes(40)
     packed.write_bytes(content)
     with pytest.raises(DataError, match=r"set\.zip:train/cat/2\.png"):
-        _open(packed)
+        open_folder(packed)
 
 
-def test_any_mode_and_size(make_folder: Make) -> None:
+def test_any_mode_and_size(make_folder: Make, open_folder: Open) -> None:
     folder = make_folder({"train": {"a": 1, "b": 1}, "val": {"a": 1, "b": 1}})
     shutil.rmtree(folder / "train" / "a")
     (folder / "train" / "a").mkdir()
@@ -228,14 +238,15 @@ def test_any_mode_and_size(make_folder: Make) -> None:
     ):
         pixels = rng.integers(0, 256, (size[1], size[0], 3)).astype(np.uint8)
         Image.fromarray(pixels).convert(mode).save(folder / "train" / "a" / f"{mode}.png")
-    data = open_images(DataConfig(source=str(folder), image_size=(16, 24)))
-    assert all(image.shape == (3, 16, 24) and image.isfinite().all() for image, _ in data.train)
+    train = open_folder(folder, image_size=(16, 24)).dataset("train")
+    assert len(train) == 6
+    assert all(train[index].image.shape == (3, 16, 24) for index in range(6))
 
 
-def test_subset_is_balanced_and_stated(make_folder: Make) -> None:
+def test_subset_is_balanced_and_stated(make_folder: Make, open_folder: Open) -> None:
     folder = make_folder(SPLIT)
-    data = _open(folder, subset=4, val_subset=2)
-    assert data.train.labels.tolist() == [0, 0, 1, 1]
-    assert data.val.labels.tolist() == [0, 1]
-    assert len(data.test) == 6
+    data = open_folder(folder, subset=4, val_subset=2)
+    assert data.dataset("train").selection.labels.tolist() == [0, 0, 1, 1]
+    assert data.dataset("val").selection.labels.tolist() == [0, 1]
+    assert data.sizes["test"] == 6
     assert sum("of 12 images" in note or "of 4 images" in note for note in data.notes) == 2

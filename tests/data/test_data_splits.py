@@ -2,12 +2,62 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from castling.data import DataError
 from castling.data.splits import balanced_subset, hold_out
 from castling.utils.randomness import keys, uniform
 
 LABELS = np.repeat([0, 1, 2], [40, 20, 60])
+
+SETS = st.lists(st.integers(min_value=8, max_value=40), min_size=2, max_size=5)
+SEEDS = st.integers(min_value=0, max_value=2**32)
+
+
+def _labels(counts: list[int], seed: int) -> np.ndarray:
+    """Labels of classes with the given numbers of images, in any order."""
+    labels = np.repeat(np.arange(len(counts)), counts)
+    return np.random.default_rng(seed).permutation(labels)
+
+
+@settings(deadline=None)
+@given(
+    counts=SETS,
+    fractions=st.lists(st.floats(min_value=0.01, max_value=0.4), min_size=1, max_size=2),
+    seed=SEEDS,
+    shuffle=st.booleans(),
+)
+def test_held_out_parts_of_any_set(
+    counts: list[int], fractions: list[float], seed: int, shuffle: bool
+) -> None:
+    labels = _labels(counts, seed)
+    names = [f"class {label}" for label in range(len(counts))]
+    parts = hold_out(labels, fractions, names, seed=seed, shuffle=shuffle)
+    # Disjoint and complete, each part sorted.
+    assert sorted(np.concatenate(parts).tolist()) == list(range(len(labels)))
+    assert all(np.array_equal(part, np.sort(part)) for part in parts)
+    # Stratified: every class gives its share to every part.
+    for part, fraction in zip(parts[1:], fractions, strict=True):
+        held = np.bincount(labels[part], minlength=len(counts))
+        assert held.tolist() == [max(1, round(fraction * count)) for count in counts]
+    again = hold_out(labels, fractions, names, seed=seed, shuffle=shuffle)
+    assert all(np.array_equal(a, b) for a, b in zip(parts, again, strict=True))
+
+
+@settings(deadline=None)
+@given(counts=SETS, seed=SEEDS, data=st.data())
+def test_subsets_of_any_set(counts: list[int], seed: int, data: st.DataObject) -> None:
+    labels = _labels(counts, seed)
+    sizes = st.integers(min_value=len(counts), max_value=len(labels))
+    small, large = sorted((data.draw(sizes), data.draw(sizes)))
+    chosen, more = (balanced_subset(labels, n, seed=seed, what="subset") for n in (small, large))
+    assert len(set(chosen.tolist())) == small
+    assert set(chosen.tolist()) <= set(more.tolist())
+    taken = np.bincount(labels[chosen], minlength=len(counts))
+    # A class has fewer than the largest one only where all of its images are taken, or by one.
+    assert all(taken[c] in (counts[c], max(taken), max(taken) - 1) for c in range(len(counts)))
+    assert np.array_equal(chosen, balanced_subset(labels, small, seed=seed, what="subset"))
 
 
 @pytest.mark.parametrize("shuffle", [True, False])

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from castling.data import AugmentConfig, DataConfig, DataError, open_images
+from castling.data import BatchKey, DataError, DataModule, TorchvisionConfig, open_source
+
+Open = Callable[..., DataModule]
 
 
 def _write_mnist(root: Path) -> np.ndarray:
@@ -25,35 +27,28 @@ def _write_mnist(root: Path) -> np.ndarray:
     return pixels
 
 
-def test_a_set_by_name(tmp_path: Path) -> None:
+def test_a_set_by_name(tmp_path: Path, open_data: Open) -> None:
     pixels = _write_mnist(tmp_path)
-    augment = AugmentConfig(crop="none")
-    config = DataConfig(
-        source="torchvision:MNIST", root=str(tmp_path), image_size=28, augment=augment
-    )
-    data = open_images(config)
-    assert (len(data.train), len(data.test)) == (60, 20)
-    assert data.val is data.test
+    source = TorchvisionConfig(dataset="MNIST", root=str(tmp_path))
+    data = open_data(source, image_size=28, crop="none")
+    assert data.sizes == {"train": 60, "val": 20}
+    assert not data.has_test
+    assert data.dataset("val") is data.dataset("test")
     assert len(data.classes) == 10
-    image, label = data.train[13]  # a figure: never mirrored
-    assert label == 3
-    restored = image * torch.tensor(data.std).view(3, 1, 1) + torch.tensor(data.mean).view(3, 1, 1)
-    assert np.array_equal((restored[0] * 255).round().byte().numpy(), pixels[13])
+    train = data.dataset("train", training=True)
+    batch = train[BatchKey((13, 14))]  # figures: never mirrored
+    assert batch.targets["label"].tolist() == [3, 4]
+    assert np.array_equal(batch.images[0, 0].numpy(), pixels[13])
+    assert batch.names[0] == "torchvision:MNIST train image 13"
     with pytest.raises(DataError, match="mirror"):
-        open_images(
-            DataConfig(
-                source="torchvision:MNIST",
-                root=str(tmp_path),
-                augment=AugmentConfig(horizontal_flip=0.5),
-            )
-        )
+        open_data(source, horizontal_flip=0.5)
 
 
 def test_a_missing_set_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"CIFAR10.*set download to true"):
-        open_images(DataConfig(source="torchvision:CIFAR10", root=str(tmp_path)))
+        open_source(TorchvisionConfig(dataset="CIFAR10", root=str(tmp_path)))
 
 
 def test_a_misspelt_name_gets_a_suggestion() -> None:
     with pytest.raises(ValueError, match=r"did you mean CIFAR10"):
-        open_images(DataConfig(source="torchvision:cifar-10"))
+        open_source(TorchvisionConfig(dataset="cifar-10"))

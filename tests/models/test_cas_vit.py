@@ -162,8 +162,8 @@ def test_reset_classifier() -> None:
 @pytest.mark.parametrize(
     "attention",
     [
-        "softmax",
-        LinearAngular(),
+        *castling.list_attentions(),
+        LinearAngular(local="none"),
         {"name": "relu_linear", "local": "grid2d"},
         ConvolutionalAdditive(gamma=False),
     ],

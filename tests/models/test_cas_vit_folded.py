@@ -12,9 +12,9 @@ import castling
 from castling.models import cas_vit_blocks
 from castling.models.cas_vit_folded import folded_weights
 from castling.ops import native
-from castling.ops.paths import attention_path
+from castling.ops.backends import attention_backend
 
-PATHS = [
+BACKENDS = [
     "naive",
     pytest.param(
         "native",
@@ -51,14 +51,14 @@ def fused(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     return calls
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", BACKENDS)
 @pytest.mark.parametrize("options", [{}, {"distillation": True}, {"local_integration": False}])
 @pytest.mark.parametrize("shape", [(1, 32, 32), (8, 32, 48), (2, 97, 131), (1, 17, 45)])
 @torch.no_grad()
 def test_same_logits(path: str, options: dict, shape: tuple, fused: list) -> None:
     model, folded = pair(**options)
     x = torch.randn(shape[0], 3, *shape[1:])
-    with attention_path(path):
+    with attention_backend(path):
         result = folded(x)
     assert len(fused) == 5
     assert all(each.is_contiguous(memory_format=torch.channels_last) for each in fused)
@@ -67,35 +67,35 @@ def test_same_logits(path: str, options: dict, shape: tuple, fused: list) -> Non
         torch.testing.assert_close(folded(other), result, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", BACKENDS)
 @torch.no_grad()
 def test_same_maps(path: str, fused: list) -> None:
     model, folded = pair(features_only=True, feature_norm=True)
     x = torch.randn(2, 3, 45, 33)
-    with attention_path(path):
+    with attention_backend(path):
         maps = folded(x)
     assert len(fused) == 5
     for result, expected in zip(maps, model(x), strict=True):
         torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", BACKENDS)
 @torch.no_grad()
 def test_without_a_head(path: str) -> None:
     model, folded = pair(num_classes=0)
     x = torch.randn(2, 3, 32, 32)
-    with attention_path(path):
+    with attention_backend(path):
         torch.testing.assert_close(folded(x), model(x), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", BACKENDS)
 @torch.no_grad()
 def test_bfloat16(path: str) -> None:
     model, folded = pair()
     x = torch.randn(2, 3, 32, 48)
     expected = model(x)
     folded.to(torch.bfloat16)
-    with attention_path(path):
+    with attention_backend(path):
         result = folded(x.to(torch.bfloat16))
     assert result.dtype == torch.bfloat16
     assert float((result.float() - expected).norm() / expected.norm()) <= 2e-2
@@ -214,23 +214,23 @@ def test_costs_are_counted_as_before() -> None:
     assert castling.macs(folded, (3, 32, 32)).total == castling.macs(model, (3, 32, 32)).total
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", BACKENDS)
 @torch.no_grad()
 def test_compiles_without_graph_breaks(path: str) -> None:
     model, folded = pair()
     x = torch.randn(2, 3, 32, 32)
-    with attention_path("naive" if path == "naive" else None):  # None takes the native one
+    with attention_backend("naive" if path == "naive" else None):  # None takes the native one
         compiled = torch.compile(folded, fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(x), model(x), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", BACKENDS)
 @torch.no_grad()
 def test_exports_with_free_size(path: str) -> None:
     model, folded = pair()
     free = torch.export.Dim.DYNAMIC
     sizes = ({0: free, 2: free, 3: free},)
-    with attention_path(path):
+    with attention_backend(path):
         program = torch.export.export(folded, (torch.randn(2, 3, 32, 48),), dynamic_shapes=sizes)
     ours = [node for node in program.graph.nodes if "castling" in str(node.target)]
     assert len(ours) == (5 if path == "native" else 0)

@@ -106,7 +106,7 @@ def test_reset_classifier_and_input_channels():
     assert model(torch.randn(1, 1, 32, 32)).shape == (1, 80)
 
 
-@pytest.mark.parametrize("attention", castling.list_attentions())
+@pytest.mark.parametrize("attention", castling.attention.list_kernels())
 def test_every_registered_kernel(attention):
     model = pico(attention=attention).train()
     out = model(torch.randn(2, 3, 32, 32))

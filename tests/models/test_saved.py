@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import os
 
@@ -8,10 +7,13 @@ import torch
 
 import castling
 from castling.attention import auxiliaries, set_progress
-from castling.models.saved import ModelCard, build_model, load_weights, open_model, save_model
+from castling.models.builder import build_model
+from castling.models.card import ModelCard
+from castling.models.saved import load_weights, open_model, save_model
 from castling.surgery import strip_
 
 IMAGES = torch.randn(2, 3, 32, 32)
+PREPROCESSING = {"image_size": [32, 32], "mean": [0.5] * 3, "std": [0.25] * 3}
 
 
 def card(name="castling_deit_pico", **options):
@@ -19,7 +21,7 @@ def card(name="castling_deit_pico", **options):
         "name": name,
         "kwargs": {"num_classes": 3, "depth": 2, "img_size": 32},
         "classes": ["a", "b", "c"],
-        "image_size": (32, 32),
+        "preprocessing": PREPROCESSING,
         "metrics": {"val_top1": 50.0},
         "progress": 0.0,
     }
@@ -139,7 +141,42 @@ def test_card_carries_the_version():
     assert card().castling_version == castling.__version__
     assert ModelCard.from_dict(card().to_dict()) == card()
     with pytest.raises(ValueError, match="unknown entries"):
-        ModelCard.from_dict({**dataclasses.asdict(card()), "format": "castling model 1", "x": 1})
+        ModelCard.from_dict({**card().to_dict(), "x": 1})
+    with pytest.raises(ValueError, match="lacks mean, std"):
+        card(preprocessing={"image_size": 32})
+
+
+def test_model_saved_in_the_first_format_opens(tmp_path):
+    described = card()
+    model = model_of(described)
+    save_model(model, tmp_path, described)
+    old = {
+        "format": "castling model 1",
+        "name": described.name,
+        "classes": described.classes,
+        "image_size": [32, 32],
+        "kwargs": described.kwargs,
+        "attention": None,
+        "where": None,
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.25, 0.25, 0.25],
+        "interpolation": "bilinear",
+        "crop_fraction": None,
+        "eval_crop": "warp",
+        "switched": False,
+        "progress": 0.0,
+        "folded": False,
+        "metrics": {"val_top1": 50.0},
+        "castling_version": "0.1.0",
+    }
+    (tmp_path / "model.json").write_text(json.dumps(old))
+    opened, read = open_model(tmp_path)
+    assert_same_outputs(model, opened)
+    assert read.task == {"name": "classification"}
+    assert (read.image_size, read.mean, read.std) == ((32, 32), (0.5,) * 3, (0.25,) * 3)
+    assert read.preprocessing["interpolation"] == "bilinear"
+    assert read.preprocessing["eval_crop"] == "warp"
+    assert ModelCard.from_dict(read.to_dict()) == read
 
 
 def test_both_files_follow_the_umask(tmp_path):

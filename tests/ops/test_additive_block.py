@@ -11,16 +11,16 @@ from castling.ops.additive_block import (
     can_take,
     naive_additive_block,
 )
-from castling.ops.paths import attention_path
+from castling.ops.backends import attention_backend
 
-PATHS = [
+BACKENDS = [
     "naive",
     pytest.param(
         "native",
         marks=pytest.mark.skipif(not native.available(), reason="the C++ operators are not built"),
     ),
 ]
-needs_native = PATHS[1].marks[0]
+needs_native = BACKENDS[1].marks[0]
 
 #: batch, channels, hidden channels, height, width, local integration. Channels and hidden channels
 #: that fill no vector, images of one row, one column, one pixel; more hidden channels than a chunk.
@@ -61,7 +61,7 @@ def example(
 
 
 def run(path: str, x: Tensor, weights: list[Tensor]) -> Tensor:
-    with torch.no_grad(), attention_path(path):
+    with torch.no_grad(), attention_backend(path):
         return additive_block(x, weights)
 
 
@@ -73,7 +73,7 @@ def relative_error(result: Tensor, expected: Tensor) -> float:
     return float((result.double() - expected).norm() / expected.norm())
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", BACKENDS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_path_gives_the_formula(path: str, shape: tuple) -> None:
     x, weights = example(*shape)
@@ -83,7 +83,7 @@ def test_every_path_gives_the_formula(path: str, shape: tuple) -> None:
     assert relative_error(result, exact(x, weights)) <= 1e-6
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", BACKENDS)
 def test_any_strides(path: str) -> None:
     x, weights = example(2, 20, 80, 7, 9, True)
     expected = run(path, x, weights)
@@ -92,7 +92,7 @@ def test_any_strides(path: str) -> None:
     torch.testing.assert_close(run(path, sliced, weights), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(path: str, dtype: torch.dtype) -> None:
     x, weights = example(2, 20, 80, 7, 9, True)
@@ -168,7 +168,7 @@ def test_defaults_of_the_program_do_not_reach_the_packed_weights() -> None:
     assert relative_error(result, expected) <= 1e-6
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", BACKENDS)
 def test_an_image_of_other_channels_is_refused(path: str) -> None:
     x, weights = example(1, 16, 64, 8, 8, True)
     with pytest.raises((ValueError, RuntimeError), match=r"16.*channels|channels.*16"):
@@ -198,7 +198,7 @@ def test_weights_in_a_row_and_back(local: bool) -> None:
     assert weights.down.weight.shape == (8, 16, 1, 1)
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", BACKENDS)
 def test_registered_as_an_operator(path: str) -> None:
     x, weights = example(1, 8, 16, 4, 4, True)
     checks = ("test_schema", "test_faketensor")

@@ -9,8 +9,10 @@ from torch.nn import functional as F
 from castling.ops.angular import angular_similarity, linear_angular, quadratic_angular
 from castling.ops.common import normalise_rows
 from castling.ops.cosine import cosine_attention
+from castling.ops.elu_linear import elu_linear
 from castling.ops.feature_attention import similarity_attention
 from castling.ops.first_order_taylor import first_order_taylor
+from castling.ops.hedgehog import hedgehog
 from castling.ops.mean import mean_attention
 from castling.ops.relu_linear import relu_linear
 from castling.ops.sigmoid_softmax import sigmoid_softmax
@@ -59,7 +61,49 @@ def explicit(similarity_of, row_sum, eps=0.0):
     return reference
 
 
+def hedgehog_map(dim, heads, seed):
+    """A learned map near the identity, for one head count and width."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(heads, dim, dim, generator=generator, dtype=torch.float64)
+    bias = torch.randn(heads, dim, generator=generator, dtype=torch.float64)
+    return torch.eye(dim, dtype=torch.float64) + 0.3 * noise / dim**0.5, 0.1 * bias
+
+
+def hedgehog_maps(q, k):
+    return hedgehog_map(q.shape[-1], q.shape[2], 1), hedgehog_map(k.shape[-1], k.shape[2], 2)
+
+
+def learned_hedgehog(activation):
+    def attend(q, k, v, key_mask=None):
+        maps = hedgehog_maps(q, k)
+        return hedgehog(q, k, v, *maps, activation=activation, eps=1e-15, key_mask=key_mask)
+
+    return attend
+
+
+def explicit_hedgehog(activation):
+    """exp(±(Wx + b)) as the paper writes it, in one N×N matrix."""
+
+    def features(x, weight, bias):
+        u = torch.einsum("hed,bnhd->bnhe", weight, x) + bias
+        plain = torch.cat((u.exp(), (-u).exp()), dim=-1)
+        return plain / plain.sum(-1, keepdim=True) if activation == "softmax" else plain
+
+    def reference(q, k, v, key_mask=None):
+        of_query, of_key = hedgehog_maps(q, k)
+        similarity = scores(features(q, *of_query), features(k, *of_key))
+        return similarity_attention(similarity, v, row_sum=True, eps=0.0, key_mask=key_mask)
+
+    return reference
+
+
 KERNELS = {
+    "elu": (
+        elu_linear,
+        explicit(lambda q, k: scores(F.elu(q) + 1, F.elu(k) + 1), True, 1e-6),
+    ),
+    "hedgehog-softmax": (learned_hedgehog("softmax"), explicit_hedgehog("softmax")),
+    "hedgehog-exp": (learned_hedgehog("exp"), explicit_hedgehog("exp")),
     "relu_linear": (
         relu_linear,
         explicit(lambda q, k: scores(q.relu(), k.relu()), True, 1e-5),

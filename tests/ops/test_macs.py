@@ -148,7 +148,7 @@ def test_gradients_of_fused_attention_are_counted(config):
     tokens = torch.randn(1, 300, 32)
 
     def count(path):
-        with castling.attention_path(path), FlopCounterMode(display=False) as counter:
+        with castling.attention_backend(path), FlopCounterMode(display=False) as counter:
             out = attention(tokens, grid=(15, 20))
             forward = counter.get_total_flops()
             out.sum().backward()

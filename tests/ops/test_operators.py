@@ -10,12 +10,12 @@ from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from castling.ops.angular import linear_angular
+from castling.ops.backends import BackendError, attention_backend, available_backends
 from castling.ops.cosine import cosine_attention
 from castling.ops.exact_taylor import exact_taylor
 from castling.ops.linear_inputs import LinearOptions, LinearTensors
 from castling.ops.local import LocalResidual
 from castling.ops.naive_linear_attention import naive_linear_attention
-from castling.ops.paths import PathError, attention_path, available_paths
 from castling.ops.quadratic_taylor import naive_exact_taylor
 from castling.ops.taylor_inputs import TaylorOptions, TaylorTensors
 
@@ -68,8 +68,8 @@ def test_precisions_may_differ(dtypes: tuple[torch.dtype, ...]) -> None:
         for a, b in zip([found, *gradients], [expected, *targets], strict=True):
             near = 1e-5 if a.dtype != torch.bfloat16 and found.dtype != torch.bfloat16 else 1e-2
             assert (a.double() - b).norm() < near * b.norm()
-        if torch.float64 in dtypes and "native" in available_paths("cpu"):
-            with attention_path("native"), pytest.raises(PathError, match="float64"):
+        if torch.float64 in dtypes and "native" in available_backends("cpu"):
+            with attention_backend("native"), pytest.raises(BackendError, match="float64"):
                 attend(*tensors)
 
 
@@ -203,12 +203,12 @@ def test_an_export_of_exact_taylor_attention_serves_every_size() -> None:
 
 
 def test_a_forced_path_does_not_lose_tangents() -> None:
-    if "native" not in available_paths("cpu"):
+    if "native" not in available_backends("cpu"):
         pytest.skip("the C++ operators are not built")
     q = torch.randn(1, 4, 1, 8)
-    with attention_path("native"), forward_ad.dual_level():
+    with attention_backend("native"), forward_ad.dual_level():
         dual = forward_ad.make_dual(q, torch.ones_like(q))
-        with pytest.raises(PathError, match="forward-mode"):
+        with pytest.raises(BackendError, match="forward-mode"):
             linear_angular(dual, q, q)
 
 
@@ -230,8 +230,11 @@ X = torch.ones(2, 12, 2, 8)
         (lambda: linear_angular(X, X, X, kv_scale=torch.tensor(0.5)), "kv_scale must be positive"),
         (lambda: linear_angular(X, X, X, eps=float("nan")), "cannot be negative"),
         (lambda: exact_taylor(X, X, X, eps=-1.0), "cannot be negative"),
-        (lambda: linear_angular(X, X, X, extra=X[:, :1]), "extra must be"),
-        (lambda: linear_angular(X, X, X, extra=X, query_value=X[:, :1]), "query_value must be"),
+        (lambda: linear_angular(X, X, X, auxiliary_output=X[:, :1]), "auxiliary_output must be"),
+        (
+            lambda: linear_angular(X, X, X, auxiliary_output=X, query_value=X[:, :1]),
+            "query_value must be",
+        ),
         (lambda: local(X[0, :2, :1, :1], None), "odd size"),
         (lambda: local(X[0, 0], None), "local weights must be"),
         (lambda: local(torch.ones(16, 1, 3, 3), (2, 2, 3)), "a grid is"),
@@ -239,7 +242,7 @@ X = torch.ones(2, 12, 2, 8)
     ],
 )
 def test_bad_input_is_named_on_every_path(path, call, said) -> None:
-    with attention_path(path), pytest.raises(ValueError, match=said):
+    with attention_backend(path), pytest.raises(ValueError, match=said):
         call()
 
 

@@ -1,81 +1,64 @@
-"""Whole models: hosts, caps, runtimes, gates."""
+"""``castling bench models``: checks before times, hosts, attention-free bounds, runtimes."""
 
+import dataclasses
 import importlib.util
+import json
 
 import pytest
 import timm
 import torch
 from torch import nn
 
+import castling
 from castling.attention import LinearAngular, MaskedSoftmax
 from castling.attention.base import AttentionCore
+from castling.ops.backends import select_backend
 from castling.profiling import runtimes
+from castling.profiling.attention_free import count_tokens, without_attention
 from castling.profiling.bench_models import bench_models
+from castling.profiling.candidates import Candidate, choose_candidates, model_candidate
 from castling.profiling.model_results import ModelMeasurement, ModelsResult
-from castling.profiling.subjects import (
-    Subject,
-    choose_subjects,
-    count_tokens,
-    model_subject,
-    without_attention,
-)
-from castling.surgery import linearize_
-
-
-class Clock:
-    """Every call that it has not seen yet takes a millisecond more than the last; runs nothing."""
-
-    def __init__(self):
-        self.calls = []
-
-    def __call__(self, call, repeats):
-        if call not in self.calls:
-            self.calls.append(call)
-        return (self.calls.index(call) + 1) * 1e-3 * repeats
-
-
-def quick():
-    return {"timer": Clock(), "rounds": 3, "seconds": 0.0}
+from castling.surgery import linearize_, register_fold
 
 
 def pico(name="castling_deit_pico", **options):
-    return model_subject(name, kwargs={"depth": 1}, **options)
+    return model_candidate(name, kwargs={"depth": 1}, **options)
 
 
-def test_a_model_beside_its_host_and_its_cap():
-    subjects = [
+def test_a_model_beside_its_host_and_its_bound(quick):
+    candidates = [
         pico("deit_pico"),
-        Subject("cap", lambda size: without_attention(pico().build(size))),
-        pico(hosts=["deit_pico"], cap="cap"),
+        Candidate("bound", lambda size: without_attention(pico().build(size))),
+        pico(hosts=["deit_pico"], bound="bound"),
     ]
     seen = []
-    result = bench_models(subjects, [(32, 32)], batches=[1, 2], report=seen.append, **quick())
+    result = bench_models(candidates, [(32, 32)], batches=[1, 2], report=seen.append, **quick)
     assert seen == list(result.measurements)
-    host, cap, ours = result.measurements[:3]
-    assert [row.milliseconds for row in (host, cap, ours)] == pytest.approx([1, 2, 3])
+    host, bound, ours = result.measurements[:3]
+    assert [row.milliseconds for row in (host, bound, ours)] == pytest.approx([1, 2, 3])
     assert ours.against_host == pytest.approx(1 / 3)
-    assert ours.cap_share == pytest.approx(2 / 3)
+    assert ours.bound_share == pytest.approx(2 / 3)
     assert (host.relative_rms, host.against_host) == (None, None)
     assert ours.relative_rms < 1e-5
     assert ours.tokens == 65
     assert ours.images_per_second == pytest.approx(1e3 / 3)
     assert result.measurements[5].images_per_second == pytest.approx(2e3 / 6)
-    assert cap.macs < ours.macs < host.macs
+    assert bound.macs < ours.macs < host.macs
     assert ours.peak_megabytes > 0
     assert result.crossovers() == {"castling_deit_pico (eager)": None}
     assert "at none of these sizes" in result.table()
 
 
-def test_failures_stand_beside_results():
-    subjects = [pico(), model_subject("cas_vit_pico")]
-    failed, other = bench_models(subjects, [(30, 32)], **quick()).measurements
+def test_failures_do_not_stop_other_candidates(quick):
+    candidates = [pico(), model_candidate("cas_vit_pico")]
+    failed, other = bench_models(candidates, [(30, 32)], **quick).measurements
     assert failed.milliseconds is None
     assert "30" in failed.error
     assert other.milliseconds > 0
     assert not other.error
 
 
-def test_a_wrong_result_gets_no_time(monkeypatch):
+def test_a_wrong_output_gets_no_time(quick):
     class Broken(nn.Module):
         def forward(self, x):
             return x.flatten(1) / 0
@@ -84,43 +67,41 @@ def test_a_wrong_result_gets_no_time(monkeypatch):
         def forward(self, x):
             return x[:1]
 
-    subjects = [Subject("nan", lambda _: Broken()), Subject("drop", lambda _: Dropping())]
-    found = bench_models(subjects, [(4, 4)], batches=[2], **quick()).measurements
+    candidates = [Candidate("nan", lambda _: Broken()), Candidate("drop", lambda _: Dropping())]
+    found = bench_models(candidates, [(4, 4)], batches=[2], **quick).measurements
     assert [m.milliseconds for m in found] == [None, None]
     assert "NaN" in found[0].error
     assert "batch of 2" in found[1].error
 
+
+@pytest.mark.slow
+def test_a_runtime_with_another_output_gets_no_time(quick):
     class Forgetting(nn.Module):
-        """Gives another answer outside of PyTorch."""
+        """Computes something else once it is exported."""
 
         def forward(self, x):
-            return x.flatten(1)
+            return x.flatten(1) * (1.01 if torch.compiler.is_compiling() else 1.0)
 
-    monkeypatch.setattr(
-        runtimes.Runtimes, "prepare", lambda self, variant: lambda: 1.01 * self.images.flatten(1)
-    )
-    subjects = [Subject("other", lambda _: Forgetting())]
-    (row,) = bench_models(subjects, [(4, 4)], variants=["compiled"], **quick()).measurements
+    candidates = [Candidate("other", lambda _: Forgetting())]
+    (row,) = bench_models(candidates, [(4, 4)], variants=["program"], **quick).measurements
     assert row.milliseconds is None
     assert "wrong by 1.0e-02" in row.error
 
 
-def test_a_fast_path_that_differs_from_the_naive_one_gets_no_time(monkeypatch):
-    from castling.ops import paths
-
+def test_a_backend_that_differs_from_the_naive_one_gets_no_time(quick):
     class Wrong(AttentionCore):
         def __init__(self):
             super().__init__(LinearAngular(), 1, 4)
 
         def forward(self, x):
-            return x * (1.0 if paths.forced_path() == "naive" else 2.0)
+            return x * (1.0 if select_backend(x) == "naive" else 2.0)
 
-    monkeypatch.setattr(paths, "forced_path", lambda: paths._forced, raising=False)
-    row, *_ = bench_models([Subject("w", lambda _: Wrong())], [(4, 4)], **quick()).measurements
+    with castling.attention_backend("compiled"):  # also where the C++ operators are not built
+        row, *_ = bench_models([Candidate("w", lambda _: Wrong())], [(4, 4)], **quick).measurements
     assert "wrong by 1.0e+00" in row.error
 
 
-def test_auxiliary_branches_are_not_measured():
+def test_auxiliary_branches_are_not_measured(quick):
     model = pico().build((32, 32))
     assert all(m.auxiliary is None for m in model.modules() if isinstance(m, AttentionCore))
 
@@ -128,22 +109,23 @@ def test_auxiliary_branches_are_not_measured():
         config = LinearAngular(auxiliary=MaskedSoftmax())
         return timm.create_model("castling_deit_pico", depth=1, attention=config)
 
-    row, *_ = bench_models([Subject("t", training)], [(32, 32)], **quick()).measurements
+    row, *_ = bench_models([Candidate("t", training)], [(32, 32)], **quick).measurements
     assert "auxiliary" in row.error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_other_runtimes_agree_with_pytorch(runtime):
+def test_other_runtimes_agree_with_pytorch(runtime, quick):
     pytest.importorskip("onnxscript")
     pytest.importorskip(runtime)
-    result = bench_models([pico()], [(32, 32)], variants=["eager", runtime], **quick())
+    result = bench_models([pico()], [(32, 32)], variants=["eager", runtime], **quick)
     row = result.measurements[1]
     assert row.error == ""
     assert 0 < row.relative_rms < 1e-4
     assert runtime in result.machine
 
 
-def test_a_missing_runtime_is_said(monkeypatch):
+def test_a_missing_runtime_is_reported(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(
         "importlib.util.find_spec", lambda name: None if name == "openvino" else find(name)
@@ -151,26 +133,43 @@ def test_a_missing_runtime_is_said(monkeypatch):
     model = nn.Flatten()
     with (
         runtimes.runtimes(model, torch.zeros(1, 3, 4, 4)) as ways,
-        pytest.raises(runtimes.UnavailableError, match=r"openvino not installed: pip install"),
+        pytest.raises(runtimes.UnavailableError, match=r"openvino needs openvino: pip install"),
     ):
         ways.prepare("openvino")
 
 
-def test_a_failed_export_is_tried_once(monkeypatch):
+def test_program_computes_what_eager_computes(quick):
+    result = bench_models([pico()], [(32, 32)], variants=["eager", "program"], **quick)
+    row = result.measurements[1]
+    assert row.error == ""
+    assert row.relative_rms < 1e-6
+    assert row.against_eager is not None
+
+
+def test_a_failed_export_is_tried_once(quick):
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
+    pytest.importorskip("openvino")
     tried = []
 
-    def export(*args, **options):
-        tried.append(1)
-        raise RuntimeError("no such operator")
+    class Branching(nn.Module):
+        """Decides by the values of an image, which no graph can hold."""
 
-    monkeypatch.setattr(torch.onnx, "export", export)
-    subjects = [Subject("flat", lambda _: nn.Flatten())]
-    variants = ["onnxruntime", "onnxruntime"]
-    rows = bench_models(subjects, [(4, 4)], variants=variants, **quick()).measurements
-    assert "no such operator" in rows[0].error
-    assert len(tried) == 1
+        def forward(self, x):
+            if torch.compiler.is_compiling():
+                tried.append(1)
+            return x.flatten(1) if x.sum() > 0 else -x.flatten(1)
+
+    candidates = [Candidate("branching", lambda _: Branching())]
+    rows = bench_models(candidates, [(4, 4)], variants=["onnxruntime"], **quick).measurements
+    once = len(tried)
+    assert once > 0
+    assert "exporter to ONNX failed" in rows[0].error
+    tried.clear()
+    variants = ["onnxruntime", "openvino"]
+    rows = bench_models(candidates, [(4, 4)], variants=variants, **quick).measurements
+    assert rows[0].error == rows[1].error
+    assert len(tried) == once
 
 
 @pytest.mark.parametrize(
@@ -184,45 +183,45 @@ def test_a_failed_export_is_tried_once(monkeypatch):
         ("qt_vit_1", ["qt_vit_1 + softmax"]),
     ],
 )
-def test_hosts_and_caps(name, hosts):
-    subjects = choose_subjects([name])
-    assert [s.name for s in subjects] == [*hosts, f"{name} without attention", name]
-    assert list(subjects[-1].hosts) == hosts
-    assert subjects[-1].cap == f"{name} without attention"
+def test_hosts_and_bounds(name, hosts):
+    candidates = choose_candidates([name])
+    assert [s.name for s in candidates] == [*hosts, f"{name} without attention", name]
+    assert list(candidates[-1].hosts) == hosts
+    assert candidates[-1].bound == f"{name} without attention"
 
 
-def test_attentions_put_into_a_host_share_its_cap():
-    subjects = choose_subjects(["deit_pico"], ["relu_linear", "linear_angular:local=none"])
-    assert [s.name for s in subjects] == [
+def test_attentions_of_one_model_share_its_bound():
+    candidates = choose_candidates(["deit_pico"], ["relu_linear", "linear_angular:local=none"])
+    assert [s.name for s in candidates] == [
         *("deit_pico", "deit_pico without attention", "deit_pico + relu_linear"),
         "deit_pico + linear_angular:local=none",
     ]
-    model = subjects[-1].build((32, 32))
+    model = candidates[-1].build((32, 32))
     assert model.blocks[0].attn.config == LinearAngular(local="none")
-    assert [s.name for s in choose_subjects(["deit_pico"])] == ["deit_pico"]
+    assert [s.name for s in choose_candidates(["deit_pico"])] == ["deit_pico"]
 
 
 @pytest.mark.parametrize("name", ["deit_pico", "castling_levit_pico", "castling_mvitv2_pico"])
-def test_a_cap_computes_nothing_of_n_by_n_and_forgets_queries(name):
+def test_a_bound_ignores_queries_and_passes_values(name):
     model = timm.create_model(name).eval()
     size = model.pretrained_cfg["input_size"]
-    capped = without_attention(timm.create_model(name)).eval()
+    bound = without_attention(timm.create_model(name)).eval()
     images = torch.randn(1, *size)
-    assert capped(images).shape == model(images).shape
-    cores = [m for m in capped.modules() if isinstance(m, AttentionCore)]
+    assert bound(images).shape == model(images).shape
+    cores = [m for m in bound.modules() if isinstance(m, AttentionCore)]
     assert cores
     tokens = torch.randn(1, 4, cores[0].num_heads, cores[0].value_dim)
     assert cores[0].attend(torch.full_like(tokens, float("nan")), tokens, tokens).equal(tokens)
 
 
 @pytest.mark.parametrize("name", ["cas_vit_pico", "qt_vit_pico"])
-def test_caps_of_models_without_softmax_hosts(name):
+def test_bounds_of_models_without_a_timm_host(name):
     model = timm.create_model(name).eval()
     size = model.pretrained_cfg["input_size"]
     images = torch.randn(2, *size)
-    capped = without_attention(timm.create_model(name).eval())
-    assert capped(images).isfinite().all()
-    assert sum(p.numel() for p in capped.parameters()) <= sum(p.numel() for p in model.parameters())
+    bound = without_attention(timm.create_model(name).eval())
+    assert bound(images).isfinite().all()
+    assert sum(p.numel() for p in bound.parameters()) <= sum(p.numel() for p in model.parameters())
 
 
 def test_nothing_to_delete():
@@ -230,23 +229,23 @@ def test_nothing_to_delete():
         without_attention(nn.Linear(2, 2))
 
 
-def test_tokens_are_those_of_the_longest_attention():
+def test_tokens_of_the_longest_attention():
     model = timm.create_model("castling_levit_pico").eval()
     assert count_tokens(model, torch.randn(1, 3, 64, 64)) == 64
     assert count_tokens(nn.Flatten(), torch.randn(1, 3, 4, 4)) is None
 
 
-def test_a_folded_model_is_compared_with_itself_unfolded():
-    subjects = choose_subjects(["cas_vit_pico"])
-    result = bench_models(subjects, [(32, 32)], variants=["eager", "folded"], **quick())
-    # The host, the cap and the model, each first as it is: the clock gives 1, 2, … ms.
+def test_a_folded_model_is_compared_with_the_unfolded_one(quick):
+    candidates = choose_candidates(["cas_vit_pico"])
+    result = bench_models(candidates, [(32, 32)], variants=["eager", "folded"], **quick)
+    # Host, bound and model, each eager first: 1, 2, … ms.
     assert [row.variant for row in result.measurements] == ["eager", "folded"] * 3
     assert [row.against_eager for row in result.measurements] == pytest.approx(
         [None, 1 / 2, None, 3 / 4, None, 5 / 6]
     )
     *_, eager, folded = result.measurements
     assert folded.against_host == pytest.approx(2 / 6)
-    assert folded.cap_share == pytest.approx(4 / 6)
+    assert folded.bound_share == pytest.approx(4 / 6)
     assert folded.parameters < eager.parameters
     assert 0 < folded.relative_rms < 1e-5
     assert folded.peak_megabytes > 0
@@ -254,51 +253,65 @@ def test_a_folded_model_is_compared_with_itself_unfolded():
     assert "0.83×" in result.table()
 
 
-class Normed(nn.Sequential):
-    """A convolution and a norm that does something."""
+class Normed(nn.Module):
+    """A convolution and a norm with statistics of its own."""
 
     def __init__(self):
-        super().__init__(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten())
-        nn.init.uniform_(self[1].running_var, 0.5, 2.0)
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+        nn.init.uniform_(self.norm.running_var, 0.5, 2.0)
+
+    def forward(self, x):
+        return self.norm(self.conv(x)).flatten(1)
 
 
-def _folded_row(model):
-    subjects = [Subject("normed", lambda _: model)]
+def _folded_row(model, quick):
+    candidates = [Candidate("normed", lambda _: model)]
     eager, folded = bench_models(
-        subjects, [(4, 4)], variants=["eager", "folded"], **quick()
+        candidates, [(4, 4)], batches=[2], variants=["eager", "folded"], **quick
     ).measurements
     assert eager.milliseconds is not None
     return folded
 
 
-def test_folding_leaves_the_eager_model_alone():
-    model = Normed()
-    folded = _folded_row(model)
+def test_folding_leaves_the_eager_model_unchanged(quick):
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten())
+    folded = _folded_row(model, quick)
     assert isinstance(model[1], nn.BatchNorm2d)
     assert (folded.error, folded.against_eager) == ("", pytest.approx(1 / 2))
     assert folded.parameters == 4 * 3 + 4
 
 
-def test_a_fold_that_refuses_itself_gets_no_time(monkeypatch):
-    from castling.surgery import fold
+def test_a_refused_fold_gets_no_time(quick):
+    class Refused(Normed):
+        def forward(self, x):
+            return super().forward(x)
 
-    def wrong(sequence):
-        sequence[1] = nn.Identity()
-        return ["1 into 0"]
+    @register_fold(Refused)
+    def wrong(module):
+        module.norm = nn.Identity()
+        return ["norm into conv"]
 
-    monkeypatch.setitem(fold._HANDLERS, nn.Sequential, wrong)
-    folded = _folded_row(Normed())
+    folded = _folded_row(Refused(), quick)
     assert (folded.milliseconds, folded.against_eager) == (None, None)
     assert "folding changed the outputs" in folded.error
 
 
-def test_a_fold_that_changes_the_output_gets_no_time(monkeypatch):
-    def wrong(model, example):
-        model[0].weight = nn.Parameter(1.01 * model[0].weight)
-        model[0].bias = nn.Parameter(1.01 * model[0].bias)
+def test_a_fold_that_is_wrong_at_the_measured_batch_gets_no_time(quick):
+    class Fooled(Normed):
+        def forward(self, x):
+            return super().forward(x)
 
-    monkeypatch.setattr(runtimes, "fold_", wrong)
-    folded = _folded_row(Normed())
+    class SingleImage(nn.Module):
+        def forward(self, x):
+            return x if len(x) == 1 else 1.01 * x
+
+    @register_fold(Fooled)
+    def wrong(module):
+        module.norm = nn.Sequential(module.norm, SingleImage())
+        return ["norm into conv"]
+
+    folded = _folded_row(Fooled(), quick)
     assert (folded.milliseconds, folded.against_eager) == (None, None)
     assert folded.error.startswith("normed's output in folded is wrong by 1.0e-02")
 
@@ -319,16 +332,34 @@ def test_crossover_is_against_the_fastest_host():
     assert result.crossovers() == {"ours (eager)": 32}
 
 
-def test_the_picture_shows_every_batch():
-    subjects = choose_subjects(["castling_deit_pico"])
-    result = bench_models(subjects, [(32, 32), (64, 64)], batches=[1, 2], **quick())
-    figure = result.plot()._figure("#000000")
+def test_the_plot_has_a_panel_per_batch():
+    rows = [
+        dataclasses.replace(
+            _row("ours", side, 1.0, batch=batch), against_host=side / 32, bound_share=0.5
+        )
+        for batch in (1, 2)
+        for side in (32, 64)
+    ]
+    result = ModelsResult(tuple(rows), {}, {"ours": ("host",)})
+    figure = result.plot().figure("#000000")
     assert [axes.get_title() for axes in figure.axes] == ["eager, batch 1", "eager, batch 2"]
-    # ours, its cap, and the line at 1
-    assert [len(axes.get_lines()) for axes in figure.axes] == [3, 3]
+    for axes in figure.axes:
+        one, ours, bound = (line.get_ydata() for line in axes.get_lines())
+        assert (list(one), list(ours), list(bound)) == ([1, 1], [1, 2], [2, 4])
 
 
-def test_bad_input():
+def test_a_result_is_read_from_what_it_writes():
+    rows = (_row("plain", 4, 1.0), _row("ours", 4, 2.0, tokens=8))
+    result = ModelsResult(rows, {"device": "x"}, {"plain": (), "ours": ("plain",)}, command="c")
+    written = json.loads(json.dumps(result.to_dict()))
+    assert ModelsResult.from_dict(written) == result
+    for row in written["measurements"]:
+        row["cap_share"] = None
+    with pytest.raises(ValueError, match=r"not a ModelsResult: .*cap_share.*; measure again"):
+        ModelsResult.from_dict(written)
+
+
+def test_bad_input(quick):
     with pytest.raises(ValueError, match="at least one"):
         bench_models([], [(4, 4)])
     with pytest.raises(ValueError, match="positive"):
@@ -337,7 +368,7 @@ def test_bad_input():
         bench_models([pico()], [(32, 32)], variants=["java"])
 
 
-def test_without_attention_takes_converted_and_plain_hosts():
+def test_bounds_of_converted_and_plain_hosts_are_the_same():
     plain = without_attention(timm.create_model("deit_pico", depth=1))
     converted = timm.create_model("deit_pico", depth=1)
     linearize_(converted, LinearAngular())

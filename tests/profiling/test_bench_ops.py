@@ -1,20 +1,28 @@
-"""Kernels alone: gates before times, the path that ran, ratios, honest references."""
+"""``castling bench ops``: checks before times, the backend that ran, ratios, authors' code."""
 
 import csv
 import json
+from contextlib import contextmanager
 
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_hook
 
 from castling.attention import LinearAngular, QuadraticTaylor, ReLULinear, Softmax
-from castling.profiling import bench_ops as module
+from castling.attention.linear_angular import LinearAngularKernel
+from castling.attention.relu_linear import ReLULinearKernel
 from castling.profiling.bench_ops import bench_ops, settings_of
-from castling.profiling.gate import exact_result, relative_rms
-from castling.profiling.machine import MachineLimit
+from castling.profiling.candidates import read_attention
+from castling.profiling.checks import exact_result, relative_rms
+from castling.profiling.machine import Roofline
+from castling.profiling.op_candidates import (
+    Setting,
+    core_for,
+    operations,
+    path_taken,
+)
 from castling.profiling.op_results import OpMeasurement, OpsResult
-from castling.profiling.op_subjects import Setting, core_for, op_subjects, operations, path_taken
-from castling.profiling.references import MOST_BYTES, reference_for
-from castling.profiling.subjects import read_attention
+from castling.profiling.references import MAX_BYTES, reference_for
 
 CPU = torch.device("cpu")
 KERNELS = (
@@ -23,28 +31,39 @@ KERNELS = (
 )
 
 
-class Clock:
-    """Every call that it has not seen yet takes a millisecond more than the last; runs nothing."""
+@contextmanager
+def wrong_in_float32(kernel, distort):
+    """Distort what every ``kernel`` computes in float32; the float64 reference stays right."""
 
-    def __init__(self):
-        self.calls = []
+    def hook(module, _, out):
+        return distort(out) if isinstance(module, kernel) and out.dtype == torch.float32 else None
 
-    def __call__(self, call, repeats):
-        if call not in self.calls:
-            self.calls.append(call)
-        return (self.calls.index(call) + 1) * 1e-3 * repeats
+    handle = register_module_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class WrongGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 1.01 * grad
 
 
 @pytest.fixture
-def quick(monkeypatch):
-    """A machine of 1 GFLOP/s and 1 GB/s, and a clock that runs nothing."""
-    monkeypatch.setattr(module, "measure_limit", lambda *_: MachineLimit(1.0, 1.0))
-    return {"timer": Clock(), "rounds": 3, "seconds": 0.0}
+def quick(quick):
+    """On a machine of 1 GFLOP/s and 1 GB/s."""
+    return quick | {"roofline": Roofline(1.0, 1.0)}
 
 
 @pytest.mark.parametrize("tokens", [16, 17])
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_references_compute_the_same_as_we(kernel, tokens):
+def test_authors_code_computes_the_same_function(kernel, tokens):
     setting = Setting(2, tokens, 2, 8)
     core = core_for(read_attention(kernel), setting, CPU)
     packed = setting.packed(CPU)
@@ -56,19 +75,19 @@ def test_references_compute_the_same_as_we(kernel, tokens):
     assert relative_rms(1.001 * reference(packed), expected) > 9e-4
 
 
-def test_no_reference_where_authors_have_none_or_memory_ends():
+def test_attentions_without_authors_code_and_its_memory_limit():
     setting = Setting(1, 64, 2, 8)
     packed = setting.packed(CPU)
     for config in (Softmax(), LinearAngular(constant="mean"), ReLULinear(local="token1d")):
         core = core_for(config, setting, CPU)
         assert reference_for(core, packed, (8, 8), 0) is None
-    long = torch.empty(1, MOST_BYTES >> 10, 3, 2, 8, device="meta")
+    long = torch.empty(1, MAX_BYTES >> 10, 3, 2, 8, device="meta")
     core = core_for(QuadraticTaylor(form="exact"), setting, CPU)
     with pytest.raises(ValueError, match="GB of features"):
         reference_for(core, long, (8, 8), 0)
 
 
-def test_rows_ratios_and_limit(quick):
+def test_rows_ratios_and_roofline(quick):
     seen = []
     result = bench_ops(
         {"relu_linear": ReLULinear()},
@@ -84,8 +103,8 @@ def test_rows_ratios_and_limit(quick):
     assert naive.against_sdpa == pytest.approx(1 / 3)
     assert naive.against_reference == pytest.approx(2 / 3)
     # 4·16·8·8 operations in 2 heads and 4·16·8·2 numbers of 4 bytes, both at 10⁹ a second
-    assert naive.limit_share == pytest.approx(4 * 16 * 8 * 8 * 2 / 1e9 / 3e-3)
-    assert softmax.limit_share is None
+    assert naive.roofline_share == pytest.approx(4 * 16 * 8 * 8 * 2 / 1e9 / 3e-3)
+    assert softmax.roofline_share is None
     assert naive.relative_rms < 1e-6
     assert naive.peak_megabytes > 0
     assert result.crossovers() == {"relu_linear (reference)": None, "relu_linear (naive)": None}
@@ -93,7 +112,7 @@ def test_rows_ratios_and_limit(quick):
     assert "at none of these sizes" in result.table()
 
 
-def test_gradients_are_gated_and_timed(quick, monkeypatch):
+def test_gradients_are_checked_and_timed(quick):
     settings = settings_of([9], heads=[2], dims=[4], dtypes=[torch.float32, torch.bfloat16])
     kernels = {"linear_angular": LinearAngular()}
     result = bench_ops(kernels, settings, paths=["naive"], backward=True, **quick)
@@ -102,44 +121,30 @@ def test_gradients_are_gated_and_timed(quick, monkeypatch):
     assert result.measurements[2].relative_rms < 1e-5
     assert 1e-4 < result.measurements[5].relative_rms < 1e-2
 
-    class Wrong(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x.clone()
 
-        @staticmethod
-        def backward(ctx, grad):
-            return 1.01 * grad
-
-    attend = module.OpSubject.__init__
-
-    def init(self, kernel, path, core, call):
-        wrong = call if path != "naive" else lambda packed: call(Wrong.apply(packed))
-        attend(self, kernel, path, core, wrong)
-
-    monkeypatch.setattr(module.OpSubject, "__init__", init)
-    row = bench_ops(kernels, settings[:1], paths=["naive"], backward=True, **quick).measurements[2]
-    assert row.milliseconds is None
-    assert row.error.startswith("a gradient is wrong by 1.0e-02")
+def test_a_wrong_gradient_gets_no_time(quick):
+    settings = settings_of([9], heads=[2], dims=[4])
+    with wrong_in_float32(LinearAngularKernel, WrongGradient.apply):
+        *_, block, naive = bench_ops(
+            {"linear_angular": LinearAngular()}, settings, paths=["naive"], backward=True, **quick
+        ).measurements
+    assert block.milliseconds is not None
+    assert naive.milliseconds is None
+    assert naive.error.startswith("a gradient is wrong by 1.0e-02")
 
 
-def test_a_wrong_result_shows_its_error_and_no_speed(quick, monkeypatch):
-    from castling.attention.relu_linear import ReLULinearKernel
-
-    right = ReLULinearKernel.average
-    monkeypatch.setattr(
-        ReLULinearKernel,
-        "average",
-        lambda self, q, k, v, m: right(self, q, k, v, m) * (1.0 if q.dtype == torch.float64 else 2),
-    )
+def test_a_wrong_output_gets_no_time(quick):
     settings = settings_of([16], heads=[1], dims=[8])
-    rows = bench_ops({"r": ReLULinear()}, settings, paths=["naive"], **quick).measurements
-    assert rows[1].milliseconds is not None
-    assert rows[2].milliseconds is None
-    assert rows[2].error == "the output is wrong by 1.0e+00 (relative RMS), allowed is 1.0e-05"
+    with wrong_in_float32(ReLULinearKernel, lambda out: 2 * out):
+        *_, block, naive = bench_ops(
+            {"r": ReLULinear()}, settings, paths=["naive"], **quick
+        ).measurements
+    assert block.milliseconds is not None
+    assert naive.milliseconds is None
+    assert naive.error == "the output is wrong by 1.0e+00 (relative RMS), allowed is 1.0e-05"
 
 
-def test_long_quadratic_forms_are_compared_in_some_rows(quick):
+def test_long_quadratic_forms_are_compared_at_some_queries(quick):
     result = bench_ops(
         {"t": QuadraticTaylor(form="exact")},
         settings_of([1030], heads=[1], dims=[4]),
@@ -156,15 +161,15 @@ def test_long_quadratic_forms_are_compared_in_some_rows(quick):
     torch.testing.assert_close(some, everything[:, rows])
 
 
-def test_a_path_that_did_not_run_is_not_timed(quick):
+def test_a_backend_that_did_not_run_is_not_timed(quick):
     settings = settings_of([16], heads=[1], dims=[8])
     kernels = {"quadratic_angular": read_attention("quadratic_angular")}
     *_, row = bench_ops(kernels, settings, paths=["compiled"], **quick).measurements
-    assert "no compiled form, it ran on the naive path" in row.error
+    assert "no compiled backend, it ran on the naive one" in row.error
 
 
-def test_which_path_a_call_took():
-    # Any operator of ours with the path among its arguments; registered nowhere else.
+def test_which_backend_a_call_used():
+    # An operator of ours with the backend among its arguments.
     library = torch.library.Library("castling", "FRAGMENT")
     library.define("probe(Tensor x, str path) -> Tensor")
     library.impl("probe", lambda x, path: x + 1, "CPU")
@@ -180,7 +185,7 @@ def test_operations():
     setting = Setting(2, 100, 3, 16)
     assert operations(LinearAngular(), setting) == 4 * 100 * 16 * 16 * 6
     assert operations(Softmax(), setting) is None
-    # fewer tokens than the 153 symmetric features: the N×N order is cheaper
+    # with fewer tokens than the 153 symmetric features the quadratic order is cheaper
     assert operations(QuadraticTaylor(form="exact"), setting) == 4 * 100 * 100 * 16 * 6
 
 
@@ -191,15 +196,13 @@ def test_settings_and_their_grids():
     assert (Setting(1, 3, 1, 1).grid, Setting(1, 3, 1, 1).prefix) == ((1, 3), 0)
 
 
-def test_subjects_that_cannot_be_are_said(quick, monkeypatch):
-    monkeypatch.setattr("castling.profiling.references.MOST_BYTES", 10)
-    setting = Setting(1, 16, 1, 8)
-    config = QuadraticTaylor(form="exact")
-    (kernel, path, reason), _ = op_subjects("t", config, ["naive"], setting, setting.packed(CPU))
-    assert (kernel, path) == ("t", "reference")
-    assert "GB of features" in reason
-    rows = bench_ops({"t": config}, [setting], paths=["naive"], **quick).measurements
-    assert rows[1].error == reason
+def test_authors_code_that_needs_too_much_memory_is_refused(quick):
+    setting = Setting(1, 8000, 1, 64)
+    kernels = {"t": QuadraticTaylor(form="exact")}
+    softmax, block = bench_ops(kernels, [setting], paths=[], **quick).measurements
+    assert softmax.milliseconds is not None
+    assert (block.path, block.milliseconds) == ("reference", None)
+    assert block.error == "the authors' code would need 1 GB of features"
 
 
 def _row(path, tokens, milliseconds, against=None, dim=8):
@@ -212,7 +215,7 @@ def _row(path, tokens, milliseconds, against=None, dim=8):
     )
 
 
-def test_crossover_is_where_it_stays_faster(tmp_path):
+def test_the_crossover_is_where_it_stays_faster(tmp_path):
     rows = []
     for tokens, softmax, ours in ((4, 1, 0.5), (8, 2, 3), (16, 8, 4), (32, 32, 5)):
         rows += [_row("sdpa", tokens, softmax), _row("native", tokens, ours, softmax / ours)]
@@ -227,7 +230,7 @@ def test_crossover_is_where_it_stays_faster(tmp_path):
     with (tmp_path / "r.csv").open() as stream:
         reader = csv.DictReader(stream)
         assert len(list(reader)) == len(rows)
-    # The setting stands before what was found there.
+    # Setting first, measured values after it.
     assert reader.fieldnames[:3] == ["kernel", "path", "tokens"]
     assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
     assert not list(tmp_path.glob("*.part"))

@@ -7,8 +7,8 @@ from timm.layers.attention import Attention as TimmAttention
 
 import castling
 from castling.attention import LinearAngular, MaskedSoftmax, ReLULinear
-from castling.profiling.layer_timing import Stopwatch, WatchedModel
-from castling.surgery.vit import ViTAttention
+from castling.profiling.layer_timing import Stopwatch, TimedModel
+from castling.surgery.hosts.timm_vit import ViTAttention
 
 CPU = torch.device("cpu")
 #: Milliseconds of the layers of a model of two blocks, and of all that is no attention.
@@ -77,7 +77,7 @@ def test_softmax_stays_where_it_is_faster(model, clock):
 
 def test_noise_leaves_no_time_below_zero(model, clock, monkeypatch, tmp_path):
     """The whole was timed in a lucky moment: shorter than its layers alone."""
-    monkeypatch.setattr(WatchedModel, "total", lambda self: 2.0)
+    monkeypatch.setattr(TimedModel, "total", lambda self: 2.0)
     plan = plan_of(model, clock)
     assert plan.predicted.planned == pytest.approx(2.5)
     plan.save(tmp_path / "plan.json")

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from castling.ops import native
-from castling.profiling.machine import MachineLimit, machine_facts, measure_limit
+from castling.profiling.machine import Roofline, machine_facts, measure_roofline
 from castling.profiling.timing import Timing, cpu_threads, time_alternately, timer_for
 
 CPU = torch.device("cpu")
 
 
 class FakeClock:
-    """Seconds by subject; notes the order of calls, and runs nothing."""
+    """Seconds by candidate; notes the order of calls, and runs nothing."""
 
     def __init__(self, **seconds):
         self.seconds, self.order = seconds, []
@@ -36,7 +36,7 @@ def test_subjects_run_in_turns_and_each_begins_once():
 
 
 class ColdClock(FakeClock):
-    """The first call after another subject takes five times as long; notes the repeats."""
+    """The first call after another candidate takes five times as long; notes the repeats."""
 
     def __init__(self, **seconds):
         super().__init__(**seconds)
@@ -156,20 +156,20 @@ def test_clocks_that_would_lie_are_refused():
 
 
 def test_machine_limit_is_the_slower_of_computing_and_moving():
-    limit = MachineLimit(gflops=10.0, gigabytes=2.0)
+    limit = Roofline(gflops=10.0, gigabytes=2.0)
     assert limit.milliseconds(2e7, 1e6) == pytest.approx(2.0)
     assert limit.milliseconds(1e6, 2e7) == pytest.approx(10.0)
 
 
 def _limit():
     """With a clock by which a product and a copy take 0.1 s each: 72 GFLOP/s."""
-    return measure_limit(CPU, torch.float32, lambda call, repeats: 0.1 * repeats)
+    return measure_roofline(CPU, torch.float32, lambda call, repeats: 0.1 * repeats)
 
 
 def test_the_limit_is_the_faster_of_a_product_and_multiply_adds(monkeypatch):
     product = pytest.approx(2 * 1536**3 / 1e8)
     monkeypatch.setattr(native, "multiply_add_rate", lambda: 1.0)
-    assert _limit() == MachineLimit(product, pytest.approx(2 * 2**27 / 1e8))
+    assert _limit() == Roofline(product, pytest.approx(2 * 2**27 / 1e8))
     monkeypatch.setattr(native, "multiply_add_rate", lambda: 200.0)
     assert _limit().gflops == 200.0
     with cpu_threads(2):
@@ -187,7 +187,7 @@ def test_the_limit_asks_the_library(monkeypatch):
     real = native.multiply_add_rate
     found = []
     monkeypatch.setattr(native, "multiply_add_rate", lambda: found.append(real()) or found[0])
-    limit = measure_limit(CPU, torch.float32, lambda call, repeats: 1e3 * repeats)
+    limit = measure_roofline(CPU, torch.float32, lambda call, repeats: 1e3 * repeats)
     assert limit.gflops == torch.get_num_threads() * found[0] > 0
 
 

@@ -11,6 +11,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import castling
+from castling.attention import attention_config, list_kernels
+from castling.attention.config import BareConfig
 from castling.surgery import HostAttention, convertible, linearize_, strip_
 
 HOSTS = {
@@ -99,7 +101,7 @@ def test_score_biases_matter_to_softmax_and_to_the_branch(family):
 
 @pytest.mark.parametrize("family", HOSTS)
 @pytest.mark.parametrize(
-    "attention", [name for name in castling.list_attentions() if name != "convolutional_additive"]
+    "attention", [n for n in list_kernels() if not isinstance(attention_config(n), BareConfig)]
 )
 def test_every_attention_in_every_host(family, attention):
     model, x = host(family)
@@ -130,7 +132,11 @@ def test_convolutional_additive_where_every_token_has_a_place():
 
 @pytest.mark.parametrize(
     ("family", "message"),
-    [("deit", "class_token=False"), ("levit", "as wide as its keys"), ("mvitv2", "own position")],
+    [
+        ("deit", "class_token=False"),
+        ("levit", "as wide as its keys"),
+        ("mvitv2", "position of its key"),
+    ],
 )
 def test_convolutional_additive_refuses_other_hosts_with_advice(family, message):
     model, x = host(family)

@@ -97,8 +97,8 @@ def test_plans_reach_models_wrapped_for_their_features():
 @pytest.mark.parametrize(
     ("plan", "depth", "says"),
     [
-        (a_plan(), 1, "it plans blocks.1.attn, which this model has not"),
-        (a_plan(), 3, "it says nothing of blocks.2.attn"),
+        (a_plan(), 1, "it plans blocks.1.attn, which this model does not have"),
+        (a_plan(), 3, "it does not mention blocks.2.attn"),
         (dataclasses.replace(a_plan(), layers=(layer("*", "linear"),)), 1, r"it plans \*"),
         (
             dataclasses.replace(a_plan(), layers=(layer("blocks.0.attn", "linear", heads=3),)),

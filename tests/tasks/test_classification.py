@@ -1,21 +1,28 @@
+"""Losses, teachers, metrics and predictions of classification."""
+
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
-from castling.data import AugmentConfig
-from castling.tasks import (
-    ClassificationMetric,
+from castling.data import Batch, DataInfo, MixConfig
+from castling.data.transforms import ClassificationTransformConfig
+from castling.models.card import ModelCard
+from castling.tasks import Step, build_task, list_tasks, task_config_class, task_from_card
+from castling.tasks.classification import (
+    ClassificationConfig,
     ClassificationTask,
-    DistillConfig,
     LossConfig,
-    Teacher,
+    SelfDistillConfig,
 )
-from castling.tasks.distillation import distillation_loss, load_teacher
+from castling.tasks.classification.losses import distillation_loss, label_loss
+from castling.tasks.classification.metrics import ClassificationMetrics
+from castling.tasks.teacher import DistillConfig, Teacher, load_teacher
 
-SAME = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+HALF = (0.5, 0.5, 0.5)
 
 
 class Heads(nn.Module):
@@ -32,21 +39,35 @@ class Heads(nn.Module):
         return tuple(outputs) if self.training else sum(outputs) / len(outputs)
 
 
+def task_of(classes=3, **options):
+    info = DataInfo([f"class {i}" for i in range(classes)], {}, mean=HALF, std=HALF)
+    return build_task(
+        ClassificationConfig(**options), info, ClassificationTransformConfig(image_size=8)
+    )
+
+
 def batch(size=4, classes=3):
-    return torch.randn(size, 3, 8, 8), torch.arange(size) % classes
+    return Batch(
+        images=torch.randint(0, 256, (size, 3, 8, 8), dtype=torch.uint8),
+        valid=torch.full((size, 2), 8),
+        targets={"label": torch.arange(size) % classes},
+        index=torch.arange(size),
+        names=tuple(f"{i}.png" for i in range(size)),
+        original_sizes=((8, 8),) * size,
+    )
 
 
 def test_cross_entropy_smooths_hard_and_mixed_labels_alike():
-    task = ClassificationTask(3, LossConfig(smoothing=0.1))
+    config = LossConfig(smoothing=0.1)
     logits, labels = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
-    hard = task.label_loss(logits, labels)
-    soft = task.label_loss(logits, F.one_hot(labels, 3).float())
+    hard = label_loss(logits, labels, config)
+    soft = label_loss(logits, F.one_hot(labels, 3).float(), config)
     torch.testing.assert_close(hard, soft)
 
 
 def test_binary_cross_entropy_by_hand():
-    task = ClassificationTask(2, LossConfig(kind="binary_cross_entropy", smoothing=0.2))
-    loss = task.label_loss(torch.tensor([[1.0, -1.0]]), torch.tensor([0]))
+    config = LossConfig(kind="binary_cross_entropy", smoothing=0.2)
+    loss = label_loss(torch.tensor([[1.0, -1.0]]), torch.tensor([0]), config)
     p, q = 1 / (1 + math.exp(-1)), 1 / (1 + math.exp(1))
     expected = -(0.9 * math.log(p) + 0.1 * math.log(1 - p))
     expected += -(0.1 * math.log(q) + 0.9 * math.log(1 - q))
@@ -55,27 +76,35 @@ def test_binary_cross_entropy_by_hand():
 
 def test_two_heads_without_teacher_learn_from_labels():
     a, b = torch.randn(1, 3), torch.randn(1, 3)
-    task = ClassificationTask(3, LossConfig(smoothing=0.0))
-    images, labels = batch()
-    loss = task.loss(Heads(a, b).train(), (images, labels))
-    single = [F.cross_entropy(x.expand(4, 3), labels) for x in (a, b)]
-    torch.testing.assert_close(loss, sum(single) / 2)
+    task = task_of(loss=LossConfig(smoothing=0.0))
+    examples = batch()
+    losses = task.training_step(Heads(a, b).train(), examples, Step())
+    single = [F.cross_entropy(x.expand(4, 3), examples.targets["label"]) for x in (a, b)]
+    torch.testing.assert_close(losses["loss"], sum(single) / 2)
 
 
 @pytest.mark.parametrize("kind", ["hard", "soft"])
 def test_second_head_learns_from_the_teacher(kind):
     student = Heads(torch.zeros(1, 3), torch.zeros(1, 3)).train()
-    teacher = Teacher(Heads(torch.tensor([[0.0, 9.0, 0.0]])), SAME, SAME)
-    task = ClassificationTask(
-        3,
-        distill=DistillConfig(kind=kind, teacher="any", weight=1.0, temperature=2.0),
-        teacher=teacher,
-    )
-    task.loss(student, batch()).backward()
+    teacher = Teacher(Heads(torch.tensor([[0.0, 9.0, 0.0]])))
+    task = task_of(distill=DistillConfig(kind=kind, teacher="any", weight=1.0, temperature=2.0))
+    task.set_teacher(teacher)
+    losses = task.training_step(student, batch(), Step())
+    assert set(losses) == {"loss", "labels", "teacher"}
+    losses["loss"].backward()
     first, second = (p.grad for p in student.logits)
     assert torch.equal(first, torch.zeros_like(first))
     assert second[0, 1] < 0 < second[0, 0]
     assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_teacher_is_moved_but_neither_trained_nor_saved():
+    task = task_of(distill=DistillConfig(kind="hard", teacher="any"))
+    task.set_teacher(Teacher(Heads(torch.zeros(1, 3))))
+    assert list(task.parameters()) == []
+    assert task.state_dict() == {}
+    task.to(torch.float64)
+    assert task.teacher.model.logits[0].dtype == torch.float64
 
 
 def test_soft_distillation_is_zero_for_equal_logits_and_scales_with_temperature():
@@ -99,62 +128,99 @@ def test_teacher_sees_images_in_its_own_normalisation():
     def normalise(m, s):
         return (pixels - torch.tensor(m).view(3, 1, 1)) / torch.tensor(s).view(3, 1, 1)
 
-    seen = Teacher(Same(), other, (mean, std))(normalise(mean, std))
-    torch.testing.assert_close(seen, normalise(*other))
+    teacher = Teacher(Same(), *other)
+    teacher.match(mean, std)
+    torch.testing.assert_close(teacher(normalise(mean, std)), normalise(*other))
 
 
 def test_unusable_teachers_are_named():
     with pytest.raises(ValueError, match="neither a timm model nor a folder"):
-        load_teacher(DistillConfig(kind="hard", teacher="no_such_net"), 3, SAME)
+        load_teacher(DistillConfig(kind="hard", teacher="no_such_net"), 3)
     with pytest.raises(FileNotFoundError, match=r"weights\.pth"):
-        load_teacher(
-            DistillConfig(kind="hard", teacher="deit_pico", checkpoint="weights.pth"), 3, SAME
-        )
+        load_teacher(DistillConfig(kind="hard", teacher="deit_pico", checkpoint="weights.pth"), 3)
 
 
-def test_mixing_is_a_function_of_its_position():
-    task = ClassificationTask(3, augment=AugmentConfig(mixup=0.8), seed=1)
-    images, labels = batch()
-    one, other = (task.prepare((images, labels), 0, 5, 0) for _ in range(2))
+def test_mixing_and_erasing_are_functions_of_their_position():
+    task = task_of(mix=MixConfig(mixup=0.8), erase=1.0)
+    examples, here = batch(), Step(seed=1, batch=5)
+    one, other = (task.mixed(examples, here) for _ in range(2))
     torch.testing.assert_close(one, other, rtol=0, atol=0)
-    assert not torch.equal(task.prepare((images, labels), 0, 6, 0)[0], one[0])
+    assert not torch.equal(task.mixed(examples, here._replace(batch=6))[0], one[0])
     assert one[1].shape == (4, 3)
-    assert ClassificationTask(3).prepare((images, labels), 0, 5, 0)[1] is labels
+    assert task_of().mixed(examples, here)[1] is examples.targets["label"]
+    torch.testing.assert_close(
+        task_of().mixed(examples, here)[0], (examples.images / 255 - 0.5) / 0.5
+    )
 
 
-def test_averaged_model_pulls():
+def test_averaged_model_pulls_once_its_time_has_come():
     student, averaged = Heads(torch.zeros(1, 2)), Heads(torch.tensor([[5.0, -5.0]]))
-    task = ClassificationTask(2, self_distill=1.0)
-    images, labels = torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 0, 1])
-    task.loss(student, (images, labels), averaged).backward()
+    task = task_of(2, self_distill=SelfDistillConfig(weight=1.0, start=0.5))
+    early = task.training_step(student, batch(classes=2), Step(progress=0.4, averaged=averaged))
+    assert set(early) == {"loss"}
+    late = task.training_step(student, batch(classes=2), Step(progress=0.5, averaged=averaged))
+    late["loss"].backward()
     assert student.logits[0].grad[0, 0] < 0 < student.logits[0].grad[0, 1]
     assert averaged.logits[0].grad is None
 
 
 def test_metric_counts():
-    metric = ClassificationMetric(6)
-    assert metric.compute() == {}
+    metric = ClassificationMetrics(6)
     logits = torch.eye(6)[[0, 1, 2, 3]] * 5 - torch.arange(6) * 0.1
     logits[3] = torch.tensor([6.0, 5.0, 4.0, 3.0, 2.0, 1.0])  # label 5 is ranked last
-    metric.update(logits[:2], (None, torch.tensor([0, 1])))
-    metric.update(logits[2:], (None, torch.tensor([1, 5])))
+    metric.update(logits[:2], torch.tensor([0, 1]))
+    metric.update(logits[2:], torch.tensor([1, 5]))
     values = metric.compute()
     assert values["top1"] == 50.0
     assert values["top5"] == 75.0
     expected = F.cross_entropy(logits, torch.tensor([0, 1, 1, 5]))
     assert values["loss"] == pytest.approx(float(expected), rel=1e-5)
     accuracy = metric.class_accuracy()
-    assert accuracy[0] == 100.0
-    assert accuracy[1] == 50.0
-    assert accuracy[5] == 0.0
-    assert math.isnan(accuracy[2])
+    assert (accuracy[0], accuracy[1], accuracy[5]) == (100.0, 50.0, 0.0)
+    assert accuracy[2] is None
 
 
-def test_metric_adds_up_over_processes():
-    metric = ClassificationMetric(2)
-    metric.update(torch.tensor([[2.0, 1.0]]), (None, torch.tensor([0])))
-    metric.merge(lambda x: x * 2)
-    assert metric.compute()["top1"] == 100.0
-    empty = ClassificationMetric(2)
-    empty.merge(lambda x: x)
-    assert empty.compute() == {}
+def test_top5_needs_more_than_five_classes():
+    metric = ClassificationMetrics(5)
+    metric.update(torch.randn(3, 5), torch.tensor([0, 1, 2]))
+    assert set(metric.compute()) == {"loss", "top1"}
+
+
+def test_predictions_rank_all_classes():
+    task = task_of(3)
+    model = Heads(torch.tensor([[0.0, 2.0, 1.0]])).eval()
+    first, *_ = task.predict(model, batch())
+    assert first.classes == ("class 1", "class 2", "class 0")
+    assert sum(first.probabilities) == pytest.approx(1)
+    assert first.top(1).classes == ("class 1",)
+    assert (first.name, first.original_size) == ("0.png", (8, 8))
+    assert [row["rank"] for row in first.rows()] == [1, 2, 3]
+    assert set(first.rows()[0]) <= set(first.columns)
+    assert first.summary().startswith("class 1 66.5%")
+    drawn = task.draw(Image.new("RGB", (8, 8)), first, {"label": torch.tensor(2)})
+    assert drawn.height > 8
+
+
+def test_registry_names_what_it_knows():
+    assert "classification" in list_tasks()
+    with pytest.raises(ValueError, match=r"no task 'classify' \(did you mean classification"):
+        task_config_class("classify")
+    info = DataInfo(["a", "b"], {}, kind="detection")
+    with pytest.raises(ValueError, match="needs data for classification"):
+        build_task(ClassificationConfig(), info, ClassificationTransformConfig())
+
+
+def test_task_of_a_card_feeds_the_model_as_it_was_trained():
+    made = task_of(3, loss=LossConfig(smoothing=0.2))
+    card = ModelCard(
+        name="any",
+        classes=made.info.classes,
+        preprocessing=made.preprocessing(),
+        task={"name": "classification", "loss": {"smoothing": 0.2}},
+    )
+    task = task_from_card(ModelCard.from_dict(card.to_dict()))
+    assert isinstance(task, ClassificationTask)
+    assert task.config == made.config
+    assert task.info.classes == made.info.classes
+    assert torch.equal(task.preprocess.scale, made.preprocess.scale)
+    assert task.transform_options.image_size == 8

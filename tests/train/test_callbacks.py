@@ -4,28 +4,31 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from timm.layers import DropPath
 from torch import nn
 
 from castling.attention import auxiliaries
 from castling.models.saved import open_model
 from castling.train import NonFiniteLossError, recipe_from_dict, train
-from castling.train.callbacks import (
-    AuxiliarySchedule,
-    DropPathRamp,
-    WeightAverage,
-    reestimate_batchnorm,
-)
-from castling.train.module import TrainingModule
+from castling.train.callbacks import reestimate_batchnorm
 
 
 def recipe(**sections):
     values = {
         "model": {"name": "castling_deit_pico", "kwargs": {"depth": 1, "embed_dim": 16}},
-        "data": {"source": "digits", "image_size": 16, "batch_size": 32, "subset": 96},
+        "data": {
+            "source": "digits",
+            "split": {"subset": 96},
+            "transform": {"image_size": 16},
+            "loader": {"batch_size": 32},
+        },
         "epochs": 2,
         "hardware": {"accelerator": "cpu"},
     }
+    size = sections.pop("image_size", None)
+    if size is not None:
+        values["data"]["transform"] = {"image_size": size}
     for name, section in sections.items():
         values[name] = values.get(name, {}) | section if isinstance(section, dict) else section
     return recipe_from_dict(values)
@@ -36,28 +39,24 @@ def table(path):
         return list(csv.DictReader(file))
 
 
-def watch(monkeypatch, owner, name, note):
-    """Call ``note`` after a method, with the method's arguments."""
-    original = getattr(owner, name)
+class Observer(Callback):
+    """Calls ``note`` with the module at a hook, after the callbacks before it."""
 
-    def wrapped(self, *args, **kwargs):
-        result = original(self, *args, **kwargs)
-        note(self, *args)
-        return result
-
-    monkeypatch.setattr(owner, name, wrapped)
+    def __init__(self, hook, note):
+        setattr(self, hook, lambda trainer, module, *_: note(module))
 
 
-def test_average_follows_its_formula_and_is_what_is_saved(tmp_path, monkeypatch):
+def test_average_follows_its_formula_and_is_what_is_saved(tmp_path):
     weights = []
     averages = []
 
-    def note(self, trainer, module, *rest):
+    def note(module):
         weights.append(module.model.head.weight.detach().clone())
         averages.append(module.evaluated.head.weight.detach().clone())
 
-    watch(monkeypatch, WeightAverage, "on_train_batch_end", note)
-    train(recipe(ema={"decay": 0.8, "warmup": 3}), tmp_path, progress=False)
+    observer = Observer("on_train_batch_end", note)
+    averaged = recipe(ema={"decay": 0.8, "warmup": 3})
+    train(averaged, tmp_path, progress=False, callbacks=[observer])
     assert len(weights) == 6
     for step in range(1, 6):
         decay = 0.8 * (1 - math.exp(-(step + 1) / 3))
@@ -67,17 +66,15 @@ def test_average_follows_its_formula_and_is_what_is_saved(tmp_path, monkeypatch)
     torch.testing.assert_close(model.head.weight.detach(), averages[-1], rtol=0, atol=0)
 
 
-def test_mask_schedule_follows_training(tmp_path, monkeypatch):
+def test_mask_schedule_follows_training(tmp_path):
     seen = []
-    watch(
-        monkeypatch,
-        AuxiliarySchedule,
+    observer = Observer(
         "on_train_batch_start",
-        lambda self, trainer, module, *rest: seen.extend(
+        lambda module: seen.extend(
             branch.progress for branch in auxiliaries(module.model).values()
         ),
     )
-    result = train(recipe(), tmp_path, progress=False)
+    result = train(recipe(), tmp_path, progress=False, callbacks=[observer])
     assert seen == pytest.approx([step / 6 for step in range(6)])
     rows = table(tmp_path / "auxiliary.csv")
     assert list(rows[0]) == [
@@ -114,31 +111,27 @@ def test_penalty_joins_the_loss(tmp_path):
     assert losses[1] > losses[0] + 0.1
 
 
-def test_non_finite_loss_stops_with_advice(tmp_path, monkeypatch):
-    step = TrainingModule.training_step
+def test_non_finite_loss_stops_with_advice(tmp_path):
+    def spoil(module):
+        if module.global_step == 4:
+            module.model.head.weight.data.fill_(float("nan"))
 
-    def spoilt(self, batch, batch_idx):
-        loss = step(self, batch, batch_idx)
-        if self.global_step == 4:
-            loss = loss * float("nan")
-            self.loss_sum = loss.detach()
-        return loss
-
-    monkeypatch.setattr(TrainingModule, "training_step", spoilt)
     with pytest.raises(NonFiniteLossError, match=r"nan at step 5 \(epoch 2.*--optim.lr"):
-        train(recipe(), tmp_path, progress=False)
+        train(
+            recipe(),
+            tmp_path,
+            progress=False,
+            callbacks=[Observer("on_train_batch_start", spoil)],
+        )
     assert (tmp_path / "checkpoints" / "last.ckpt").exists()
-    monkeypatch.setattr(TrainingModule, "training_step", step)
     assert train(recipe(), tmp_path, progress=False).steps == 6
 
 
-def test_drop_path_grows(tmp_path, monkeypatch):
+def test_drop_path_grows(tmp_path):
     rates = []
-    watch(
-        monkeypatch,
-        DropPathRamp,
+    observer = Observer(
         "on_train_batch_start",
-        lambda self, trainer, module, *rest: rates.append(
+        lambda module: rates.append(
             max(m.drop_prob for m in module.model.modules() if isinstance(m, DropPath))
         ),
     )
@@ -149,6 +142,7 @@ def test_drop_path_grows(tmp_path, monkeypatch):
         ),
         tmp_path,
         progress=False,
+        callbacks=[observer],
     )
     assert rates == pytest.approx([0.3 * step / 6 for step in range(6)])
 
@@ -164,7 +158,7 @@ def test_batchnorm_statistics_become_plain_averages():
 
 
 def test_batchnorm_reestimation_leaves_training_alone(tmp_path):
-    values = {"model": {"name": "cas_vit_pico", "kwargs": {}}, "data": {"image_size": 32}}
+    values = {"model": {"name": "cas_vit_pico", "kwargs": {}}, "image_size": 32}
     plain = train(recipe(**values), tmp_path / "a", progress=False)
     again = train(
         recipe(**values, regularize={"batchnorm_images": 64}), tmp_path / "b", progress=False
@@ -180,7 +174,7 @@ def test_frozen_batchnorm_keeps_its_statistics(tmp_path):
     train(
         recipe(
             model={"name": "cas_vit_pico", "kwargs": {}},
-            data={"image_size": 32},
+            image_size=32,
             regularize={"freeze_batchnorm": True},
         ),
         tmp_path,

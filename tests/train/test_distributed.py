@@ -15,7 +15,12 @@ RECIPE = {
         "name": "castling_mvitv2_pico",
         "attention": {"name": "linear_angular", "auxiliary": {"ramp_end": 0.5}},
     },
-    "data": {"source": "digits", "image_size": 16, "batch_size": 16, "subset": 96},
+    "data": {
+        "source": "digits",
+        "split": {"subset": 96},
+        "transform": {"image_size": 16},
+        "loader": {"batch_size": 16},
+    },
     "epochs": 2,
     "ema": {"decay": 0.9},
     "hardware": {"accelerator": "cpu", "devices": 2, "strategy": "ddp_spawn"},
@@ -37,7 +42,7 @@ def test_two_processes_equal_one_with_the_double_batch(two, tmp_path):
     folder, result = two
     single = {
         **RECIPE,
-        "data": {**RECIPE["data"], "batch_size": 32},
+        "data": {**RECIPE["data"], "loader": {"batch_size": 32}},
         "hardware": {"accelerator": "cpu"},
     }
     expected = train(recipe_from_dict(single), tmp_path, progress=False)

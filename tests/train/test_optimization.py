@@ -34,10 +34,12 @@ def test_weight_decay_spares_scalar_and_position_table_of_qt_vit():
     assert not any(choice[name] for name in special)
 
 
-def test_further_patterns_are_spared():
-    choice = decayed(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), no_decay=["1.*"])
-    assert choice["0.weight"]
-    assert not choice["1.weight"]
+def test_parameters_of_a_task_are_trained_too():
+    projection = nn.Parameter(torch.zeros(2, 2))
+    optimizer = build_optimizer(nn.Linear(2, 2), OptimConfig(weight_decay=0.1), 64, [projection])
+    found = [group for group in optimizer.param_groups for p in group["params"] if p is projection]
+    assert found[0]["weight_decay"] == 0.1
+    assert found[0]["peak_lr"] == optimizer.param_groups[0]["peak_lr"]
 
 
 def test_learning_rate_scales_with_images_per_step():

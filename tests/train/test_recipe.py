@@ -68,10 +68,12 @@ def test_attention_with_options_from_yaml(tmp_path):
         (["--optim.lrr", "1"], "optim.lrr"),
         (["--clip.mode", "sometimes"], "sometimes"),
         (["--epochs", "many"], "many"),
-        (["--optim.lr", "-1"], "optim.lr must be positive"),
-        (["--distill.kind", "hard"], "distill.teacher is empty"),
-        (["--ema.self_distill", "2"], "set ema.decay"),
-        (["--data.augment.mixup", "-1"], "mixup"),
+        (["--optim.lr", "-1"], "optim.lr"),
+        (["--task.distill.kind", "hard"], "task.distill.teacher is empty"),
+        (["--task.mix.mixup", "-1"], "mixup"),
+        (["--task", "classifcation"], "did you mean classification"),
+        (["--data.source.name", "digit"], "digits"),
+        (["--data.image_size", "32"], "--data.image_size is --data.transform.image_size now"),
     ],
 )
 def test_bad_input_is_named(arguments, message):
@@ -95,7 +97,9 @@ def test_help_explains_options():
     text = " ".join(recipe_parser(prog="x").format_help().split())
     assert "final rate of stochastic depth" in text
     assert "largest allowed relative gap of the outputs" in text
-    assert text.startswith("usage: x [--config FILE] [--SECTION.OPTION VALUE ...]")
+    assert text.startswith(
+        "usage: x [--config FILE] [--task NAME] [--data.source SOURCE] [--SECTION.OPTION VALUE ...]"
+    )
 
 
 def test_differences_ignore_where_it_runs():
@@ -110,3 +114,94 @@ def test_differences_ignore_where_it_runs():
 def test_abbreviated_flags_are_refused():
     with pytest.raises(ValueError, match="--epoch"):
         parse_recipe(["--epoch", "3"])
+
+
+def test_source_may_be_a_word_a_path_or_a_section(tmp_path):
+    file = tmp_path / "r.yaml"
+    file.write_text("data: {source: {name: torchvision, dataset: CIFAR10, download: true}}\n")
+    source = load_recipe(file).data.source
+    assert (source.name, source.dataset, source.download) == ("torchvision", "CIFAR10", True)
+    folder = load_recipe(file, ["--data.source", "photos"]).data.source
+    assert (folder.name, folder.path) == ("folder", "photos")
+    moved = load_recipe(file, ["--data.source.root", "elsewhere"]).data.source
+    assert (moved.dataset, moved.root) == ("CIFAR10", "elsewhere")
+    assert parse_recipe(["--data.source=digits"]).data.source.name == "digits"
+
+
+def test_flags_win_over_files_and_later_files_over_earlier_ones(tmp_path):
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    first.write_text("epochs: 3\nseed: 5\nmodel: {kwargs: {depth: 2}}\n")
+    second.write_text("epochs: 4\nmodel: {kwargs: {embed_dim: 32}}\n")
+    recipe = parse_recipe(
+        ["--optim.lr", "0.5", "--config", str(first), "--config", str(second), "--seed", "6"]
+    )
+    assert (recipe.epochs, recipe.seed, recipe.optim.lr) == (4, 6, 0.5)
+    assert recipe.model.kwargs == {"embed_dim": 32}
+
+
+OLD = """
+task: classification
+model: {name: qt_vit_4, drop_path: 0.1}
+data:
+  source: torchvision:CIFAR10
+  root: packs
+  download: true
+  image_size: 224
+  batch_size: 128
+  eval_batch_size: 64
+  workers: 8
+  subset: 5000
+  val_fraction: 0.05
+  crop_fraction: 0.95
+  seed: 0
+  augment: {crop: resized, scale: [0.3, 1.0], erase_probability: 0.2, mixup: 0.2, cutmix: 0.3,
+    multi_scale: [128, 160], mix_probability: 0.9}
+loss: {kind: binary_cross_entropy, smoothing: 0.2}
+distill: {kind: soft, teacher: deit_pico, temperature: 2.0, weight: 0.4}
+optim: {lr: 0.1, momentum: 0.9, eps: null, no_decay: []}
+ema: {decay: 0.9998, warmup: 4000, self_distill: 2.0, self_distill_start: 0.5}
+hardware: {deterministic: false, precision: bf16}
+save: {statistics_batches: 2, every_steps: 7}
+"""
+
+
+def test_recipe_of_the_first_layout_is_read(tmp_path):
+    file = tmp_path / "old.yaml"
+    file.write_text(OLD)
+    recipe = load_recipe(file)
+    task, data = recipe.task, recipe.data
+    assert (task.loss.kind, task.loss.smoothing, task.erase) == ("binary_cross_entropy", 0.2, 0.2)
+    assert (task.mix.mixup, task.mix.cutmix, task.mix.probability) == (0.2, 0.3, 0.9)
+    assert (task.distill.kind, task.distill.weight) == ("soft", 0.4)
+    assert (task.self_distill.weight, task.self_distill.start) == (2.0, 0.5)
+    assert (data.source.dataset, data.source.root, data.source.download) == (
+        "CIFAR10",
+        "packs",
+        True,
+    )
+    assert (data.split.subset, data.split.val_fraction) == (5000, 0.05)
+    assert (data.loader.batch_size, data.loader.eval_batch_size, data.loader.workers) == (
+        128,
+        64,
+        8,
+    )
+    transform = data.transform
+    assert (transform.image_size, transform.crop_fraction) == (224, 0.95)
+    assert (transform.crop, transform.scale) == ("resized", (0.3, 1.0))
+    assert transform.multi_scale == (128, 160)
+    assert (recipe.ema.decay, recipe.save.every_steps) == (0.9998, 7)
+    assert recipe_differences(recipe, recipe_from_dict(recipe_to_dict(recipe))) == []
+
+
+def test_old_option_that_is_gone_is_refused_where_it_mattered(tmp_path):
+    file = tmp_path / "old.yaml"
+    file.write_text("loss: {smoothing: 0.1}\noptim: {momentum: 0.5}\n")
+    with pytest.raises(ValueError, match=r"optim.momentum is gone; it was 0.5"):
+        load_recipe(file)
+
+
+def test_training_knows_no_task_by_name():
+    folder = Path(train_package.__file__).parent
+    names = re.compile("classification|detection|segmentation|pretraining|distillation")
+    for path in folder.rglob("*.py"):
+        assert not names.search(path.read_text().replace("self_distill", "")), path

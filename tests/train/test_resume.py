@@ -12,25 +12,40 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from lightning.pytorch import Callback
 
 import castling.train as train_package
 from castling.train import TrainingInterrupted, recipe_from_dict, recipe_to_yaml, train
-from castling.train.callbacks import Checkpoints
 
 TINY = {
     "model": {"name": "castling_deit_pico", "kwargs": {"depth": 1}, "drop_path": 0.1},
+    "task": {"name": "classification", "mix": {"mixup": 0.2}, "erase": 0.3},
     "data": {
         "source": "digits",
-        "image_size": 16,
-        "batch_size": 32,
-        "subset": 160,
-        "augment": {"mixup": 0.2, "auto_augment": "rand-m5-n1", "multi_scale": [12, 16]},
+        "split": {"subset": 160},
+        "transform": {
+            "image_size": 16,
+            "auto_augment": "rand-m5-n1",
+            "multi_scale": [12, 16],
+        },
+        "loader": {"batch_size": 32},
     },
     "epochs": 3,
     "ema": {"decay": 0.9, "warmup": 3},
     "hardware": {"accelerator": "cpu"},
     "save": {"every_steps": 2},
 }
+
+
+class InterruptAt(Callback):
+    """Presses Ctrl-C while a step is computed, counted from 1."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if trainer.global_step + 1 == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def rows(folder):
@@ -59,20 +74,11 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.parametrize("stop_at", [5, 7], ids=["end of epoch", "middle of epoch"])
-def test_interrupted_run_ends_like_whole_one(whole, tmp_path, monkeypatch, capsys, stop_at):
+def test_interrupted_run_ends_like_whole_one(whole, tmp_path, capsys, stop_at):
     folder, expected = whole
     recipe = recipe_from_dict(TINY)
-    original = Checkpoints.on_train_batch_end
-
-    def interrupting(self, trainer, *rest):
-        if trainer.global_step == stop_at:
-            self.interrupted = True
-        original(self, trainer, *rest)
-
-    monkeypatch.setattr(Checkpoints, "on_train_batch_end", interrupting)
     with pytest.raises(TrainingInterrupted, match=f"after step {stop_at}.*same command"):
-        train(recipe, tmp_path)
-    monkeypatch.setattr(Checkpoints, "on_train_batch_end", original)
+        train(recipe, tmp_path, callbacks=[InterruptAt(stop_at)])
     capsys.readouterr()
     result = train(recipe, tmp_path, resume="must")
     assert "resumed in epoch 2 at batch" in capsys.readouterr().err
@@ -81,21 +87,12 @@ def test_interrupted_run_ends_like_whole_one(whole, tmp_path, monkeypatch, capsy
     assert_same_run(folder, tmp_path)
 
 
-def test_average_takes_a_resumed_step_in_once(tmp_path, monkeypatch):
+def test_average_takes_a_resumed_step_in_once(tmp_path):
     hardware = {"accelerator": "cpu", "accumulate": 2}
     recipe = recipe_from_dict(TINY | {"hardware": hardware, "epochs": 2})
     train(recipe, tmp_path / "whole", progress=False)
-    original = Checkpoints.on_train_batch_end
-
-    def interrupting(self, trainer, *rest):
-        if trainer.global_step == 4:
-            self.interrupted = True
-        original(self, trainer, *rest)
-
-    monkeypatch.setattr(Checkpoints, "on_train_batch_end", interrupting)
     with pytest.raises(TrainingInterrupted):
-        train(recipe, tmp_path / "run", progress=False)
-    monkeypatch.setattr(Checkpoints, "on_train_batch_end", original)
+        train(recipe, tmp_path / "run", progress=False, callbacks=[InterruptAt(4)])
     train(recipe, tmp_path / "run", progress=False)
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
@@ -107,14 +104,12 @@ def test_run_ended_by_sigkill_resumes(whole, tmp_path):
     run = tmp_path / "run"
     code = (
         "import sys, time, castling\n"
+        "from lightning.pytorch import Callback\n"
         "from castling.train import load_recipe, train\n"
-        "from castling.train.module import TrainingModule\n"
-        "step = TrainingModule.training_step\n"
-        "def slow(self, batch, batch_idx):\n"
-        "    time.sleep(0.2)\n"
-        "    return step(self, batch, batch_idx)\n"
-        "TrainingModule.training_step = slow\n"
-        "train(load_recipe(sys.argv[1]), sys.argv[2], progress=False)\n"
+        "class Slow(Callback):\n"
+        "    def on_train_batch_start(self, trainer, module, batch, batch_idx):\n"
+        "        time.sleep(0.2)\n"
+        "train(load_recipe(sys.argv[1]), sys.argv[2], progress=False, callbacks=[Slow()])\n"
     )
     source = str(Path(train_package.__file__).parents[2])
     path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
@@ -168,27 +163,24 @@ def test_damaged_checkpoint_is_named(tmp_path):
         train(recipe, tmp_path, progress=False)
 
 
-def test_batchnorm_stays_frozen_in_an_epoch_resumed_in_its_middle(tmp_path, monkeypatch):
+def test_batchnorm_stays_frozen_in_an_epoch_resumed_in_its_middle(tmp_path):
     recipe = recipe_from_dict(
         TINY
         | {
             "model": {"name": "cas_vit_pico"},
-            "data": {"source": "digits", "image_size": 32, "batch_size": 8, "subset": 24},
+            "data": {
+                "source": "digits",
+                "split": {"subset": 24},
+                "transform": {"image_size": 32},
+                "loader": {"batch_size": 8},
+            },
             "epochs": 1,
             "ema": {},
             "regularize": {"freeze_batchnorm": True},
         }
     )
-    original = Checkpoints.on_train_batch_end
-
-    def interrupting(self, trainer, *rest):
-        self.interrupted = True
-        original(self, trainer, *rest)
-
-    monkeypatch.setattr(Checkpoints, "on_train_batch_end", interrupting)
     with pytest.raises(TrainingInterrupted):
-        train(recipe, tmp_path)
-    monkeypatch.setattr(Checkpoints, "on_train_batch_end", original)
+        train(recipe, tmp_path, callbacks=[InterruptAt(1)])
     train(recipe, tmp_path)
     state = safetensors.torch.load_file(tmp_path / "model.safetensors")
     counts = [value for name, value in state.items() if name.endswith("num_batches_tracked")]

@@ -5,34 +5,56 @@ import signal
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from PIL import Image
 
 from castling.data import DataError
+from castling.deploy import evaluate
 from castling.models.saved import open_model
 from castling.train import (
     TrainingInterrupted,
     dry_run,
-    evaluate,
     load_recipe,
     recipe_from_dict,
     train,
 )
-from castling.train.module import TrainingModule
 from castling.train.recipe_file import recipe_to_dict
 
 BASE = {
     "model": {"name": "castling_deit_pico", "kwargs": {"depth": 1, "embed_dim": 16}},
-    "data": {"source": "digits", "image_size": 16, "batch_size": 32, "subset": 96},
+    "data": {
+        "source": "digits",
+        "split": {"subset": 96},
+        "transform": {"image_size": 16},
+        "loader": {"batch_size": 32},
+    },
     "epochs": 1,
     "hardware": {"accelerator": "cpu"},
 }
 
 
+def merged(first, second):
+    """``second`` laid over ``first``; keyword arguments are replaced whole."""
+    result = dict(first)
+    for name, value in second.items():
+        deep = isinstance(value, dict) and isinstance(result.get(name), dict) and name != "kwargs"
+        result[name] = merged(result[name], value) if deep else value
+    return result
+
+
 def with_(**sections):
-    values = {name: dict(v) if isinstance(v, dict) else v for name, v in BASE.items()}
-    for name, section in sections.items():
-        values[name] = values.get(name, {}) | section if isinstance(section, dict) else section
-    return recipe_from_dict(values)
+    return recipe_from_dict(merged(BASE, sections))
+
+
+class At(Callback):
+    """Calls ``action`` before a step, counted from 0."""
+
+    def __init__(self, step, action):
+        self.step, self.action = step, action
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if trainer.global_step == self.step:
+            self.action()
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +112,9 @@ def test_saved_models_give_the_reported_figures(run):
     ):
         for split in ("val", "test"):
             found = evaluate(place, split=split)
-            assert found.top1 == pytest.approx(metrics[f"{split}_top1"])
-            assert found.loss == pytest.approx(metrics[f"{split}_loss"], rel=1e-5)
-            assert len(found.class_accuracy) == 10
+            assert found.metrics["top1"] == pytest.approx(metrics[f"{split}_top1"])
+            assert found.metrics["loss"] == pytest.approx(metrics[f"{split}_loss"], rel=1e-5)
+            assert len(found.per_class) == 10
     assert evaluate(folder, split="train").images == 96
 
 
@@ -112,10 +134,14 @@ def test_evaluation_of_a_network_puts_its_mode_back(run):
 def test_model_that_learns(tmp_path):
     result = train(
         with_(
-            data={"subset": None, "batch_size": 64, "augment": {"crop": "none"}},
+            task={"loss": {"smoothing": 0.0}},
+            data={
+                "split": {"subset": None},
+                "transform": {"crop": "none"},
+                "loader": {"batch_size": 64},
+            },
             model={"name": "cas_vit_pico", "kwargs": {}},
             optim={"lr": 5e-3},
-            loss={"smoothing": 0.0},
             epochs=2,
         ),
         tmp_path,
@@ -127,7 +153,9 @@ def test_model_that_learns(tmp_path):
 
 def test_accumulation_counts_steps(tmp_path):
     result = train(
-        with_(hardware={"accumulate": 2}, data={"batch_size": 16}), tmp_path, progress=False
+        with_(hardware={"accumulate": 2}, data={"loader": {"batch_size": 16}}),
+        tmp_path,
+        progress=False,
     )
     assert result.steps == 3
 
@@ -155,12 +183,14 @@ def test_distilled_host_with_two_heads(tmp_path):
     result = train(
         with_(
             model={"name": "castling_levit_pico", "kwargs": {}},
-            data={"image_size": 64},
-            distill={
-                "kind": "hard",
-                "teacher": "deit_pico",
-                "pretrained": False,
-                "kwargs": {"img_size": 64, "depth": 1},
+            data={"transform": {"image_size": 64}},
+            task={
+                "distill": {
+                    "kind": "hard",
+                    "teacher": "deit_pico",
+                    "pretrained": False,
+                    "kwargs": {"img_size": 64, "depth": 1},
+                }
             },
             max_steps=1,
         ),
@@ -170,26 +200,18 @@ def test_distilled_host_with_two_heads(tmp_path):
     assert result.steps == 1
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, monkeypatch):
-    step = TrainingModule.training_step
-
-    def pressed(self, batch, batch_idx):
-        if self.global_step == 1:
-            os.kill(os.getpid(), signal.SIGINT)
-        return step(self, batch, batch_idx)
-
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     handler = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(TrainingModule, "training_step", pressed)
+    pressed = At(1, lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(TrainingInterrupted, match="Run the same command again"):
-        train(with_(), tmp_path, progress=False)
+        train(with_(), tmp_path, progress=False, callbacks=[pressed])
     assert signal.getsignal(signal.SIGINT) is handler
-    monkeypatch.setattr(TrainingModule, "training_step", step)
     assert train(with_(), tmp_path, resume="must", progress=False).steps == 3
 
 
 def test_what_does_not_fit_is_said_before_training(tmp_path):
     with pytest.raises(ValueError, match="does not take images of 15×15"):
-        train(with_(data={"image_size": 15}), tmp_path / "a", progress=False)
+        train(with_(data={"transform": {"image_size": 15}}), tmp_path / "a", progress=False)
     with pytest.raises(ValueError, match="outputs, the data 10 classes"):
         train(with_(model={"kwargs": {"num_classes": 7}}), tmp_path / "b", progress=False)
     with pytest.raises(ValueError, match="timm knows no model"):
@@ -234,7 +256,13 @@ def folder_of_images(folder, classes=("a", "b"), count=6):
 def test_start_says_what_is_trained_on_what(tmp_path, capsys):
     images = folder_of_images(tmp_path / "images" / "train")
     folder_of_images(tmp_path / "images" / "val", count=2)
-    recipe = with_(data={"source": str(images.parent), "subset": None, "batch_size": 4})
+    recipe = with_(
+        data={
+            "source": str(images.parent),
+            "split": {"subset": None},
+            "loader": {"batch_size": 4},
+        }
+    )
     result = train(recipe, tmp_path / "run")
     said = capsys.readouterr().err
     assert f"model: castling_deit_pico, {result.parameters:,} parameters, on cpu" in said
@@ -259,10 +287,8 @@ def test_damaged_image_met_in_a_worker_is_one_line(tmp_path):
         path.write_bytes(path.read_bytes()[:60])
     data = {
         "source": str(images),
-        "subset": None,
-        "verify": "none",
-        "cache_limit_megabytes": 0,
-        "workers": 1,
+        "split": {"subset": None},
+        "loader": {"verify": "none", "cache_limit_megabytes": 0, "workers": 1},
     }
     with pytest.raises(DataError) as caught:
         evaluate(
@@ -280,8 +306,14 @@ def test_damaged_image_met_in_a_worker_is_one_line(tmp_path):
     [
         {"data": {"source": "nowhere"}},
         {"model": {"name": "castling_deit_pico", "kwargs": {"no": 1}}},
+        {"model": {"checkpoint": "nowhere.pth"}},
+        {"model": {"attention": "no_such"}},
+        {"optim": {"name": "no_such"}},
+        {"task": {"distill": {"kind": "hard", "teacher": "no_such"}}},
+        {"task": {"self_distill": {"weight": 2.0}}},
+        {"hardware": {"accelerator": "gpu"}},
     ],
-    ids=["images", "model"],
+    ids=["images", "model", "checkpoint", "attention", "optimiser", "teacher", "average", "gpu"],
 )
 def test_failed_start_leaves_no_folder(tmp_path, sections):
     with pytest.raises((FileNotFoundError, ValueError)):
@@ -289,12 +321,11 @@ def test_failed_start_leaves_no_folder(tmp_path, sections):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_forced_end_is_an_interruption_too(tmp_path, monkeypatch):
-    def step(self, batch, batch_idx):
+def test_forced_end_is_an_interruption_too(tmp_path):
+    def end():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(TrainingModule, "training_step", step)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(TrainingInterrupted, match="from the beginning"):
-        train(with_(), tmp_path, progress=False)
+        train(with_(), tmp_path, progress=False, callbacks=[At(0, end)])
     assert signal.getsignal(signal.SIGINT) is before

@@ -57,7 +57,7 @@ class MaskedSoftmaxBranch(nn.Module):
         self.register_buffer("exponent", torch.ones(()), persistent=False)
         self.register_buffer("gate", torch.ones(()), persistent=False)
         self.progress = 0.0
-        #: True once no entry can pass the mask: the branch is then not computed at all.
+        #: True once no entry can pass the mask: the branch is then not computed.
         self.empty = False
         self.collecting = False
         self.penalty: Tensor | None = None
@@ -66,12 +66,12 @@ class MaskedSoftmaxBranch(nn.Module):
         self._threshold = math.nan
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy starts without the penalty of a forward pass that was not its own."""
+        """A copy does not inherit the penalty of the last forward pass."""
         return {**self.__dict__, "penalty": None}
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self.set_progress(self.progress)  # buffers of a model built without storage hold nothing
+        self.set_progress(self.progress)  # buffers of a model built on meta are uninitialised
 
     def set_progress(self, progress: float) -> None:
         """Set threshold and gate for ``progress``, the share of training done, in [0, 1]."""
@@ -127,18 +127,18 @@ class MaskedSoftmaxBranch(nn.Module):
         return out
 
     def record_gap(self, with_branch: Tensor, without_branch: Tensor) -> None:
-        """Note how far the branch moves the attention's output."""
+        """Record how much the branch changes the attention's output."""
         without = without_branch.detach().float()
         gap = (with_branch.detach().float() - without).norm() / without.norm().clamp(min=1e-12)
         self._gaps.append(float(gap))
 
     def start_collecting(self) -> None:
-        """Forget earlier statistics and gather new ones with every forward pass."""
+        """Drop earlier statistics and collect new ones in every forward pass."""
         self._records, self._gaps, self._threshold = [], [], math.nan
         self.collecting = True
 
     def stop_collecting(self) -> AuxiliaryStatistics:
-        """Averages of what was gathered; zeros for an empty branch, NaN if nothing ran."""
+        """Averages of what was collected; zeros for an empty branch, NaN if nothing ran."""
         self.collecting = False
         count = len(self._gaps)
         if count == 0:
@@ -165,13 +165,13 @@ def auxiliaries(model: nn.Module) -> dict[str, MaskedSoftmaxBranch]:
 
 
 def set_progress(model: nn.Module, progress: float) -> None:
-    """Move every branch of ``model`` to ``progress``, the share of training done, in [0, 1]."""
+    """Set every branch of ``model`` to ``progress``, the share of training done, in [0, 1]."""
     for branch in auxiliaries(model).values():
         branch.set_progress(progress)
 
 
 def auxiliary_penalty(model: nn.Module) -> Tensor:
-    """Sum of the hinge penalties of the last training forward pass, 0-dim, and forget them."""
+    """Sum of the hinge penalties of the last training forward pass, 0-dim; clears them."""
     total = torch.zeros(())
     for branch in auxiliaries(model).values():
         if branch.penalty is not None:
@@ -188,7 +188,7 @@ def auxiliary_penalty(model: nn.Module) -> Tensor:
 
 @contextmanager
 def collect_statistics(model: nn.Module) -> Iterator[dict[str, AuxiliaryStatistics]]:
-    """Gather every branch's statistics over the forward passes made inside the context.
+    """Collect every branch's statistics over the forward passes inside the context.
 
     Yields:
         A dictionary, layer name -> statistics, filled when the context ends.

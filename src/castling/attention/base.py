@@ -1,4 +1,4 @@
-"""The shape that every attention has: kernel, auxiliary branch, local residual.
+"""What every attention is made of: kernel, auxiliary branch, local residual.
 
 q, k, v ─► kernel ─►(+)─► normalise ─►(+)─► heads joined
                      ▲                 ▲
@@ -12,97 +12,19 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from castling.attention.auxiliary import MaskedSoftmaxBranch
-from castling.attention.config import AttentionConfig, kernel_class
+from castling.attention.config import AttentionConfig
+from castling.attention.image_mixer import TokenMixer
+from castling.attention.inputs import AttentionInputs
 from castling.attention.local import build_local_residual
+from castling.attention.registry import kernel_class
 from castling.ops.common import mask_tokens
-from castling.ops.local import LocalResidual, local_residual
+from castling.ops.local import local_residual
 
 
-class Kernel(nn.Module):
-    """How queries meet keys. Subclasses implement ``forward`` and register a configuration.
-
-    Args:
-        config: the frozen configuration that chose this kernel.
-        num_heads: H.
-        head_dim: d, channels of a query or key in one head.
-        value_dim: d_v, channels of a value in one head.
-    """
-
-    #: True when a score bias (relative positions) can enter the kernel itself.
-    takes_bias = False
-    #: True when the cost grows with the square of the tokens.
-    quadratic = False
-    #: True when the local residual can be added by the kernel's own operator.
-    adds_local = False
-
-    def __init__(
-        self, config: AttentionConfig, num_heads: int, head_dim: int, value_dim: int
-    ) -> None:
-        super().__init__()
-        self.num_heads, self.head_dim, self.value_dim = num_heads, head_dim, value_dim
-
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        extra: Tensor | None = None,
-        key_mask: Tensor | None = None,
-        bias: Tensor | None = None,
-        query_value: Tensor | None = None,
-        grid: tuple[int, int] | None = None,
-        num_prefix_tokens: int = 0,
-        local: LocalResidual | None = None,
-    ) -> Tensor:
-        """Attend.
-
-        Args:
-            query: (B, N_q, H, d).
-            key: (B, N_k, H, d).
-            value: (B, N_k, H, d_v).
-            extra: (B, N_q, H, d_v), the auxiliary branch's output, added before an L2 normalisation
-                and after a row-sum one.
-            key_mask: (B, N_k) boolean, True where a key takes part.
-            bias: added to softmax scores, broadcastable to (B, H, N_q, N_k); linear kernels ignore
-                it.
-            query_value: (B, N_q, H, d_v), the value standing at each query when N_q ≠ N_k.
-            grid: (h, w) of the key tokens behind the prefix.
-            num_prefix_tokens: class, distillation and register tokens in front of the grid.
-            local: convolution of the values to add last; only where :attr:`adds_local`.
-
-        Returns:
-            (B, N_q, H, d_v) in the dtype of ``value``.
-        """
-        raise NotImplementedError
-
-
-class AveragingKernel(Kernel):
-    """A kernel whose output is finished before the auxiliary branch's is added to it."""
-
-    def average(self, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) -> Tensor:
-        """The kernel alone; arguments and result as in :meth:`Kernel.forward`."""
-        raise NotImplementedError
-
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        extra: Tensor | None = None,
-        key_mask: Tensor | None = None,
-        **_: Any,
-    ) -> Tensor:
-        """See :class:`Kernel`."""
-        out = self.average(query, key, value, key_mask)
-        return out if extra is None else out + extra
-
-
-class AttentionCore(nn.Module):
+class AttentionCore(TokenMixer):
     """Kernel, auxiliary branch and local residual; token mixers and host adapters inherit from it.
 
     Holding the parts as direct children keeps state names short and equal to the hosts' and the
@@ -164,8 +86,7 @@ class AttentionCore(nn.Module):
             ValueError: a local residual or an identity term is asked for where N_q ≠ N_k and the
                 host does not say how to reach the queries' positions.
         """
-        # Straight from where modules keep their children: asking a module for one by name takes as
-        # long as checking every shape.
+        # Read `_modules` directly: `Module.__getattr__` costs as much as all shape checks.
         children = self._modules
         kernel: Any = children.get("kernel")
         dconv: Any = children.get("dconv")
@@ -175,56 +96,45 @@ class AttentionCore(nn.Module):
         if dconv is not None:
             if to_queries is None and query.shape[1] != key.shape[1]:
                 raise ValueError(
-                    f"a local residual stands at the keys: with {query.shape[1]} queries for "
+                    f"a local residual is computed at the keys: with {query.shape[1]} queries for "
                     f'{key.shape[1]} keys pass to_queries, or use local="none"'
                 )
             local = dconv.residual(grid, num_prefix_tokens)
             if kernel.adds_local and to_queries is None:
                 inside, local = local, None
-        options = {
-            "key_mask": key_mask,
-            "bias": bias,
-            "query_value": query_value,
-            "grid": grid,
-            "num_prefix_tokens": num_prefix_tokens,
-            "local": inside,
-        }
+        # By position: keywords make a NamedTuple twice as slow.
+        inputs = AttentionInputs(
+            query, key, value, None, key_mask, bias, query_value, grid, num_prefix_tokens, inside
+        )
         if auxiliary is None:
-            out: Tensor = kernel(query, key, value, **options)
+            out: Tensor = kernel(inputs)
         else:
-            out = self._with_auxiliary(auxiliary, query, key, value, options)
+            out = self._with_auxiliary(auxiliary, inputs)
         if local is not None:
             convolved = local_residual(mask_tokens(value, key_mask), local)
             out = out + (convolved if to_queries is None else to_queries(convolved))
         return out
 
-    def _with_auxiliary(
-        self,
-        auxiliary: MaskedSoftmaxBranch,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        shared: dict[str, Any],
-    ) -> Tensor:
+    def _with_auxiliary(self, auxiliary: MaskedSoftmaxBranch, inputs: AttentionInputs) -> Tensor:
         auxiliary.penalty = None
-        extra = None
+        mixed = inputs
         if not auxiliary.empty:
-            extra = auxiliary(query, key, value, key_mask=shared["key_mask"], bias=shared["bias"])
-        out: Tensor = self.kernel(query, key, value, extra=extra, **shared)
+            added = auxiliary(
+                *inputs[:3],
+                key_mask=inputs.key_mask,
+                bias=inputs.bias,
+            )
+            mixed = inputs._replace(auxiliary_output=added)
+        out: Tensor = self.kernel(mixed)
         if auxiliary.collecting:
-            # Beside the output, never instead of it: watching changes no bit of what is watched.
-            bare = {name: option for name, option in shared.items() if name != "local"}
+            # Computed apart from the output, so that collecting changes no bit of it.
             with torch.no_grad():
-                mixed = self.kernel(query, key, value, extra=extra, **bare)
-                alone = mixed if extra is None else self.kernel(query, key, value, **bare)
-            auxiliary.record_gap(mixed, alone)
+                both = self.kernel(mixed._replace(local=None))
+                alone = both if auxiliary.empty else self.kernel(inputs._replace(local=None))
+            auxiliary.record_gap(both, alone)
         return out
 
     def strip(self) -> None:
         """Cast away the auxiliary branch."""
         self.auxiliary = None
         self.config = dataclasses.replace(self.config, auxiliary=None)
-
-    def extra_repr(self) -> str:
-        """The configuration, for printing a model."""
-        return str(self.config)

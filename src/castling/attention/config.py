@@ -1,18 +1,13 @@
-"""What every attention configuration shares, the registry of names, and their written form.
+"""What every attention configuration shares.
 
 A configuration is a frozen dataclass: it says which kernel, which local residual, which auxiliary
-branch. ``register_attention`` ties a class of configurations to its kernel and its name; adding a
-mechanism is one file that calls it.
+branch. :mod:`castling.attention.registry` ties its class to a kernel and to a name.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
-
-if TYPE_CHECKING:
-    from castling.attention.base import Kernel
+from typing import ClassVar, Literal
 
 Local = Literal["none", "token1d", "grid2d"]
 
@@ -97,74 +92,19 @@ class AttentionConfig:
             object.__setattr__(self, "auxiliary", MaskedSoftmax(**self.auxiliary))
 
 
-ConfigT = TypeVar("ConfigT", bound=AttentionConfig)
-_CONFIGS: dict[str, type[AttentionConfig]] = {}
-_KERNELS: dict[type[AttentionConfig], type[Kernel]] = {}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BareConfig(AttentionConfig):
+    """An attention that takes neither a local residual nor an auxiliary branch."""
 
-
-def register_attention(
-    config_class: type[AttentionConfig],
-) -> Callable[[type[Kernel]], type[Kernel]]:
-    """Class decorator: the kernel that configurations of ``config_class`` build."""
-
-    def register(kernel_class: type[Kernel]) -> type[Kernel]:
-        _CONFIGS[config_class.name] = config_class
-        _KERNELS[config_class] = kernel_class
-        return kernel_class
-
-    return register
-
-
-def kernel_class(config: AttentionConfig) -> type[Kernel]:
-    """The kernel class registered for a configuration; KeyError names the unknown class."""
-    try:
-        return _KERNELS[type(config)]
-    except KeyError:
-        raise KeyError(
-            f"no attention is registered for {type(config).__name__}; "
-            f"known: {', '.join(list_attentions())}"
-        ) from None
-
-
-def list_attentions() -> list[str]:
-    """Names of all registered attentions, sorted."""
-    return sorted(_CONFIGS)
-
-
-def attention_config(attention: str | AttentionConfig | dict[str, Any]) -> AttentionConfig:
-    """A configuration from itself, from a registered name, or from ``config_to_dict``'s output.
-
-    Raises:
-        ValueError: the name or an option is unknown; the message lists the known ones.
-        TypeError: anything else was passed.
-    """
-    if isinstance(attention, AttentionConfig):
-        return attention
-    if isinstance(attention, str):
-        return config_from_dict({"name": attention})
-    if isinstance(attention, dict):
-        return config_from_dict(attention)
-    raise TypeError(
-        "an attention is a configuration such as castling.LinearAngular(), a name such as "
-        f"'linear_angular' or a dictionary with 'name'; got {type(attention).__name__}"
-    )
-
-
-def config_to_dict(config: AttentionConfig) -> dict[str, Any]:
-    """``config`` as plain values for YAML or JSON, ``name`` first."""
-    return {"name": config.name, **dataclasses.asdict(config)}
-
-
-def config_from_dict(values: dict[str, Any]) -> AttentionConfig:
-    """The inverse of :func:`config_to_dict`; options left out take their defaults."""
-    options = dict(values)
-    name = options.pop("name", None)
-    if name not in _CONFIGS:
-        raise ValueError(f"unknown attention {name!r}; known: {', '.join(list_attentions())}")
-    known = [field.name for field in dataclasses.fields(_CONFIGS[name])]
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise ValueError(
-            f"attention {name!r} has no option {', '.join(unknown)}; options: {', '.join(known)}"
-        )
-    return _CONFIGS[name](**options)
+    def __post_init__(self) -> None:
+        """Raise ValueError where either is asked for."""
+        super().__post_init__()
+        if self.local != "none":
+            raise ValueError(
+                f'{self.name} takes no local residual: leave local="none", got {self.local!r}'
+            )
+        if self.auxiliary is not None:
+            raise ValueError(
+                f"{self.name} takes no auxiliary branch: leave auxiliary=None, or choose a linear "
+                "attention such as linear_angular"
+            )

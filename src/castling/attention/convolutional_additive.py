@@ -7,17 +7,20 @@ Both share :class:`AdditiveMixing`. State names are those of the released checkp
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from castling.attention.base import Kernel
-from castling.attention.config import AttentionConfig, register_attention
+from castling.attention.config import BareConfig
+from castling.attention.image_mixer import ImageMixer
+from castling.attention.inputs import AttentionInputs
+from castling.attention.kernel import GridKernel
+from castling.attention.registry import register_attention, register_image_mixer
 from castling.ops.convolutional_additive import gate, image_to_tokens, tokens_to_image
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ConvolutionalAdditive(AttentionConfig):
+class ConvolutionalAdditive(BareConfig):
     """out = P(Γ(Φ(q) + Φ(k)) ⊙ v) with Φ = channel gate ∘ spatial gate; O(N).
 
     CAS-ViT (Zhang et al., arXiv 2408.03703), §3.2. Γ and P are depthwise 3×3 convolutions. It needs
@@ -44,16 +47,6 @@ class ConvolutionalAdditive(AttentionConfig):
         if self.order not in ("spatial_first", "channel_first"):
             raise ValueError(
                 f'order must be "spatial_first" or "channel_first", got {self.order!r}'
-            )
-        if self.local != "none":
-            raise ValueError(
-                "convolutional_additive is local by itself (Γ and its projection are depthwise "
-                f'convolutions): leave local="none", got {self.local!r}'
-            )
-        if self.auxiliary is not None:
-            raise ValueError(
-                "convolutional_additive has no heads whose softmax could stand beside it: leave "
-                "auxiliary=None, or choose a linear attention such as linear_angular"
             )
 
 
@@ -124,7 +117,8 @@ class AdditiveMixing(nn.Module):
         return self.proj(self.dwc(self.oper_q(query) + self.oper_k(key)) * value)
 
 
-class AdditiveTokenMixer(AdditiveMixing):
+@register_image_mixer(ConvolutionalAdditive)
+class AdditiveTokenMixer(AdditiveMixing, ImageMixer):
     """CAS-ViT's token mixer: a 1×1 convolution to q, k, v, then additive mixing.
 
     Args:
@@ -152,13 +146,9 @@ class AdditiveTokenMixer(AdditiveMixing):
         query, key, value = self.qkv(x).chunk(3, dim=1)
         return self.proj_drop(self.mix(query, key, value))
 
-    def extra_repr(self) -> str:
-        """The configuration, for printing a model."""
-        return str(self.config)
-
 
 @register_attention(ConvolutionalAdditive)
-class ConvolutionalAdditiveKernel(Kernel):
+class ConvolutionalAdditiveKernel(GridKernel):
     """Convolutional additive attention on the tokens of a host; all heads are mixed together."""
 
     def __init__(
@@ -173,46 +163,18 @@ class ConvolutionalAdditiveKernel(Kernel):
             )
         self.mixing = AdditiveMixing(config, num_heads * head_dim)
 
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        extra: Tensor | None = None,
-        key_mask: Tensor | None = None,
-        grid: tuple[int, int] | None = None,
-        num_prefix_tokens: int = 0,
-        **_: Any,
-    ) -> Tensor:
-        """See :class:`Kernel`; ``bias`` has no meaning here and is ignored.
+    def forward(self, inputs: AttentionInputs) -> Tensor:
+        """See :class:`Kernel`.
 
         Raises:
-            ValueError: there are prefix tokens, a key mask, an auxiliary branch or fewer queries
-                than keys, or the grid is missing.
+            ValueError: as :meth:`GridKernel.require_grid`; there is a key mask.
         """
-        advice = "choose another attention, or leave this layer out with where="
-        if num_prefix_tokens:
-            raise ValueError(
-                f"convolutional_additive needs every token to lie on the grid, and this host puts "
-                f"{num_prefix_tokens} class, distillation or register tokens in front: create it "
-                'with class_token=False, global_pool="avg" (and reg_tokens=0), or ' + advice
-            )
-        if grid is None:
-            raise ValueError(
-                "convolutional_additive needs to know the grid: pass grid=(height, width) in tokens"
-            )
-        if query.shape[1] != key.shape[1]:
-            raise ValueError(
-                "convolutional_additive adds each query to the key at its own position; this layer "
-                f"has {query.shape[1]} queries and {key.shape[1]} keys: {advice}"
-            )
-        if key_mask is not None:
+        grid = self.require_grid(inputs)
+        if inputs.key_mask is not None:
             raise ValueError(
                 "convolutional_additive cannot leave out masked tokens, its convolutions reach "
-                f"across them: pass images of one size without key_mask, or {advice}"
+                "across them: pass images of one size without key_mask, choose another attention, "
+                "or leave this layer out with where="
             )
-        if extra is not None:
-            raise ValueError(f"convolutional_additive takes no auxiliary branch: {advice}")
-        images = (tokens_to_image(tensor, grid) for tensor in (query, key, value))
-        return image_to_tokens(self.mixing.mix(*images), self.num_heads).to(value.dtype)
+        images = (tokens_to_image(tensor, grid) for tensor in inputs[:3])
+        return image_to_tokens(self.mixing.mix(*images), self.num_heads).to(inputs.value.dtype)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from castling.attention.base import Kernel
-from castling.attention.config import AttentionConfig, register_attention
+from castling.attention.config import AttentionConfig
+from castling.attention.inputs import AttentionInputs
+from castling.attention.kernel import Kernel
+from castling.attention.registry import register_attention
 from castling.ops.cosine import cosine_attention
 
 
@@ -29,29 +31,18 @@ class Cosine(AttentionConfig):
 
 @register_attention(Cosine)
 class CosineKernel(Kernel):
-    """Cosine attention; ``extra`` is added before the normalisation."""
+    """Cosine attention; the auxiliary branch's output is added before the normalisation."""
 
     def __init__(self, config: Cosine, num_heads: int, head_dim: int, value_dim: int) -> None:
         super().__init__(config, num_heads, head_dim, value_dim)
         self.normalize, self.eps = config.normalize, config.eps
 
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        extra: Tensor | None = None,
-        key_mask: Tensor | None = None,
-        **_: Any,
-    ) -> Tensor:
+    def forward(self, inputs: AttentionInputs) -> Tensor:
         """See :class:`Kernel`."""
         return cosine_attention(
-            query,
-            key,
-            value,
+            *inputs[:3],
             normalize=self.normalize,
             eps=self.eps,
-            key_mask=key_mask,
-            extra=extra,
+            key_mask=inputs.key_mask,
+            auxiliary_output=inputs.auxiliary_output,
         )

@@ -7,8 +7,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from castling.attention.base import AveragingKernel
-from castling.attention.config import AttentionConfig, register_attention
+from castling.attention.config import AttentionConfig
+from castling.attention.kernel import AveragingKernel
+from castling.attention.registry import register_attention
 from castling.ops.first_order_taylor import first_order_taylor
 
 
@@ -27,7 +28,7 @@ class FirstOrderTaylor(AttentionConfig):
 
 @register_attention(FirstOrderTaylor)
 class FirstOrderTaylorKernel(AveragingKernel):
-    """First order taylor attention."""
+    """First-order Taylor attention."""
 
     def __init__(
         self, config: FirstOrderTaylor, num_heads: int, head_dim: int, value_dim: int

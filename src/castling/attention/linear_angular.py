@@ -7,11 +7,12 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from castling.attention.base import Kernel
-from castling.attention.config import AttentionConfig, Local, register_attention
+from castling.attention.config import AttentionConfig, Local
+from castling.attention.inputs import AttentionInputs
+from castling.attention.kernel import Kernel
+from castling.attention.registry import register_attention
 from castling.ops.angular import Constant, angular_attention, angular_formula
 from castling.ops.linear_inputs import KeyValueScale, LinearOptions, Normalisation
-from castling.ops.local import LocalResidual
 
 _PRESETS: dict[str, dict[str, Any]] = {
     # Departs from the reference only where that is fragile: zero tokens, image rows, class token.
@@ -89,19 +90,9 @@ class LinearAngularKernel(Kernel):
         super().__init__(config, num_heads, head_dim, value_dim)
         self.formula = config.formula()
 
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        extra: Tensor | None = None,
-        key_mask: Tensor | None = None,
-        query_value: Tensor | None = None,
-        local: LocalResidual | None = None,
-        **_: Any,
-    ) -> Tensor:
+    def forward(self, inputs: AttentionInputs) -> Tensor:
         """See :class:`Kernel`."""
+        query, key, value, added, key_mask, _, query_value, _, _, local = inputs
         return angular_attention(
-            query, key, value, self.formula, key_mask, query_value, extra, local
+            query, key, value, self.formula, key_mask, query_value, added, local
         )

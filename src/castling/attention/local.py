@@ -10,7 +10,7 @@ from castling.ops.local import LocalResidual, local_residual
 
 
 class LocalConv(nn.Module):
-    """A convolution of the values whose weight an attention operator may take over."""
+    """A convolution of the values whose weight can also be passed to an attention operator."""
 
     weight: nn.Parameter
 
@@ -28,8 +28,8 @@ class LocalConv(nn.Module):
 class TokenConv(LocalConv):
     """Taps along the flattened tokens, one filter per head, shared by its channels.
 
-    As in the Castling-ViT reference (``Conv2d(heads, heads, (9, 1))`` on [B, heads, N, d]); row
-    ends of the image run into each other and the class token takes part: for parity.
+    As in the Castling-ViT reference (``Conv2d(heads, heads, (9, 1))`` on [B, heads, N, d]); the
+    ends of image rows are neighbours, and the class token takes part. For parity.
 
     Args:
         num_heads: H.

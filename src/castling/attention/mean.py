@@ -7,8 +7,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from castling.attention.base import AveragingKernel
-from castling.attention.config import AttentionConfig, register_attention
+from castling.attention.config import AttentionConfig
+from castling.attention.kernel import AveragingKernel
+from castling.attention.registry import register_attention
 from castling.ops.mean import mean_attention
 
 

@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from castling.attention.base import AttentionCore
-from castling.attention.config import AttentionConfig, attention_config
+from castling.attention.config import AttentionConfig
+from castling.attention.registry import attention_config
 
 
 class Attention(AttentionCore):

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from castling.attention.base import AttentionCore
-from castling.attention.config import AttentionConfig, attention_config
+from castling.attention.config import AttentionConfig
 from castling.attention.quadratic_taylor import QuadraticTaylor
+from castling.attention.registry import attention_config
 
 
 def resize_table(table: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -35,8 +36,8 @@ def resize_table(table: Tensor, grid: tuple[int, int]) -> Tensor:
 def _aggregated(x: Tensor, branch: nn.Module) -> Tensor:
     """(B, C, h, w) through the convolutions of one scale.
 
-    A 1×1 convolution in groups is a batch of small products; convolution libraries run it group by
-    group, up to ten times slower.
+    A grouped 1×1 convolution is a batch of small products; convolution libraries compute it group
+    by group, up to ten times slower.
     """
     for layer in branch.children():
         if not (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.groups > 1):
@@ -115,8 +116,8 @@ class MultiScaleAttention(AttentionCore):
         symbolic = any(isinstance(side, torch.SymInt) for side in grid)
         if not symbolic and grid == tuple(table.shape[-2:]):
             return table
-        # One launch on an accelerator, but on a CPU resizing costs as much as the attention itself:
-        # there the last result is kept beside the table it came from, and used while that is equal.
+        # On a CPU, resizing costs as much as the attention itself: the last result is cached with
+        # its table, and used while that is unchanged. On an accelerator it is one launch.
         if (
             torch.compiler.is_compiling()
             or torch.is_grad_enabled()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
-from castling.attention.base import Kernel
-from castling.attention.config import AttentionConfig, register_attention
+from castling.attention.config import AttentionConfig
+from castling.attention.inputs import AttentionInputs
+from castling.attention.kernel import Kernel
+from castling.attention.registry import register_attention
 from castling.ops.angular import quadratic_angular
 from castling.ops.linear_inputs import Normalisation
 
@@ -40,23 +42,12 @@ class QuadraticAngularKernel(Kernel):
         super().__init__(config, num_heads, head_dim, value_dim)
         self.normalize, self.eps = config.normalize, config.eps
 
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        extra: Tensor | None = None,
-        key_mask: Tensor | None = None,
-        **_: Any,
-    ) -> Tensor:
+    def forward(self, inputs: AttentionInputs) -> Tensor:
         """See :class:`Kernel`."""
         return quadratic_angular(
-            query,
-            key,
-            value,
+            *inputs[:3],
             normalize=self.normalize,
             eps=self.eps,
-            key_mask=key_mask,
-            extra=extra,
+            key_mask=inputs.key_mask,
+            auxiliary_output=inputs.auxiliary_output,
         )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from castling.attention.base import Kernel
-from castling.attention.config import AttentionConfig, register_attention
+from castling.attention.config import AttentionConfig
+from castling.attention.inputs import AttentionInputs
+from castling.attention.kernel import Kernel
+from castling.attention.registry import register_attention
 from castling.ops.exact_taylor import exact_taylor
 from castling.ops.quadratic_taylor import released_taylor, taylor_attention
 from castling.ops.taylor_features import (
@@ -32,7 +34,7 @@ class QuadraticTaylor(AttentionConfig):
     """Sim(q, k) is, or is derived from, 1 + z + z²/2, divided by its row sum.
 
     QT-ViT (Xu et al., NeurIPS 2024). Only ``exact`` and ``kronecker`` equal the polynomial.
-    ``released`` and ``compact`` (with β = 0) do not see the signs of q and k and do not approximate
+    ``released`` and ``compact`` (with β = 0) ignore the signs of q and k and do not approximate
     softmax: they work in networks trained with them.
 
     Attributes:
@@ -40,7 +42,7 @@ class QuadraticTaylor(AttentionConfig):
             ``"compact"`` the paper's Eq. 11, [α·u_i², β·√2·u_i, γ] with learned scalars, O(N·d²);
             ``"exact"`` 1 + z + z²/2 by N×N products or symmetric features, O(min(N²·d, N·d³/2));
             ``"kronecker"`` the same by the whole Kronecker square, O(N·d³);
-            ``"pool"``, ``"chunk"``, ``"random"`` the rivals of the paper's Table 3.
+            ``"pool"``, ``"chunk"``, ``"random"`` the alternatives in the paper's Table 3.
         order: of ``exact``: ``"direct"`` N×N, ``"features"``, or the cheaper one with ``"auto"``.
         qk_norm: z = ⟨q̂, k̂⟩, |z| ≤ 1, where the polynomial is monotone; False: z = ⟨q, k⟩/√d.
             ``released`` always normalises.
@@ -82,7 +84,7 @@ class QuadraticTaylor(AttentionConfig):
 
 @register_attention(QuadraticTaylor)
 class QuadraticTaylorKernel(Kernel):
-    """Quadratic Taylor attention; adds ``extra`` to the attention's output.
+    """Quadratic Taylor attention; adds the auxiliary branch's output to its own.
 
     State: ``ones_scale1`` (s, by the official checkpoints' name) in the released form; ``alpha``,
     ``gamma`` and, where trainable, ``beta`` in the compact one; ``pairs`` in the random one.
@@ -143,17 +145,9 @@ class QuadraticTaylorKernel(Kernel):
             return random_features(u, self.pairs)
         return kronecker_features(u)
 
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        extra: Tensor | None = None,
-        key_mask: Tensor | None = None,
-        **_: Any,
-    ) -> Tensor:
+    def forward(self, inputs: AttentionInputs) -> Tensor:
         """See :class:`Kernel`."""
+        query, key, value, added, key_mask = inputs[:5]
         config = self.config
         if config.form == "released":
             out = released_taylor(
@@ -173,4 +167,4 @@ class QuadraticTaylorKernel(Kernel):
             out = taylor_attention(
                 query, key, value, self.features, eps=config.eps, key_mask=key_mask
             )
-        return out if extra is None else out + extra.to(out.dtype)
+        return out if added is None else out + added.to(out.dtype)

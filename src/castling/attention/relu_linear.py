@@ -7,8 +7,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from castling.attention.base import AveragingKernel
-from castling.attention.config import AttentionConfig, register_attention
+from castling.attention.config import AttentionConfig
+from castling.attention.kernel import AveragingKernel
+from castling.attention.registry import register_attention
 from castling.ops.relu_linear import relu_linear
 
 
@@ -29,7 +30,7 @@ class ReLULinear(AttentionConfig):
 
 @register_attention(ReLULinear)
 class ReLULinearKernel(AveragingKernel):
-    """Relu linear attention."""
+    """ReLU linear attention."""
 
     def __init__(self, config: ReLULinear, num_heads: int, head_dim: int, value_dim: int) -> None:
         super().__init__(config, num_heads, head_dim, value_dim)

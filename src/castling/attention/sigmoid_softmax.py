@@ -7,8 +7,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from castling.attention.base import AveragingKernel
-from castling.attention.config import AttentionConfig, register_attention
+from castling.attention.config import AttentionConfig
+from castling.attention.kernel import AveragingKernel
+from castling.attention.registry import register_attention
 from castling.ops.sigmoid_softmax import sigmoid_softmax
 
 
@@ -21,7 +22,7 @@ class SigmoidSoftmax(AttentionConfig):
 
 @register_attention(SigmoidSoftmax)
 class SigmoidSoftmaxKernel(AveragingKernel):
-    """Sigmoid softmax attention."""
+    """Sigmoid-softmax attention."""
 
     def average(self, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) -> Tensor:
         """See :class:`AveragingKernel`."""

@@ -1,14 +1,16 @@
-"""Softmax attention as a choice of kernel: with it as target a converted host returns to itself."""
+"""Softmax attention as a choice of kernel; a host converted to it computes what it did before."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
-from castling.attention.base import Kernel
-from castling.attention.config import AttentionConfig, register_attention
+from castling.attention.config import AttentionConfig
+from castling.attention.inputs import AttentionInputs
+from castling.attention.kernel import Kernel
+from castling.attention.registry import register_attention
 from castling.ops.softmax import softmax_attention
 
 
@@ -21,33 +23,22 @@ class Softmax(AttentionConfig):
 
 @register_attention(Softmax)
 class SoftmaxKernel(Kernel):
-    """Softmax attention; adds ``extra`` to the weighted average."""
+    """Softmax attention; adds the auxiliary branch's output to the weighted average."""
 
     takes_bias = True
     quadratic = True
-    #: Set by hosts that scale their scores otherwise than 1/√d, or drop attention weights.
+    #: Set by hosts whose scale is not 1/√d, or that drop attention weights.
     scale: float | None = None
     dropout: float = 0.0
 
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        extra: Tensor | None = None,
-        key_mask: Tensor | None = None,
-        bias: Tensor | None = None,
-        **_: Any,
-    ) -> Tensor:
+    def forward(self, inputs: AttentionInputs) -> Tensor:
         """See :class:`Kernel`."""
         out = softmax_attention(
-            query,
-            key,
-            value,
+            *inputs[:3],
             scale=self.scale,
-            bias=bias,
-            key_mask=key_mask,
+            bias=inputs.bias,
+            key_mask=inputs.key_mask,
             dropout=self.dropout,
         )
-        return out if extra is None else out + extra
+        added = inputs.auxiliary_output
+        return out if added is None else out + added

@@ -11,24 +11,22 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse.typing import PositiveInt
 
 from castling.cli.measure import bench, plan
 from castling.cli.parts import (
     add_data,
     add_json,
     argument_text,
+    data_of,
     parser_for,
     parser_options,
     read_size,
     say,
     show,
 )
-
-if TYPE_CHECKING:
-    from castling.data import DataConfig
 
 Verb = Callable[[list[str]], int]
 
@@ -79,30 +77,29 @@ def demo(arguments: list[str]) -> int:
 
 def train(arguments: list[str]) -> int:
     """See VERBS."""
-    from castling.train import dry_run, recipe_from_namespace, recipe_parser
+    from castling.train import dry_run, parse_flags
     from castling.train import train as train_model
 
-    parser = recipe_parser(**parser_options("train"))
-    parser.add_argument("--run", default="", help="the run's folder (default: runs/MODEL-DATA)")
-    parser.add_argument(
-        "--resume",
-        choices=["auto", "must", "never"],
-        default="auto",
-        help="go on with an interrupted run of the same recipe (default: auto)",
-    )
-    parser.add_argument(
-        "--dry_run", action="store_true", help="only try a step, on generated images"
-    )
-    add_json(parser)
-    values = parser.parse_args(arguments)
-    recipe = recipe_from_namespace(parser, values)
+    def extend(parser: ArgumentParser) -> None:
+        parser.add_argument("--run", default="", help="the run's folder (default: runs/MODEL-DATA)")
+        parser.add_argument(
+            "--resume",
+            choices=["auto", "must", "never"],
+            default="auto",
+            help="go on with an interrupted run of the same recipe (default: auto)",
+        )
+        parser.add_argument(
+            "--dry_run", action="store_true", help="only try a step, on generated images"
+        )
+        add_json(parser)
+
+    recipe, values = parse_flags(arguments, extend=extend, **parser_options("train"))
     if values.dry_run:
         dry_run(recipe)
         show(values, {"dry_run": "passed"}, "dry run passed: the recipe starts and steps")
         return 0
-    folder = (
-        values.run or f"runs/{recipe.model.name}-{Path(recipe.data.source.split(':')[-1]).stem}"
-    )
+    source = Path(str(recipe.data.source).split(":")[-1]).stem
+    folder = values.run or f"runs/{recipe.model.name}-{source}"
     result = train_model(recipe, folder, resume=values.resume)
     from castling.profiling.report import write_run_report
 
@@ -128,15 +125,18 @@ def evaluate(arguments: list[str]) -> int:
     )
     parser.add_argument("--device", default="cpu")
     values = parser.parse_args(arguments)
+    from castling.deploy import evaluate as evaluate_model
     from castling.deploy import model_folder
-    from castling.train import evaluate as evaluate_model
+    from castling.models.card import read_card
+    from castling.tasks import task_from_card
+    from castling.tasks.result import describe_metrics
 
     folder = Path(values.model) if values.unswitched else model_folder(values.model)
-    result = evaluate_model(folder, _data(values.data), split=values.split, device=values.device)
-    top5 = f"top-5 {result.top5:.2f} %  " if len(result.class_accuracy) > 5 else ""
+    result = evaluate_model(folder, data_of(values.data), split=values.split, device=values.device)
+    percentages = task_from_card(read_card(folder / "model.json")).percentages
     lines = [
         f"{folder}, {result.images} {result.split} images",
-        f"top-1 {result.top1:.2f} %  {top5}loss {result.loss:.4f}",
+        describe_metrics(result.metrics, percentages),
         f"{result.images_per_second:.0f} images/s with loading",
     ]
     show(values, {"model": str(folder), **result.to_dict()}, "\n".join(lines))
@@ -162,7 +162,7 @@ def switch(arguments: list[str]) -> int:
         report, folder = switch_saved(
             values.model,
             values.output,
-            data=_data(values.data),
+            data=data_of(values.data),
             images=values.images,
             tolerance=values.tolerance,
             force=values.force,
@@ -180,23 +180,25 @@ def switch(arguments: list[str]) -> int:
 def predict(arguments: list[str]) -> int:
     """See VERBS."""
     parser = parser_for("predict")
-    parser.add_argument("model", help="folder of a run or of a saved model, or an ONNX file")
+    parser.add_argument("model", help="folder of a run or of a saved model, or an exported file")
     parser.add_argument("images", nargs="+", help="image files and folders")
-    parser.add_argument("--top", type=int, default=5, help="classes per image (default: 5)")
-    parser.add_argument("--batch_size", type=int, default=32, help="(default: 32)")
+    parser.add_argument("--top", type=PositiveInt, default=5, help="classes per image (default: 5)")
+    parser.add_argument("--batch_size", type=PositiveInt, default=32, help="(default: 32)")
+    parser.add_argument("--csv", help="write the predictions as a table to this file")
     values = parser.parse_args(arguments)
-    from castling.deploy import open_classifier
-    from castling.deploy import predict as predict_files
+    from castling.deploy import Predictor
+    from castling.tasks.classification import ClassificationPrediction
 
-    model, card = open_classifier(values.model)
-    found = predict_files(model, card, values.images, values.top, values.batch_size)
-    failed = [one for one in found if one.error]
-    lines = []
-    for one in found:
-        ranked = zip(one.classes, one.probabilities, strict=True)
-        if not one.error:
-            lines.append(f"{one.path}  " + "  ".join(f"{name} {p:.1%}" for name, p in ranked))
+    predictor = Predictor(values.model, batch_size=values.batch_size)
+    found = [
+        one.top(values.top) if isinstance(one, ClassificationPrediction) else one
+        for one in predictor(values.images)
+    ]
+    if values.csv:
+        predictor.to_csv(found, values.csv)
+    lines = [f"{one.name}  {one.summary()}" for one in found if not one.error]
     show(values, [one.to_dict() for one in found], "\n".join(lines))
+    failed = [one for one in found if one.error]
     for one in failed:
         print(f"castling predict: {one.error}", file=sys.stderr)
     return 1 if failed else 0
@@ -277,9 +279,3 @@ FUNCTIONS: dict[str, Verb] = {
     "bench": bench,
     "plan": plan,
 }
-
-
-def _data(source: str | None) -> DataConfig | None:
-    from castling.data import DataConfig
-
-    return None if source is None else DataConfig(source=source)

@@ -13,7 +13,7 @@ from castling.cli.parts import parser_for, read_size, say, show
 if TYPE_CHECKING:
     from castling.profiling.results import BenchResult
 
-#: What ``bench ops`` measures unless told otherwise.
+#: Kernels that ``bench ops`` measures by default.
 KERNELS = (
     "linear_angular:local=none",
     "linear_angular:local=token1d",
@@ -31,17 +31,17 @@ def bench(arguments: list[str]) -> int:
     if arguments and arguments[0] in parts:
         return parts[arguments[0]](arguments[1:])
     parser = parser_for("bench")
-    parser.add_argument("what", choices=list(parts), help="castling bench WHAT --help says more")
+    parser.add_argument("what", choices=list(parts), help="see castling bench WHAT --help")
     values = parser.parse_args(arguments)
     raise ValueError(f"say what first: castling bench {values.what} …")
 
 
 def bench_ops(arguments: list[str]) -> int:
-    """Attention kernels alone."""
+    """Measure attention kernels."""
     parser = parser_for(
         "bench ops",
-        "attention kernels alone on every path, against PyTorch's fused softmax, the authors' "
-        "blocks and the machine's limit",
+        "attention kernels on every backend, against PyTorch's fused softmax, the authors' code "
+        "and the roofline of this machine",
     )
     parser.add_argument(
         "--kernels",
@@ -63,7 +63,7 @@ def bench_ops(arguments: list[str]) -> int:
         help="(default: 49 196 1024 4096)",
     )
     parser.add_argument(
-        "--dims", nargs="+", type=int, default=[64], help="channels a head (default: 64)"
+        "--dims", nargs="+", type=int, default=[64], help="channels per head (default: 64)"
     )
     parser.add_argument("--heads", nargs="+", type=int, default=[6], help="(default: 6)")
     parser.add_argument("--batches", nargs="+", type=int, default=[1], help="(default: 1)")
@@ -76,15 +76,15 @@ def bench_ops(arguments: list[str]) -> int:
     parser.add_argument("--backward", action="store_true", help="time the gradients as well")
     _add_timing_and_files(parser, rounds=15, seconds=5)
     values = parser.parse_args(arguments)
-    from castling.ops.paths import PATHS
+    from castling.ops.backends import BACKENDS
     from castling.profiling import bench_ops as ops
-    from castling.profiling.gate import LIMITS
-    from castling.profiling.op_subjects import SOFTMAX
-    from castling.profiling.subjects import read_attention
+    from castling.profiling.candidates import read_attention
+    from castling.profiling.checks import LIMITS
+    from castling.profiling.op_candidates import SOFTMAX
 
     dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in LIMITS}
     _check("--dtypes", values.dtypes, dtypes)
-    _check("--paths", values.paths, PATHS)
+    _check("--paths", values.paths, BACKENDS)
     settings = ops.settings_of(
         values.tokens,
         batches=values.batches,
@@ -104,18 +104,18 @@ def bench_ops(arguments: list[str]) -> int:
 
 
 def bench_models(arguments: list[str]) -> int:
-    """Whole models."""
+    """Measure whole models."""
     parser = parser_for(
         "bench models",
-        "whole models in several runtimes, against timm's softmax host and against the same model "
-        "with its attention deleted",
+        "whole models in several runtimes, against timm's softmax host and against the "
+        "attention-free bound: the same model with its attention deleted",
     )
     parser.add_argument("models", nargs="+", help="timm names, ours included")
     parser.add_argument(
         "--attentions",
         nargs="+",
         default=[],
-        help=f"put into each model: {_ATTENTION} (default: the models' own)",
+        help=f"convert each model to: {_ATTENTION} (default: the models' own)",
     )
     parser.add_argument(
         "--sizes",
@@ -133,10 +133,10 @@ def bench_models(arguments: list[str]) -> int:
     _add_timing_and_files(parser, rounds=15, seconds=10)
     values = parser.parse_args(arguments)
     from castling.profiling import bench_models as models
-    from castling.profiling.subjects import choose_subjects
+    from castling.profiling.candidates import choose_candidates
 
     result = models.bench_models(
-        choose_subjects(values.models, values.attentions),
+        choose_candidates(values.models, values.attentions),
         [read_size(text) for text in values.sizes],
         batches=values.batches,
         variants=values.runtimes,
@@ -153,20 +153,20 @@ def plan(arguments: list[str]) -> int:
     parser.add_argument(
         "--attention",
         default="linear_angular",
-        help=f"of the linear layers: {_ATTENTION} (default: linear_angular)",
+        help=f"attention of the linear layers: {_ATTENTION} (default: linear_angular)",
     )
     parser.add_argument("--image_size", default="224", help="HEIGHTxWIDTH or side (default: 224)")
-    parser.add_argument("--batch", type=int, default=1, help="images a call (default: 1)")
+    parser.add_argument("--batch", type=int, default=1, help="images per call (default: 1)")
     parser.add_argument("--checkpoint", help="folder of a run or saved model: plan that model")
     parser.add_argument("--output", default="plan.json", help="(default: plan.json)")
     parser.add_argument(
-        "--strict", action="store_true", help="fail where the prediction is off by over 10 %%"
+        "--strict", action="store_true", help="fail if the prediction is off by more than 10 %%"
     )
     _add_timing(parser, rounds=25, seconds=20)
     values = parser.parse_args(arguments)
+    from castling.profiling.candidates import read_attention
     from castling.profiling.planning import WITHIN
     from castling.profiling.planning import plan as make_plan
-    from castling.profiling.subjects import read_attention
 
     size = read_size(values.image_size)
     found = make_plan(
@@ -183,8 +183,8 @@ def plan(arguments: list[str]) -> int:
     lines = [str(found)]
     if off:
         lines.append(
-            f"that is more than {100 * WITHIN:.0f} %: the machine was busy, or the layers change "
-            "each other's speed; measure again with more --seconds before relying on the plan"
+            f"that is more than {100 * WITHIN:.0f} %: the machine was busy, or the layers affect "
+            "each other's speed; measure again with more --seconds before using the plan"
         )
     lines.append(f"written to {values.output}")
     show(values, found.to_dict(), "\n".join(lines))
@@ -192,7 +192,8 @@ def plan(arguments: list[str]) -> int:
 
 
 def _model(name: str, checkpoint: str | None, size: tuple[int, int]) -> Any:
-    from castling.models.saved import build_model, open_model
+    from castling.models.builder import build_model
+    from castling.models.saved import open_model
 
     if checkpoint is None:
         return build_model(name, {}, None, image_size=size)
@@ -204,13 +205,13 @@ def _model(name: str, checkpoint: str | None, size: tuple[int, int]) -> Any:
 
 def _add_timing(parser: ArgumentParser, rounds: int, seconds: float) -> None:
     parser.add_argument(
-        "--rounds", type=int, default=rounds, help=f"timed runs of each at most (default: {rounds})"
+        "--rounds", type=int, default=rounds, help=f"maximum timed runs of each (default: {rounds})"
     )
     parser.add_argument(
         "--seconds",
         type=float,
         default=seconds,
-        help=f"time limit of a comparison (default: {seconds})",
+        help=f"time limit per comparison (default: {seconds})",
     )
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's)")
     parser.add_argument(
@@ -222,7 +223,7 @@ def _add_timing(parser: ArgumentParser, rounds: int, seconds: float) -> None:
 
 
 def _timing(values: Any) -> dict[str, Any]:
-    """What ``_add_timing`` asked for, as every measuring function takes it."""
+    """The arguments of ``_add_timing``, as all measuring functions take them."""
     names = ("rounds", "seconds", "threads", "clock", "device")
     return {name: getattr(values, name) for name in names}
 
@@ -231,7 +232,7 @@ def _add_timing_and_files(parser: ArgumentParser, rounds: int, seconds: float) -
     _add_timing(parser, rounds, seconds)
     parser.add_argument("--output", help="JSON file to write the result to")
     parser.add_argument("--csv", help="CSV file to write the measurements to")
-    parser.add_argument("--plot", help="PNG file to draw the result into")
+    parser.add_argument("--plot", help="PNG file to write the plot to")
 
 
 def _check(option: str, given: list[str], known: Any) -> None:

@@ -7,11 +7,14 @@ import re
 import sys
 from argparse import Action
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from castling_launcher import VERBS
+
+if TYPE_CHECKING:
+    from castling.data import DataConfig
 
 
 class _HelpFormatter(DefaultHelpFormatter):
@@ -64,6 +67,14 @@ def add_data(parser: ArgumentParser, what: str) -> None:
         "--data",
         help=f"{what}: digits, a folder, a zip or torchvision:NAME (default: those of the run)",
     )
+
+
+def data_of(source: str | None) -> DataConfig | None:
+    """The data that ``--data`` names; None without it."""
+    from castling.data import DataConfig
+    from castling.data.sources import split_shorthand
+
+    return None if source is None else DataConfig(source=split_shorthand(source))
 
 
 def argument_text(text: str) -> str:

@@ -1,37 +1,91 @@
-"""Images for classification: sources, splits, checks, augmentation and loaders."""
+"""Images with targets: sources, splits, checks, augmentation and loaders."""
 
-from castling.data.config import AugmentConfig, DataConfig
+from castling.data.config import (
+    DataConfig,
+    LoaderConfig,
+    SplitConfig,
+    data_config_from_dict,
+    data_config_to_dict,
+)
 from castling.data.dataset import ImageSet
-from castling.data.decode import open_image, to_rgb
-from castling.data.errors import DataError
-from castling.data.images import ImageData, open_images
-from castling.data.loading import Loaders, loaders
-from castling.data.mixing import mixes, mixup_batch
-from castling.data.sampler import BatchKey, EpochBatches
+from castling.data.decode import IMAGE_ENDINGS, image_tensor, open_image, pillow_image, to_rgb
+from castling.data.erasing import erase_batch
+from castling.data.errors import DataError, plain_data_errors
+from castling.data.legacy import upgrade_data
+from castling.data.mixing import MixConfig, mixes, mixup_batch
+from castling.data.module import BatchLoader, DataModule
+from castling.data.registry import (
+    DataInfo,
+    Source,
+    SourceConfig,
+    list_sources,
+    open_source,
+    register_source,
+    source_config_class,
+    source_problems,
+    source_to_dict,
+)
+from castling.data.sample import Batch, Sample, stack_samples
+from castling.data.sampler import BatchKey, EpochBatches, sample_keys
+from castling.data.sources import (
+    DigitsConfig,
+    FolderConfig,
+    TorchvisionConfig,
+    source_from,
+    split_shorthand,
+)
 from castling.data.transforms import (
-    EvalTransform,
-    TrainTransform,
-    eval_transform,
-    train_transform,
+    ClassificationEvalTransform,
+    ClassificationTrainTransform,
+    ClassificationTransformConfig,
+    Transform,
+    TransformConfig,
 )
 
 __all__ = [
-    "AugmentConfig",
+    "IMAGE_ENDINGS",
+    "Batch",
     "BatchKey",
+    "BatchLoader",
+    "ClassificationEvalTransform",
+    "ClassificationTrainTransform",
+    "ClassificationTransformConfig",
     "DataConfig",
     "DataError",
+    "DataInfo",
+    "DataModule",
+    "DigitsConfig",
     "EpochBatches",
-    "EvalTransform",
-    "ImageData",
+    "FolderConfig",
     "ImageSet",
-    "Loaders",
-    "TrainTransform",
-    "eval_transform",
-    "loaders",
+    "LoaderConfig",
+    "MixConfig",
+    "Sample",
+    "Source",
+    "SourceConfig",
+    "SplitConfig",
+    "TorchvisionConfig",
+    "Transform",
+    "TransformConfig",
+    "data_config_from_dict",
+    "data_config_to_dict",
+    "erase_batch",
+    "image_tensor",
+    "list_sources",
     "mixes",
     "mixup_batch",
     "open_image",
-    "open_images",
+    "open_source",
+    "pillow_image",
+    "plain_data_errors",
+    "register_source",
+    "sample_keys",
+    "source_config_class",
+    "source_from",
+    "source_problems",
+    "source_to_dict",
+    "split_shorthand",
+    "stack_samples",
     "to_rgb",
-    "train_transform",
+    "upgrade_data",
 ]

@@ -1,62 +1,53 @@
-"""Labelled images as a torch data set, with a memory for what does not change."""
+"""The images of one split as a torch data set, with a memory for what does not change."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import overload
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision import tv_tensors
 
-from castling.data.pixels import to_pixels
-from castling.data.sampler import BatchKey
-from castling.data.sources import Labelled, for_all
-from castling.data.transforms import Transform, sample_keys_of
-from castling.utils.randomness import global_generators_kept
+from castling.data.sample import Batch, Sample, stack_samples
+from castling.data.sampler import BatchKey, sample_keys
+from castling.data.splits import Selection
+from castling.data.transforms.base import Transform
+from castling.data.verify import visit_all
+from castling.utils.randomness import global_generators_kept, seed_global_generators
 
 
-class ImageSet(Dataset[tuple[Tensor, int]]):
+class ImageSet(Dataset[Sample]):
     """Images of one split.
 
-    `images[i]` is a normalised (3, H, W) float tensor and its class. `images[BatchKey(...)]` is a
-    whole batch, (B, 3, H, W) and (B,) of int64: this is what our loaders ask for.
+    ``images[i]`` is a sample after the fixed stage of its transform. ``images[BatchKey(...)]`` is
+    a whole batch after all stages: this is what our loaders ask for.
+
+    Args:
+        selection: the images with their targets.
+        transform: from samples to batches.
+        seed: of the augmentation.
     """
 
-    def __init__(self, selection: Labelled, transform: Transform, *, seed: int) -> None:
-        """Describe the set; nothing is read yet.
-
-        Args:
-            selection: the images and their classes.
-            transform: from image to tensor.
-            seed: of the augmentation.
-        """
+    def __init__(self, selection: Selection, transform: Transform, *, seed: int) -> None:
         self.selection = selection
         self.transform = transform
         self.seed = seed
-        self.labels = torch.from_numpy(selection.labels)
+        #: Whether samples are kept in memory after the fixed stage.
         self.remember = False
-        self._stack: Tensor | None = None
-        self._list: list[Tensor] = []
+        self._stack: Batch | None = None
+        self._list: list[Sample] = []
 
     def __len__(self) -> int:
         return len(self.selection)
 
     def name(self, index: int) -> str:
-        """Where a person finds the image."""
+        """How a person finds the image."""
         return self.selection.name(index)
 
-    def pixels(self, index: int) -> Tensor:
-        """The prepared image without random changes, (3, h, w) of uint8."""
-        if self._stack is not None:
-            return self._stack[index]
-        if self._list:
-            return self._list[index]
-        return to_pixels(self.transform.prepare(self.selection.read(index)))
-
     def fill(self, what: str = "") -> None:
-        """Decode every image once and remember it.
+        """Decode every image once and keep it.
 
         Args:
             what: which images, for the error.
@@ -66,32 +57,37 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         """
         if self._stack is not None or self._list:
             return
-        size = self.transform.prepared_size
-        if size is not None:
-            stack = torch.empty((len(self), 3, *size), dtype=torch.uint8)
+        found: dict[int, Sample] = {}
+        size = self.transform.fixed_size
+        if size is None:
 
             def keep(index: int) -> None:
-                stack[index] = self.pixels(index)
+                found[index] = self._read(index)
 
-            for_all(len(self), keep, what)
-            self._stack = stack
-        else:
-            found: dict[int, Tensor] = {}
-
-            def collect(index: int) -> None:
-                found[index] = self.pixels(index)
-
-            for_all(len(self), collect, what)
+            visit_all(len(self), keep, what)
             self._list = [found[index] for index in range(len(self))]
+            return
+        if self.transform.random:  # one by one to Pillow, which wants channels last
+            images = torch.empty((len(self), *size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+        else:
+            images = torch.empty((len(self), 3, *size), dtype=torch.uint8)
+
+        def keep_stacked(index: int) -> None:
+            sample = self._read(index)
+            images[index] = sample.image.as_subclass(Tensor)
+            found[index] = replace(sample, image=tv_tensors.Image(images[index]))
+
+        visit_all(len(self), keep_stacked, what)
+        self._stack = stack_samples([found[index] for index in range(len(self))], images)
 
     @overload
-    def __getitem__(self, key: int) -> tuple[Tensor, int]: ...
+    def __getitem__(self, key: int) -> Sample: ...
 
     @overload
-    def __getitem__(self, key: BatchKey) -> tuple[Tensor, Tensor]: ...
+    def __getitem__(self, key: BatchKey) -> Batch: ...
 
-    def __getitem__(self, key: int | BatchKey) -> tuple[Tensor, int] | tuple[Tensor, Tensor]:
-        """One image and its class, or a batch of them; see the class.
+    def __getitem__(self, key: int | BatchKey) -> Sample | Batch:
+        """One sample, or a batch of them; see the class.
 
         Raises:
             DataError: an image is damaged; the file is named.
@@ -101,31 +97,35 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
             return self._batch(key)
         if not -len(self) <= key < len(self):
             raise IndexError(f"image {key} of {len(self)}")
-        images, labels = self._batch(BatchKey((key % len(self),)))
-        return images[0], int(labels[0])
+        return self._resized(key % len(self))
 
-    def _batch(self, key: BatchKey) -> tuple[Tensor, Tensor]:
+    def _batch(self, key: BatchKey) -> Batch:
         if self.remember:
             self.fill()
-        chosen = torch.tensor(key.indices)
-        sample_keys = sample_keys_of(self.seed, key.epoch, key.indices)
+        keys = sample_keys(self.seed, key.epoch, key.indices)
         transform = self.transform
-        with global_generators_kept():
-            if self._stack is not None and not transform.varies:
-                pixels = self._stack[chosen]
-            elif not transform.varies:
-                pixels = torch.stack([self.pixels(index) for index in key.indices])
-            else:
-                pixels = torch.stack(
-                    [
-                        to_pixels(transform.vary(self._image(index), int(sample_key), key.size))
-                        for index, sample_key in zip(key.indices, sample_keys, strict=True)
-                    ]
-                )
-            return transform.finish(pixels, sample_keys, key.size), self.labels[chosen]
+        if self._stack is not None and not transform.random:
+            return transform.collate(self._stack.select(key.indices), keys, key.size)
+        samples = [self._resized(index) for index in key.indices]
+        if transform.random:
+            with global_generators_kept():
+                for row, (sample, sample_key) in enumerate(zip(samples, keys, strict=True)):
+                    seed_global_generators(int(sample_key))
+                    samples[row] = transform.augment(sample, key.size)
+        return transform.collate(samples, keys, key.size)
 
-    def _image(self, index: int) -> Image.Image:
-        """The prepared image, as the augmentations want it."""
-        if self._stack is None and not self._list:
-            return self.transform.prepare(self.selection.read(index))
-        return Image.fromarray(np.ascontiguousarray(self.pixels(index).permute(1, 2, 0).numpy()))
+    def _resized(self, index: int) -> Sample:
+        """One sample after the fixed stage."""
+        stack = self._stack
+        if stack is None:
+            return self._list[index] if self._list else self._read(index)
+        return Sample(
+            image=tv_tensors.Image(stack.images[index]),
+            target={name: values[index] for name, values in stack.targets.items()},
+            index=index,
+            name=stack.names[index],
+            original_size=stack.original_sizes[index],
+        )
+
+    def _read(self, index: int) -> Sample:
+        return self.transform.resize(self.selection.sample(index))

@@ -1,4 +1,4 @@
-"""Any image file to upright 8-bit RGB."""
+"""Any image file to upright 8-bit RGB, and between Pillow's images and tensors."""
 
 from __future__ import annotations
 
@@ -6,9 +6,25 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision import tv_tensors
 
 from castling.data.errors import DataError
+
+#: Endings of the files that count as images, in lower case without the dot: all formats that Pillow
+#: decodes by itself. Left out are documents (pdf, ps, eps, wmf, emf), films (mpg), containers that
+#: need a foreign reader (bufr, grib, hdf), and raw or ancient kinds without a certain ending.
+IMAGE_ENDINGS = frozenset(
+    (
+        *("apng", "avif", "avifs", "blp", "bmp", "bw", "cur", "dcx", "dds", "dib", "fit", "fits"),
+        *("gif", "icb", "icns", "ico", "im", "j2c", "j2k", "jfif", "jp2", "jpc", "jpe", "jpeg"),
+        *("jpf", "jpg", "jpx", "msp", "pbm", "pcd", "pcx", "pfm", "pgm", "png", "pnm", "ppm"),
+        *("psd", "qoi", "ras", "rgb", "rgba", "sgi", "tga", "tif", "tiff", "vda", "vst", "webp"),
+        *("xbm", "xpm"),
+    )
+)
 
 _SIXTEEN_BIT = {"I;16", "I;16B", "I;16L", "I;16N"}
 
@@ -88,6 +104,19 @@ def open_image(path: str | Path) -> Image.Image:
     """
     with open(path, "rb") as stream:
         return read_image(stream, str(path))
+
+
+def image_tensor(image: Image.Image) -> tv_tensors.Image:
+    """An RGB image as (3, H, W) of uint8: a view of a channels-last copy of the pixels."""
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return tv_tensors.Image(pixels.view(image.height, image.width, 3).permute(2, 0, 1))
+
+
+def pillow_image(image: Tensor) -> Image.Image:
+    """(3, H, W) of uint8 as an RGB image."""
+    pixels = image.as_subclass(Tensor).permute(1, 2, 0).numpy()
+    height, width, _ = pixels.shape
+    return Image.frombytes("RGB", (width, height), pixels.tobytes())
 
 
 def _complaint(stream: BinaryIO, name: str, error: Exception) -> str:

@@ -7,15 +7,10 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from castling.data.decode import IMAGE_ENDINGS
 from castling.data.errors import DataError
 from castling.data.files import FileStore
 
-IMAGE_ENDINGS = frozenset(
-    (
-        *("jpg", "jpeg", "jpe", "png", "bmp", "gif", "webp", "tif", "tiff"),
-        *("ppm", "pgm", "pbm", "jp2", "avif", "tga", "ico"),
-    )
-)
 _SPLITS = {
     "train": "train",
     "training": "train",

@@ -25,6 +25,10 @@ class SourceConfig:
 
     name: ClassVar[str] = ""
 
+    def __str__(self) -> str:
+        """What a person calls the source; the shorthand that a recipe may write."""
+        return self.name
+
 
 @dataclass(frozen=True)
 class DataInfo:
@@ -86,16 +90,14 @@ class Source(Protocol):
         ...
 
 
-ConfigT = TypeVar("ConfigT", bound=SourceConfig)
+OpenerT = TypeVar("OpenerT", bound=Callable[[Any], Source])
 _SOURCES: dict[str, tuple[type[SourceConfig], Callable[[Any], Source]]] = {}
 
 
-def register_source(
-    config_class: type[ConfigT],
-) -> Callable[[Callable[[ConfigT], Source]], Callable[[ConfigT], Source]]:
+def register_source(config_class: type[SourceConfig]) -> Callable[[OpenerT], OpenerT]:
     """Decorator: the function or class that opens sources of ``config_class``."""
 
-    def register(opener: Callable[[ConfigT], Source]) -> Callable[[ConfigT], Source]:
+    def register(opener: OpenerT) -> OpenerT:
         _SOURCES[config_class.name] = (config_class, opener)
         return opener
 
@@ -111,7 +113,8 @@ def source_config_class(name: str) -> type[SourceConfig]:
     """The configuration class registered under ``name``; ValueError lists the known names."""
     if name not in _SOURCES:
         raise ValueError(
-            f"no source {name!r}{did_you_mean(name, _SOURCES)} known: {', '.join(list_sources())}"
+            f"there is no source {name!r} (known are {', '.join(list_sources())})"
+            f"{did_you_mean(name, _SOURCES)}"
         )
     return _SOURCES[name][0]
 
@@ -125,6 +128,18 @@ def open_source(config: SourceConfig) -> Source:
         ValueError: an option does not fit; as DataError, when the data is at fault.
     """
     return _SOURCES[config.name][1](config)
+
+
+def source_problems(config: SourceConfig) -> list[str]:
+    """Every fault of a source that is found without decoding images, one line each.
+
+    What stands in the way of opening it is a line too.
+    """
+    try:
+        source = open_source(config)
+    except (OSError, ValueError) as error:
+        return [str(error)]
+    return source.problems()
 
 
 def source_to_dict(config: SourceConfig) -> dict[str, Any]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,7 +42,8 @@ class Batch:
     """Images of one size with their targets.
 
     Attributes:
-        images: (B, 3, H, W) of uint8; padded at the bottom and right where sizes differ.
+        images: (B, 3, H, W) of uint8, padded at the bottom and right where sizes differ; float32
+            with the same range [0, 255] where a transform scaled the whole batch.
         valid: (B, 2) of int64: (height, width) of each image without padding.
         targets: by name; see ``Targets``.
         index: (B,) of int64, positions in the split.
@@ -59,32 +63,116 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch with every tensor on ``device``."""
-
-        def move(value: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
-            if isinstance(value, list):
-                return [each.to(device, non_blocking=non_blocking) for each in value]
-            return value.to(device, non_blocking=non_blocking)
-
-        return dataclasses.replace(
-            self,
-            images=self.images.to(device, non_blocking=non_blocking),
-            valid=self.valid.to(device, non_blocking=non_blocking),
-            targets={name: move(value) for name, value in self.targets.items()},
-            index=self.index.to(device, non_blocking=non_blocking),
-        )
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory; called by PyTorch's loader."""
+        return self._map(Tensor.pin_memory)
 
-        def pin(value: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
-            if isinstance(value, list):
-                return [each.pin_memory() for each in value]
-            return value.pin_memory()
+    def select(self, rows: Sequence[int]) -> Batch:
+        """The images at ``rows``, copied; at least one."""
+        chosen = torch.tensor(rows)
+        pick: Callable[[Sequence[Any]], tuple[Any, ...]] = itemgetter(*rows)
+        if len(rows) == 1:
+            row = rows[0]
+            pick = lambda values: (values[row],)  # noqa: E731 itemgetter(i) gives no tuple
+        return Batch(
+            images=self.images[chosen],
+            valid=self.valid[chosen],
+            targets={
+                name: list(pick(value)) if isinstance(value, list) else value[chosen]
+                for name, value in self.targets.items()
+            },
+            index=self.index[chosen],
+            names=pick(self.names),
+            original_sizes=pick(self.original_sizes),
+        )
 
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         return dataclasses.replace(
             self,
-            images=self.images.pin_memory(),
-            valid=self.valid.pin_memory(),
-            targets={name: pin(value) for name, value in self.targets.items()},
-            index=self.index.pin_memory(),
+            images=change(self.images),
+            valid=change(self.valid),
+            targets={
+                name: list(map(change, value)) if isinstance(value, list) else change(value)
+                for name, value in self.targets.items()
+            },
+            index=change(self.index),
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A tensor sent by a worker process takes a shared memory block and a file descriptor.
+        # Only the images are worth one: a few hundred boxes would use up the descriptors.
+        targets = {
+            name: list(map(_inline, value)) if isinstance(value, list) else _inline(value)
+            for name, value in self.targets.items()
+        }
+        valid, index = _inline(self.valid), _inline(self.index)
+        return _restore, (self.images, valid, targets, index, self.names, self.original_sizes)
+
+
+def stack_samples(samples: Sequence[Sample], images: Tensor | None = None) -> Batch:
+    """One batch of samples; see ``Batch``.
+
+    A target that has one shape in all samples is stacked, others stay a list.
+
+    Args:
+        samples: at least one, all with targets of the same names.
+        images: (B, 3, H, W), where their images are stacked already.
+    """
+    sizes = [tuple(sample.image.shape[-2:]) for sample in samples]
+    if images is None:
+        images = _stack_images([sample.image.as_subclass(Tensor) for sample in samples])
+    targets: Targets = {}
+    for name in samples[0].target:
+        values = [sample.target[name] for sample in samples]
+        same = all(value.shape == values[0].shape for value in values)
+        targets[name] = torch.stack(values) if same else values
+    return Batch(
+        images=images,
+        valid=torch.tensor(sizes),
+        targets=targets,
+        index=torch.tensor([sample.index for sample in samples]),
+        names=tuple(sample.name for sample in samples),
+        original_sizes=tuple(sample.original_size for sample in samples),
+    )
+
+
+def _stack_images(images: list[Tensor]) -> Tensor:
+    """(B, 3, H, W), padded with zeros at the bottom and right to the largest sides."""
+    if all(image.shape == images[0].shape for image in images):
+        return torch.stack(images).contiguous()
+    height, width = (max(image.shape[side] for image in images) for side in (1, 2))
+    stacked = torch.zeros((len(images), 3, height, width), dtype=torch.uint8)
+    for row, image in zip(stacked.unbind(), images, strict=True):
+        row[:, : image.shape[1], : image.shape[2]] = image
+    return stacked
+
+
+def _inline(value: Tensor) -> Any:
+    """A plain CPU tensor as an array, which is pickled by value."""
+    return value.numpy() if type(value) is Tensor and value.device.type == "cpu" else value
+
+
+def _restore(
+    images: Tensor,
+    valid: Any,
+    targets: dict[str, Any],
+    index: Any,
+    names: tuple[str, ...],
+    original_sizes: tuple[tuple[int, int], ...],
+) -> Batch:
+    """Undo ``Batch.__reduce__``."""
+    return Batch(
+        images=images,
+        valid=torch.as_tensor(valid),
+        targets={
+            name: list(map(torch.as_tensor, value))
+            if isinstance(value, list)
+            else torch.as_tensor(value)
+            for name, value in targets.items()
+        },
+        index=torch.as_tensor(index),
+        names=names,
+        original_sizes=original_sizes,
+    )

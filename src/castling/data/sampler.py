@@ -1,4 +1,8 @@
-"""Which images make which batch: a function of (seed, epoch) alone."""
+"""Which images make which batch: a function of (seed, epoch) alone.
+
+Nothing random depends on history, so a run that is resumed anywhere sees the batches that the
+uninterrupted run would have seen, and no generator state has to be saved.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,10 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from torch.utils.data import Sampler
 
-from castling.utils.randomness import keys
+from castling.utils.randomness import Keys, keys
 
 _ORDER, _RESOLUTION = 1, 2  # separate streams of random numbers
 
@@ -28,6 +33,17 @@ class BatchKey(NamedTuple):
     size: tuple[int, int] | None = None
 
 
+def sample_keys(seed: int, epoch: int, index: ArrayLike) -> Keys:
+    """The key of every (seed, epoch, index), from which all random choices for a sample follow.
+
+    Args:
+        seed: of the data module.
+        epoch: from 0.
+        index: (B,) positions in the split; of a batch: ``batch.index.cpu()``.
+    """
+    return keys(seed, epoch, np.asarray(index, dtype=np.int64))
+
+
 class EpochBatches(Sampler[BatchKey]):
     """Batches of one process, for one epoch at a time.
 
@@ -38,7 +54,8 @@ class EpochBatches(Sampler[BatchKey]):
     In training the last, incomplete global batch is left out (a smaller set makes one smaller
     batch); in evaluation every image is seen exactly once, and the last global batch is shared out.
 
-    `set_epoch` is called by Lightning at the start of every epoch; other loops call it themselves.
+    ``set_epoch`` is called by Lightning before every epoch; other loops call it themselves.
+    ``len`` is that of a whole epoch, also where the next iteration begins in its middle.
     """
 
     def __init__(
@@ -79,10 +96,16 @@ class EpochBatches(Sampler[BatchKey]):
         self.sides = tuple(sides)
         self.batch_size = min(batch_size, math.ceil(length / world_size)) if train else batch_size
         self.epoch = 0
+        self.first = 0
+
+    def seek(self, epoch: int, batch: int = 0) -> None:
+        """Let the next iteration begin at ``batch`` of ``epoch``; both count from 0."""
+        self.epoch, self.first = epoch, batch
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, from 0, whose batches the next iteration gives."""
-        self.epoch = epoch
+        """Go to the beginning of ``epoch``; the epoch that :meth:`seek` chose is left as it is."""
+        if epoch != self.epoch:
+            self.seek(epoch)
 
     def __len__(self) -> int:
         whole = self.batch_size * self.world_size
@@ -96,7 +119,7 @@ class EpochBatches(Sampler[BatchKey]):
         order = np.arange(self.length)
         if self.train:
             order = np.argsort(keys(self.seed, _ORDER, self.epoch, order), kind="stable")
-        for batch in range(len(self)):
+        for batch in range(self.first, len(self)):
             # Only a training set smaller than one global batch wraps around.
             chosen = order.take(range(*self._part(batch)), mode="wrap")
             yield BatchKey(tuple(chosen.tolist()), self.epoch, self._size(batch))

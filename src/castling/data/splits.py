@@ -3,14 +3,145 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from castling.data.config import SplitConfig
 from castling.data.errors import DataError
+from castling.data.registry import Source
+from castling.data.sample import Sample
 from castling.utils.randomness import keys
 
 Indices = NDArray[np.int64]
+
+_VAL_FRACTION = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Some of the images of a source's split.
+
+    Attributes:
+        source: holds them.
+        split: of the source.
+        positions: which of the split's images, (n,).
+    """
+
+    source: Source
+    split: str
+    positions: Indices
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @property
+    def labels(self) -> Indices | None:
+        """(n,) class of every image; None where there is none."""
+        labels = self.source.labels(self.split)
+        return None if labels is None else labels[self.positions]
+
+    def part(self, chosen: Indices) -> Selection:
+        """The images at the given places of this selection."""
+        return replace(self, positions=self.positions[chosen])
+
+    def sample(self, index: int) -> Sample:
+        """One image with its target; its index is the place in this selection.
+
+        Raises:
+            DataError: the image is damaged; it is named.
+        """
+        return replace(self.source.sample(self.split, int(self.positions[index])), index=index)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of one image before any transform."""
+        return self.source.size(self.split, int(self.positions[index]))
+
+    def name(self, index: int) -> str:
+        """How a person finds the image."""
+        return self.source.name(self.split, int(self.positions[index]))
+
+
+def choose_images(source: Source, config: SplitConfig) -> tuple[dict[str, Selection], list[str]]:
+    """The images of ``train``, ``val`` and ``test``.
+
+    Splits that the source lacks are held out from its training images. Where only one of ``val``
+    and ``test`` exists and no share is asked for the other, both are the same object.
+
+    Returns:
+        The selections by split, and what a person should know about how they came about.
+
+    Raises:
+        DataError: there are too few images for the shares or subsets.
+    """
+    info = source.info
+    splits = {
+        split: Selection(source, split, np.arange(count)) for split, count in info.splits.items()
+    }
+    notes = list(info.notes)
+    _hold_out_missing(splits, notes, source, config)
+    if "val" not in splits:
+        splits["val"] = splits["test"]
+        notes.append(
+            "there is no validation split: the test images serve for validation, so a checkpoint "
+            "chosen by validation has seen them; set val_fraction to hold out training images"
+        )
+    elif "test" not in splits:
+        splits["test"] = splits["val"]
+        notes.append(
+            "there is no test split: test figures are those of the validation images; set "
+            "test_fraction to hold out training images"
+        )
+    for split, count, option in (
+        ("train", config.subset, "subset"),
+        ("val", config.val_subset, "val_subset"),
+    ):
+        if count is None:
+            continue
+        whole = splits[split]
+        chosen = balanced_subset(_strata(whole), count, seed=config.seed, what=option)
+        splits[split] = whole.part(chosen)
+        notes.append(
+            f"training on {len(chosen)} of {len(whole)} images, spread over the classes"
+            if split == "train"
+            else f"validating on {len(chosen)} of {len(whole)} images"
+        )
+    return splits, notes
+
+
+def _hold_out_missing(
+    splits: dict[str, Selection], notes: list[str], source: Source, config: SplitConfig
+) -> None:
+    info = source.info
+    missing = [
+        (split, share)
+        for split, share, asked, other in (
+            ("val", config.val_fraction or _VAL_FRACTION, config.val_fraction, "test"),
+            ("test", config.test_fraction or info.test_fraction, config.test_fraction, "val"),
+        )
+        if split not in splits and (asked is not None or other not in splits)
+    ]
+    if not missing:
+        return
+    everything = splits["train"]
+    parts = hold_out(
+        _strata(everything),
+        [share for _, share in missing],
+        info.classes if everything.labels is not None else ["all images"],
+        seed=config.seed,
+        shuffle=info.shuffle,
+    )
+    splits["train"] = everything.part(parts[0])
+    for (split, share), part in zip(missing, parts[1:], strict=True):
+        splits[split] = everything.part(part)
+        notes.append(f"{len(part)} images ({share:.0%}) of training are held out for {split}")
+
+
+def _strata(selection: Selection) -> Indices:
+    """Labels by which a selection is divided; one for all images where it has none."""
+    labels = selection.labels
+    return np.zeros(len(selection), dtype=np.int64) if labels is None else labels
 
 
 def hold_out(
@@ -58,7 +189,7 @@ def hold_out(
 def balanced_subset(
     labels: Sequence[int] | Indices, count: int, *, seed: int, what: str
 ) -> Indices:
-    """Choose `count` images, as evenly over the classes as their numbers allow.
+    """Choose ``count`` images, as evenly over the classes as their numbers allow.
 
     A larger subset of the same seed contains a smaller one.
 
@@ -72,7 +203,7 @@ def balanced_subset(
         Sorted positions.
 
     Raises:
-        DataError: there are fewer images, or more classes, than `count`.
+        DataError: there are fewer images, or more classes, than ``count``.
     """
     labels = np.asarray(labels)
     present = np.unique(labels)

@@ -1,14 +1,15 @@
-"""Models at work: predicting, switched on disk."""
+"""Models at work: predicting, evaluated, switched on disk. Nothing here trains."""
 
-from castling.deploy.classifier import OnnxModel, model_folder, open_classifier
-from castling.deploy.prediction import Prediction, predict
+from castling.deploy.evaluation import evaluate
+from castling.deploy.predictor import ImageLike, Predictor
+from castling.deploy.saved_data import model_folder, run_data
 from castling.deploy.switching import switch_saved
 
 __all__ = [
-    "OnnxModel",
-    "Prediction",
+    "ImageLike",
+    "Predictor",
+    "evaluate",
     "model_folder",
-    "open_classifier",
-    "predict",
+    "run_data",
     "switch_saved",
 ]

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from castling.data import DataConfig, open_images
-from castling.data.loading import loaders
-from castling.models.saved import ModelCard, open_model, save_model
+from castling.data import DataConfig, DataModule
+from castling.deploy.saved_data import open_saved_data, run_data
+from castling.models.card import ModelCard
+from castling.models.saved import open_model, save_model
 from castling.surgery import SwitchReport, is_switched, switch_
-from castling.train.evaluation import adapted, run_data
+from castling.tasks import Task, task_from_card
 from castling.utils.files import write_json
 
 
@@ -34,7 +35,7 @@ def switch_saved(
             ``path``, where ``castling predict`` and ``export`` look first.
         data: calibration images, its validation split; None is what the run was trained on.
         images: number of calibration images.
-        tolerance: largest relative change of the logits.
+        tolerance: largest relative change of the outputs.
         force: switch above the tolerance too.
 
     Returns:
@@ -56,12 +57,14 @@ def switch_saved(
         raise ValueError(
             f"{path} has no auxiliary branch: it was trained without one, nothing is to be switched"
         )
-    data = data or run_data(path)
+    task = task_from_card(card)
+    data = data or run_data(path, task)
     if data is None:
         raise ValueError(
             f"{path} is not a run's folder, so its images are not known: name them with --data"
         )
-    batches = _calibration(dataclasses.replace(adapted(data, card), workers=0), images)
+    alone = dataclasses.replace(data, loader=dataclasses.replace(data.loader, workers=0))
+    batches = _calibration(task, open_saved_data(task, card, alone), images)
     report = switch_(model, batches, tolerance=tolerance, force=force)
     folder = Path(path) / "switched" if output is None else Path(output)
     save_model(model, folder, _switched(card))
@@ -74,10 +77,10 @@ def _switched(card: ModelCard) -> ModelCard:
     return dataclasses.replace(card, switched=True, metrics={})
 
 
-def _calibration(config: DataConfig, images: int) -> Iterator[Tensor]:
+def _calibration(task: Task, data: DataModule, images: int) -> Iterator[Tensor]:
     left = images
-    for batch, _ in loaders(config, open_images(config)).val:
-        yield batch[:left]
+    for batch in data.loader("val"):
+        yield task.preprocess(batch.images[:left])
         left -= len(batch)
         if left <= 0:
             return

@@ -1,6 +1,49 @@
-"""Exported files that were run again before they are handed over."""
+"""Models as files for other runtimes, verified in those runtimes before they are kept.
 
-from castling.export.onnx_export import export
-from castling.export.verification import ExportError, ExportReport, ShapeCheck
+The package is callable: ``castling.export(model, path)`` is :func:`export`.
+"""
 
-__all__ = ["ExportError", "ExportReport", "ShapeCheck", "export"]
+import sys
+from types import ModuleType
+
+from castling.export import targets as targets
+from castling.export.exported_model import ExportedModel
+from castling.export.exporting import export
+from castling.export.outputs import RawOutputs
+from castling.export.report import ExportReport, OutputCheck, ShapeCheck
+from castling.export.sizes import OneSizeError
+from castling.export.target import (
+    ExportError,
+    ExportJob,
+    Target,
+    list_targets,
+    open_exported,
+    register_target,
+    target_for,
+)
+
+__all__ = [
+    "ExportError",
+    "ExportJob",
+    "ExportReport",
+    "ExportedModel",
+    "OneSizeError",
+    "OutputCheck",
+    "RawOutputs",
+    "ShapeCheck",
+    "Target",
+    "export",
+    "list_targets",
+    "open_exported",
+    "register_target",
+    "target_for",
+]
+
+
+class _CallablePackage(ModuleType):
+    """Python binds an imported subpackage in ``castling``, over a function of the same name."""
+
+    __call__ = staticmethod(export)
+
+
+sys.modules[__name__].__class__ = _CallablePackage

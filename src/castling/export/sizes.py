@@ -1,45 +1,48 @@
-"""Which image sizes a model takes, found by running it."""
+"""Image sizes that a model accepts, found by running it on random images."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from castling.export.outputs import NamedOutputs
+from castling.export.target import Dynamic
 from castling.utils.text import first_line
 
-#: Sides of any model of the field are multiples of at most this.
+#: (height, width) in pixels.
+Size = tuple[int, int]
+#: (batch, channels, height, width).
+Shape = tuple[int, int, int, int]
+
+#: Largest stride that is searched for; common models reduce images by at most this.
 _LARGEST_MULTIPLE = 64
-#: What models raise when they cannot take an image of some size.
+#: What models raise for image sizes that they do not accept.
 _REFUSALS = (ValueError, RuntimeError, AssertionError)
 
 
 class OneSizeError(ValueError):
-    """The model runs at one image size only, and more were asked for."""
+    """The model accepts one image size only, and a file for several was asked for."""
 
 
-def random_images(shape: Sequence[int]) -> Tensor:
-    """Normal values of a shape, the same each time."""
-    return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(sum(shape)))
+def random_images(shape: Sequence[int], seed: int = 0) -> Tensor:
+    """Standard-normal images (B, 3, H, W), float32 on the CPU, seeded by shape and ``seed``."""
+    generator = torch.Generator().manual_seed(sum(shape) + seed)
+    return torch.randn(tuple(shape), generator=generator)
 
 
-def run_once(model: nn.Module, shape: Sequence[int]) -> Tensor:
-    """The model's answer to :func:`random_images`, on the CPU; TypeError unless one tensor."""
-    parameter = next(model.parameters(), None)
-    images = random_images(shape)
-    output = model(images if parameter is None else images.to(parameter.device))
-    if not isinstance(output, Tensor):
-        raise TypeError(
-            "export wants a model that returns one tensor, this one returns "
-            f"{type(output).__name__}"
-        )
-    return output.cpu()
+def run_once(model: NamedOutputs, shape: Sequence[int]) -> dict[str, Tensor]:
+    """Outputs for :func:`random_images` of a shape, on the CPU."""
+    outputs = model(random_images(shape).to(model.device))
+    return {name: value.cpu() for name, value in outputs.items()}
 
 
-def require_runs(model: nn.Module, size: tuple[int, int]) -> None:
-    """Raise ValueError unless the model runs on images of (height, width)."""
+def require_runs(model: NamedOutputs, size: Size) -> None:
+    """Raise ValueError unless the model accepts images of (height, width) pixels."""
     try:
         run_once(model, (1, 3, *size))
     except _REFUSALS as error:
@@ -48,11 +51,16 @@ def require_runs(model: nn.Module, size: tuple[int, int]) -> None:
         ) from error
 
 
-def smallest_multiple(model: nn.Module, size: tuple[int, int]) -> int:
-    """The smallest stride by which both sides of the model's images may grow.
+def smallest_multiple(model: NamedOutputs, size: Size) -> int:
+    """The smallest stride by which height and width can grow, each on its own.
+
+    Args:
+        model: runs on images of ``size``.
+        size: (height, width) in pixels; the stride divides both.
 
     Raises:
-        OneSizeError: no other size was found that the model takes.
+        ValueError: the model does not run at ``size``.
+        OneSizeError: no stride up to 64 works.
     """
     require_runs(model, size)
     refusal: Exception | None = None
@@ -73,13 +81,85 @@ def smallest_multiple(model: nn.Module, size: tuple[int, int]) -> int:
     )
 
 
-def sizes_to_verify(
-    size: tuple[int, int], multiple: int, chosen: Sequence[tuple[int, int]] | None
-) -> list[tuple[int, int]]:
-    """``size`` and those chosen, or two more of which the exporter has seen neither."""
+def sizes_to_verify(size: Size, multiple: int, chosen: Sequence[Size] | None) -> list[Size]:
+    """``size`` and the chosen sizes; without a choice, two larger ones that are not traced."""
     if chosen is not None:
         return [size, *((int(height), int(width)) for height, width in chosen)]
-    # An odd number of strides, so that rounding inside the model shows.
+    # An odd number of strides, so that wrong rounding inside the model shows.
     step = multiple * (min(size) // (4 * multiple) | 1)
     height, width = size
     return [size, (height + step, width + 3 * step), (height + 2 * step, width)]
+
+
+@dataclass(frozen=True)
+class SizePlan:
+    """Sizes to trace and to verify at.
+
+    Attributes:
+        dynamic: input dimensions that may change in the file.
+        multiple: of height and width, in pixels.
+        traced: shape of the images that the exporter traces.
+        checked: shapes to verify at; not traced, unless nothing may change.
+        notes: restrictions for the user of the file.
+    """
+
+    dynamic: Dynamic
+    multiple: int
+    traced: Shape
+    checked: tuple[Shape, ...]
+    notes: tuple[str, ...] = ()
+
+
+def plan_sizes(
+    model: NamedOutputs,
+    size: Size,
+    dynamic: Dynamic | Literal["auto"],
+    verify_sizes: Sequence[Size] | None,
+) -> SizePlan:
+    """Run the model to see which sizes a file of it can take.
+
+    Args:
+        model: in evaluation mode.
+        size: (height, width) in pixels that the file is meant for.
+        dynamic: as in ``castling.export``.
+        verify_sizes: further (height, width) to verify at; None picks two.
+
+    Raises:
+        ValueError: the model does not run at a size asked for.
+        OneSizeError: it runs at ``size`` only, and more were asked for.
+    """
+    if dynamic in ("batch", "none"):
+        require_runs(model, size)
+        if dynamic == "batch":
+            return one_size(size)
+        return SizePlan("none", 1, (1, 3, *size), ((1, 3, *size),))
+    try:
+        multiple = smallest_multiple(model, size)
+    except OneSizeError as error:
+        if dynamic == "all" or verify_sizes:
+            raise OneSizeError(
+                f"{error}; dynamic='batch' (--dynamic batch) exports for this size alone"
+            ) from error
+        return one_size(size, f"only the batch is dynamic: {error}")
+    notes: tuple[str, ...] = ()
+    if multiple > 1:
+        notes = (
+            f"height and width must be multiples of {multiple}; the file may compute other "
+            "sizes without complaint, which PyTorch refuses (castling predict refuses too)",
+        )
+    sizes = sizes_to_verify(size, multiple, verify_sizes)
+    # At least two images, and not square: equal or unit sides would be traced as constants.
+    traced = (2, 3, size[0], size[1] + multiple)
+    for each in {*sizes, traced[2:]}:
+        require_runs(model, each)
+    return SizePlan("all", multiple, traced, _shapes(sizes), notes)
+
+
+def one_size(size: Size, *notes: str) -> SizePlan:
+    """A plan for a file in which only the batch may change."""
+    return SizePlan("batch", 1, (4, 3, *size), _shapes([size] * 3), notes)
+
+
+def _shapes(sizes: Sequence[Size]) -> tuple[Shape, ...]:
+    """Batches of two, one and three images in turn."""
+    return tuple(((2, 1, 3)[index % 3], 3, *size) for index, size in enumerate(sizes))

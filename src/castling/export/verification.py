@@ -1,124 +1,99 @@
-"""ONNX Runtime against PyTorch: the comparison, and the report that goes with an ONNX file."""
+"""Compare an exported file in its runtime with the model in PyTorch, for every target."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from castling.export.sizes import random_images, run_once
+from castling.export.exported_model import ExportedModel
+from castling.export.outputs import NamedOutputs
+from castling.export.report import OutputCheck, ShapeCheck
+from castling.export.sizes import Shape, random_images, run_once
+from castling.export.target import ExportError
 from castling.utils.text import first_line
 
 
-class ExportError(RuntimeError):
-    """The model could not be exported, or the file did not reproduce it."""
+def verify(
+    model: NamedOutputs,
+    exported: ExportedModel,
+    shapes: Sequence[Shape],
+    tolerance: float,
+    runtime: str,
+) -> tuple[ShapeCheck, ...]:
+    """Compare the file with the model on random images of each shape (B, 3, H, W).
 
+    Args:
+        model: in evaluation mode.
+        exported: the file, opened.
+        shapes: to compare at.
+        tolerance: largest absolute difference allowed of an output of floating-point numbers;
+            others must be equal.
+        runtime: its name in error messages.
 
-@dataclass(frozen=True)
-class ShapeCheck:
-    """One comparison of ONNX Runtime with PyTorch on random images.
-
-    Attributes:
-        shape: (batch, channels, height, width).
-        max_difference: largest absolute difference of any output.
-        argmax_agreement: share of images whose highest class is the same, in [0, 1].
-    """
-
-    shape: tuple[int, int, int, int]
-    max_difference: float
-    argmax_agreement: float
-
-
-@dataclass(frozen=True)
-class ExportReport:
-    """What was exported and how it compared; also written beside the file as ``….onnx.json``.
-
-    Attributes:
-        path: the ONNX file.
-        bytes: its size.
-        dynamic: which input dimensions may change: ``"all"`` (batch, height, width) or ``"batch"``.
-        multiple: height and width must be multiples of it.
-        traced: the shape that the exporter saw.
-        opset: ONNX operator set.
-        tolerance: the largest difference that was allowed.
-        checks: one entry per shape.
-        versions: of torch, onnx and onnxruntime.
-        notes: what whoever feeds the file has to know.
-    """
-
-    path: str
-    bytes: int
-    dynamic: Literal["all", "batch"]
-    multiple: int
-    traced: tuple[int, int, int, int]
-    opset: int
-    tolerance: float
-    checks: tuple[ShapeCheck, ...]
-    versions: dict[str, str]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def max_difference(self) -> float:
-        """The largest difference over all shapes."""
-        return max(check.max_difference for check in self.checks)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {**asdict(self), "max_difference": self.max_difference}
-
-    def __str__(self) -> str:
-        lines = [
-            f"{self.path}: {self.bytes / 1e6:.2f} MB, opset {self.opset}, dynamic "
-            + ("batch, height and width" if self.dynamic == "all" else "batch"),
-            f"{'ONNX Runtime against PyTorch at':34}{'max |Δ|':>10}{'same class':>13}",
-        ]
-        lines += [
-            f"  {' × '.join(map(str, check.shape)):32}{check.max_difference:10.2e}"
-            f"{check.argmax_agreement:13.1%}"
-            for check in self.checks
-        ]
-        lines += [f"note: {note}" for note in self.notes]
-        return "\n".join(lines)
-
-
-def compare(model: nn.Module, path: Path, shape: tuple[int, int, int, int]) -> ShapeCheck:
-    """Run the file and the model on the same random images of a shape.
+    Returns:
+        one entry per shape.
 
     Raises:
-        ExportError: the file does not run, or its output has another shape.
+        ExportError: the file does not run, names other outputs, differs in shape or type or by
+            more than ``tolerance``, or an output holds NaN.
     """
-    import onnxruntime
-
-    images = random_images(shape)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong is raised as well
-    expected = run_once(model, shape)
-    try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        result = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
-    except Exception as error:
-        raise ExportError(
-            f"ONNX Runtime cannot run the exported model at shape {shape}: {first_line(error)}; "
-            "nothing was written. dynamic='batch' (--dynamic batch) exports for one size"
-        ) from error
-    if result.shape != expected.shape:
-        raise ExportError(
-            f"ONNX Runtime gives an output of shape {tuple(result.shape)} at {shape}, PyTorch "
-            f"{tuple(expected.shape)}; nothing was written"
-        )
-    same = (result.flatten(1).argmax(1) == expected.flatten(1).argmax(1)).float().mean()
-    return ShapeCheck(shape, float((result - expected).abs().max()), float(same))
-
-
-def require_same(checks: Sequence[ShapeCheck], tolerance: float) -> None:
-    """Raise ExportError unless every difference is within ``tolerance``."""
-    for check in checks:
-        if not check.max_difference <= tolerance:  # a NaN is refused as well
+    checks = []
+    for shape in shapes:
+        expected = run_once(model, shape)
+        try:
+            found = exported(random_images(shape))
+        except Exception as error:
             raise ExportError(
-                f"the exported model differs from PyTorch by {check.max_difference:.3g} at shape "
-                f"{check.shape}, above the tolerance {tolerance:g}; nothing was written"
-            )
+                f"{runtime} cannot run the exported model at shape {shape}: {first_line(error)}"
+            ) from error
+        checks.append(ShapeCheck(shape, _compare(expected, found, shape, tolerance, runtime)))
+    return tuple(checks)
+
+
+def _compare(
+    expected: Mapping[str, Tensor],
+    found: Mapping[str, Tensor],
+    shape: Shape,
+    tolerance: float,
+    runtime: str,
+) -> dict[str, OutputCheck]:
+    if set(expected) != set(found):
+        raise ExportError(
+            f"{runtime} returns the outputs {', '.join(sorted(found))}, PyTorch "
+            f"{', '.join(sorted(expected))}"
+        )
+    return {
+        name: _compare_output(name, value, found[name].cpu(), shape, tolerance, runtime)
+        for name, value in expected.items()
+    }
+
+
+def _compare_output(
+    name: str, expected: Tensor, found: Tensor, shape: Shape, tolerance: float, runtime: str
+) -> OutputCheck:
+    where = f"output {name} at input shape {shape}"
+    for what, theirs, ours in (
+        ("shape", tuple(found.shape), tuple(expected.shape)),
+        ("type", found.dtype, expected.dtype),
+    ):
+        if theirs != ours:
+            raise ExportError(f"{where} has {what} {theirs} in {runtime}, {ours} in PyTorch")
+    for values, owner in ((expected, "PyTorch"), (found, runtime)):
+        if bool(values.isnan().any()):
+            raise ExportError(f"{where} holds NaN in {owner}")
+    # Equal infinities differ by nothing; their difference would be NaN.
+    apart = torch.where(expected == found, 0.0, (found.double() - expected.double()).abs())
+    difference = float(apart.max()) if apart.numel() else 0.0
+    allowed = tolerance if expected.is_floating_point() else 0.0
+    if difference > allowed or math.isnan(difference):
+        raise ExportError(
+            f"{where} differs from PyTorch by {difference:.3g} in {runtime}, above the tolerance "
+            f"{allowed:g}"
+        )
+    agreement = None
+    if expected.ndim == 2 and expected.is_floating_point() and expected.numel():
+        agreement = float((found.argmax(1) == expected.argmax(1)).double().mean())
+    return OutputCheck(tuple(expected.shape), difference, agreement)

@@ -125,8 +125,8 @@ class CASViT(CASViTBackbone):
 def _fold_cas_vit(model: CASViT) -> list[str]:
     """The final norm commutes with the mean over positions; both classifiers become one.
 
-    The stem gets channels-last weights: whatever the images' memory, all maps behind it are
-    channels-last, where 1×1 convolutions need no copy.
+    The stem gets channels-last weights, so that all maps behind it are channels-last, where 1×1
+    convolutions need no copy, whatever the memory format of the images.
     """
     channels_last(*(layer for layer in model.patch_embed if isinstance(layer, nn.Conv2d)))
     heads = [head for head in (model.head, model.dist_head) if isinstance(head, nn.Linear)]
@@ -142,7 +142,7 @@ def _fold_cas_vit(model: CASViT) -> list[str]:
 
 
 def _initialise(module: nn.Module) -> None:
-    """Linear layers truncated normal 0.02 and no bias; convolutions as PyTorch makes them."""
+    """Linear layers: truncated normal 0.02, zero bias; convolutions keep PyTorch's default."""
     if isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

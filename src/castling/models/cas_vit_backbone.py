@@ -1,9 +1,9 @@
-"""What CAS-ViT is in front of its classifier: four stages that turn images into maps.
+"""The backbone of CAS-ViT: four stages from images to feature maps.
 
 Notable:
 - any height and width from one cell of the last grid upwards; odd sizes round up at each stage;
-- the maps of all stages, as timm's feature extraction wants them, and nothing kept behind the last
-  one asked for.
+- the maps of all stages, as timm's feature extraction wants them; stages behind the last one asked
+  for are dropped.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from castling.models.cas_vit_blocks import AdditiveBlock, Downsample, stem
 class CASViTBackbone(nn.Module):
     """Stem, stages and norms of CAS-ViT on images (B, in_chans, H, W), without a classifier.
 
-    Its weights are as PyTorch makes them; :class:`castling.models.cas_vit.CASViT` initialises them.
+    Weights keep PyTorch's initialisation; :class:`castling.models.cas_vit.CASViT` changes it.
 
     Args:
         depths: blocks of each of the four stages.
@@ -150,7 +150,7 @@ class CASViTBackbone(nn.Module):
         return layer(x)
 
     def _embed(self, x: Tensor) -> Tensor:
-        # In an exported graph height and width are symbols, to be left without conditions.
+        # In an exported graph height and width are symbols: put no condition on them.
         if not torch.compiler.is_exporting():
             self._check_size(int(x.shape[-2]), int(x.shape[-1]))
         return self.patch_embed(x)

@@ -6,12 +6,7 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from castling.attention import (
-    AdditiveTokenMixer,
-    Attention,
-    AttentionConfig,
-    ConvolutionalAdditive,
-)
+from castling.attention import Attention, AttentionConfig, image_mixer_class
 from castling.models.cas_vit_folded import folded_weights
 from castling.models.cas_vit_parts import ConvMlp, LocalIntegration
 from castling.ops.additive_block import additive_block, can_take
@@ -56,11 +51,12 @@ class AdditiveBlock(nn.Module):
         super().__init__()
         self.local_perception = LocalIntegration(dim) if local_integration else None
         self.norm1 = nn.BatchNorm2d(dim)
-        self.attn: nn.Module
-        if isinstance(attention, ConvolutionalAdditive):
-            self.attn = AdditiveTokenMixer(dim, attention, proj_drop=drop)
-        else:
-            self.attn = GridAttention(dim, heads_for(dim, head_dim), attention, proj_drop=drop)
+        mixer = image_mixer_class(attention)
+        self.attn: nn.Module = (
+            GridAttention(dim, heads_for(dim, head_dim), attention, proj_drop=drop)
+            if mixer is None
+            else mixer(dim, attention, proj_drop=drop)
+        )
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.norm2 = nn.BatchNorm2d(dim)
         self.mlp = ConvMlp(dim, int(dim * mlp_ratio), drop)
@@ -102,9 +98,9 @@ def _fold_downsample(module: Downsample) -> list[str]:
 
 
 def channels_last(*layers: nn.Conv2d) -> None:
-    """Put the weights of convolutions into channels-last memory; what they make lies so as well.
+    """Put the weights of convolutions into channels-last memory, and with them their outputs.
 
-    New parameters take the place of the old ones, which ``fold_`` may have to put back.
+    New parameters replace the old ones, which ``fold_`` may have to restore.
     """
     for layer in layers:
         weight = layer.weight.detach().contiguous(memory_format=torch.channels_last)
@@ -113,11 +109,17 @@ def channels_last(*layers: nn.Conv2d) -> None:
 
 @register_fold(AdditiveBlock)
 def _fold_block(block: AdditiveBlock) -> list[str]:
-    """Both norms stand in front of 1×1 convolutions: they go forward into those."""
+    """Both norms go forward into the 1×1 convolutions behind them, where the mixer starts with one.
+
+    Pooling has none: its norm stays.
+    """
     done = []
     for norm, layer in (("norm1", "attn.qkv"), ("norm2", "mlp.fc1")):
-        before, behind = getattr(block, norm), block.get_submodule(layer)
+        before = getattr(block, norm)
+        parent, _, child = layer.partition(".")
+        behind = getattr(getattr(block, parent), child, None)
         if can_precede(before, behind):
+            assert isinstance(behind, nn.Module)
             setattr(block, norm, absorb_preceding(before, behind))
             done.append(f"{norm} into {layer}")
     return done

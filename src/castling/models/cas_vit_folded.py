@@ -1,7 +1,7 @@
-"""Whether a CAS-ViT block is folded through and through, and its weights if it is.
+"""Whether a CAS-ViT block is completely folded, and its weights if it is.
 
-Asked on every call, which costs some ten microseconds: a block that anyone changes after folding (a
-layer quantised, replaced, parametrised, or watched by a hook) computes by its modules again.
+Checked on every call, which costs about ten microseconds: a block that was changed after folding (a
+layer quantised, replaced, parametrised or hooked) runs its modules again.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from castling.models.cas_vit_parts import ConvMlp, LocalIntegration
 
 #: A module's possible classes and, by name, its children.
 _Tree = tuple[tuple[type[nn.Module], ...], dict[str, "_Tree"]]
-#: The same in a row, parents first: the parent's place, the name there, the classes, how many
-#: children. Walked by a plain loop, several times as fast as a recursion.
+#: The same, flattened with parents first: the parent's index, the name in it, the classes, the
+#: number of children. A loop over it is several times faster than a recursion.
 _Row = tuple[int, str, tuple[type[nn.Module], ...], int]
 
 
@@ -77,7 +77,7 @@ _WITHOUT_BIAS = (".block.3", ".block.1")
 def _plan(
     children: dict[str, _Tree], layers: tuple[str, ...]
 ) -> tuple[list[_Row], list[tuple[int, str]]]:
-    """What to check, and where the weights lie among what was checked, the block being first."""
+    """The rows to check, and the weights as (index of a row, parameter); the block is row 0."""
     rows: list[_Row] = []
     places: dict[str, int] = {}
 
@@ -107,8 +107,8 @@ def folded_weights(block: nn.Module) -> list[Tensor] | None:
 
     Returns:
         :meth:`castling.ops.additive_block.AdditiveBlockWeights.flat`; None for a block that is not
-        folded, is in training in any part, has another attention, is watched by hooks, or computes
-        by a function that someone put in a layer's place.
+        folded, has a part in training mode, another token mixer, hooks, or a ``forward`` set on an
+        instance.
     """
     if _hooks._global_forward_hooks or _hooks._global_forward_pre_hooks:
         return None

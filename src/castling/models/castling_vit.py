@@ -1,19 +1,20 @@
 """Castling-ViT's models: timm hosts whose attention goes through ``linearize_``.
 
 Castling-ViT (You et al., CVPR 2023) shows DeiT, LeViT, MViTv2 and a plain ViT-Base. A host of timm
-is built and converted, so a user's pretrained model and these take the same road. Every function
+is built and converted in the same way as a user's pretrained model. Every function
 takes the host's keyword arguments, and
 
 * ``attention``: a configuration, a registered name or a dictionary; the default is linear-angular
   attention with a 2-D local residual and a masked softmax branch that training ramps to nothing;
-* ``where``: which layers (see ``castling.linearize_``); the default is all of them. Which layers
-  stayed quadratic in the published models is not known.
+* ``where``: which layers (see ``castling.linearize_``); the default is all. The papers do not say
+  which layers of the published models stayed quadratic.
 
 With ``pretrained=True`` the host's own softmax weights are loaded before the conversion.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from timm.models import (
@@ -28,7 +29,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from castling.attention import LinearAngular, MaskedSoftmax
-from castling.surgery.linearize import Attention, Where, linearize_
+from castling.models.registry import takes
+from castling.surgery import Attention, Where, linearize_
 
 #: The attention of our named models.
 CASTLING = LinearAngular(auxiliary=MaskedSoftmax())
@@ -60,6 +62,13 @@ default_cfgs = generate_default_cfgs(
 )
 
 
+def _converted(
+    host: type[nn.Module], *names: str
+) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
+    """Decorator of the functions below: they take what their host takes, and two more."""
+    return takes(host, "attention", "where", *names)
+
+
 def _castle(
     model: nn.Module, attention: Attention | None = None, where: Where | None = None
 ) -> nn.Module:
@@ -74,7 +83,7 @@ def _from_host(
     where: Where | None = None,
     **kwargs: Any,
 ) -> nn.Module:
-    """Build timm's ``host`` and convert it; the registry's own bookkeeping stays behind."""
+    """Build timm's ``host`` and convert it, without the registry's own arguments."""
     for name in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
         if kwargs.get(name) is None:
             kwargs.pop(name, None)
@@ -92,78 +101,90 @@ def _deit(size: str, pretrained: bool, distilled: bool = False, **kwargs: Any) -
 
 
 @register_model
+@_converted(VisionTransformer, "distilled")
 def castling_deit_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Castling-DeiT-T (published: 5.6 M, 76.0 %). ``distilled=True`` adds the token."""
     return _deit("tiny", pretrained, **kwargs)
 
 
 @register_model
+@_converted(VisionTransformer, "distilled")
 def castling_deit_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Castling-DeiT-S. ``distilled=True`` adds the distillation token."""
     return _deit("small", pretrained, **kwargs)
 
 
 @register_model
+@_converted(VisionTransformer, "distilled")
 def castling_deit_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Castling-DeiT-B (published: 87.2 M, 84.2 %). ``distilled=True`` adds the token."""
     return _deit("base", pretrained, **kwargs)
 
 
 @register_model
+@_converted(VisionTransformer)
 def castling_vit_base_patch16(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """The plain ViT-Base under Mask2Former in the paper's semantic segmentation."""
     return _vit("vit_base_patch16_224", pretrained, **kwargs)
 
 
 @register_model
+@_converted(Levit)
 def castling_levit_128s(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Castling-LeViT-128S. As all LeViT hosts: distilled heads unless ``distilled=False``."""
     return _from_host("levit_128s", pretrained, **kwargs)
 
 
 @register_model
+@_converted(Levit)
 def castling_levit_128(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Castling-LeViT-128: published about 79.6 % top-1 (read off a figure)."""
     return _from_host("levit_128", pretrained, **kwargs)
 
 
 @register_model
+@_converted(Levit)
 def castling_levit_192(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Castling-LeViT-192: published about 81.3 % top-1 (read off a figure)."""
     return _from_host("levit_192", pretrained, **kwargs)
 
 
 @register_model
+@_converted(Levit)
 def castling_levit_256(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Castling-LeViT-256: published about 82.6 % top-1 (read off a figure)."""
     return _from_host("levit_256", pretrained, **kwargs)
 
 
 @register_model
+@_converted(Levit)
 def castling_levit_384(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Castling-LeViT-384: published about 83.7 % top-1 (read off a figure)."""
     return _from_host("levit_384", pretrained, **kwargs)
 
 
 @register_model
+@_converted(MultiScaleVit)
 def castling_mvitv2_tiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Castling-MViTv2-T: published about 84.1 % top-1 (read off a figure)."""
     return _from_host("mvitv2_tiny", pretrained, **kwargs)
 
 
 @register_model
+@_converted(MultiScaleVit)
 def castling_mvitv2_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Castling-MViTv2-S: published about 84.6 % top-1 (read off a figure)."""
     return _from_host("mvitv2_small", pretrained, **kwargs)
 
 
 @register_model
+@_converted(MultiScaleVit)
 def castling_mvitv2_base(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Castling-MViTv2-B: published 51.9 M parameters, 85.0 % top-1."""
     return _from_host("mvitv2_base", pretrained, **kwargs)
 
 
-def _deit_pico(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+def _deit_pico(variant: str, pretrained: bool, **kwargs: Any) -> VisionTransformer:
     options = {
         "img_size": 32,
         "patch_size": 4,
@@ -180,12 +201,13 @@ def _deit_pico(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
 
 
 @register_model
-def deit_pico(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def deit_pico(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
     """The softmax twin of castling_deit_pico: a ViT of 0.2 M parameters, for tests and studies."""
     return _deit_pico("deit_pico", pretrained, **kwargs)
 
 
 @register_model
+@_converted(VisionTransformer)
 def castling_deit_pico(
     pretrained: bool = False,
     attention: Attention | None = None,
@@ -197,6 +219,7 @@ def castling_deit_pico(
 
 
 @register_model
+@_converted(Levit)
 def castling_levit_pico(
     pretrained: bool = False,
     attention: Attention | None = None,
@@ -222,6 +245,7 @@ def castling_levit_pico(
 
 
 @register_model
+@_converted(MultiScaleVit)
 def castling_mvitv2_pico(
     pretrained: bool = False,
     attention: Attention | None = None,

@@ -7,7 +7,7 @@ Notable:
 - any height and width: every stride rounds up; the position tables, made for ``img_size``, are
   resized to other grids, or once and for all by ``set_input_size``;
 - ``attention=`` puts another registered attention in place, ``shortcut=False`` and
-  ``position=False`` leave out the parts that EfficientViT has not (ablations);
+  ``position=False`` leave out the parts that EfficientViT does not have (ablations);
 - ``auxiliary=`` of the attention's configuration adds the masked softmax branch of training;
 - state names are timm's EfficientViT's plus, under ``context_module.main``, ``bn``,
   ``positional_encoding`` and ``kernel.ones_scale1``; official files call the last ``ones_scale1``
@@ -31,7 +31,7 @@ from timm.models.efficientvit_mit import (
 )
 from torch import Tensor, nn
 
-from castling.attention.config import AttentionConfig
+from castling.attention import AttentionConfig
 from castling.attention.multi_scale import MultiScaleAttention
 
 
@@ -39,7 +39,7 @@ class DroppedResidual(ResidualBlock):
     """timm's residual block with stochastic depth on its main branch.
 
     Args:
-        host: the block to take the place of; its children are moved here.
+        host: the block to replace; its children are moved here.
         drop_path: probability of leaving out the main branch for a sample in training.
     """
 
@@ -53,7 +53,7 @@ class DroppedResidual(ResidualBlock):
 
 
 class _QTViTMixin(nn.Module):
-    """What both of timm's EfficientViT classes receive.
+    """Quadratic Taylor attention for both of timm's EfficientViT classes.
 
     Args:
         img_size: pixels, one number or (H, W), for which the position tables are made.

@@ -6,144 +6,20 @@ The two files are all that evaluation, prediction and export need. Nothing in th
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import safetensors.torch
-import timm
 from torch import Tensor, nn
 
-from castling.attention import attention_config, auxiliaries, config_to_dict, set_progress
-from castling.surgery import linearize_, strip_
-from castling.utils.files import write_bytes, write_json
-from castling.utils.version import VERSION
+from castling.attention import auxiliaries, set_progress
+from castling.models.builder import build_model
+from castling.models.card import CARD, ModelCard, read_card, write_card
+from castling.surgery import strip_
+from castling.utils.files import write_bytes
 
-FORMAT = "castling model 1"
-WEIGHTS, CARD = "model.safetensors", "model.json"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelCard:
-    """What is needed to rebuild a model and to feed it.
-
-    Attributes:
-        name: timm name.
-        kwargs: further keyword arguments of timm.create_model.
-        attention: the attention put into the model, as ``config_to_dict`` writes it; None keeps
-            what the named model has.
-        where: names of the attention layers converted, or a plan (see ``linearize_``); None
-            means all.
-        classes: names in the order of the logits.
-        image_size: (height, width) in pixels that the model was trained at.
-        mean: per channel, subtracted from images scaled to [0, 1].
-        std: per channel, divided by.
-        interpolation: how images are resized.
-        crop_fraction: share of the shorter side that the centre crop keeps; None is the default
-            of castling.data for the size.
-        eval_crop: "center", "warp" (whole image squeezed to the size) or "auto".
-        switched: whether the auxiliary branches were cast away.
-        progress: training progress in [0, 1] of the auxiliary branches, where there still are any.
-        folded: whether ``fold_`` has rewritten the model.
-        metrics: results, e.g. ``{"val_top1": 91.2}``, in percent.
-        castling_version: that wrote the file.
-    """
-
-    name: str
-    classes: list[str]
-    image_size: tuple[int, int]
-    kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
-    attention: dict[str, Any] | None = None
-    where: list[str] | dict[str, Any] | None = None
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    interpolation: str = "bicubic"
-    crop_fraction: float | None = None
-    eval_crop: str = "auto"
-    switched: bool = False
-    progress: float = 1.0
-    folded: bool = False
-    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
-    castling_version: str = dataclasses.field(default_factory=lambda: VERSION)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {"format": FORMAT, **dataclasses.asdict(self)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ModelCard:
-        """The inverse of :meth:`to_dict`.
-
-        Raises:
-            ValueError: not a card of this format.
-        """
-        values = dict(values)
-        if values.pop("format", None) != FORMAT:
-            raise ValueError(f'"format" is not "{FORMAT}"')
-        unknown = set(values) - {field.name for field in dataclasses.fields(cls)}
-        if unknown:
-            raise ValueError(f"unknown entries {sorted(unknown)}; written by a newer castling?")
-        for name in ("image_size", "mean", "std"):
-            if name in values:
-                values[name] = tuple(values[name])
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise ValueError(str(error)) from error
-
-
-def build_model(
-    name: str,
-    kwargs: dict[str, Any],
-    attention: str | dict[str, Any] | None = None,
-    where: list[str] | dict[str, Any] | None = None,
-    *,
-    image_size: tuple[int, int] | None = None,
-    pretrained: bool = False,
-) -> nn.Module:
-    """``timm.create_model``, then the attention put in.
-
-    Args:
-        name: timm name.
-        kwargs: further keyword arguments.
-        attention: name, or dictionary of name and options; None keeps what the model has.
-        where: names of attention layers to convert, or a plan; None means all.
-        image_size: (height, width), passed as ``img_size`` to models that take one.
-        pretrained: load timm's weights (needs the network).
-
-    Raises:
-        ValueError: no such model or attention, or the model does not take an argument.
-    """
-    if not timm.is_model(name.split(".")[0]):
-        close = timm.list_models(f"*{name.split('_')[0]}*")[:8]
-        hint = f" Similar: {', '.join(close)}." if close else ""
-        raise ValueError(f"timm knows no model {name!r}.{hint} castling models lists ours.")
-    kwargs = dict(kwargs)
-    own = timm.models.model_entrypoint(name.split(".")[0]).__module__.startswith("castling.")
-    config = None if attention is None else attention_config(attention)
-    if config is not None and own:  # our builders leave other layers as their host has them
-        kwargs |= {"attention": config, "where": where}
-    if image_size is not None and "img_size" not in kwargs:
-        kwargs["img_size"] = image_size[0] if image_size[0] == image_size[1] else image_size
-    convert = not own
-    while True:
-        try:
-            model = timm.create_model(name, pretrained=pretrained, **kwargs)
-            break
-        except TypeError as error:
-            # convolutional models take no img_size, softmax twins no attention
-            refused = next((key for key in ("img_size", "attention") if key in str(error)), None)
-            if refused is None or refused not in kwargs:
-                raise ValueError(f"{name}: {error}") from error
-            del kwargs[refused]
-            if refused == "attention":
-                del kwargs["where"]
-                convert = True
-    if convert and config is not None:
-        linearize_(model, config, where)
-    return model
+WEIGHTS = "model.safetensors"
 
 
 def save_model(model: nn.Module, folder: str | os.PathLike[str], card: ModelCard) -> None:
@@ -160,7 +36,7 @@ def save_model(model: nn.Module, folder: str | os.PathLike[str], card: ModelCard
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     # not save_file, which keeps the weights from everybody else whatever the umask is
     write_bytes(folder / WEIGHTS, safetensors.torch.save(_unshared(state)))
-    write_json(folder / CARD, card.to_dict())
+    write_card(folder / CARD, card)
 
 
 def open_model(path: str | os.PathLike[str]) -> tuple[nn.Module, ModelCard]:
@@ -188,7 +64,7 @@ def open_model(path: str | os.PathLike[str]) -> tuple[nn.Module, ModelCard]:
             raise FileNotFoundError(
                 f"{folder} holds no {name}; a finished castling train writes {WEIGHTS} and {CARD}"
             )
-    card = _read_card(folder / CARD)
+    card = read_card(folder / CARD)
     model = build_model(card.name, card.kwargs, card.attention, card.where)
     if card.switched:
         strip_(model)
@@ -223,21 +99,6 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
         from castling.surgery import load_checkpoint
 
         load_checkpoint(model, path)
-
-
-def describe_attention(attention: str | dict[str, Any] | None) -> dict[str, Any] | None:
-    """An attention with all options written out, as a card holds it."""
-    return None if attention is None else config_to_dict(attention_config(attention))
-
-
-def _read_card(path: Path) -> ModelCard:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError("not a JSON object")
-        return ModelCard.from_dict(values)
-    except ValueError as error:  # JSON and Unicode errors are ValueErrors too
-        raise ValueError(f"{path} does not describe a castling model: {error}") from error
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

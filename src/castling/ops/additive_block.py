@@ -26,9 +26,9 @@ from torch._decomp import register_decomposition
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from castling.ops import native
+from castling.ops.backends import select_backend
+from castling.ops.guards import differentiating
 from castling.ops.operators import library
-from castling.ops.paths import select_path
-from castling.ops.watched import differentiating
 
 #: Number of tensors of a block that has a local integration.
 WITH_LOCAL = 24
@@ -105,7 +105,7 @@ def can_take(x: Tensor, weights: Sequence[Tensor]) -> bool:
     if differentiating(x, *weights) or not x.is_floating_point():
         return False
     if torch.compiler.is_compiling():
-        return select_path(x) == "native"
+        return select_backend(x) == "native"
     return (
         not torch.jit.is_tracing()  # type: ignore[attr-defined]
         and not torch.onnx.is_in_onnx_export()
@@ -125,13 +125,13 @@ def additive_block(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
         (B, C, h, w) in channels-last memory, in the precision of ``x``.
 
     Raises:
-        PathError: a path is forced that cannot serve this device or precision.
+        BackendError: a backend is forced that cannot serve this device or precision.
     """
-    path = select_path(x)
+    backend = select_backend(x)
     if torch.compiler.is_compiling():
-        out: Tensor = torch.ops.castling.additive_block(x, weights, path)
+        out: Tensor = torch.ops.castling.additive_block(x, weights, backend)
         return out
-    return _compute(x, weights, path)  # a list of 24 tensors takes the dispatcher 30 µs
+    return _compute(x, weights, backend)  # a list of 24 tensors takes the dispatcher 30 µs
 
 
 def naive_additive_block(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
@@ -167,22 +167,23 @@ def _gated(
     return image * (positions * torch.sigmoid(F.conv2d(mean, weights.channel)))
 
 
-def _compute(x: Tensor, weights: Sequence[Tensor], path: str) -> Tensor:
-    if path == "native" and x.device.type == "cpu" and native.available():
+def _compute(x: Tensor, weights: Sequence[Tensor], backend: str) -> Tensor:
+    if backend == "native" and x.device.type == "cpu" and native.available():
         from castling.ops.native.additive_block import additive_block_forward
 
         return additive_block_forward(x, weights)
     return naive_additive_block(x, weights)
 
 
-def _fake(x: Tensor, weights: Sequence[Tensor], path: str) -> Tensor:
+def _fake(x: Tensor, weights: Sequence[Tensor], backend: str) -> Tensor:
     return torch.empty_like(x, memory_format=torch.channels_last)
 
 
-def _in_basic_operators(x: Tensor, weights: Sequence[Tensor], path: str) -> Tensor:
+def _in_basic_operators(x: Tensor, weights: Sequence[Tensor], backend: str) -> Tensor:
     return naive_additive_block(x, weights)
 
 
+# The last argument keeps the name `path`: programs exported by earlier versions hold it.
 library.define("additive_block(Tensor x, Tensor[] weights, str path) -> Tensor")
 library.impl("additive_block", _compute, "CompositeExplicitAutograd")
 torch.library.register_fake("castling::additive_block", _fake, lib=library)

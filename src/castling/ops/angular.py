@@ -75,7 +75,7 @@ def linear_angular(
     eps: float = 1e-6,
     key_mask: Tensor | None = None,
     query_value: Tensor | None = None,
-    extra: Tensor | None = None,
+    auxiliary_output: Tensor | None = None,
     local: LocalResidual | None = None,
 ) -> Tensor:
     """y_i = constant_i + (s/π) q̂_i (Σ_j k̂_j v_jᵀ) [+ extra_i], then normalised; O(N·d·d_v).
@@ -94,8 +94,8 @@ def linear_angular(
         eps: under the root of every norm; 0 reproduces the reference (zero rows give NaN).
         key_mask: (B, N_k) boolean, True where a key takes part.
         query_value: (B, N_q, H, d_v), the value standing at each query when N_q ≠ N_k.
-        extra: (B, N_q, H, d_v), an auxiliary branch's output; added before an L2 normalisation and
-            after a row-sum one, so that it always meets attention of its own magnitude.
+        auxiliary_output: (B, N_q, H, d_v), added before an L2 normalisation and after a row-sum
+            one, so that it is always added to attention of the same magnitude.
         local: convolution of the values added last; needs N_q = N_k.
 
     Returns:
@@ -104,10 +104,12 @@ def linear_angular(
     Raises:
         ValueError: shapes disagree; ``identity`` without a value at each query; as
             :func:`angular_formula`.
-        PathError: the forced path cannot serve this input.
+        BackendError: the forced path cannot serve this input.
     """
     formula = angular_formula(constant, normalize, kv_scale, eps)
-    return angular_attention(query, key, value, formula, key_mask, query_value, extra, local)
+    return angular_attention(
+        query, key, value, formula, key_mask, query_value, auxiliary_output, local
+    )
 
 
 def angular_attention(
@@ -117,7 +119,7 @@ def angular_attention(
     formula: LinearOptions,
     key_mask: Tensor | None = None,
     query_value: Tensor | None = None,
-    extra: Tensor | None = None,
+    auxiliary_output: Tensor | None = None,
     local: LocalResidual | None = None,
 ) -> Tensor:
     """:func:`linear_angular` with what :func:`angular_formula` made of its other arguments."""
@@ -129,11 +131,11 @@ def angular_attention(
             f"{value.shape[1]} values for {query.shape[1]} queries: pass query_value or "
             'use constant="mean"'
         )
-    for name, tensor in (("extra", extra), ("query_value", query_value)):
+    for name, tensor in (("auxiliary_output", auxiliary_output), ("query_value", query_value)):
         if tensor is not None and tensor.shape != (*query.shape[:3], value.shape[-1]):
             expected = (*query.shape[:3], value.shape[-1])
             raise ValueError(f"{name} must be {expected}, got {tuple(tensor.shape)}")
-    before = extra if formula.normalize != "rowsum" else None
+    before = auxiliary_output if formula.normalize != "rowsum" else None
     if before is not None:
         # The branch enters where ½·v_i does: the operator has one addend for both.
         if identity:
@@ -146,7 +148,11 @@ def angular_attention(
         if grid is not None or prefix:
             formula = LinearOptions(*formula[:-2], tuple(grid or ()), prefix)
     out = linear_attention(LinearTensors(query, key, value, residual, weight, key_mask), formula)
-    return out if extra is None or before is not None else out + extra.to(out.dtype)
+    return (
+        out
+        if auxiliary_output is None or before is not None
+        else out + auxiliary_output.to(out.dtype)
+    )
 
 
 def angular_similarity(query: Tensor, key: Tensor, *, exact: bool, eps: float = 1e-6) -> Tensor:
@@ -172,7 +178,7 @@ def quadratic_angular(
     normalize: Normalisation = "l2",
     eps: float = 1e-6,
     key_mask: Tensor | None = None,
-    extra: Tensor | None = None,
+    auxiliary_output: Tensor | None = None,
 ) -> Tensor:
     """Attention with the exact angular kernel 1 − arccos⟨q̂, k̂⟩/π, in O(N²): reference and ablation.
 
@@ -191,6 +197,6 @@ def quadratic_angular(
             out = out / rows.masked_fill(rows == 0, 1)  # every key of a sample may be masked
         else:
             out = out / count_keys(key, key_mask)
-        if extra is not None:
-            out = out + extra.to(out.dtype)
+        if auxiliary_output is not None:
+            out = out + auxiliary_output.to(out.dtype)
         return (normalise_rows(out, eps) if normalize == "l2" else out).to(dtype)

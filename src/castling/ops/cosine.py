@@ -18,7 +18,7 @@ def cosine_attention(
     normalize: Literal["l2", "none"] = "l2",
     eps: float = 1e-6,
     key_mask: Tensor | None = None,
-    extra: Tensor | None = None,
+    auxiliary_output: Tensor | None = None,
 ) -> Tensor:
     """(1/N) Σ_j ⟨q̂_i, k̂_j⟩ v_j [+ extra_i], each row then divided by its norm with ``"l2"``.
 
@@ -31,7 +31,7 @@ def cosine_attention(
         normalize: ``"l2"`` or ``"none"``.
         eps: under the root of every norm.
         key_mask: (B, N_k) boolean, True where a key takes part.
-        extra: (B, N_q, H, d_v), added before the normalisation.
+        auxiliary_output: (B, N_q, H, d_v), added before the normalisation.
 
     Returns:
         (B, N_q, H, d_v) in the dtype of ``value``.
@@ -42,6 +42,8 @@ def cosine_attention(
     if normalize not in ("l2", "none"):
         raise ValueError(f'normalize must be "l2" or "none", got {normalize!r}')
     return linear_attention(
-        LinearTensors(query, key, value, residual=extra, key_mask=key_mask),
-        LinearOptions("unit", normalize, identity=0.0 if extra is None else 1.0, eps=eps),
+        LinearTensors(query, key, value, residual=auxiliary_output, key_mask=key_mask),
+        LinearOptions(
+            "unit", normalize, identity=0.0 if auxiliary_output is None else 1.0, eps=eps
+        ),
     )

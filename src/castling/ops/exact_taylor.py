@@ -1,4 +1,4 @@
-"""Exact second-order Taylor attention on the chosen path."""
+"""Exact second-order Taylor attention on the chosen backend."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from castling.ops.backends import FUSED, select_backend
 from castling.ops.common import check_qkv
 from castling.ops.fused_taylor_attention import fused_taylor_attention
-from castling.ops.paths import FUSED, select_path
 from castling.ops.quadratic_taylor import naive_exact_taylor
 from castling.ops.taylor_inputs import Order, TaylorOptions, TaylorTensors
 
@@ -43,7 +43,7 @@ def exact_taylor(
 
     Raises:
         ValueError: shapes disagree, ``order`` is unknown, or ``eps`` is negative.
-        PathError: the forced path cannot serve this input.
+        BackendError: the forced backend cannot serve this input.
     """
     check_qkv(query, key, value, key_mask)
     if order not in ("auto", "direct", "features"):
@@ -56,10 +56,10 @@ def exact_taylor(
             order = "features"  # what is exported serves every size
     tensors = TaylorTensors(query, key, value, key_mask)
     options = TaylorOptions(qk_norm, eps, order)
-    path = select_path(query, value)
-    if path in FUSED:
-        return fused_taylor_attention(tensors, options, path)
-    formula = _compiled() if path == "compiled" else naive_exact_taylor
+    backend = select_backend(query, value)
+    if backend in FUSED:
+        return fused_taylor_attention(tensors, options, backend)
+    formula = _compiled() if backend == "compiled" else naive_exact_taylor
     return formula(tensors, options)
 
 

@@ -11,7 +11,7 @@ from castling.ops.operators import FusedOperator
 
 
 def _state_shape(
-    tensors: LinearTensors, options: LinearOptions, path: str, save_state: bool
+    tensors: LinearTensors, options: LinearOptions, backend: str, save_state: bool
 ) -> tuple[Any, ...]:
     batch, _, heads, dim = tensors.query.shape
     value_dim = tensors.value.shape[-1]

@@ -13,10 +13,10 @@ from castling.ops.taylor_inputs import TaylorOptions, TaylorTensors, order_of
 
 
 def _state_shape(
-    tensors: TaylorTensors, options: TaylorOptions, path: str, save_state: bool
+    tensors: TaylorTensors, options: TaylorOptions, backend: str, save_state: bool
 ) -> tuple[Any, ...]:
-    backend = native if path == "native" else triton
-    shape: tuple[Any, ...] = backend.taylor_state_shape(tensors, options, save_state)
+    module: Any = native if backend == "native" else triton
+    shape: tuple[Any, ...] = module.taylor_state_shape(tensors, options, save_state)
     return shape
 
 

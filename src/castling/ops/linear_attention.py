@@ -6,8 +6,8 @@ With φ(x) of as many channels as x, A = Σ_j φ(k_j) v_jᵀ, z = Σ_j φ(k_j), 
 
 Linear-angular, cosine, ReLU, mean, first-order Taylor, sigmoid-softmax and the released quadratic
 Taylor attention are choices of φ, ι, s, γ, a and the normalisation. The formula in basic operators
-is the reference; the fused paths (:mod:`castling.ops.paths`) compute the same in one operator, each
-tensor touched once.
+is the reference; the fused backends (:mod:`castling.ops.backends`) compute it in one operator that
+reads each tensor once.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from castling.ops.backends import FUSED, select_backend
 from castling.ops.common import check_qkv
 from castling.ops.fused_linear_attention import fused_linear_attention
 from castling.ops.linear_inputs import LinearOptions, LinearTensors
 from castling.ops.naive_linear_attention import naive_linear_attention
-from castling.ops.paths import FUSED, select_path
 
 
 def linear_attention(tensors: LinearTensors, options: LinearOptions) -> Tensor:
-    """The module's formula on the chosen path; O(N·d·d_v).
+    """The module's formula on the chosen backend; O(N·d·d_v).
 
     Args:
         tensors: what it is computed of; see there for shapes.
@@ -37,15 +37,15 @@ def linear_attention(tensors: LinearTensors, options: LinearOptions) -> Tensor:
 
     Raises:
         ValueError: shapes disagree.
-        PathError: the forced path cannot serve this input.
+        BackendError: the forced backend cannot serve this input.
     """
     query, key, value = tensors[:3]
     check_qkv(query, key, value, tensors.key_mask)
     _check_positions(tensors, options)
-    path = select_path(query, value)
-    if path in FUSED:
-        return fused_linear_attention(tensors, options, path)
-    formula = _compiled() if path == "compiled" else naive_linear_attention
+    backend = select_backend(query, value)
+    if backend in FUSED:
+        return fused_linear_attention(tensors, options, backend)
+    formula = _compiled() if backend == "compiled" else naive_linear_attention
     return formula(tensors, options)
 
 

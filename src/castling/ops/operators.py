@@ -20,16 +20,16 @@ import torch
 from torch import Tensor
 from torch._decomp import register_decomposition
 
+from castling.ops.backends import FUSED, backend_module, select_backend
 from castling.ops.common import autocast_off
-from castling.ops.paths import FUSED, backend_for, select_path
-from castling.ops.watched import check_devices, differentiating, unwatched
+from castling.ops.guards import check_devices, differentiating, unwatched
 
 library = torch.library.Library("castling", "DEF")
 
 
 @dataclass(frozen=True)
 class FusedOperator:
-    """``castling::name`` and ``castling::name_backward``; called with tensors, options and a path.
+    """``castling::name`` and ``castling::name_backward``; call with tensors, options and backend.
 
     Tensors and options are named tuples; the first three tensors are query, key and value, whose
     widest precision is what is computed in; ``key_mask`` is the tensor without gradient.
@@ -48,7 +48,7 @@ class FusedOperator:
         keeps_output: whether the gradient needs the output beside the state.
         naive: (tensors, options) -> output, in basic operators; also what programs are broken down
             into that go where nobody knows ours (an ONNX file).
-        state_shape: (tensors, options, path, save_state) -> shape of the float32 state.
+        state_shape: (tensors, options, backend, save_state) -> shape of the float32 state.
     """
 
     name: str
@@ -102,30 +102,30 @@ class FusedOperator:
         """The backward operator, all overloads."""
         return getattr(torch.ops.castling, self.backward)
 
-    def __call__(self, tensors: Any, options: Any, path: str) -> Tensor:
+    def __call__(self, tensors: Any, options: Any, backend: str) -> Tensor:
         """The output, in the precision of the value."""
         query, key, value = tensors[:3]
         dtype = value.dtype
         fourth = tensors[3] if self.alike > 3 else None
         if not (query.dtype == key.dtype == dtype and (fourth is None or fourth.dtype == dtype)):
             tensors = self._in_one_precision(tensors)
-            path = select_path(tensors.query, tensors.value)
-            if path not in FUSED:
+            backend = select_backend(tensors.query, tensors.value)
+            if backend not in FUSED:
                 return self.naive(tensors, options).to(dtype)
         save_state = differentiating(*tensors)
-        backend = None
+        module = None
         if not torch.compiler.is_compiling():
             given = [tensor for tensor in tensors if tensor is not None]
             check_devices(given)
-            backend = backend_for(path, tensors.query) if unwatched(given) else None
+            module = backend_module(backend, tensors.query) if unwatched(given) else None
         out: Tensor
-        if backend is not None:
+        if module is not None:
             if save_state:
-                out = _Straight.apply(self, options, path, *tensors)
+                out = _Straight.apply(self, options, backend, *tensors)
             else:
-                out = getattr(backend, self.forward)(tensors, options, False)[0]
+                out = getattr(module, self.forward)(tensors, options, False)[0]
         else:
-            out = self.operator().default(*tensors, *options, path, save_state)[0]
+            out = self.operator().default(*tensors, *options, backend, save_state)[0]
         return out if out.dtype == dtype else out.to(dtype)
 
     def gradients(
@@ -134,10 +134,10 @@ class FusedOperator:
         tensors: Any,
         saved: tuple[Tensor, ...],
         options: Any,
-        path: str,
+        backend: str,
     ) -> list[Tensor | None]:
         """The gradient of each tensor, None where it has none."""
-        backend = backend_for(path, tensors.query)
+        module = backend_module(backend, tensors.query)
         # Gradients of gradients are refused by the operator, which therefore must be in the graph.
         straight = (
             not torch.compiler.is_compiling()
@@ -146,10 +146,10 @@ class FusedOperator:
             # Many gradients at once are one tensor that only looks like a plain one.
             and torch._C._has_storage(grad)
         )
-        if backend is not None and straight:
-            found: Any = getattr(backend, self.backward)(grad, tensors, saved, options)
+        if module is not None and straight:
+            found: Any = getattr(module, self.backward)(grad, tensors, saved, options)
         else:
-            found = self.backward_operator().default(grad, *tensors, *saved, *options, path)
+            found = self.backward_operator().default(grad, *tensors, *saved, *options, backend)
         rest = iter(found)
         return [
             None if name == "key_mask" or (gradient := next(rest)) is None or tensor is None
@@ -180,35 +180,35 @@ class FusedOperator:
     ) -> tuple[Any, tuple[Tensor, ...], Any, str]:
         start = len(self.tensors._fields)
         end = start + 1 + self.keeps_output
-        tensors, options, (path,) = self._parts((*arguments[:start], *arguments[end:]))
-        return tensors, arguments[start:end], options, path
+        tensors, options, (backend,) = self._parts((*arguments[:start], *arguments[end:]))
+        return tensors, arguments[start:end], options, backend
 
     def _forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
-        tensors, options, (path, save_state) = self._parts(arguments)
-        backend = backend_for(path, tensors.query)
-        if backend is None:
+        tensors, options, (backend, save_state) = self._parts(arguments)
+        module = backend_module(backend, tensors.query)
+        if module is None:
             return self._naive_forward(*arguments)
-        found: tuple[Tensor, Tensor] = getattr(backend, self.forward)(tensors, options, save_state)
+        found: tuple[Tensor, Tensor] = getattr(module, self.forward)(tensors, options, save_state)
         return found
 
     def _naive_forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
-        tensors, options, (path, save_state) = self._parts(arguments)
+        tensors, options, (backend, save_state) = self._parts(arguments)
         out = self.naive(tensors, options).contiguous()
-        shape = self.state_shape(tensors, options, path, save_state)
+        shape = self.state_shape(tensors, options, backend, save_state)
         return out, out.new_zeros(shape, dtype=torch.float32)
 
     def _forward_fake(self, *arguments: Any) -> tuple[Tensor, Tensor]:
-        tensors, options, (path, save_state) = self._parts(arguments)
+        tensors, options, (backend, save_state) = self._parts(arguments)
         value = tensors.value
-        shape = self.state_shape(tensors, options, path, save_state)
+        shape = self.state_shape(tensors, options, backend, save_state)
         out = value.new_empty((*tensors.query.shape[:3], value.shape[-1]))
         return out, value.new_empty(shape, dtype=torch.float32)
 
     def _backward(self, grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-        tensors, saved, options, path = self._backward_parts(arguments)
-        backend = backend_for(path, tensors.query)
-        if backend is not None:
-            found = list(getattr(backend, self.backward)(grad, tensors, saved, options))
+        tensors, saved, options, backend = self._backward_parts(arguments)
+        module = backend_module(backend, tensors.query)
+        if module is not None:
+            found = list(getattr(module, self.backward)(grad, tensors, saved, options))
         else:
             found = self._naive_gradients(grad, tensors, options)
         # An operator returns tensors only; what has no gradient is empty here and None outside.
@@ -229,14 +229,14 @@ class FusedOperator:
         ctx.set_materialize_grads(False)
 
     def _gradient(self, ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
-        options, (path, _) = ctx.rest
+        options, (backend, _) = ctx.rest
         nothing = (None,) * (len(self.options._fields) + 2)
         tensors = len(self.tensors._fields)
         if grad is None:
             return (*(None,) * tensors, *nothing)
         kept = ctx.saved_tensors
         inputs, saved = self.tensors(*kept[:tensors]), kept[tensors:]
-        return (*self.gradients(grad, inputs, saved, options, path), *nothing)
+        return (*self.gradients(grad, inputs, saved, options, backend), *nothing)
 
     def _naive_gradients(self, grad: Tensor, tensors: Any, options: Any) -> list[Tensor | None]:
         """Gradients of the naive formula, computed again."""
@@ -266,30 +266,30 @@ class _Straight(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, fused: FusedOperator, options: Any, path: str, *arguments: Tensor | None
+        ctx: Any, fused: FusedOperator, options: Any, backend: str, *arguments: Tensor | None
     ) -> Tensor:
         tensors = fused.tensors(*arguments)
-        backend = backend_for(path, tensors.query)
-        assert backend is not None
-        out, state = getattr(backend, fused.forward)(tensors, options, True)
+        module = backend_module(backend, tensors.query)
+        assert module is not None
+        out, state = getattr(module, fused.forward)(tensors, options, True)
         ctx.save_for_backward(*arguments, *fused.saved(out, state))
-        ctx.call = fused, options, path
+        ctx.call = fused, options, backend
         ctx.set_materialize_grads(False)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
-        fused, options, path = ctx.call
+        fused, options, backend = ctx.call
         count = len(fused.tensors._fields)
         if grad is None:
             return (None,) * (3 + count)
         kept = ctx.saved_tensors
         tensors = fused.tensors(*kept[:count])
-        return (None, None, None, *fused.gradients(grad, tensors, kept[count:], options, path))
+        return (None, None, None, *fused.gradients(grad, tensors, kept[count:], options, backend))
 
 
 def _not_twice(ctx: Any, *_: Any) -> Any:
     raise NotImplementedError(
         "the fused attention operators are differentiable once; for gradients of gradients use "
-        'castling.attention_path("naive")'
+        'castling.attention_backend("naive")'
     )

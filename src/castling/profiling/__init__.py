@@ -1,1 +1,1 @@
-"""Look and measure: speed, memory, multiply-accumulates, mask trajectories, reports."""
+"""Measure speed and memory, count multiply-accumulates, plan conversions, write reports."""

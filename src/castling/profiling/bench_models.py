@@ -1,10 +1,10 @@
-"""Whole models: every runtime against the softmax host and against the cap of no attention at all.
+"""``castling bench models``: whole models against their softmax host and attention-free bound.
 
 Notable:
-- a time stands only beside an output that agreed with the naive path, or with eager PyTorch;
+- no time without an output that agrees with the naive backend, or with eager PyTorch;
 - a model is compared with the fastest of its softmax hosts in the same runtime;
-- a folded model is compared with the same model as it was, in the same run;
-- the cap says how much there is to win: its projections stay, its attention core is deleted.
+- a folded model is also compared with the unfolded model of the same run;
+- the attention-free bound, projections kept, shows how much a faster attention could gain.
 """
 
 from __future__ import annotations
@@ -19,22 +19,23 @@ from torch import Tensor, nn
 
 from castling.attention import auxiliaries
 from castling.attention.base import AttentionCore
+from castling.ops.backends import attention_backend
 from castling.ops.macs import macs
-from castling.ops.paths import attention_path
-from castling.profiling.comparison import FAILURES, Comparison
-from castling.profiling.gate import (
+from castling.profiling.attention_free import count_tokens
+from castling.profiling.candidates import Candidate, Size
+from castling.profiling.checks import (
     MODEL_LIMIT,
     RUNTIME_LIMIT,
-    GateError,
+    CheckError,
     relative_rms,
     require_close,
     require_sane,
 )
+from castling.profiling.comparison import FAILURES, Comparison
 from castling.profiling.machine import machine_facts
 from castling.profiling.memory import peak_megabytes, resident_megabytes
 from castling.profiling.model_results import ModelMeasurement, ModelsResult
 from castling.profiling.runtimes import VARIANTS, Run, Runtimes, runtime_versions, runtimes
-from castling.profiling.subjects import Size, Subject, count_tokens
 from castling.profiling.timing import Clock, Timer, cpu_threads, specialised, timer_for
 from castling.utils.text import first_line
 
@@ -43,7 +44,7 @@ _Key = tuple[str, str]
 
 
 def bench_models(
-    subjects: Sequence[Subject],
+    candidates: Sequence[Candidate],
     sizes: Sequence[Size],
     *,
     batches: Sequence[int] = (1,),
@@ -59,26 +60,26 @@ def bench_models(
     """Measure every model in every runtime at every size and batch.
 
     Args:
-        subjects: models; those that name hosts and a cap are compared with them.
+        candidates: models; each is compared with the hosts and the bound that it names.
         sizes: (height, width) in pixels.
-        batches: images a call.
+        batches: images per call.
         variants: runtimes, of ``VARIANTS``.
-        rounds: timed runs of each subject in each runtime at most.
-        seconds: time limit per size and batch, shared out evenly; each runs at least three times.
-        device: where.
+        rounds: maximum number of timed runs per candidate and runtime.
+        seconds: time limit per size and batch, shared evenly; each runs at least three times.
+        device: where to measure.
         threads: CPU threads; None leaves PyTorch's number.
         clock: ``"wall"``, or ``"cpu"`` for one thread on a busy machine.
-        timer: a clock of another kind.
-        report: called with each measurement as it is done.
+        timer: replaces the clock.
+        report: called with each measurement when it is done.
 
     Returns:
-        measurements by size, batch, subject, runtime. What cannot be built, exported or run, or
-        fails its gate, has ``error`` set and no time.
+        Measurements by size, batch, candidate, runtime. Candidates that cannot be built, exported
+        or run, or fail their check, have ``error`` set and no time.
 
     Raises:
-        ValueError: nothing to measure, an unknown runtime, or a number that is not positive.
+        ValueError: nothing to measure, an unknown runtime, or a number is not positive.
     """
-    if not subjects or not sizes or not batches or not variants:
+    if not candidates or not sizes or not batches or not variants:
         raise ValueError("bench models needs at least one model, size, batch and runtime")
     if rounds < 1 or min(batches) < 1 or min(min(size) for size in sizes) < 1:
         raise ValueError("batches, rounds and sizes must be positive")
@@ -91,7 +92,7 @@ def bench_models(
         found: list[ModelMeasurement] = []
         for size in sizes:
             for batch in batches:
-                bench = _Bench(subjects, size, batch, device)
+                bench = _Bench(candidates, size, batch, device)
                 with specialised(), torch.no_grad(), ExitStack() as stack:
                     entered = bench.entered(variants, stack)
                     rows = entered.measure(
@@ -102,17 +103,17 @@ def bench_models(
                         report(row)
                 found += rows
         facts = machine_facts(device) | runtime_versions(list(variants)) | {"clock": clock}
-        hosts = {subject.name: subject.hosts for subject in subjects}
+        hosts = {candidate.name: candidate.hosts for candidate in candidates}
         return ModelsResult(tuple(found), facts, hosts)
 
 
 class _Bench:
-    """One size and batch: its images, and what is done with every model there."""
+    """One size and batch: its images, and the checks and calls of its candidates."""
 
     def __init__(
-        self, subjects: Sequence[Subject], size: Size, batch: int, device: torch.device
+        self, candidates: Sequence[Candidate], size: Size, batch: int, device: torch.device
     ) -> None:
-        self.subjects = {subject.name: subject for subject in subjects}
+        self.candidates = {candidate.name: candidate for candidate in candidates}
         self.size, self.batch, self.device = size, batch, device
         generator = torch.Generator().manual_seed(0)
         self.images = torch.randn((batch, 3, *size), generator=generator).to(device)
@@ -120,15 +121,15 @@ class _Bench:
     def entered(
         self, variants: Sequence[str], stack: ExitStack
     ) -> Comparison[_Key, ModelMeasurement]:
-        """All models in all runtimes, gated; ``stack`` closes what they run in."""
+        """All models in all runtimes, checked; ``stack`` closes the runtimes."""
         found: Comparison[_Key, ModelMeasurement] = Comparison()
-        for name, subject in self.subjects.items():
+        for name, candidate in self.candidates.items():
             blank = ModelMeasurement(name, "", *self.size, self.batch)
             try:
-                model = self._built(subject)
+                model = self._built(candidate)
                 tokens = count_tokens(model, self.images)
                 blank = replace(blank, tokens=tokens, **self._counted(model))
-                expected, error = self._gated(name, model)
+                expected, error = self._checked(name, model)
             except FAILURES as failure:
                 for variant in variants:
                     row = replace(blank, variant=variant)
@@ -142,22 +143,22 @@ class _Bench:
                     found.enter(key, *self._ready(ways, row, expected))
         return found
 
-    def _built(self, subject: Subject) -> nn.Module:
+    def _built(self, candidate: Candidate) -> nn.Module:
         torch.manual_seed(0)
-        return subject.build(self.size).eval().to(self.device)
+        return candidate.build(self.size).eval().to(self.device)
 
     def _counted(self, model: nn.Module) -> dict[str, Any]:
         counted = macs(model, (3, *self.size))
         return {"macs": counted.total, "parameters": counted.parameters}
 
-    def _gated(self, name: str, model: nn.Module) -> tuple[Tensor, float | None]:
-        """Output, and its distance from the naive path where the model has attention of ours."""
+    def _checked(self, name: str, model: nn.Module) -> tuple[Tensor, float | None]:
+        """Output, and its error against the naive backend for models with attention of ours."""
         if auxiliaries(model):
-            raise GateError(f"{name} still holds auxiliary branches: they are for training only")
+            raise CheckError(f"{name} still has auxiliary branches, which are for training only")
         out = require_sane(name, model(self.images), self.batch)
         if not any(isinstance(module, AttentionCore) for module in model.modules()):
             return out, None
-        with attention_path("naive"):
+        with attention_backend("naive"):
             error = relative_rms(out, model(self.images))
         require_close(f"{name}'s output", error, MODEL_LIMIT)
         return out, error
@@ -180,15 +181,15 @@ class _Bench:
         return call, row
 
     def ratios(self, key: _Key, times: Mapping[_Key, float]) -> dict[str, Any]:
-        """Of one model's time to those that it is compared with."""
+        """One model's time against those it is compared with."""
         name, variant = key
-        mine, subject = times[key], self.subjects[name]
-        hosts = [times[host, variant] for host in subject.hosts if (host, variant) in times]
+        mine, candidate = times[key], self.candidates[name]
+        hosts = [times[host, variant] for host in candidate.hosts if (host, variant) in times]
         eager = None if variant == "eager" else times.get((name, "eager"))
-        cap = times.get((subject.cap, variant))
+        bound = times.get((candidate.bound, variant))
         return {
             "images_per_second": self.batch / mine * 1e3,
             "against_host": min(hosts) / mine if hosts else None,
             "against_eager": None if eager is None else eager / mine,
-            "cap_share": None if cap is None else cap / mine,
+            "bound_share": None if bound is None else bound / mine,
         }

@@ -1,9 +1,9 @@
-"""Attention kernels alone: every path against SDPA, the authors' block and the machine's limit.
+"""``castling bench ops``: kernels on every backend against SDPA, authors' code and the roofline.
 
 Notable:
-- a time stands only beside an error against float64 that passed its limit;
-- the path that a call really took is said, not the one that was asked for;
-- ratios are of medians from one alternated run.
+- no time without a passed check of the error against float64;
+- the backend that really ran is recorded, not the one that was asked for;
+- ratios are of medians from one interleaved run.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from torch import Tensor
 
 from castling.attention import Softmax
 from castling.attention.config import AttentionConfig
-from castling.ops.paths import available_paths
+from castling.ops.backends import available_backends
+from castling.profiling.checks import FOREIGN_LIMITS, LIMITS, CheckError, Expected
 from castling.profiling.comparison import Comparison
-from castling.profiling.gate import FOREIGN_LIMITS, LIMITS, Expected, GateError
-from castling.profiling.machine import MachineLimit, machine_facts, measure_limit
+from castling.profiling.machine import Roofline, machine_facts, measure_roofline
 from castling.profiling.memory import peak_megabytes, resident_megabytes
-from castling.profiling.op_results import OpMeasurement, OpsResult
-from castling.profiling.op_subjects import (
+from castling.profiling.op_candidates import (
     REFERENCE,
     SDPA,
     SOFTMAX,
-    OpSubject,
+    OpCandidate,
     Setting,
     moved_bytes,
-    op_subjects,
+    op_candidates,
     operations,
     path_taken,
 )
+from castling.profiling.op_results import OpMeasurement, OpsResult
 from castling.profiling.timing import Call, Clock, Timer, cpu_threads, specialised, timer_for
 
-#: Kernel and path.
+#: Kernel and backend.
 _Key = tuple[str, str]
 
 
@@ -53,29 +53,31 @@ def bench_ops(
     threads: int | None = None,
     clock: Clock = "wall",
     timer: Timer | None = None,
+    roofline: Roofline | None = None,
     report: Callable[[OpMeasurement], None] | None = None,
 ) -> OpsResult:
-    """Measure kernels alone.
+    """Measure attention kernels without the model around them.
 
     Args:
         kernels: text → configuration. PyTorch's fused softmax is always measured too.
         settings: shapes, one comparison each.
-        paths: to force; None is all that work on the device.
+        paths: backends to force; None is all that work on the device.
         backward: time output and gradients instead of the output alone.
-        rounds: timed runs of each subject at most.
-        seconds: time limit per setting, shared out evenly; each subject runs at least three times.
-        device: where.
+        rounds: maximum number of timed runs per candidate.
+        seconds: time limit per setting, shared evenly; each candidate runs at least three times.
+        device: where to measure.
         threads: CPU threads; None leaves PyTorch's number.
         clock: ``"wall"``, or ``"cpu"`` for one thread on a busy machine.
-        timer: a clock of another kind.
-        report: called with each measurement as it is done.
+        timer: replaces the clock.
+        roofline: of this machine; None measures it for every dtype.
+        report: called with each measurement when it is done.
 
     Returns:
-        measurements by setting, softmax first, then by kernel: its block, then its paths. What
-        cannot run, or fails its gate, has ``error`` set and no time.
+        Measurements by setting, softmax first, then by kernel: the authors' code, then the
+        backends. Candidates that cannot run or fail their check have ``error`` set and no time.
 
     Raises:
-        ValueError: nothing to measure, or a number that is not positive.
+        ValueError: nothing to measure, or a number is not positive.
     """
     if not kernels or not settings:
         raise ValueError("bench ops needs at least one kernel and one number of tokens")
@@ -85,13 +87,14 @@ def bench_ops(
     everything = {SOFTMAX: Softmax()} | dict(kernels)
     with cpu_threads(threads):
         timer = timer or timer_for(device, clock)
-        chosen = available_paths(device) if paths is None else paths
-        limits: dict[torch.dtype, MachineLimit] = {}
+        chosen = available_backends(device) if paths is None else paths
+        rooflines: dict[torch.dtype, Roofline] = {}
         found: list[OpMeasurement] = []
         for setting in settings:
-            if setting.dtype not in limits:
-                limits[setting.dtype] = measure_limit(device, setting.dtype, timer)
-            bench = _Bench(setting, device, backward, limits[setting.dtype])
+            if setting.dtype not in rooflines:
+                measured = roofline or measure_roofline(device, setting.dtype, timer)
+                rooflines[setting.dtype] = measured
+            bench = _Bench(setting, device, backward, rooflines[setting.dtype])
             with specialised():
                 entered = bench.entered(everything, chosen)
                 rows = entered.measure(bench.ratios, rounds=rounds, seconds=seconds, timer=timer)
@@ -100,81 +103,88 @@ def bench_ops(
                     report(row)
             found += rows
         facts = machine_facts(device) | {"clock": clock}
-        for dtype, limit in limits.items():
-            facts[f"limit ({_name(dtype)})"] = (
-                f"{limit.gflops:.0f} GFLOP/s, {limit.gigabytes:.1f} GB/s"
-            )
+        for dtype, measured in rooflines.items():
+            facts[f"roofline ({_name(dtype)})"] = str(measured)
         return OpsResult(tuple(found), facts)
 
 
 class _Bench:
-    """One setting: its tensors, and what is done with every subject there."""
+    """One setting: its tensors, and the checks and calls of its candidates."""
 
     def __init__(
-        self, setting: Setting, device: torch.device, backward: bool, limit: MachineLimit
+        self, setting: Setting, device: torch.device, backward: bool, roofline: Roofline
     ) -> None:
-        self.setting, self.device, self.backward, self.limit = setting, device, backward, limit
+        self.setting, self.device, self.backward = setting, device, backward
+        self.roofline = roofline
         self.packed = setting.packed(device).requires_grad_(backward)
         shape = (setting.batch, setting.tokens, setting.heads * setting.dim)
         self.grad = torch.randn(shape, generator=torch.Generator().manual_seed(1))
         self.grad = self.grad.to(device=device, dtype=setting.dtype)
-        #: Kernel → milliseconds that the machine needs at least.
-        self.floors: dict[str, float | None] = {}
+        #: Kernel → milliseconds at the roofline.
+        self.bounds: dict[str, float | None] = {}
 
     def entered(
         self, kernels: Mapping[str, AttentionConfig], paths: Sequence[str]
     ) -> Comparison[_Key, OpMeasurement]:
-        """All kernels on all paths, gated."""
+        """All kernels on all backends, checked."""
         found: Comparison[_Key, OpMeasurement] = Comparison()
         for kernel, config in kernels.items():
-            self.floors[kernel] = self._floor(config)
+            self.bounds[kernel] = self._bound(config)
             expected: Expected | None = None
-            for subject in op_subjects(kernel, config, paths, self.setting, self.packed):
-                if not isinstance(subject, OpSubject):
-                    _, path, reason = subject
+            for candidate in op_candidates(kernel, config, paths, self.setting, self.packed):
+                if not isinstance(candidate, OpCandidate):
+                    _, path, reason = candidate
                     found.refuse((kernel, path), self._row(kernel, path), reason)
                     continue
-                key = kernel, subject.path
+                key = kernel, candidate.path
                 with found.trying(key, self._row(*key)):
-                    expected = expected or self._expected(subject)
-                    found.enter(key, *self._ready(subject, expected))
+                    expected = expected or self._expected(candidate)
+                    found.enter(key, *self._ready(candidate, expected))
         return found
 
-    def _expected(self, subject: OpSubject) -> Expected:
+    def _expected(self, candidate: OpCandidate) -> Expected:
         grad = self.grad if self.backward else None
-        return Expected.of(subject.core, self.packed, self.setting.grid, self.setting.prefix, grad)
+        return Expected.of(
+            candidate.core, self.packed, self.setting.grid, self.setting.prefix, grad
+        )
 
-    def _ready(self, subject: OpSubject, expected: Expected) -> tuple[Call, OpMeasurement]:
-        """The call to time and the row without times; raises where it is wrong or did not run."""
+    def _ready(self, candidate: OpCandidate, expected: Expected) -> tuple[Call, OpMeasurement]:
+        """The call to time and the row without times.
+
+        Raises:
+            CheckError: the result is wrong, or another backend ran.
+        """
         with torch.set_grad_enabled(self.backward):
-            out, path = path_taken(lambda: subject.call(self.packed), subject.path)
-        foreign = subject.path in (SDPA, REFERENCE)
+            out, path = path_taken(lambda: candidate.call(self.packed), candidate.path)
+        foreign = candidate.path in (SDPA, REFERENCE)
         limits = (FOREIGN_LIMITS if foreign else LIMITS)[self.setting.dtype]
-        error = expected.error(out, self._leaves(subject), limits)
+        error = expected.error(out, self._leaves(candidate), limits)
         del out
-        if not foreign and path != subject.path:
-            raise GateError(f"this kernel has no {subject.path} form, it ran on the {path} path")
-        call = self._call(subject)
-        call()  # warm: compiled without gradients too
-        # Compiled code is not followed operator by operator.
+        if not foreign and path != candidate.path:
+            raise CheckError(
+                f"this kernel has no {candidate.path} backend, it ran on the {path} one"
+            )
+        call = self._call(candidate)
+        call()  # warm-up: compile without gradients too
+        # Operators inside compiled code cannot be traced.
         peak = None if path == "compiled" else peak_megabytes(call, self.device)
         resident = resident_megabytes(call) if self.device.type == "cpu" else None
-        row = self._row(subject.kernel, subject.path)
+        row = self._row(candidate.kernel, candidate.path)
         row = replace(row, relative_rms=error, peak_megabytes=peak, resident_megabytes=resident)
         return call, row
 
-    def _leaves(self, subject: OpSubject) -> list[Tensor]:
-        return [self.packed, *subject.core.parameters()]
+    def _leaves(self, candidate: OpCandidate) -> list[Tensor]:
+        return [self.packed, *candidate.core.parameters()]
 
-    def _call(self, subject: OpSubject) -> Call:
-        packed, grad, leaves = self.packed, self.grad, self._leaves(subject)
+    def _call(self, candidate: OpCandidate) -> Call:
+        packed, grad, leaves = self.packed, self.grad, self._leaves(candidate)
 
         def forward() -> Tensor:
             with torch.no_grad():
-                return subject.call(packed)
+                return candidate.call(packed)
 
         def both() -> tuple[Tensor, ...]:
-            out = subject.call(packed)
+            out = candidate.call(packed)
             return torch.autograd.grad(out, leaves, grad, allow_unused=True)
 
         return both if self.backward else forward
@@ -185,24 +195,24 @@ class _Bench:
             kernel, path, s.tokens, s.batch, s.heads, s.dim, _name(s.dtype), self.backward
         )
 
-    def _floor(self, config: AttentionConfig) -> float | None:
-        """Milliseconds that the machine needs at least."""
+    def _bound(self, config: AttentionConfig) -> float | None:
+        """Milliseconds at the roofline; None where the operations are not known."""
         work = operations(config, self.setting)
         if work is None:
             return None
-        # Backwards there are twice the products; q, k, v, grad in, three gradients out.
+        # Backward has twice the products; it reads q, k, v and grad and writes three gradients.
         factor, touches = (3.0, 11 / 4) if self.backward else (1.0, 1.0)
-        return self.limit.milliseconds(factor * work, touches * moved_bytes(self.setting))
+        return self.roofline.milliseconds(factor * work, touches * moved_bytes(self.setting))
 
     def ratios(self, key: _Key, times: Mapping[_Key, float]) -> dict[str, Any]:
-        """Of one subject's time to those that it is compared with."""
+        """One candidate's time against those it is compared with."""
         kernel, _ = key
-        mine, floor = times[key], self.floors[kernel]
+        mine, bound = times[key], self.bounds[kernel]
         softmax, block = times.get((SOFTMAX, SDPA)), times.get((kernel, REFERENCE))
         return {
             "against_sdpa": None if softmax is None else softmax / mine,
             "against_reference": None if block is None else block / mine,
-            "limit_share": None if floor is None else floor / mine,
+            "roofline_share": None if bound is None else bound / mine,
         }
 
 
@@ -214,7 +224,7 @@ def settings_of(
     dims: Sequence[int] = (64,),
     dtypes: Sequence[torch.dtype] = (torch.float32,),
 ) -> list[Setting]:
-    """Every combination, tokens varying fastest."""
+    """Every combination of the arguments, tokens varying fastest."""
     shapes = itertools.product(dtypes, batches, heads, dims, tokens)
     return [Setting(b, n, h, d, dtype) for dtype, b, h, d, n in shapes]
 

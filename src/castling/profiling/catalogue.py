@@ -1,4 +1,4 @@
-"""What there is to choose from: models and attentions, described."""
+"""Listings of models and attentions for the command line."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class ModelEntry:
     Attributes:
         name: for ``timm.create_model``.
         summary: first line of its documentation.
-        input_size: (channels, height, width) it is made for.
-        parameters: their number in use, without auxiliary branches; None where not counted.
-        macs: multiply-accumulates of one image in use; None where not counted.
+        input_size: default (channels, height, width).
+        parameters: number of parameters without auxiliary branches; None if not counted.
+        macs: multiply-accumulates per image without auxiliary branches; None if not counted.
     """
 
     name: str
@@ -76,7 +76,7 @@ def list_models(pattern: str = "*", *, count: bool = False) -> list[ModelEntry]:
 
     Args:
         pattern: shell pattern of names.
-        count: build each one and count its parameters and multiply-accumulates; takes seconds.
+        count: build each model and count parameters and multiply-accumulates; takes seconds.
 
     Raises:
         ValueError: no name matches.

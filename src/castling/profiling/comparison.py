@@ -1,4 +1,4 @@
-"""One comparison: what passes its gate runs against the others in turns; what fails says why."""
+"""One comparison: candidates that pass their check are timed in turns, the others say why not."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
-from castling.profiling.gate import GateError
+from castling.profiling.checks import CheckError
 from castling.profiling.results import Measurement
 from castling.profiling.timing import Call, Timer, time_alternately
 from castling.utils.text import first_line
 
-#: What a subject may fail with, while the others are measured all the same.
-FAILURES = (GateError, ValueError, RuntimeError, AssertionError, ImportError, MemoryError)
+#: Failures of one candidate that do not stop the others.
+FAILURES = (CheckError, ValueError, RuntimeError, AssertionError, ImportError, MemoryError)
 
 Key = TypeVar("Key", bound=Hashable)
 Row = TypeVar("Row", bound=Measurement)
 
 
 class Comparison(Generic[Key, Row]):
-    """Subjects of one setting, each with its row."""
+    """The candidates of one setting and their measurements."""
 
     def __init__(self) -> None:
         self._rows: dict[Key, Row] = {}
@@ -28,18 +28,18 @@ class Comparison(Generic[Key, Row]):
 
     @contextmanager
     def trying(self, key: Key, blank: Row) -> Iterator[None]:
-        """Within, a failure becomes the subject's row: ``blank`` with what the failure says."""
+        """Turn a failure inside into the candidate's row: ``blank`` with the failure's message."""
         try:
             yield
         except FAILURES as error:
             self.refuse(key, blank, first_line(error))
 
     def enter(self, key: Key, call: Call, row: Row) -> None:
-        """Take a subject in that has passed its gate: what is to be timed, and its row so far."""
+        """Register a candidate that passed its check: the call to time, and its row so far."""
         self._calls[key], self._rows[key] = call, row
 
     def refuse(self, key: Key, blank: Row, reason: str) -> None:
-        """Say in its row why a subject has no time."""
+        """Record why a candidate has no time."""
         self._rows[key] = replace(blank, error=reason)
 
     def measure(
@@ -50,16 +50,16 @@ class Comparison(Generic[Key, Row]):
         seconds: float,
         timer: Timer,
     ) -> list[Row]:
-        """Time what passed.
+        """Time the registered candidates.
 
         Args:
-            ratios: from a subject and the milliseconds of all, further values of its row.
+            ratios: (candidate, milliseconds of all) -> further fields of its row.
             rounds: as :func:`time_alternately`.
             seconds: as :func:`time_alternately`.
             timer: as :func:`time_alternately`.
 
         Returns:
-            all rows, in the order in which they came.
+            all rows, in order of registration.
         """
         times = time_alternately(self._calls, rounds=rounds, seconds=seconds, timer=timer)
         medians = {key: timing.milliseconds for key, timing in times.items()}

@@ -1,8 +1,8 @@
-"""Layers timed inside a running model, by hooks.
+"""Attention layers timed by hooks inside the running model.
 
 Notable:
-- inputs, caches and neighbours are the real ones;
-- models run in turns, and the whole is timed without hooks, which would slow it.
+- inputs, caches and neighbouring layers are those of real use;
+- models run in turns, and the whole model is timed without hooks, which would slow it.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from castling.profiling.timing import FEWEST_ROUNDS, Clock, Timer, require_clock
+from castling.profiling.timing import MIN_ROUNDS, Clock, Timer, require_clock
 from castling.surgery import convertible
 
 
 class Stopwatch:
-    """Marks on a device's time line.
+    """Time stamps on a device.
 
     Args:
-        device: on a GPU the marks travel in its queue, so that nothing has to wait for them.
+        device: on a GPU the stamps are events in its stream, so that nothing waits for them.
         clock: ``"wall"``, or ``"cpu"`` for one thread on a busy machine.
 
     Raises:
@@ -37,7 +37,7 @@ class Stopwatch:
         self._now = time.perf_counter if clock == "wall" else time.process_time
 
     def mark(self) -> Any:
-        """Now."""
+        """A time stamp of now."""
         if self.device.type != "cuda":
             return self._now()
         event = torch.cuda.Event(enable_timing=True)
@@ -45,7 +45,7 @@ class Stopwatch:
         return event
 
     def seconds(self, start: Any, end: Any) -> float:
-        """Between two marks."""
+        """Seconds between two time stamps."""
         if self.device.type != "cuda":
             return end - start
         end.synchronize()
@@ -64,8 +64,8 @@ class Stopwatch:
         return seconds
 
 
-class WatchedModel:
-    """A model whose attention layers are timed while it runs.
+class TimedModel:
+    """A model that times its attention layers while it runs.
 
     Args:
         model: in evaluation mode.
@@ -79,7 +79,7 @@ class WatchedModel:
         self.by_layer: dict[str, list[float]] = {name: [] for name in self.layers}
 
     def run(self, images: Tensor) -> float:
-        """One call without hooks, which would slow the whole, and one with; seconds of both."""
+        """Time one call without hooks and one with hooks; returns the seconds of both together."""
         whole = self.stopwatch.timer(lambda: self.model(images), 1)
         self.runs.append(whole)
         marks: dict[str, list[tuple[Any, Any]]] = {name: [] for name in self.layers}
@@ -125,23 +125,23 @@ class WatchedModel:
 
 
 def run_in_turns(
-    watched: Mapping[str, WatchedModel], images: Tensor, rounds: int, seconds: float
+    models: Mapping[str, TimedModel], images: Tensor, rounds: int, seconds: float
 ) -> None:
-    """Run each model at most so often, in turns.
+    """Run the models in turns.
 
     Args:
-        watched: name → model; each is called twice before, to be warm.
+        models: name → model; each is called twice before, to be warm.
         images: (B, C, H, W).
-        rounds: at most.
-        seconds: no further round begins after so long, except for the first three.
+        rounds: maximum number of rounds.
+        seconds: no further round starts after this time, except for the first three.
     """
-    for one in watched.values():
+    for one in models.values():
         one.model(images)
         one.model(images)
     spent = 0.0
     for done in range(rounds):
-        if done >= FEWEST_ROUNDS and spent > seconds:
+        if done >= MIN_ROUNDS and spent > seconds:
             break
-        order = list(watched.values())
+        order = list(models.values())
         for one in order if done % 2 == 0 else reversed(order):
             spent += one.run(images)

@@ -1,16 +1,16 @@
-"""What a speed depends on beside the code: the machine's name, and how fast it could be at best."""
+"""The machine a time was measured on: its name and versions, and its measured roofline."""
 
 from __future__ import annotations
 
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from castling.ops import native
-from castling.ops.paths import available_paths
+from castling.ops.backends import available_backends
 from castling.profiling.timing import Timer, time_alternately
 
 _COPIED_BYTES = 1 << 27
@@ -18,7 +18,7 @@ _PRODUCT_SIDE = {"cpu": 1536, "cuda": 8192}
 
 
 def machine_facts(device: torch.device) -> dict[str, Any]:
-    """Device, threads, versions, and the attention paths that work there."""
+    """Device, threads, versions, and the attention backends that work there."""
     name = platform.processor() or platform.machine()
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
@@ -33,7 +33,7 @@ def machine_facts(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "paths": ", ".join(available_paths(device)),
+        "paths": ", ".join(available_backends(device)),
     }
     if device.type == "cpu":
         facts["instructions"] = f"{torch.backends.cpu.get_cpu_capability()} in PyTorch"
@@ -42,34 +42,33 @@ def machine_facts(device: torch.device) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class MachineLimit:
-    """The best that this machine does, measured.
+class Roofline:
+    """Measured peak speed and memory bandwidth of a machine (Williams et al., CACM 2009).
 
     Attributes:
-        gflops: 10⁹ floating-point operations a second, of a large matrix product or, on a CPU, of
+        gflops: 10⁹ floating-point operations per second of a large matrix product or, on a CPU, of
             multiply-adds in registers, whichever is faster.
-        gigabytes: 10⁹ bytes a second, read and written, of a large copy.
+        gigabytes: 10⁹ bytes per second, read and written, of a large copy.
     """
 
     gflops: float
     gigabytes: float
 
     def milliseconds(self, operations: float, moved: float) -> float:
-        """Shortest time for so many operations and so many bytes, whichever takes longer."""
+        """Lower bound on the time of this many operations and bytes: the longer of the two."""
         return max(operations / self.gflops, moved / self.gigabytes) / 1e6
 
-    def to_dict(self) -> dict[str, float]:
-        """Plain values for JSON."""
-        return asdict(self)
+    def __str__(self) -> str:
+        return f"{self.gflops:.0f} GFLOP/s, {self.gigabytes:.1f} GB/s"
 
 
 @torch.no_grad()
-def measure_limit(device: torch.device, dtype: torch.dtype, timer: Timer) -> MachineLimit:
-    """Time a large product, on a CPU also a loop of multiply-adds in registers, and a large copy.
+def measure_roofline(device: torch.device, dtype: torch.dtype, timer: Timer) -> Roofline:
+    """Time a large matrix product, a large copy and, on a CPU, multiply-adds in registers.
 
-    A product alone would flatter us where PyTorch's library leaves vector units idle that ours
-    uses, as it does AVX-512 on some CPUs. There all is in float32, in which every kernel computes
-    whatever it stores.
+    A matrix product alone would flatter our kernels where PyTorch's library leaves vector units
+    idle, as it does AVX-512 on some CPUs. CPUs are measured in float32, in which all our CPU
+    kernels compute.
 
     Args:
         device: where.
@@ -91,16 +90,16 @@ def measure_limit(device: torch.device, dtype: torch.dtype, timer: Timer) -> Mac
         seconds=3.0,
         timer=timer,
     )
-    # The lower quartile: a limit is what the machine can do, not what it does on average.
+    # The lower quartile, because a roofline is peak speed, not average speed.
     gflops = 2 * side**3 / times["product"].low / 1e6
-    return MachineLimit(
+    return Roofline(
         gflops=max(gflops, _multiply_add_gflops()) if device.type == "cpu" else gflops,
         gigabytes=2 * _COPIED_BYTES / times["copy"].low / 1e6,
     )
 
 
 def _multiply_add_gflops() -> float:
-    """Of all threads, from registers alone; 0 where the C++ operators are not built."""
+    """Peak of all threads from registers alone; 0 where the C++ operators are not built."""
     try:
         return torch.get_num_threads() * native.multiply_add_rate()
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""Peak memory of a computation: of its tensors, and of the whole process."""
+"""Peak memory of a call: of its tensors, and of the whole process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PROCESS = Path("/proc/self")
 
 
 class _LiveTensors(TorchDispatchMode):
-    """Bytes of the tensors that operators have made and that are still alive."""
+    """Tracks the bytes of live tensors that operators have created."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,14 +46,14 @@ def _real(value: Any) -> bool:
 
 
 def peak_megabytes(function: Callable[[], Any], device: torch.device) -> float:
-    """Largest memory of tensors alive at one time during a call, beyond those alive before it.
+    """Peak memory of tensors during a call, beyond those alive before it.
 
-    Activations and results are counted, weights and inputs are not. On a GPU the allocator tells;
-    elsewhere every operator's results are followed: scratch memory inside one operator is missed
-    (:func:`resident_megabytes` sees it).
+    Activations and results count, weights and inputs do not. On a GPU the allocator's statistics
+    are read; elsewhere the results of every operator are tracked, which misses scratch memory
+    inside an operator (:func:`resident_megabytes` includes it).
 
     Args:
-        function: called once; gradients as the caller has them.
+        function: called once, with gradients enabled or not as by the caller.
         device: where it computes.
 
     Returns:
@@ -72,17 +72,17 @@ def peak_megabytes(function: Callable[[], Any], device: torch.device) -> float:
 
 
 def resident_megabytes(function: Callable[[], Any]) -> float | None:
-    """By how much the process grows at most during a call, in physical memory.
+    """Peak growth of the process's physical memory during a call.
 
-    Whatever runs in the process is counted, scratch memory and other runtimes too. Memory that an
-    earlier call has left with the process is used again unseen, so this is a lower bound.
+    Counts everything in the process, scratch memory and other runtimes included. Memory that the
+    process kept from an earlier call is reused without notice, so this is a lower bound.
 
     Returns:
-        10⁶ bytes; None where the system (Linux) does not tell.
+        10⁶ bytes; None except on Linux.
     """
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back, to be counted when taken anew
-        (_PROCESS / "clear_refs").write_text("5", encoding="ascii")  # forgets the earlier peak
+        ctypes.CDLL(None).malloc_trim(0)  # return freed memory, so that it counts again
+        (_PROCESS / "clear_refs").write_text("5", encoding="ascii")  # reset the peak
         before = _status("VmRSS")
     except (OSError, AttributeError, KeyError):
         return None

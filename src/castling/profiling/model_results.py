@@ -1,22 +1,15 @@
-"""What ``castling bench models`` found, as table, files and picture."""
+"""Result of ``castling bench models``: table, files and plot."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 from castling.ops.macs import CONVENTION
-from castling.profiling.plots import Plot, speedups
-from castling.profiling.results import (
-    BenchResult,
-    Measurement,
-    crossover,
-    percent,
-    ratio,
-    short,
-    shown,
-    spread,
-)
+from castling.profiling.formatting import percent, ratio, short, shown
+from castling.profiling.plots import Panels, Plot, speedups
+from castling.profiling.results import BenchResult, Measurement, crossover
 
 
 @dataclass(frozen=True)
@@ -24,23 +17,24 @@ class ModelMeasurement(Measurement):
     """One model in one runtime at one size.
 
     Attributes:
-        model: name of the subject.
-        variant: ``"eager"``, ``"folded"``, ``"compiled"``, ``"onnxruntime"`` or ``"openvino"``.
+        model: name of the candidate.
+        variant: the runtime: ``"eager"``, ``"folded"``, ``"compiled"``, ``"onnxruntime"`` or
+            ``"openvino"``.
         height: of the image, pixels.
         width: of the image, pixels.
-        batch: images a call.
-        tokens: most tokens that one attention inside meets; None where there is none.
-        images_per_second: from the median.
+        batch: images per call.
+        tokens: largest number of tokens that one of its attentions gets; None without attention.
+        images_per_second: from the median time.
         against_host: how many times faster than the fastest softmax host in the same runtime.
         against_eager: how many times faster than the same model in eager; None in eager itself and
             where that was not timed.
-        cap_share: the cap's time divided by this one, in the same runtime: 1 where attention is
-            free.
-        macs: multiply-accumulates an image.
-        parameters: their number.
+        bound_share: time of the attention-free bound divided by this one, in the same runtime: 1
+            where attention costs nothing.
+        macs: multiply-accumulates per image.
+        parameters: number of parameters.
 
-    The error ``relative_rms`` is of the output against the naive path (eager) or against eager
-    (others).
+    ``relative_rms`` is the error of the output against the naive backend (eager) or against eager
+    (other runtimes).
     """
 
     model: str
@@ -53,7 +47,7 @@ class ModelMeasurement(Measurement):
     images_per_second: float | None = None
     against_host: float | None = None
     against_eager: float | None = None
-    cap_share: float | None = None
+    bound_share: float | None = None
     macs: int | None = None
     parameters: int | None = None
 
@@ -64,7 +58,7 @@ class ModelMeasurement(Measurement):
 
     @property
     def size(self) -> float:
-        """Side of the image, or of the square with as many pixels."""
+        """Side of a square of the image's area, pixels."""
         return float((self.height * self.width) ** 0.5)
 
     @property
@@ -75,7 +69,7 @@ class ModelMeasurement(Measurement):
 
 @dataclass(frozen=True)
 class ModelsResult(BenchResult[ModelMeasurement]):
-    """What ``castling bench models`` found.
+    """Result of ``castling bench models``.
 
     Attributes:
         hosts: model → its softmax hosts.
@@ -85,40 +79,46 @@ class ModelsResult(BenchResult[ModelMeasurement]):
     hosts: dict[str, tuple[str, ...]]
     convention: str = CONVENTION
 
+    row_class: ClassVar[type[Measurement]] = ModelMeasurement
     head: ClassVar[tuple[str, ...]] = (
         *("model", "runtime", "size", "batch", "tokens", "ms", "quartiles", "images/s"),
-        *("×host", "×eager", "of cap", "peak MB", "RSS MB", "GMACs", "M params"),
+        *("×host", "×eager", "of bound", "peak MB", "RSS MB", "GMACs", "M params"),
     )
     axis: ClassVar[str] = "image side, pixels"
     baseline: ClassVar[str] = "its softmax host"
     legend: ClassVar[str] = (
-        "ms: median of alternated runs; ×host: times faster than the fastest softmax host in the "
-        "same runtime; ×eager: than the same model in eager; of cap: share of the speed of the "
-        "same model with its attention deleted; peak MB: tensors alive at one time; RSS MB: growth "
-        "of the process"
+        "ms: median of interleaved runs; ×host: times faster than the fastest softmax host in the "
+        "same runtime; ×eager: than the same model in eager; of bound: share of the speed of the "
+        "same model with its attention deleted; peak MB: peak memory of tensors; RSS MB: growth of "
+        "the process"
     )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """See :class:`BenchResult`."""
+        hosts = {model: tuple(hosts) for model, hosts in values.get("hosts", {}).items()}
+        return super().from_dict({**values, "hosts": hosts})
 
     def cells(self, row: ModelMeasurement) -> tuple[str, ...]:
         """See :class:`BenchResult`."""
         return (
             *(row.model, row.variant, f"{row.height}×{row.width}", str(row.batch)),
             "-" if row.tokens is None else str(row.tokens),
-            *(short(row.milliseconds), spread(row), short(row.images_per_second)),
-            *(ratio(row.against_host), ratio(row.against_eager), percent(row.cap_share)),
+            *(short(row.milliseconds), row.quartiles, short(row.images_per_second)),
+            *(ratio(row.against_host), ratio(row.against_eager), percent(row.bound_share)),
             *(shown(row.peak_megabytes, ".1f"), shown(row.resident_megabytes, ".1f")),
             shown(None if row.macs is None else row.macs / 1e9, ".4f"),
             shown(None if row.parameters is None else row.parameters / 1e6, ".2f"),
         )
 
     def crossovers(self) -> dict[str, int | None]:
-        """By label the fewest tokens from which on it beats its hosts, at the first batch measured.
+        """Label → fewest tokens from which on it beats its hosts, at the first batch measured.
 
-        Where models have no tokens of one kind, pixels stand for them.
+        Models without a token count are given in pixels.
         """
         times: dict[tuple[str, str], dict[int, ModelMeasurement]] = {}
-        first = self.measurements[0].batch if self.measurements else 1
         for row in self.measurements:
-            if row.batch == first and row.milliseconds:
+            if row.batch == self.measurements[0].batch and row.milliseconds:
                 times.setdefault((row.model, row.variant), {})[row.height * row.width] = row
         result: dict[str, int | None] = {}
         for (model, variant), rows in times.items():
@@ -136,17 +136,17 @@ class ModelsResult(BenchResult[ModelMeasurement]):
         return result
 
     def plot(self) -> Plot:
-        """Times faster than the host against image size; a panel for each runtime and batch."""
-        panels: dict[str, dict[str, dict[str, tuple[list[float], list[float]]]]] = {}
+        """Times faster than the host against image size; a panel per runtime and batch."""
+        panels: Panels = {}
         for row in self.measurements:
             if row.against_host is None or row.model in self.hosts[row.model]:
                 continue
             panel = panels.setdefault(f"{row.variant}, batch {row.batch}", {})
             ways = panel.setdefault(row.model, {})
-            cap = None if row.cap_share is None else row.against_host / row.cap_share
-            for way, value in (("measured", row.against_host), ("without attention", cap)):
+            bound = None if row.bound_share is None else row.against_host / row.bound_share
+            for way, value in (("measured", row.against_host), ("without attention", bound)):
                 if value is not None:
                     xs, ys = ways.setdefault(way, ([], []))
                     xs.append(row.size)
                     ys.append(value)
-        return speedups(panels, x=self.axis, y="times faster than softmax")
+        return speedups(panels, x=self.axis, y="times faster than the softmax host")

@@ -1,4 +1,4 @@
-"""A report page: one HTML file that needs nothing else."""
+"""A report page: one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from castling.utils.files import write_text
 
 @dataclass
 class Page:
-    """Sections in the order they were added.
+    """A page of sections.
 
     Attributes:
         title: heading.
         subtitle: one sentence under it.
-        footer: last line.
+        footer: last line of the page.
     """
 
     title: str
@@ -59,13 +59,13 @@ class Page:
         )
 
     def write(self, path: str | os.PathLike[str]) -> Path:
-        """Write the page whole; returns its path."""
+        """Write the page; returns its path."""
         write_text(path, self.html())
         return Path(path)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], best: int | None = None) -> str:
-    """A table; the first column is left-aligned, row ``best`` is tinted."""
+    """A table; the first column is left-aligned, row ``best`` is highlighted."""
     lines = ["<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in head) + "</tr>"]
     for index, row in enumerate(rows):
         kind = ' class="best"' if index == best else ""
@@ -75,7 +75,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], best: int | None =
 
 
 def figures(plots: Iterable[tuple[Plot, str]]) -> str:
-    """Plots with captions, side by side where there is room."""
+    """Plots with captions, side by side on wide screens."""
     inside = "\n".join(
         f"<figure>{plot.svg()}<figcaption>{html.escape(caption)}</figcaption></figure>"
         for plot, caption in plots
@@ -84,7 +84,7 @@ def figures(plots: Iterable[tuple[Plot, str]]) -> str:
 
 
 def cards(facts: Iterable[tuple[str, str]]) -> str:
-    """Large numbers: (value, what it is)."""
+    """Large numbers: (value, description)."""
     inside = "".join(
         f"<div><b>{html.escape(value)}</b><span>{html.escape(label)}</span></div>"
         for value, label in facts
@@ -103,7 +103,7 @@ def subheading(text: str) -> str:
 
 
 def gallery(images: Iterable[tuple[Image.Image, str, str, bool]]) -> str:
-    """Pictures: (image, main line, small line, whether the main line is good news)."""
+    """Images: (image, main line, small line, whether the main line is good news)."""
     parts = []
     for image, line, small, good in images:
         buffer = io.BytesIO()

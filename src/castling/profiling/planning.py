@@ -1,9 +1,8 @@
-"""``castling.plan``: on this device, at this size, which layers are faster with linear attention.
+"""``castling.plan``: which layers are faster with linear attention, on this device at this size.
 
 Notable:
-- each layer is timed inside the running model (``layer_timing``), the softmax model and the linear
-  one in turns;
-- the plan's prediction is checked against the model that it makes.
+- each layer is timed inside the running model (``layer_timing``), softmax and linear in turns;
+- the predicted time is checked against the model converted by the plan.
 """
 
 from __future__ import annotations
@@ -17,17 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from castling.attention import Softmax, attention_config
-from castling.ops.paths import available_paths
-from castling.profiling.layer_timing import Stopwatch, WatchedModel, run_in_turns
+from castling.ops.backends import available_backends
+from castling.profiling.layer_timing import Stopwatch, TimedModel, run_in_turns
 from castling.profiling.machine import machine_facts
 from castling.profiling.timing import Clock, cpu_threads, time_alternately
 from castling.surgery import convertible, linearize_
 from castling.surgery.hosts import HostAttention
-from castling.surgery.linearize import Attention
 from castling.surgery.plan import Plan, PlannedLayer, Predicted, Verified
+from castling.surgery.selection import Attention
 from castling.utils.text import first_line
 
-#: How far a prediction may be from what is measured, as a share.
+#: Acceptable relative error of the predicted time.
 WITHIN = 0.1
 
 
@@ -50,27 +49,27 @@ def plan(
     """Measure each attention layer with softmax and linear, and choose the faster.
 
     Args:
-        model: a timm model that ``linearize_`` can convert; it is not changed. Layers that are
-            converted already are measured with softmax in their place.
-        attention: for the linear layers; an auxiliary branch is left out, as in use.
+        model: a timm model that ``linearize_`` can convert; it is not changed. For layers that are
+            converted already, softmax attention is put back for the measurement.
+        attention: of the linear layers; an auxiliary branch is ignored, as it is for training only.
         image_size: (height, width) in pixels, or the side of a square.
-        batch: images a call.
+        batch: images per call.
         name: of the model in the plan; empty takes timm's.
         device: where to measure.
         threads: CPU threads; None leaves PyTorch's number.
-        rounds: timed runs of each model at most.
-        seconds: time limit of the measurement, and again of the verification; at least three
-            rounds are made of each.
-        verify: measure the planned model too.
         clock: ``"wall"``, or ``"cpu"`` for one thread on a busy machine.
-        stopwatch: a clock of another kind.
+        rounds: maximum number of timed runs per model.
+        seconds: time limit of the measurement, and of the verification; at least three rounds are
+            made of each.
+        verify: measure the planned model too.
+        stopwatch: replaces the clock.
 
     Returns:
-        the plan; ``save`` writes it, ``linearize_(model, attention, where=plan)`` obeys it.
+        The plan; ``save`` writes it, ``linearize_(model, attention, where=plan)`` applies it.
 
     Raises:
-        ValueError: the model holds no attention that can be replaced or does not run at this size,
-            or a number is not positive.
+        ValueError: the model has no attention that can be replaced or does not run at this size, or
+            a number is not positive.
 
     Example:
         >>> plan = castling.plan(model, castling.LinearAngular(), image_size=512)
@@ -89,11 +88,11 @@ def plan(
         images = torch.randn((batch, 3, *size), generator=torch.Generator().manual_seed(0))
         images = images.to(device)
         tokens = _tokens(linear, images)
-        watched = {
-            "softmax": WatchedModel(softmax, stopwatch),
-            "linear": WatchedModel(linear, stopwatch),
+        timed = {
+            "softmax": TimedModel(softmax, stopwatch),
+            "linear": TimedModel(linear, stopwatch),
         }
-        run_in_turns(watched, images, rounds, seconds)
+        run_in_turns(timed, images, rounds, seconds)
         facts = machine_facts(device)
         found = Plan(
             model=name or _name_of(model),
@@ -101,13 +100,13 @@ def plan(
             device=facts["device"],
             threads=torch.get_num_threads(),
             torch=torch.__version__,
-            paths=available_paths(device),
+            paths=available_backends(device),
             image_size=(size[0], size[1]),
             batch=batch,
-            layers=_layers(linear, watched, tokens),
+            layers=_layers(linear, timed, tokens),
             predicted=Predicted(1.0, 1.0, 1.0),
         )
-        found = replace(found, predicted=_predict(found, watched["softmax"].total()))
+        found = replace(found, predicted=_predict(found, timed["softmax"].total()))
         if not verify:
             return found
         planned = _twin(softmax)
@@ -129,7 +128,7 @@ def _name_of(model: nn.Module) -> str:
 
 
 def _twin(model: nn.Module) -> nn.Module:
-    """A copy with modules of its own and the same weights."""
+    """A copy with its own modules that shares the weights."""
     shared: dict[int, Any] = {id(tensor): tensor for tensor in model.parameters()}
     return copy.deepcopy(model, shared).eval()
 
@@ -137,7 +136,7 @@ def _twin(model: nn.Module) -> nn.Module:
 def _softmax_twin(model: nn.Module) -> nn.Module:
     twin = _twin(model)
     converted = [n for n, m in convertible(twin).items() if isinstance(m, HostAttention)]
-    if converted:  # auxiliary branches go with it; score biases stay
+    if converted:  # this removes auxiliary branches and keeps score biases
         linearize_(twin, Softmax(), converted)
     return twin
 
@@ -147,12 +146,16 @@ def _call(model: nn.Module, images: Tensor) -> Callable[[], Any]:
 
 
 def _tokens(model: nn.Module, images: Tensor) -> dict[str, int]:
-    """Keys that each layer meets; raises ValueError where the model does not run."""
+    """Number of keys of each layer.
+
+    Raises:
+        ValueError: the model does not run on these images, or a layer does not run.
+    """
     found: dict[str, int] = {}
 
     def note(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            found[name] = inputs[1].shape[1]
+            found[name] = inputs[0].key.shape[1]
 
         return hook
 
@@ -173,17 +176,17 @@ def _tokens(model: nn.Module, images: Tensor) -> dict[str, int]:
             handle.remove()
     missing = [name for name in layers if name not in found]
     if missing:
-        raise ValueError(f"{missing[0]} takes no part in a forward pass: nothing to plan")
+        raise ValueError(f"{missing[0]} does not run in a forward pass: nothing to plan")
     return found
 
 
 def _layers(
-    linear: nn.Module, watched: Mapping[str, WatchedModel], tokens: Mapping[str, int]
+    linear: nn.Module, timed: Mapping[str, TimedModel], tokens: Mapping[str, int]
 ) -> tuple[PlannedLayer, ...]:
     found = []
     for name, layer in convertible(linear).items():
         assert isinstance(layer, HostAttention)
-        before, after = watched["softmax"].layer(name), watched["linear"].layer(name)
+        before, after = timed["softmax"].layer(name), timed["linear"].layer(name)
         found.append(
             PlannedLayer(
                 name=name,
@@ -200,8 +203,8 @@ def _layers(
 
 
 def _predict(plan: Plan, softmax: float) -> Predicted:
-    """The measured softmax model with the layers' times exchanged."""
-    # Layers and whole are medians of different runs: noise must not leave less than nothing.
+    """The time of the softmax model with the times of its attention layers replaced."""
+    # Layers and whole model are medians of different runs: noise must not make the rest negative.
     rest = max(0.0, softmax - sum(layer.softmax_ms for layer in plan.layers))
     return Predicted(
         softmax=softmax,

@@ -1,37 +1,43 @@
-"""Figures: as SVG that takes the page's colours, and as PNG."""
+"""Figures: as SVG in the colours of the page around it, and as PNG."""
 
 from __future__ import annotations
 
 import io
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-if TYPE_CHECKING:
-    from castling.profiling.results import BenchResult
-
-#: Told apart by colour-blind readers, visible on white and on black.
+#: Distinguishable for colour-blind readers, visible on white and on black.
 PALETTE = ("#4c78dd", "#e8743b", "#2aa876", "#b45fcf", "#d9a40f", "#d6455d", "#17a2b8", "#8c7355")
-_COLUMNS = 4
-#: Stands for the text colour until it is replaced by the page's.
+#: Panels per row.
+_COLUMNS = 2
+#: Entries per row of a legend below the panels.
+_LEGEND_COLUMNS = 3
+#: Placeholder for the text colour; replaced by the page's in SVG.
 _INK = "#010203"
+_INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+
+#: (x values, y values).
+Curve = tuple[Sequence[float], Sequence[float]]
+#: Panel → candidate → variant → (x values, y values).
+Panels = dict[str, dict[str, dict[str, tuple[list[float], list[float]]]]]
 
 
 class Plot:
-    """A drawing that can be written on a page or into a file.
+    """A figure that can be written into a page or a file.
 
     Args:
-        draw: each paints on an axes of its own, side by side, at most four in a row.
+        draw: each draws on its own axes.
         width: inches.
         height: inches.
         y: label of all vertical axes.
-        title: above all.
-        legend: (name, colour, line style) of entries right of all; empty for none.
+        title: above all panels.
+        legend: (name, colour, line style) of the entries below all panels; empty for none.
     """
 
     def __init__(
@@ -46,23 +52,15 @@ class Plot:
         self.draw, self.width, self.height = draw, width, height
         self.y, self.title, self.legend = y, title, legend
 
-    def _figure(self, ink: str) -> Figure:
+    def figure(self, ink: str) -> Figure:
+        """The figure with text and axes in colour ``ink``."""
         with matplotlib.rc_context(
             {
                 "svg.fonttype": "none",
                 "svg.hashsalt": "castling",
                 "font.size": 10,
                 "font.family": ["sans-serif"],
-                **{
-                    f"{name}": ink
-                    for name in (
-                        "text.color",
-                        "axes.labelcolor",
-                        "axes.edgecolor",
-                        "xtick.color",
-                        "ytick.color",
-                    )
-                },
+                **dict.fromkeys(_INKED, ink),
             }
         ):
             figure = Figure(figsize=(self.width, self.height), layout="constrained")
@@ -87,14 +85,20 @@ class Plot:
                     Line2D([], [], color=colour, linestyle=style, label=name)
                     for name, colour, style in self.legend
                 ]
-                figure.legend(handles=handles, loc="outside right center", frameon=False)
+                figure.legend(
+                    handles=handles,
+                    loc="outside lower center",
+                    ncols=_LEGEND_COLUMNS,
+                    frameon=False,
+                    fontsize=9,
+                )
             return figure
 
     def svg(self) -> str:
         """An inline SVG element in the text colour of the page around it."""
         buffer = io.StringIO()
         with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "castling"}):
-            self._figure(_INK).savefig(
+            self.figure(_INK).savefig(
                 buffer, format="svg", transparent=True, metadata={"Date": None}
             )
         text = buffer.getvalue()
@@ -109,14 +113,16 @@ class Plot:
         )
 
     def png(self, dpi: int = 160) -> bytes:
-        """A PNG file on white."""
+        """A PNG file on white, which dark pages show as a white card."""
         buffer = io.BytesIO()
-        self._figure("#222222").savefig(buffer, format="png", dpi=dpi, facecolor="white")
+        self.figure("#222222").savefig(
+            buffer, format="png", dpi=dpi, facecolor="white", bbox_inches="tight", pad_inches=0.15
+        )
         return buffer.getvalue()
 
 
 def lines(
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    series: Mapping[str, Curve],
     *,
     x: str,
     y: str,
@@ -162,110 +168,87 @@ def lines(
     return Plot(draw)
 
 
-def time_against_size(result: BenchResult[Any]) -> Plot:
-    """Milliseconds per call against size, one curve per subject."""
-    return _against_size(result, "milliseconds", "milliseconds a call")
-
-
-def memory_against_size(result: BenchResult[Any]) -> Plot:
-    """Peak megabytes of activations against size, one curve per subject."""
-    return _against_size(result, "peak_megabytes", "peak activations, MB")
-
-
-def _against_size(result: BenchResult[Any], field: str, label: str) -> Plot:
-    series: dict[str, tuple[list[float], list[float]]] = {}
-    for row in result.measurements:
-        if getattr(row, field) is not None:
-            xs, ys = series.setdefault(row.label, ([], []))
-            xs.append(row.size)
-            ys.append(getattr(row, field))
-    return lines(dict(series), x=result.axis, y=label, log_x=True, log_y=True)
-
-
-#: Line styles of the ways to run one subject, in the order in which they are met.
+#: Line styles of the variants of one candidate, in order of appearance.
 _STYLES = ("-", "--", ":", "-.", (0, (1, 3)), (0, (5, 4)))
 
 
-def speedups(
-    panels: Mapping[str, Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]],
-    *,
-    x: str,
-    y: str,
-    title: str = "",
-) -> Plot:
-    """Ratios against size, above 1 the better; a colour for each subject, a style for each way.
+def speedups(panels: Panels, *, x: str, y: str, title: str = "") -> Plot:
+    """Speedups against size on logarithmic axes, with a line at 1.
 
     Args:
-        panels: panel → subject → way (path, runtime) → (x values, ratios).
+        panels: see ``Panels``; a colour per candidate, a line style per variant.
         x: axis label with its unit.
         y: axis label.
-        title: above all.
+        title: above all panels.
     """
-    subjects = list(dict.fromkeys(name for panel in panels.values() for name in panel))
-    ways = list(
-        dict.fromkeys(way for panel in panels.values() for one in panel.values() for way in one)
-    )
-
-    values = [
-        y
-        for panel in panels.values()
-        for one in panel.values()
-        for _, ys in one.values()
-        for y in ys
-    ]
+    names = list(dict.fromkeys(name for panel in panels.values() for name in panel))
+    variants = list(dict.fromkeys(variant for _, variant, _ in _curves(panels)))
+    values = [1.0, *(value for _, _, (_, ys) in _curves(panels) for value in ys)]
+    limits = min(values) / 1.2, max(values) * 1.2
     ticks = _ratio_ticks(values)
 
-    def draw_panel(name: str) -> Callable[[Any], None]:
+    def draw_panel(title: str) -> Callable[[Any], None]:
         def draw(axes: Any) -> None:
-            sizes: set[float] = set()
-            for subject, curves in panels[name].items():
-                for way, (xs, ys) in curves.items():
-                    axes.plot(
-                        xs,
-                        ys,
-                        color=PALETTE[subjects.index(subject) % len(PALETTE)],
-                        linestyle=_STYLES[ways.index(way) % len(_STYLES)],
-                        marker="o",
-                        markersize=4,
-                        markerfacecolor=None if way == ways[0] else "none",
-                        linewidth=1.8,
-                    )
-                    sizes |= set(xs)
             axes.axhline(1.0, color="#888888", linewidth=1)
+            for name, variant, (xs, ys) in _curves({title: panels[title]}):
+                axes.plot(
+                    xs,
+                    ys,
+                    color=PALETTE[names.index(name) % len(PALETTE)],
+                    linestyle=_STYLES[variants.index(variant) % len(_STYLES)],
+                    marker="o",
+                    markersize=4,
+                    markerfacecolor=None if variant == variants[0] else "none",
+                    linewidth=1.8,
+                )
+            sizes = sorted({x for _, _, (xs, _) in _curves({title: panels[title]}) for x in xs})
             axes.set_xlabel(x)
             axes.set_xscale("log", base=2)
             axes.set_yscale("log")
-            axes.set_xticks(sorted(sizes), [f"{size:g}" for size in sorted(sizes)])
+            axes.set_xticks(sizes, [f"{size:g}" for size in sizes])
             axes.set_yticks(ticks, [f"{tick:g}×" for tick in ticks])
+            axes.set_ylim(*limits)
             axes.minorticks_off()
-            if name:
-                axes.set_title(name, fontsize=10)
+            if title:
+                axes.set_title(title, fontsize=10)
 
         return draw
 
     legend: list[tuple[str, str, Any]] = [
-        (name, PALETTE[i % len(PALETTE)], _STYLES[0]) for i, name in enumerate(subjects)
+        (name, PALETTE[i % len(PALETTE)], _STYLES[0]) for i, name in enumerate(names)
     ]
-    if len(ways) > 1:
-        legend += [(way, "#888888", _STYLES[i % len(_STYLES)]) for i, way in enumerate(ways)]
+    if len(variants) > 1:
+        legend += [(name, "#888888", _STYLES[i % len(_STYLES)]) for i, name in enumerate(variants)]
+    rows = -(-len(panels) // _COLUMNS)
     return Plot(
         *(draw_panel(name) for name in panels),
-        width=2.7 * min(len(panels), _COLUMNS) + 3.4,
-        height=3.6 * -(-len(panels) // _COLUMNS) + 0.4,
+        width=8.6 if len(panels) > 1 else 6.4,
+        height=3.0 * rows + 0.25 * -(-len(legend) // _LEGEND_COLUMNS) + 0.5,
         y=y,
         title=title,
         legend=legend,
     )
 
 
+def _curves(panels: Panels) -> Iterator[tuple[str, str, Curve]]:
+    """(candidate, variant, curve) of all panels."""
+    for panel in panels.values():
+        for name, variants in panel.items():
+            for variant, curve in variants.items():
+                yield name, variant, curve
+
+
 def _ratio_ticks(values: Sequence[float]) -> list[float]:
-    """Round ratios that cover ``values`` and 1, the closer the less they differ."""
-    low, high = min(1.0, *values), max(1.0, *values)
-    steps = (1, 2, 5) if high / low > 8 else (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
-    decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
-    ticks = [round(step * 10.0**decade, 9) for decade in decades for step in steps]
+    """Round ratios that cover ``values``; the smaller their range, the denser."""
+    low, high = min(values), max(values)
     if high / low < 2:
         ticks = [round(0.1 * tenth, 1) for tenth in range(1, 41)]
+    else:
+        steps: tuple[float, ...] = (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
+        if high / low > 8:
+            steps = (1, 2, 5) if high / low < 1000 else (1,)
+        decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+        ticks = [round(step * 10.0**decade, 9) for decade in decades for step in steps]
     first = max((tick for tick in ticks if tick <= low), default=low)
     last = min((tick for tick in ticks if tick >= high), default=high)
     return [tick for tick in ticks if first <= tick <= last]

@@ -1,8 +1,7 @@
-"""The formulas as their authors' blocks write them, in eager PyTorch: what a user has today.
+"""Attention as the authors' code computes it, in eager PyTorch, to time our backends against.
 
-Each takes the packed projection (B, N, 3, H, d) and gives the heads joined, (B, N, H·d), with the
-permutes, norms, products, divisions and convolutions that the block spends on its way. They are
-there to be timed against; the mathematics is in :mod:`castling.ops`.
+Each function takes the packed projection (B, N, 3, H, d) and returns joined heads, (B, N, H·d),
+through the same permutes, norms, products, divisions and convolutions as the authors' blocks.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from castling.attention.local import GridConv
 
 Packed = Callable[[Tensor], Tensor]
 
-#: A reference that would need more memory than this is left out.
-MOST_BYTES = 1 << 29
+#: A reference that needs more memory than this is skipped.
+MAX_BYTES = 1 << 29
 
 
 def _heads_first(packed: Tensor) -> tuple[Tensor, ...]:
@@ -33,7 +32,7 @@ def _joined(out: Tensor) -> Tensor:
 
 
 def fused_softmax(packed: Tensor) -> Tensor:
-    """softmax(q kᵀ/√d) v by PyTorch's fused kernel, as timm's blocks call it."""
+    """softmax(q kᵀ/√d) v by PyTorch's fused kernel, called as in timm's blocks."""
     query, key, value = _heads_first(packed)
     return _joined(F.scaled_dot_product_attention(query, key, value))
 
@@ -68,17 +67,17 @@ def castling_block(core: AttentionCore, grid: tuple[int, int], prefix: int) -> P
 
 
 def efficientvit_block(packed: Tensor) -> Tensor:
-    """ReLU attention with its normaliser in a column of ones (Cai et al., ICCV 2023)."""
+    """ReLU attention, normaliser from a column of ones in v (Cai et al., ICCV 2023)."""
     query, key, value = _heads_first(packed)
     query, key = query.relu(), key.relu()
     out = query @ (key.transpose(-2, -1) @ F.pad(value, (0, 1), value=1.0))
-    # Beside the mean of a row, as in ours, so that the two are the same mathematics.
+    # ε relative to the mean over the row, as in ours, so that both compute the same function.
     eps = 1e-5 * packed.shape[1]
     return _joined(out[..., :-1] / (out[..., -1:] + eps))
 
 
 def released_taylor_block(scalar: Tensor) -> Packed:
-    """QT-ViT's released block: norms around the squares, s appended, normaliser by a product."""
+    """QT-ViT's released code: normalised squares with s appended, normaliser by a product."""
 
     def features(x: Tensor) -> Tensor:
         squares = F.normalize(x, dim=-1).square()
@@ -96,7 +95,7 @@ def released_taylor_block(scalar: Tensor) -> Packed:
 
 
 def kronecker_block(packed: Tensor) -> Tensor:
-    """1 + z + z²/2 by features of the whole Kronecker square, written out (Xu et al., 2024)."""
+    """1 + z + z²/2 with the features of the whole Kronecker square in memory (Xu et al., 2024)."""
 
     def features(x: Tensor) -> Tensor:
         x = F.pad(F.normalize(x, dim=-1), (0, 1), value=1.0)
@@ -113,16 +112,16 @@ def kronecker_block(packed: Tensor) -> Tensor:
 def reference_for(
     core: AttentionCore, packed: Tensor, grid: tuple[int, int], prefix: int
 ) -> Packed | None:
-    """The authors' block of the same mathematics as ``core``; None where there is none.
+    """The authors' code for the same function as ``core``; None where there is none.
 
     Args:
         core: the attention.
-        packed: (B, N, 3, H, d), for its shape.
-        grid: (h, w) of the tokens behind the prefix.
-        prefix: tokens in front of the grid.
+        packed: (B, N, 3, H, d); only its shape is used.
+        grid: (h, w) of the tokens after the prefix.
+        prefix: number of tokens before the grid.
 
     Raises:
-        ValueError: the block would need gigabytes.
+        ValueError: it would need more than ``MAX_BYTES``.
     """
     config = core.config
     if isinstance(config, LinearAngular):
@@ -137,7 +136,7 @@ def reference_for(
     if isinstance(config, QuadraticTaylor) and config.form == "exact" and config.qk_norm:
         needed = 4 * packed.shape[:2].numel() * packed.shape[3] * (packed.shape[4] + 1) ** 2
         needed *= packed.itemsize
-        if needed > MOST_BYTES:
-            raise ValueError(f"the reference would write out {needed / 1e9:.0f} GB of features")
+        if needed > MAX_BYTES:
+            raise ValueError(f"the authors' code would need {needed / 1e9:.0f} GB of features")
         return kronecker_block
     return None

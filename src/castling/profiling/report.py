@@ -10,10 +10,11 @@ from typing import Any
 
 from PIL import Image
 
+from castling.profiling.formatting import short
 from castling.profiling.page import Page, badge, cards, figures, gallery, subheading, table
-from castling.profiling.plots import Plot, lines, memory_against_size, time_against_size
-from castling.profiling.results import BenchResult, short
-from castling.train.result import RESULT, TrainResult, read_result
+from castling.profiling.plots import Plot, lines
+from castling.profiling.results import BenchResult
+from castling.tasks.result import RESULT, TrainResult, metric_label, read_result
 from castling.utils.version import VERSION
 
 
@@ -32,7 +33,7 @@ def write_run_report(run_dir: str | os.PathLike[str]) -> Path:
         raise FileNotFoundError(f"{run_dir} holds no {RESULT}: it is not a finished run")
     page = new_page(f"castling run {run_dir.name}", "Accuracy, training curves and the switch.")
     add_accuracy(page, {run_dir.name: result})
-    add_training(page, {run_dir.name: run_dir})
+    add_training(page, {run_dir.name: run_dir}, result.headline)
     add_trajectories(page, run_dir)
     add_switch(page, result)
     return page.write(run_dir / "report.html")
@@ -58,9 +59,9 @@ def add_accuracy(
         rows.append(
             [
                 name,
-                _percent(result.metrics.get("val_top1")),
-                _percent(result.metrics.get("test_top1")),
-                _percent(result.switched_metrics.get("test_top1"))
+                _headline(result, "val"),
+                _headline(result, "test"),
+                _headline(result, "test", switched=True)
                 if result.switched_metrics
                 else ("refused" if result.switch_refused else "–"),
                 f"{result.parameters / 1e6:.3f} M",
@@ -74,25 +75,31 @@ def add_accuracy(
             ["model", "validation", "test", "test, switched", "parameters", "MACs", "training"],
             rows,
         ),
-        note="Top-1 on images that were not trained on. “Switched” is the model in use: its "
-        "softmax branch, there for training only, has been cast away. MACs count every matrix "
-        "product of one image.",
+        note=f"{_label(results)} on images that were not trained on. “Switched” is the model in "
+        "use: its softmax branch, there for training only, has been cast away. MACs count every "
+        "matrix product of one image.",
     )
 
 
-def add_training(page: Page, runs: Mapping[str, Path]) -> None:
-    """Loss and validation accuracy over the epochs, one curve per run."""
+def add_training(page: Page, runs: Mapping[str, Path], headline: str = "top1") -> None:
+    """Loss and validation metric over the epochs, one curve per run.
+
+    Args:
+        page: is added to.
+        runs: name → run folder.
+        headline: the metric to draw.
+    """
     loss: dict[str, tuple[list[float], list[float]]] = {}
     accuracy: dict[str, tuple[list[float], list[float]]] = {}
     for name, run_dir in runs.items():
         rows = _read_csv(run_dir / "metrics.csv")
-        for target, column in ((loss, "train_loss"), (accuracy, "val_top1")):
+        for target, column in ((loss, "train_loss"), (accuracy, f"val_{headline}")):
             points = [(float(r["epoch"]), float(r[column])) for r in rows if r.get(column)]
             if points:
                 target[name] = ([p[0] for p in points], [p[1] for p in points])
     plots: list[tuple[Plot, str]] = []
     if accuracy:
-        plot = lines(accuracy, x="epoch", y="validation top-1, %", markers=False)
+        plot = lines(accuracy, x="epoch", y=f"validation {metric_label(headline)}", markers=False)
         plots.append((plot, "Accuracy on validation images after each epoch."))
     if loss:
         plot = lines(loss, x="epoch", y="training loss", markers=False)
@@ -163,9 +170,12 @@ def add_switch(page: Page, result: TrainResult) -> None:
             "parameters",
         ),
     ]
-    before, after = result.metrics.get("test_top1"), result.switched_metrics.get("test_top1")
+    name = f"test_{result.headline}"
+    before, after = result.metrics.get(name), result.switched_metrics.get(name)
     if before is not None and after is not None:
-        facts.append((f"{after - before:+.2f} points", "test accuracy, after minus before"))
+        unit = " points" if result.headline in result.percentages else ""
+        label = metric_label(result.headline)
+        facts.append((f"{after - before:+.2f}{unit}", f"test {label}, after minus before"))
     page.add(
         "Switch certificate",
         f"<p>{badge(word, good=granted and not certificate['forced'])}</p>",
@@ -186,8 +196,14 @@ def add_speed(page: Page, parts: Sequence[tuple[str, BenchResult[Any]]]) -> None
     blocks = []
     for heading, result in parts:
         captions = [
-            (time_against_size(result), "Median time of one call; lower is better."),
-            (memory_against_size(result), "Peak memory of activations; lower is better."),
+            (
+                _against_size(result, "milliseconds", "milliseconds per call"),
+                "Median time of one call; lower is better.",
+            ),
+            (
+                _against_size(result, "peak_megabytes", "peak activations, MB"),
+                "Peak memory of activations; lower is better.",
+            ),
         ]
         blocks += [subheading(heading), figures(captions), _speed_table(result)]
     machine = parts[0][1].machine if parts else {}
@@ -197,6 +213,10 @@ def add_speed(page: Page, parts: Sequence[tuple[str, BenchResult[Any]]]) -> None
         *blocks,
         note=f"Measured in turns, after checking the results. {facts}.",
     )
+
+
+def _against_size(result: BenchResult[Any], value: str, label: str) -> Plot:
+    return lines(result.curves(value), x=result.axis, y=label, log_x=True, log_y=True)
 
 
 def _speed_table(result: BenchResult[Any]) -> str:
@@ -222,21 +242,22 @@ def _speed_table(result: BenchResult[Any]) -> str:
 
 
 def add_export(page: Page, report: Mapping[str, Any]) -> None:
-    """The comparison of ONNX Runtime with PyTorch; ``report`` is ``ExportReport.to_dict()``."""
+    """The exported file compared with PyTorch; ``report`` is ``ExportReport.to_dict()``."""
     rows = [
         [
             " × ".join(str(side) for side in check["shape"]),
             f"{check['max_difference']:.1e}",
-            f"{check['argmax_agreement']:.0%}",
+            "" if check["argmax_agreement"] is None else f"{check['argmax_agreement']:.0%}",
         ]
         for check in report["checks"]
     ]
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     page.add(
-        "ONNX export, verified",
+        "Export, verified",
         table(["images (batch × channels × height × width)", "max difference", "same class"], rows),
-        note=f"{Path(report['path']).name}, {report['bytes'] / 1e6:.2f} MB, opset "
-        f"{report['opset']}: run again in ONNX Runtime at shapes that the exporter never saw. "
+        note=f"{Path(report['path']).name}, {report['bytes'] / 1e6:.2f} MB"
+        + ("" if report["opset"] is None else f", opset {report['opset']}")
+        + f": run again in {report['runtime']} at shapes that were not traced. "
         f"{versions}." + "".join(f" Note: {note}." for note in report.get("notes", ())),
     )
 
@@ -266,8 +287,18 @@ def add_predictions(
     )
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f} %"
+def _headline(result: TrainResult, split: str, *, switched: bool = False) -> str:
+    metrics = result.switched_metrics if switched else result.metrics
+    value = metrics.get(f"{split}_{result.headline}")
+    if value is None:
+        return "–"
+    return f"{value:.2f} %" if result.headline in result.percentages else f"{value:.4f}"
+
+
+def _label(results: Mapping[str, TrainResult]) -> str:
+    names = dict.fromkeys(metric_label(result.headline) for result in results.values())
+    text = ", ".join(names)
+    return text[:1].upper() + text[1:]
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:

@@ -1,30 +1,31 @@
-"""What both benchmarks say alike: tables, crossovers, files."""
+"""What the two benchmarks have in common: measurements, tables, crossovers, files."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar, cast
 
+from castling.profiling.formatting import aligned, short
 from castling.profiling.plots import Plot
 from castling.utils.files import write_bytes, write_csv, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What both benchmarks find out of one subject at one setting.
+    """One candidate in one setting.
 
     Attributes:
         milliseconds: median time of a call; None where ``error`` says why.
         low: lower quartile, milliseconds.
         high: upper quartile, milliseconds.
-        relative_rms: error of the output against what it should be; None where nothing is known.
-        peak_megabytes: tensors alive at one time beyond weights and input, 10⁶ bytes; None where
-            operators cannot be followed.
-        resident_megabytes: growth of the process in a call, scratch memory included; None off
-            Linux.
+        relative_rms: relative RMS error of the output; None where there is no reference.
+        peak_megabytes: peak memory of tensors beyond weights and input, 10⁶ bytes; None where
+            operators cannot be traced.
+        resident_megabytes: growth of the process during a call, scratch memory included, 10⁶
+            bytes; None except on Linux.
         error: why there is no time; empty otherwise.
     """
 
@@ -38,21 +39,26 @@ class Measurement:
 
     @property
     def label(self) -> str:
-        """The subject's name in tables and legends."""
+        """Name of the candidate in tables and legends."""
         raise NotImplementedError
 
     @property
     def size(self) -> float:
-        """Where on the axis of sizes it was measured: tokens, or the image's side in pixels."""
+        """Position on the size axis: tokens, or the image's side in pixels."""
         raise NotImplementedError
 
     @property
     def point(self) -> str:
-        """The whole setting in words."""
+        """The whole setting as text."""
         raise NotImplementedError
 
+    @property
+    def quartiles(self) -> str:
+        """Lower and upper quartile in milliseconds; a dash without a time."""
+        return "-" if self.low is None else f"{short(self.low)}–{short(self.high)}"
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values: first the subject and its setting, then what was found."""
+        """Plain values for JSON: candidate and setting first, then the measured values."""
         fields = sorted(dataclasses.fields(self), key=lambda field: bool(field.kw_only))
         return {field.name: getattr(self, field.name) for field in fields}
 
@@ -62,29 +68,45 @@ Row = TypeVar("Row", bound=Measurement)
 
 @dataclass(frozen=True)
 class BenchResult(Generic[Row]):
-    """All measurements and where they were taken.
+    """All measurements, and the machine they were taken on.
 
     Attributes:
-        measurements: by setting, then by subject.
+        measurements: by setting, then by candidate.
         machine: device, threads, versions.
-        command: that measured it; empty where Python did.
+        command: the command that measured it; empty when called from Python.
     """
 
     measurements: tuple[Row, ...]
     machine: dict[str, Any]
     command: str = field(default="", kw_only=True)
 
+    #: Class of the measurements.
+    row_class: ClassVar[type[Measurement]] = Measurement
     #: Column heads of the table; the first two are flush left.
     head: ClassVar[tuple[str, ...]] = ()
-    #: Label of the axis of sizes.
+    #: Label of the size axis.
     axis: ClassVar[str] = ""
-    #: What ``crossovers`` are against.
+    #: What ``crossovers`` compares with.
     baseline: ClassVar[str] = ""
-    #: What the columns mean, below the table.
+    #: Meaning of the columns, printed below the table.
     legend: ClassVar[str] = ""
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            ValueError: a key is missing or unknown.
+        """
+        values = {key: value for key, value in values.items() if key != "crossovers"}
+        try:
+            rows = tuple(cast(Row, cls.row_class(**row)) for row in values.pop("measurements"))
+            return cls(measurements=rows, **values)
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"not a {cls.__name__}: {error}; measure again") from error
+
     def cells(self, row: Row) -> tuple[str, ...]:
-        """A row of the table, as many as ``head``."""
+        """A row of the table, as long as ``head``."""
         raise NotImplementedError
 
     def remarks(self) -> list[str]:
@@ -95,12 +117,22 @@ class BenchResult(Generic[Row]):
         ]
 
     def plot(self) -> Plot:
-        """The picture of it all."""
+        """Times faster than the baseline against size."""
         raise NotImplementedError
 
     def crossovers(self) -> dict[str, int | None]:
-        """By label the size from which on it beats its baseline; None where at none of those."""
+        """Label → smallest size from which on it beats its baseline; None if it never does."""
         raise NotImplementedError
+
+    def curves(self, value: str) -> dict[str, tuple[list[float], list[float]]]:
+        """Label → (sizes, values) of one attribute of the measurements, such as milliseconds."""
+        found: dict[str, tuple[list[float], list[float]]] = {}
+        for row in self.measurements:
+            if getattr(row, value) is not None:
+                xs, ys = found.setdefault(row.label, ([], []))
+                xs.append(row.size)
+                ys.append(getattr(row, value))
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -108,7 +140,7 @@ class BenchResult(Generic[Row]):
         return {**asdict(self), "measurements": rows, "crossovers": self.crossovers()}
 
     def table(self) -> str:
-        """The measurements as aligned text, the machine above."""
+        """The machine and the measurements as aligned text."""
         lines = [f"{key}: {value}" for key, value in self.machine.items()]
         timed = [row for row in self.measurements if not row.error]
         lines += aligned(self.head, [self.cells(row) for row in timed])
@@ -120,66 +152,21 @@ class BenchResult(Generic[Row]):
         return "\n".join(lines)
 
     def write_json(self, path: str | os.PathLike[str]) -> None:
-        """Everything, for programs."""
+        """Write the whole result; :meth:`from_dict` reads it."""
         write_json(path, self.to_dict())
 
     def write_csv(self, path: str | os.PathLike[str]) -> None:
-        """The measurements, one line each."""
+        """Write the measurements, one line each."""
         rows = [row.to_dict() for row in self.measurements]
         write_csv(path, list(rows[0]), rows)
 
     def write_plot(self, path: str | os.PathLike[str]) -> None:
-        """The picture, as PNG."""
+        """Write :meth:`plot` as PNG."""
         write_bytes(path, self.plot().png())
 
 
-def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of text in columns; the first two are flush left, the others right."""
-    if not rows:
-        return []
-    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
-    lines = []
-    for row in (head, *rows):
-        cells = [
-            cell.ljust(width) if column < 2 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return lines
-
-
-def short(value: float | None, digits: int = 3) -> str:
-    """``value`` with so many significant digits, never in powers of ten; a dash for None."""
-    if value is None:
-        return "-"
-    if value == 0 or abs(value) >= 10 ** (digits - 1):
-        return f"{value:.0f}"
-    rounded = float(f"{value:.{digits}g}")
-    return f"{rounded:.10f}".rstrip("0").rstrip(".")
-
-
-def shown(value: float | None, form: str) -> str:
-    """``value`` in a format such as ``".1f"``; a dash for None."""
-    return "-" if value is None else format(value, form)
-
-
-def spread(row: Measurement) -> str:
-    """The quartiles of a row."""
-    return "-" if row.low is None else f"{short(row.low)}–{short(row.high)}"
-
-
-def ratio(value: float | None) -> str:
-    """A ratio with its sign; a dash for None."""
-    return "-" if value is None else f"{value:.2f}×" if value < 10 else f"{short(value)}×"
-
-
-def percent(value: float | None) -> str:
-    """A share in [0, 1]; a dash for None."""
-    return "-" if value is None else f"{100 * value:.0f}%"
-
-
 def crossover(mine: Mapping[int, float], theirs: Mapping[int, float]) -> int | None:
-    """Smallest size from which on ``mine`` is faster at every size that both were measured at.
+    """Smallest size from which on ``mine`` is faster at every size that both have.
 
     Args:
         mine: size → milliseconds.
@@ -194,6 +181,6 @@ def crossover(mine: Mapping[int, float], theirs: Mapping[int, float]) -> int | N
 
 
 def crossover_remark(label: str, baseline: str, tokens: int | None) -> str:
-    """A sentence on a crossover; None means that there is none."""
+    """A crossover as a sentence; None means that there is none."""
     where = f"from {tokens} tokens on" if tokens else "at none of these sizes"
     return f"{label}: faster than {baseline} {where}"

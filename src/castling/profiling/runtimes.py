@@ -1,51 +1,68 @@
-"""One model in several runtimes: eager, folded, compiled, and outside of PyTorch.
+"""One model in several runtimes: eager, folded, compiled, and exported files.
 
-ONNX Runtime and OpenVINO read the same file, exported for one shape; both run on the CPU with as
-many threads as PyTorch, in float32.
+Files are written by the targets of ``castling.export`` for one input shape. ONNX Runtime and
+OpenVINO read the same ONNX file; both run on the CPU with as many threads as PyTorch, in float32.
 """
 
 from __future__ import annotations
 
 import copy
-import importlib.util
-import logging
+import json
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from castling.export.outputs import NamedOutputs
+from castling.export.target import (
+    ExportError,
+    ExportJob,
+    missing_packages,
+    require_packages,
+    target_named,
+)
 from castling.surgery import fold_
 
-#: ``"folded"`` is eager too, after ``castling.fold_``.
-VARIANTS = ("eager", "folded", "compiled", "onnxruntime", "openvino")
-_FILE = "model.onnx"
-#: What a runtime needs installed.
-_PACKAGES = {
-    "onnxruntime": ("onnx", "onnxscript", "onnxruntime"),
-    "openvino": ("onnx", "onnxscript", "openvino"),
+
+class _Exported(NamedTuple):
+    """Names of the targets that write and open the file, and whether it runs on the CPU only."""
+
+    writer: str
+    reader: str
+    cpu_only: bool
+
+
+_EXPORTED = {
+    "onnxruntime": _Exported("onnx", "onnx", cpu_only=True),
+    "openvino": _Exported("onnx", "openvino", cpu_only=True),
+    "program": _Exported("program", "program", cpu_only=False),
 }
+#: ``"folded"`` is eager after ``castling.fold_``, ``"program"`` a ``torch.export`` graph.
+VARIANTS = ("eager", "folded", "compiled", *_EXPORTED)
 
 Run = Callable[[], Any]
 
 
 class UnavailableError(RuntimeError):
-    """A runtime that is not installed, or does not run on this device."""
+    """The runtime is not installed, or does not run on this device."""
 
 
 def runtime_versions(variants: tuple[str, ...] | list[str]) -> dict[str, str]:
-    """The versions of the runtimes among ``variants`` that are installed."""
-    return {
-        name: version(name)
+    """Versions of the installed packages that run ``variants``; PyTorch's is not among them."""
+    packages = [
+        package
         for name in variants
-        if name in _PACKAGES and importlib.util.find_spec(name) is not None
-    }
+        if name in _EXPORTED
+        for package in target_named(_EXPORTED[name].reader).running
+    ]
+    missing = missing_packages(packages)
+    return {package: version(package) for package in packages if package not in missing}
 
 
 class Runtimes:
@@ -54,18 +71,18 @@ class Runtimes:
     Args:
         model: in evaluation mode.
         images: (B, C, H, W), on the model's device.
-        folder: where an exported file may lie while this is in use.
+        folder: for exported files, as long as this is in use.
     """
 
     def __init__(self, model: nn.Module, images: Tensor, folder: Path) -> None:
         self.model, self.images, self.folder = model, images, folder
-        self._failure: Exception | None = None
+        self._failures: dict[str, ExportError] = {}
 
     def prepare(self, variant: str) -> Run:
         """A call that runs the model once; its result is a tensor or an array.
 
         Raises:
-            UnavailableError: the runtime is not there.
+            UnavailableError: the runtime is not installed, or does not run on this device.
             FoldError: folding would change what the model computes.
             RuntimeError: the model cannot be compiled or exported.
         """
@@ -75,16 +92,17 @@ class Runtimes:
         if variant == "compiled":
             compiled, images = torch.compile(self.model, dynamic=False), self.images
             return lambda: compiled(images)
-        missing = [name for name in _PACKAGES[variant] if not importlib.util.find_spec(name)]
-        if missing:
-            raise UnavailableError(
-                f"{', '.join(missing)} not installed: pip install 'castling[export]'"
-            )
-        if self.images.device.type != "cpu":
+        exported = _EXPORTED[variant]
+        writer, reader = target_named(exported.writer), target_named(exported.reader)
+        try:
+            require_packages((*writer.writing, *reader.running), f"the runtime {variant}")
+        except ModuleNotFoundError as error:
+            raise UnavailableError(str(error)) from error
+        if exported.cpu_only and self.images.device.type != "cpu":
             raise UnavailableError(f"{variant} is measured on the CPU only")
-        path = self._exported()
-        array = self.images.numpy()
-        return _onnxruntime(path, array) if variant == "onnxruntime" else _openvino(path, array)
+        path = self._exported(exported.writer)
+        run = reader.open(path, threads=torch.get_num_threads()).runner(self.images)
+        return lambda: run()[0]
 
     @cached_property
     def folded(self) -> nn.Module:
@@ -93,69 +111,27 @@ class Runtimes:
         fold_(twin, self.images[:1])
         return twin
 
-    def _exported(self) -> Path:
-        path = self.folder / _FILE
-        if self._failure is not None:
-            raise RuntimeError(str(self._failure)) from self._failure
+    def _exported(self, name: str) -> Path:
+        """The file that a target writes; the first failure is raised again without a second try."""
+        target = target_named(name)
+        path = self.folder / f"model{target.suffix}"
+        if name in self._failures:
+            raise self._failures[name]
         if not path.exists():
+            model = NamedOutputs(self.model)
+            names = tuple(model(self.images))
+            metadata = {"outputs": json.dumps(names)}
+            job = ExportJob(model, self.images, names, "none", metadata)
             try:
-                with _quiet():
-                    program = torch.onnx.export(
-                        self.model,
-                        (self.images,),
-                        dynamo=True,
-                        input_names=["images"],
-                        output_names=["output"],
-                        verbose=False,
-                    )
-                assert program is not None
-                program.save(str(path))
-            except Exception as error:
-                lines = str(error.__cause__ or error).strip().splitlines()
-                self._failure = RuntimeError(f"the export to ONNX failed: {lines[0]}")
-                raise self._failure from error
+                target.write(job, path)
+            except ExportError as error:
+                self._failures[name] = error
+                raise
         return path
 
 
 @contextmanager
 def runtimes(model: nn.Module, images: Tensor) -> Iterator[Runtimes]:
-    """:class:`Runtimes` with a folder of its own, gone afterwards."""
+    """:class:`Runtimes` with a folder of its own, removed afterwards."""
     with tempfile.TemporaryDirectory(prefix="castling-bench-") as folder:
         yield Runtimes(model, images, Path(folder))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter warns about things that are in order."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
-
-
-def _onnxruntime(path: Path, images: Any) -> Run:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda: session.run(None, {"images": images})[0]
-
-
-def _openvino(path: Path, images: Any) -> Run:
-    import openvino
-
-    settings = {
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "INFERENCE_PRECISION_HINT": "f32",
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": 1,
-    }
-    request = openvino.Core().compile_model(str(path), "CPU", settings).create_infer_request()
-    return lambda: request.infer([images], share_inputs=True)[0]

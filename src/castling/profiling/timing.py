@@ -1,12 +1,12 @@
-"""The clock of every measurement.
+"""Interleaved timing of several candidates.
 
 Notable:
-- subjects run in turns, so that a busy machine slows all of them alike;
-- each round starts with another subject, so that none always runs in the caches of the same one;
-- slow subjects sit rounds out, evenly, so that a fast one has not to be judged by as few runs;
-- a short call is timed in blocks of consecutive calls, the first of which do not count: in the
-  caches of the subject before they are up to twice as slow, which few repeats would not hide;
-- a median stands between its quartiles.
+- candidates run in turns, so that load from other programs slows all of them alike;
+- the order rotates every round, so that none always inherits the caches of the same neighbour;
+- slow candidates skip rounds evenly, so fast ones keep enough samples;
+- short calls are timed in blocks after a few untimed warm-up calls: with the previous candidate's
+  data in the caches the first calls are up to twice as slow;
+- times are medians with quartiles.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ import torch
 import torch._dynamo
 
 Call = Callable[[], Any]
-#: Seconds that a call takes, repeated so many times.
+#: (call, repeats) -> seconds for that many consecutive calls.
 Timer = Callable[[Call, int], float]
-#: ``"cpu"`` stands still while other programs run: for busy machines, one thread, no GPU.
+#: ``"cpu"`` is process time: for busy machines, one thread, no GPU.
 Clock = Literal["wall", "cpu"]
 Key = TypeVar("Key", bound=Hashable)
 
-#: A timed run lasts about this long at least, by repeating calls, so that neither the clock's grain
-#: nor what the subject before has left in the caches counts.
-SHORTEST_RUN = 0.01
-#: So much of a run of repeated calls goes before it untimed.
+#: Short calls are repeated until a run lasts about this long, so that neither the resolution of the
+#: clock nor the caches left by the previous candidate matter.
+MIN_RUN_SECONDS = 0.01
+#: Untimed calls before a run of repeated calls, as a share of it.
 _WARM_UP = 0.2
-#: A call as slow as this (seconds) needs no third run to be warm.
+#: A call of this many seconds is warm after two runs.
 _SLOW = 0.5
-#: Fewer rounds have no quartiles.
-FEWEST_ROUNDS = 3
+#: Fewer rounds give no quartiles.
+MIN_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Timing:
         milliseconds: the median.
         low: lower quartile, milliseconds.
         high: upper quartile, milliseconds.
-        rounds: how many runs these are taken from.
+        rounds: number of runs.
     """
 
     milliseconds: float
@@ -59,7 +59,7 @@ class Timing:
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Timing:
-        """The statistics of single runs."""
+        """Median and quartiles of single runs."""
         median = statistics.median(seconds)
         low, _, high = (
             statistics.quantiles(seconds, n=4, method="inclusive")
@@ -70,18 +70,18 @@ class Timing:
 
 
 def require_clock(clock: str, device: torch.device) -> None:
-    """ValueError unless ``clock`` exists and tells the truth on ``device`` and its threads."""
+    """Raise ValueError unless ``clock`` exists and is valid for ``device`` and its threads."""
     if clock not in get_args(Clock):
         raise ValueError(f"no clock {clock!r}; there are: {', '.join(get_args(Clock))}")
     if clock == "cpu" and (device.type != "cpu" or torch.get_num_threads() != 1):
         raise ValueError(
-            'clock "cpu" adds up the time of all threads and knows no other device: take one '
+            'clock "cpu" adds up the time of all threads and sees no other device: use one '
             'thread on the CPU (threads=1, --threads 1), or clock "wall"'
         )
 
 
 def timer_for(device: torch.device, clock: Clock = "wall") -> Timer:
-    """Seconds by the wall, the device's queue emptied before and after; or by the processor.
+    """A timer by wall time, with the device synchronised before and after, or by process time.
 
     Raises:
         ValueError: as :func:`require_clock`.
@@ -106,7 +106,7 @@ def timer_for(device: torch.device, clock: Clock = "wall") -> Timer:
 
 @contextmanager
 def cpu_threads(number: int | None) -> Iterator[None]:
-    """Within, PyTorch computes on so many CPU threads; None leaves its number."""
+    """Run PyTorch on this many CPU threads; None leaves its number."""
     before = torch.get_num_threads()
     if number is not None:
         torch.set_num_threads(number)
@@ -118,9 +118,9 @@ def cpu_threads(number: int | None) -> Iterator[None]:
 
 @contextmanager
 def specialised() -> Iterator[None]:
-    """Within, ``torch.compile`` makes code for each size, as for a model that runs at one size.
+    """Make ``torch.compile`` specialise on every size, as for a model that runs at one size.
 
-    Left to itself it generalises what it meets in two sizes, and gives up after eight.
+    By default it switches to dynamic shapes at the second size and stops recompiling at the eighth.
     """
     torch._dynamo.reset()
     with torch._dynamo.config.patch(
@@ -133,36 +133,38 @@ def specialised() -> Iterator[None]:
 def time_alternately(
     calls: Mapping[Key, Call], *, rounds: int, seconds: float, timer: Timer
 ) -> dict[Key, Timing]:
-    """Time several calls against each other.
+    """Time several calls against each other, in turns.
 
-    Calls shorter than ``SHORTEST_RUN`` are timed in blocks of consecutive ones that last as long,
-    after a fifth of such a block that is not timed. So this says how fast they are when warm; what
-    a cold call costs, whole models tell.
+    Calls shorter than ``MIN_RUN_SECONDS`` are timed in blocks of consecutive calls that last that
+    long, after an untimed warm-up of a fifth of a block. This measures warm calls; the cost of cold
+    calls shows in whole models.
 
     Args:
-        calls: what to call; each is called a few times before, to be warm.
-        rounds: runs of each subject at most.
-        seconds: for all of them, shared out evenly; what fast subjects do not need goes to slow
-            ones. Three runs are made however long they take.
+        calls: what to time; each is called a few times before, to be warm.
+        rounds: maximum number of runs per candidate.
+        seconds: total time limit, shared evenly; time that fast candidates do not need goes to slow
+            ones. At least three runs are made of each.
         timer: the clock.
 
     Returns:
-        the timing of one call of each.
+        Timing of one call of each.
     """
     repeats: dict[Key, int] = {}
     costs: dict[Key, float] = {}
     for key, call in calls.items():
         repeats[key], costs[key] = _repeats(call, timer)
     planned = _planned_runs(costs, rounds, seconds)
-    most = max(planned.values(), default=0)
+    total = max(planned.values(), default=0)
     runs: dict[Key, list[float]] = {key: [] for key in calls}
     order = list(calls)
     turns: Counter[tuple[Key, ...]] = Counter()
-    for done in range(most):
+    for done in range(total):
         due = tuple(
-            key for key in order if (done + 1) * planned[key] // most > done * planned[key] // most
+            key
+            for key in order
+            if (done + 1) * planned[key] // total > done * planned[key] // total
         )
-        # By the rounds of these subjects, lest sitting out and taking turns keep step.
+        # Count the rounds of each such group apart, so that rotation and skipping do not alias.
         start = turns[due] % len(due)
         turns[due] += 1
         for key in due[start:] + due[:start]:
@@ -173,31 +175,31 @@ def time_alternately(
 
 
 def _planned_runs(costs: Mapping[Key, float], rounds: int, seconds: float) -> dict[Key, int]:
-    """How often each subject runs, from the seconds that a run of it takes."""
+    """Number of runs of each candidate, from the seconds of one run."""
     planned: dict[Key, int] = {}
     left = seconds
     for key in sorted(costs, key=lambda key: costs[key]):
         share = left / (len(costs) - len(planned))
         fitting = int(min(rounds, share / max(costs[key], 1e-9)))
-        planned[key] = min(rounds, max(FEWEST_ROUNDS, fitting))
+        planned[key] = min(rounds, max(MIN_ROUNDS, fitting))
         left = max(0.0, left - planned[key] * costs[key])
     return planned
 
 
 def _repeats(call: Call, timer: Timer) -> tuple[int, float]:
-    """How many calls last as long as the shortest run, by calls that are warm; a run's seconds."""
-    # The first call of all may have to build something.
+    """Number of warm calls in a run of ``MIN_RUN_SECONDS``, and the seconds of such a run."""
+    # The very first call may compile or allocate.
     once = min(timer(call, 1) for _ in range(2))
     if once < _SLOW:
-        # The shortest: what a subject before has freed is still being given back meanwhile.
+        # The minimum: memory freed by the previous candidate may still be on its way back.
         once = min(timer(call, 1) for _ in range(3))
-    if once < SHORTEST_RUN:
-        some = math.ceil(_WARM_UP * SHORTEST_RUN / max(once, 1e-6))
+    if once < MIN_RUN_SECONDS:
+        some = math.ceil(_WARM_UP * MIN_RUN_SECONDS / max(once, 1e-6))
         once = timer(call, some) / some
-    repeats = max(1, round(SHORTEST_RUN / max(once, 1e-6)))
+    repeats = max(1, round(MIN_RUN_SECONDS / max(once, 1e-6)))
     return repeats, (repeats + _unused(repeats)) * once
 
 
 def _unused(repeats: int) -> int:
-    """How many calls go untimed before a run of so many."""
+    """Number of untimed warm-up calls before a run of ``repeats``."""
     return math.ceil(_WARM_UP * repeats) if repeats > 1 else 0

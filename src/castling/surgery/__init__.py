@@ -4,13 +4,17 @@ from castling.surgery.checkpoint import LoadReport, load_checkpoint
 from castling.surgery.fold import FoldReport, fold_, register_fold
 from castling.surgery.fold_verify import FoldError
 from castling.surgery.hosts import HostAttention, Place, register_host
-from castling.surgery.linearize import convertible, linearize_
+from castling.surgery.linearize import linearize_
 from castling.surgery.plan import Plan, load_plan
 from castling.surgery.plan_values import PlanError
+from castling.surgery.selection import Attention, Where, attention_layers, convertible
 from castling.surgery.switch import has_idle_biases, is_switched, strip_, switch_
 from castling.surgery.switch_report import SwitchRefusedError, SwitchReport
+from castling.surgery.tap import AttentionCall, tap, token_grid
 
 __all__ = [
+    "Attention",
+    "AttentionCall",
     "FoldError",
     "FoldReport",
     "HostAttention",
@@ -20,6 +24,8 @@ __all__ = [
     "PlanError",
     "SwitchRefusedError",
     "SwitchReport",
+    "Where",
+    "attention_layers",
     "convertible",
     "fold_",
     "has_idle_biases",
@@ -31,4 +37,6 @@ __all__ = [
     "register_host",
     "strip_",
     "switch_",
+    "tap",
+    "token_grid",
 ]

@@ -27,7 +27,7 @@ class LoadReport:
         missing: entries of the model that the file lacks; they kept their values.
         unexpected: entries of the file that the model lacks.
         kept_head: entries of the classifier that kept their values, the file's being of other size.
-        notes: translations, and weights that are not finite, in words.
+        notes: which names were translated, and which weights are not finite.
     """
 
     path: str
@@ -140,7 +140,7 @@ def classifier_names(model: nn.Module) -> set[str]:
 
 
 def _why_unusable(tensor: Tensor, own: Tensor) -> str | None:
-    """What keeps an entry of the file from being copied into ``own`` with its meaning."""
+    """Why an entry of the file cannot be copied into ``own``, or None."""
     if tensor.is_meta:
         return "without data"
     if tensor.layout is not torch.strided:
@@ -150,14 +150,14 @@ def _why_unusable(tensor: Tensor, own: Tensor) -> str | None:
     if tensor.is_complex() and not own.is_complex():
         return "complex"
     whole = not (tensor.is_floating_point() or tensor.is_complex())
-    # Codes of one byte, floats of 8 bits among them, mean nothing without their scales.
+    # 8-bit codes, float8 included, mean nothing without their scales.
     if own.is_floating_point() and (whole or tensor.itemsize < 2):
         return f"{str(tensor.dtype).removeprefix('torch.')} for floating point"
     return None
 
 
 def _resizable(name: str, tensor: Tensor, own: dict[str, Tensor]) -> bool:
-    """QT-ViT's position tables differ in their grid; their module resizes what it is given."""
+    """Whether the entry is a position table of QT-ViT, which its module resizes on loading."""
     return (
         name.endswith("positional_encoding")
         and tensor.dim() == own[name].dim() == 4

@@ -21,7 +21,7 @@ _AVERAGED = ("model_ema", "ema", "state_dict_ema")
 # PyTorch files are zip archives; before 2020 they were pickles, as some still are.
 _STARTS = (b"PK\x03\x04", b"\x80")
 _DAMAGED = ("Unsupported operand", "String is too long")
-# QT-ViT's averages lie one dictionary deeper; nobody nests more, but a dict may contain itself.
+# QT-ViT's averages lie one dictionary deeper; the limit stops a dict that contains itself.
 _DEEPEST = 4
 
 
@@ -64,13 +64,13 @@ def read_weights(path: str | os.PathLike[str], *, prefer_ema: bool = False) -> t
             content = torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError:
         raise
-    except Exception as error:  # whatever bytes that are no such file drive the reader to
+    except Exception as error:  # arbitrary bytes can make the reader raise anything
         raise ValueError(_refusal(path, error)) from None
     return _find_weights(content, path, prefer_ema)
 
 
 def _refusal(path: Path, error: Exception) -> str:
-    """Why the file was not read; PyTorch's own text advises to open it unsafely."""
+    """Why the file was not read. PyTorch's own message recommends the unsafe way."""
     text = str(error)
     if not isinstance(error, pickle.UnpicklingError) or any(sign in text for sign in _DAMAGED):
         if "TorchScript" in text:

@@ -1,7 +1,7 @@
-"""From the names in other people's files to the names in our models.
+"""From the names in other projects' files to the names in our models.
 
-Each translation looks at the names alone, does nothing to files that are not its own, and leaves a
-line in words of what it did.
+Each translation looks only at names, leaves files of other origin alone, and adds a note of what it
+did.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CAS_HEAD = re.compile(r"(?:norm|head|dist_head)\.")
 def translate(
     state: Mapping[str, Tensor], wanted: Iterable[str], has_classifier: bool
 ) -> tuple[State, list[str]]:
-    """Rename what is known under other names, and fit what may be there or not.
+    """Rename entries of other projects, and add or drop optional ones.
 
     Args:
         state: weights as the file names them.
@@ -35,7 +35,7 @@ def translate(
         has_classifier: whether the model classifies.
 
     Returns:
-        weights under the model's names, and notes in words.
+        weights under the model's names, and notes.
     """
     names = set(wanted)
     notes: list[str] = []
@@ -110,7 +110,7 @@ def _into_wrapper(state: State, names: set[str], notes: list[str]) -> State:
 
 
 def _fit_cas_vit(state: State, names: set[str], has_classifier: bool, notes: list[str]) -> State:
-    """CAS-ViT: the distillation head and the norms of dense tasks may be there or not."""
+    """CAS-ViT: the distillation head and the norms of dense tasks are optional."""
     wrapper = "model." if all(name.startswith("model.") for name in names) else ""
     heads = {f"{wrapper}head.{part}": f"{wrapper}dist_head.{part}" for part in ("weight", "bias")}
     complete = heads.keys() <= state.keys()
@@ -128,10 +128,10 @@ def _fit_cas_vit(state: State, names: set[str], has_classifier: bool, notes: lis
     for pattern, what in ((_CAS_DENSE_NORM, "norms of dense tasks"), (_CAS_HEAD, "classifier")):
         if what == "classifier" and has_classifier:
             continue
-        extra = [n for n in state if pattern.match(n.removeprefix(wrapper)) and n not in names]
-        if extra:
-            notes.append(f"left the file's {what}, which this model has not")
-            state = {name: tensor for name, tensor in state.items() if name not in extra}
+        unused = [n for n in state if pattern.match(n.removeprefix(wrapper)) and n not in names]
+        if unused:
+            notes.append(f"ignored the file's {what}, which this model does not have")
+            state = {name: tensor for name, tensor in state.items() if name not in unused}
     return state
 
 

@@ -3,10 +3,10 @@
 Notable:
 - a class of modules is folded by its handler (``register_fold``); handlers of our own models stand
   with the models;
-- the model is watched while it runs: a pair is folded only if the output of the first serves the
-  second alone (``fold_observe``), whether a handler knows the pair or not;
-- the outputs, and those of the rewritten modules inside, are compared before and after
-  (``fold_verify``); on a difference the model is put back as it was.
+- a run of the model is observed (``fold_observe``): a pair is folded only if nothing but the second
+  module reads the output of the first, whether a handler knows the pair or not;
+- the outputs of the model and of the rewritten modules are compared before and after
+  (``fold_verify``); if they differ, the model is restored.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from castling.surgery.fold_verify import verified
 Handler = Callable[[Any], list[str]]
 HandlerT = TypeVar("HandlerT", bound=Handler)
 _HANDLERS: dict[type[nn.Module], Handler] = {}
-#: What the running ``fold_`` saw of its model, for the handlers.
+#: What the current ``fold_`` observed, for the handlers.
 _OBSERVED: ContextVar[Observation | None] = ContextVar("observed", default=None)
 
 
@@ -48,7 +48,7 @@ class FoldReport:
         parameters_before: number of parameters.
         parameters_after: number of parameters.
         batch_norms_before: number of BatchNorm modules.
-        batch_norms_after: those that nothing linear stands beside, or without running statistics.
+        batch_norms_after: those left: no linear layer next to them, or no running statistics.
         max_difference: largest absolute difference of the outputs; None without verification.
         folded: "part into part" for every rewrite, with full module names.
     """
@@ -68,9 +68,9 @@ class FoldReport:
 def register_fold(*module_classes: type[nn.Module]) -> Callable[[HandlerT], HandlerT]:
     """Decorator: the handler that folds modules of these classes.
 
-    It also serves subclasses that do not bring a ``forward`` of their own. A handler must put new
-    parameters and modules in place of old ones, never write into them: that is how a model is
-    restored. Children are folded before their parents.
+    It also applies to subclasses that do not override ``forward``. A handler replaces parameters
+    and modules and never writes into the old ones, so that the model can be restored. Children are
+    folded before their parents.
     """
 
     def register(handler: HandlerT) -> HandlerT:
@@ -91,13 +91,13 @@ def fold_(
 ) -> FoldReport:
     """Fold every BatchNorm that can be folded exactly, in place, for inference only.
 
-    What the model returns is kept. What it computes on the way may move: CAS-ViT's final norm lies
-    in its classifier afterwards, so ``forward_features`` gives the map in front of that norm. Left
-    as they are: norms whose input is read by anything else too, shared or hooked layers, and
-    modules that do not run on ``example``.
+    The model's outputs stay the same. Intermediate results may change: CAS-ViT's final norm moves
+    into its classifier, so ``forward_features`` returns the map before that norm. Not folded: norms
+    whose input something else reads too, shared or hooked layers, and modules that do not run on
+    ``example``.
 
-    Where no gradient is wanted (``torch.no_grad``, ``torch.inference_mode``), each folded block of
-    CAS-ViT then runs as one operator on channels-last maps, whatever memory the images have; on a
+    Without gradients (``torch.no_grad``, ``torch.inference_mode``) each folded block of CAS-ViT
+    then runs as one operator on channels-last maps, whatever the memory format of the images; on a
     CPU it keeps a second, packed copy of its weights.
 
     Args:
@@ -201,8 +201,8 @@ def _fold_known(model: nn.Module, seen: Observation) -> tuple[dict[str, nn.Modul
     """Run the handlers of all modules that ran, children first.
 
     Returns:
-        the rewritten modules by name, without those that another's rewriting reached into: their
-        outputs may change; and what was done.
+        the rewritten modules by name, without those whose outputs a later rewrite may have changed;
+        and what was done.
     """
     done: list[str] = []
     rewritten: dict[str, nn.Module] = {}
@@ -219,7 +219,7 @@ def _fold_known(model: nn.Module, seen: Observation) -> tuple[dict[str, nn.Modul
 
 
 def _untouched(modules: dict[str, nn.Module], lines: list[str]) -> dict[str, nn.Module]:
-    """Those of ``modules`` that no rewriting, given as "part into part", reached into."""
+    """Those of ``modules`` that none of the rewrites, given as "part into part", touched."""
     parts = [part + "." for line in lines for part in line.split(" into ")]
     return {
         name: module
@@ -235,7 +235,7 @@ def _full_name(prefix: str, line: str) -> str:
 
 
 def _fold_observed(model: nn.Module, seen: Observation) -> list[str]:
-    """Fold the norms that no handler knows and that got, as an object, one layer's output."""
+    """Fold the norms without a handler whose input is the very output tensor of one layer."""
     names = {module: name for name, module in model.named_modules()}
     receivers = seen.receivers()
     done = []

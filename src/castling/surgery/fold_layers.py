@@ -17,16 +17,16 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, Batc
 
 
 def can_follow(layer: nn.Module | None, norm: nn.Module | None) -> bool:
-    """Whether ``norm``, fed by ``layer`` alone, can go into it."""
+    """Whether ``norm`` can be folded into ``layer``, whose output is its only input."""
     return _is_norm(norm) and type(layer) in LINEAR_LAYERS
 
 
 def can_precede(norm: nn.Module | None, layer: nn.Module | None) -> bool:
-    """Whether ``norm``, feeding ``layer`` alone, can go into it: no zero padding, no groups."""
+    """Whether ``norm`` can be folded into ``layer`` behind it: no zero padding, no groups."""
     if not _is_norm(norm) or isinstance(norm, BatchNormAct2d):
         return False
     if isinstance(layer, nn.Conv2d):
-        # Padding adds zeros behind the norm; its shift would not reach them.
+        # Padding adds zeros behind the norm, which its shift would not reach.
         return type(layer) is nn.Conv2d and layer.groups == 1 and layer.padding in ((0, 0), 0)
     return type(layer) is nn.Linear
 
@@ -98,7 +98,7 @@ def _double(layer: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def _replace(layer: nn.Module, weight: Tensor, bias: Tensor) -> None:
-    # New parameters: the old ones stay untouched for whoever has to restore them.
+    # New parameters, so that the old ones can be restored.
     old: nn.Parameter = layer.weight  # type: ignore[assignment]
     layer.weight = nn.Parameter(weight.to(old.dtype), requires_grad=old.requires_grad)
     layer.bias = nn.Parameter(bias.to(old.dtype), requires_grad=old.requires_grad)

@@ -1,4 +1,4 @@
-"""What ``fold_`` needs to know of a model before, and what it needs to go back."""
+"""Checks before folding, and the snapshot that undoes it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class Snapshot:
-    """A model's modules, parameters and attributes, to go back to; nothing is copied but tables."""
+    """References to a model's modules, parameters and attributes, to restore them later."""
 
     def __init__(self, model: nn.Module) -> None:
         self.states = [(module, self._tables(module)) for module in model.modules()]
@@ -32,7 +32,7 @@ class Snapshot:
 
 def check_foldable(model: nn.Module) -> None:
     """Raise ValueError for a model in training mode or in half precision."""
-    # A classifier set anew may come in training mode, which does not matter to a linear layer.
+    # A new classifier may be in training mode, which makes no difference to a linear layer.
     mode_matters = [m for m in model.modules() if isinstance(m, _BatchNorm) or "Drop" in _name(m)]
     if model.training or any(module.training for module in mode_matters):
         raise ValueError(

@@ -1,8 +1,8 @@
-"""Watching a model run: which module's output is read by one other module and by nothing else.
+"""Observe a run of a model: which module's output is read by one other module only.
 
-The outputs of a model cannot tell this: a head of zeros or a small layer scale hides everything in
-front of it. So every operation is watched that reads the memory of an output, in place or not,
-inside modules or between them.
+Comparing outputs cannot show this: a zero head or a small layer scale hides everything before it.
+So every operation that reads the memory of an output is recorded, in place or not, inside modules
+or between them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Observation:
             for child in module._modules.values():
                 if child is not None:
                     self._parents[child] = self._parents.get(child, 0) + 1
-        # What a hook sees would change, and hooks may change what a module returns.
+        # Folding would change what a hook sees, and a hook may change what a module returns.
         self._hooked = {m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks}
         self._keep = keep or (lambda module: False)
         self._watcher = _Watcher()
@@ -55,11 +55,11 @@ class Observation:
         self._returned = {_memory(tensor) for tensor in tensors_in(self.result)}
 
     def called(self, module: nn.Module) -> bool:
-        """Whether the module ran as such, not only parts of it."""
+        """Whether the module itself was called, not only its children."""
         return module in self._inputs
 
     def serves_only(self, first: nn.Module, second: nn.Module) -> bool:
-        """Whether all that ``first`` returned went to ``second`` alone, and nothing else did."""
+        """Whether ``second`` alone reads the outputs of ``first``, and reads nothing else."""
         if {first, second} & self._hooked:
             return False
         if self._parents.get(first) != 1 or self._parents.get(second) != 1:
@@ -70,7 +70,7 @@ class Observation:
         return all(self._meet(*pair, first, second) for pair in zip(made, taken, strict=True))
 
     def direct(self, first: nn.Module, second: nn.Module) -> bool:
-        """Whether ``second`` got what ``first`` returned as it is, not a view of it."""
+        """Whether ``second`` received the very tensors of ``first``, not views of them."""
         pairs = zip(self.outputs[first], self._inputs[second], strict=True)
         return all(made is taken for made, taken in pairs)
 
@@ -109,7 +109,7 @@ class Observation:
 
 
 def observe(model: nn.Module, images: Tensor, keep: Callable[[nn.Module], bool]) -> Observation:
-    """What one run of ``model`` shows; ValueError where it does not run or returns no numbers."""
+    """Run ``model`` once; ValueError where it does not run or its outputs are not finite."""
     try:
         seen = Observation(model, images, keep)
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
@@ -123,7 +123,7 @@ def observe(model: nn.Module, images: Tensor, keep: Callable[[nn.Module], bool])
 
 
 class _Watcher(TorchDispatchMode):
-    """Notes which modules were running whenever an operation read a followed memory."""
+    """Records which modules were running when an operation read memory that is followed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -157,13 +157,13 @@ def tensors_in(output: Any) -> Iterable[Tensor]:
 
 
 def _is_view(operation: Any) -> bool:
-    """Whether an operation only looks at the same memory in another way."""
+    """Whether an operation returns only views."""
     aliases = [value.alias_info for value in operation._schema.returns]
     return any(alias is not None and not alias.is_write for alias in aliases)
 
 
 def _memory(tensor: Tensor) -> int:
-    """What tells the memory of one tensor from another's while both are alive."""
+    """An identifier of a tensor's memory, unique while the tensor lives."""
     try:
         return int(tensor.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):  # sparse and other tensors without a storage

@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 from castling.surgery.fold_observe import Observation, observe, tensors_in
 
-# Inside a network rounding may be magnified before it is damped again; a wrong fold is not so near.
+# Rounding may grow inside a network and shrink again; the error of a wrong fold is far larger.
 _INNER_TOLERANCE_FACTOR = 100
 
 
 class FoldError(RuntimeError):
-    """Folding changed what a model computes; the model was put back as it was."""
+    """Folding changed what a model computes; the model was restored."""
 
 
 def verified(

@@ -1,9 +1,10 @@
-"""How an attention deep inside a host learns the token grid of the image in flight.
+"""The token grid of the current image, for the attentions deep inside a host.
 
-DeiT and LeViT hand their blocks a flat row of tokens. A hook on the host's patch embedding notes
-the grid; the attentions of that host share the note. It is plain Python state, kept apart for each
-thread: copies and pickles of a model start without it, and it leaves no operation in a compiled or
-exported graph. (Compiled code cannot ask for its thread: give each thread its own compiled model.)
+DeiT and LeViT pass their blocks a flat sequence of tokens. A hook on the host's patch embedding
+records the grid, and the attentions of that host share the record. It is plain Python state, one
+for each thread; copies and pickles of a model start without it, and it adds no operation to a
+compiled or exported graph. (Compiled code cannot read its thread: give each thread its own compiled
+model.)
 """
 
 from __future__ import annotations
@@ -13,20 +14,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 Grid = tuple[int, int]
 
 
 class Geometry:
-    """The grid (h, w) of tokens that the host's patch embedding makes of the present image."""
+    """The grid (h, w) of tokens that the host's patch embedding makes of the current image."""
 
     def __init__(self) -> None:
         self._latest: Grid | None = None
         self._by_thread: dict[int, Grid] = {}
+        self._handles: list[RemovableHandle] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        """The image in flight is not part of a model's state."""
-        return {"_latest": None, "_by_thread": {}}
+        """The current image is not part of a model's state."""
+        return {"_latest": None, "_by_thread": {}, "_handles": []}
 
     @property
     def grid(self) -> Grid | None:
@@ -54,11 +57,16 @@ class Geometry:
 
     def watch_patch_embed(self, patch_embed: nn.Module) -> None:
         """Take the grid from the images that timm's ``PatchEmbed`` or ``HybridEmbed`` receives."""
-        patch_embed.register_forward_pre_hook(self.before_patch_embed)
+        self._handles.append(patch_embed.register_forward_pre_hook(self.before_patch_embed))
 
     def watch_stem(self, stem: nn.Module) -> None:
         """Take the grid from the (B, C, h, w) that a convolutional stem returns."""
-        stem.register_forward_hook(self.after_stem)
+        self._handles.append(stem.register_forward_hook(self.after_stem))
+
+    def release(self) -> None:
+        """Take the hooks of this geometry off again."""
+        while self._handles:
+            self._handles.pop().remove()
 
     def before_patch_embed(self, patch_embed: Any, args: tuple[Any, ...]) -> None:
         """Forward pre-hook of :meth:`watch_patch_embed`.

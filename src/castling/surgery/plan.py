@@ -1,7 +1,7 @@
 """A plan: which attention layers of a model to make linear, as measured on one device.
 
-``castling.plan`` measures and makes one; ``linearize_(model, attention, where=plan)`` obeys it. The
-file is small JSON, and nothing in it is executed or taken for a pattern.
+``castling.plan`` measures and makes one; ``linearize_(model, attention, where=plan)`` applies it.
+The file is small JSON; nothing in it is executed or used as a pattern.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from castling.utils.files import write_json
 
 SCHEMA = "castling plan 1"
 #: A plan of a thousand layers is smaller.
-_MOST_BYTES = 1 << 20
+_MAX_BYTES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class PlannedLayer:
 
     Attributes:
         name: of the module in the model.
-        tokens: keys that it meets at the plan's image size.
+        tokens: number of its keys at the plan's image size.
         heads: H.
         head_dim: d.
         value_dim: d_v.
@@ -63,8 +63,8 @@ class Predicted:
 
     Attributes:
         softmax: all layers with softmax, as measured.
-        linear: all layers linear: the former with the layers' times exchanged.
-        planned: the chosen ones linear, likewise.
+        linear: all layers linear: ``softmax`` with the time of every layer replaced.
+        planned: the chosen layers linear, likewise.
     """
 
     softmax: float
@@ -89,7 +89,7 @@ class Verified:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What was measured, and what follows.
+    """What was measured, and which layers to make linear because of it.
 
     Attributes:
         model: name of the model.
@@ -179,8 +179,8 @@ class Plan:
         missing = [name for name in planned if name not in layers]
         unknown = [name for name in layers if name not in planned]
         if missing or unknown:
-            said = [f"it plans {missing[0]}, which this model has not"] if missing else []
-            said += [f"it says nothing of {unknown[0]}"] if unknown else []
+            said = [f"it plans {missing[0]}, which this model does not have"] if missing else []
+            said += [f"it does not mention {unknown[0]}"] if unknown else []
             raise PlanError(
                 f"the plan is of another model ({self.model}, {len(planned)} layers): "
                 f"{'; '.join(said)}. Measure this model with castling plan"
@@ -233,7 +233,7 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such plan: {path}")
-    if path.stat().st_size > _MOST_BYTES:
+    if path.stat().st_size > _MAX_BYTES:
         raise PlanError(f"{path} is no plan: {path.stat().st_size} bytes are too many")
     try:
         return Plan.from_dict(json.loads(path.read_text(encoding="utf-8")))

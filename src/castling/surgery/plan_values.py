@@ -1,4 +1,4 @@
-"""What a plan's file may hold: plain values, each checked before it is believed."""
+"""Validation of the plain values in a plan's file."""
 
 from __future__ import annotations
 

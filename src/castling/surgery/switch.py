@@ -66,12 +66,12 @@ def _outputs(output: Any) -> list[Tensor]:
 
 
 def _gaps(before: list[Tensor], after: list[Tensor]) -> Tensor:
-    """Relative change per image, of all outputs the worst, (B,)."""
+    """Relative change per image, the largest over all outputs, (B,)."""
     gaps = []
     for old, new in zip(before, after, strict=True):
         size = (old - old.mean(dim=1, keepdim=True)).norm(dim=1) if old.shape[1] > 1 else old.abs()
         size = size.reshape(-1)
-        # Outputs that do not depend on the image at all hide what a branch still does.
+        # An output that does not depend on the image cannot show what a branch contributes.
         blind = size <= 1e-6 * old.norm(dim=1).clamp(min=1e-6)
         gap = (new - old).norm(dim=1) / size.clamp(min=1e-30)
         gaps.append(gap.masked_fill(blind, math.inf))
@@ -105,11 +105,10 @@ def switch_(
 ) -> SwitchReport:
     """Cast the auxiliary branches away, in place, and certify what that changed.
 
-    Runs the calibration images with and without the branches. If any image's logits move by more
-    than
-    ``tolerance`` of their norm, the model is left as it was, unless ``force``. Where every mask is
-    provably empty (a ramp or gate run to its end) both passes are the same computation: the switch
-    is exact on every image, not only on these.
+    Runs the calibration images with and without the branches. If the logits of any image change by
+    more than ``tolerance`` of their norm, the model is left as it was, unless ``force``. Where
+    every mask is provably empty (a ramp or gate run to its end) both passes are the same
+    computation: the switch is exact on every image, not only on these.
 
     Args:
         model: a model with auxiliary branches; evaluated in eval mode, its mode is restored.

@@ -1,19 +1,40 @@
-"""Tasks: what a model is trained for. Model in, loss and metric out; plain torch, no trainer."""
+"""Tasks: what a model is trained for. Loss, metrics, predictions, drawing; plain torch, no trainer.
 
-from castling.tasks.classification import (
-    ClassificationMetric,
-    ClassificationTask,
-    LossConfig,
+Importing the package registers every task.
+"""
+
+from castling.tasks.classification import ClassificationConfig
+from castling.tasks.evaluation import EvaluateResult, evaluate_loader
+from castling.tasks.interface import Step, Task, TaskConfig
+from castling.tasks.prediction import Prediction
+from castling.tasks.registry import (
+    build_task,
+    list_tasks,
+    register_task,
+    task_class,
+    task_config_class,
+    task_from_card,
+    task_to_dict,
 )
-from castling.tasks.distillation import DistillConfig, Teacher
-from castling.tasks.protocol import Metric, Task
+from castling.tasks.result import TrainResult
+
+#: Configuration of recipes that name no task.
+DEFAULT_TASK = ClassificationConfig
 
 __all__ = [
-    "ClassificationMetric",
-    "ClassificationTask",
-    "DistillConfig",
-    "LossConfig",
-    "Metric",
+    "DEFAULT_TASK",
+    "EvaluateResult",
+    "Prediction",
+    "Step",
     "Task",
-    "Teacher",
+    "TaskConfig",
+    "TrainResult",
+    "build_task",
+    "evaluate_loader",
+    "list_tasks",
+    "register_task",
+    "task_class",
+    "task_config_class",
+    "task_from_card",
+    "task_to_dict",
 ]

@@ -49,9 +49,21 @@ class Step(NamedTuple):
 class RecipeLike(Protocol):
     """The parts of a recipe that a task may look at before anything is opened."""
 
-    task: Any
-    model: Any
-    data: Any
+    @property
+    def task(self) -> Any:
+        """The task's configuration."""
+
+    @property
+    def model(self) -> Any:
+        """The model's section."""
+
+    @property
+    def data(self) -> Any:
+        """The data section."""
+
+    @property
+    def ema(self) -> Any:
+        """The section of the moving average."""
 
 
 class Task(nn.Module):
@@ -71,8 +83,12 @@ class Task(nn.Module):
     percentages: ClassVar[frozenset[str]] = frozenset()
     #: Kinds of sources that can be trained on; see ``DataInfo.kind``.
     kinds: ClassVar[frozenset[str]]
+    #: Class of its predictions.
+    prediction_class: ClassVar[type[Prediction]] = Prediction
     #: Configuration class of its transforms.
     transform_config: ClassVar[type[TransformConfig]]
+    #: Options of the transforms that evaluation needs.
+    preprocessing_options: ClassVar[tuple[str, ...]] = ("image_size",)
 
     def __init__(self, config: TaskConfig, info: DataInfo, transform: TransformConfig) -> None:
         super().__init__()
@@ -94,8 +110,14 @@ class Task(nn.Module):
     def check_output(self, output: Any) -> None:
         """Raise ValueError unless a model's output for one image is what the task expects."""
 
-    def prepare_model(self, model: nn.Module) -> None:
-        """Set the model up for training, in place."""
+    def prepare_training(self, model: nn.Module) -> None:
+        """Load what training needs, such as a teacher, and set the model up, in place."""
+
+    def preprocessing(self) -> dict[str, Any]:
+        """Options of the transforms that evaluation needs, as a model's card keeps them."""
+        names = self.preprocessing_options
+        values = {name: getattr(self.transform_options, name) for name in names}
+        return values | {"mean": self.preprocess.mean, "std": self.preprocess.std}
 
     def transform(self, *, training: bool) -> Transform:
         """From samples to batches."""
@@ -127,6 +149,10 @@ class Task(nn.Module):
     def evaluation_step(self, model: nn.Module, batch: Batch, metric: torchmetrics.Metric) -> None:
         """Take one batch into the metric."""
         metric.update(self.predict(model, batch), batch)
+
+    def class_metrics(self, metric: torchmetrics.Metric) -> dict[str, float | None]:
+        """One figure per class; None for a class without images, empty where there is none."""
+        return {}
 
     def draw(
         self,

@@ -6,7 +6,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from castling.data.registry import DataInfo
+from castling.data.transforms.base import TransformConfig
+from castling.models.card import ModelCard
 from castling.tasks.interface import Task, TaskConfig
+from castling.utils.checks import config_from_dict
 from castling.utils.text import did_you_mean
 
 TaskT = TypeVar("TaskT", bound=type[Task])
@@ -34,7 +38,7 @@ def task_config_class(name: str) -> type[TaskConfig]:
     """The configuration class registered under ``name``; ValueError lists the known names."""
     if name not in _CONFIGS:
         raise ValueError(
-            f"no task {name!r}{did_you_mean(name, _CONFIGS)} known: {', '.join(list_tasks())}"
+            f"no task {name!r}{did_you_mean(name, _CONFIGS)}; known: {', '.join(list_tasks())}"
         )
     return _CONFIGS[name]
 
@@ -47,3 +51,33 @@ def task_class(config: TaskConfig) -> type[Task]:
 def task_to_dict(config: TaskConfig) -> dict[str, Any]:
     """``config`` as plain values for YAML or JSON, ``name`` first."""
     return {"name": config.name, **dataclasses.asdict(config)}
+
+
+def build_task(config: TaskConfig, info: DataInfo, transform: TransformConfig) -> Task:
+    """The task of a configuration for data.
+
+    Raises:
+        ValueError: the task cannot learn from this kind of data.
+    """
+    made = task_class(config)
+    if info.kind not in made.kinds:
+        raise ValueError(
+            f"the task {config.name} needs data for {' or '.join(sorted(made.kinds))}, this source "
+            f"is for {info.kind}: choose another task or source"
+        )
+    return made(config, info, transform)
+
+
+def task_from_card(card: ModelCard) -> Task:
+    """The task that a saved model was trained for, ready to evaluate and predict.
+
+    Raises:
+        ValueError: the card names an unknown task or options.
+    """
+    options = dict(card.task)
+    config_class = task_config_class(str(options.pop("name", None)))
+    config = config_from_dict(config_class, options, "task")
+    made = task_class(config)
+    transform = config_from_dict(made.transform_config, card.preprocessing, "preprocessing")
+    info = DataInfo(card.classes, {}, kind=next(iter(made.kinds)))
+    return made(config, info, transform)

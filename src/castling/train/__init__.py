@@ -1,8 +1,9 @@
-"""Training: recipes, the engine that follows them, evaluation."""
+"""Training: recipes, and the engine that follows them."""
 
+from castling.tasks.result import TrainResult
+from castling.train.build import open_data
 from castling.train.callbacks import NonFiniteLossError, TrainingInterrupted
 from castling.train.dry_run import dry_run
-from castling.train.evaluation import EvaluateResult, evaluate
 from castling.train.recipe import (
     ClipConfig,
     EmaConfig,
@@ -17,20 +18,18 @@ from castling.train.recipe import (
 )
 from castling.train.recipe_file import (
     load_recipe,
+    parse_flags,
     parse_recipe,
     recipe_from_dict,
-    recipe_from_namespace,
     recipe_parser,
     recipe_to_dict,
     recipe_to_yaml,
 )
-from castling.train.result import TrainResult
 from castling.train.trainer import train
 
 __all__ = [
     "ClipConfig",
     "EmaConfig",
-    "EvaluateResult",
     "HardwareConfig",
     "ModelConfig",
     "NonFiniteLossError",
@@ -43,11 +42,11 @@ __all__ = [
     "TrainResult",
     "TrainingInterrupted",
     "dry_run",
-    "evaluate",
     "load_recipe",
+    "open_data",
+    "parse_flags",
     "parse_recipe",
     "recipe_from_dict",
-    "recipe_from_namespace",
     "recipe_parser",
     "recipe_to_dict",
     "recipe_to_yaml",

@@ -1,80 +1,127 @@
-"""Model, card and task of a recipe."""
+"""Data, task, model and card of a recipe."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from castling.data import ImageData
-from castling.models.saved import ModelCard, build_model, describe_attention, load_weights
-from castling.tasks import ClassificationTask
-from castling.tasks.distillation import load_teacher
-from castling.train.loading import data_config
+from castling.attention import attention_config
+from castling.data import BatchKey, DataModule, open_source
+from castling.models.builder import build_model
+from castling.models.card import ModelCard, describe_attention
+from castling.models.saved import load_weights
+from castling.tasks import Task, build_task, task_class, task_to_dict
+from castling.train.optimization import check_optimizer
 from castling.train.recipe import Recipe
 
 
-def model_arguments(recipe: Recipe, classes: int) -> dict[str, Any]:
-    """Keyword arguments of timm.create_model."""
-    kwargs: dict[str, Any] = {"num_classes": classes, **recipe.model.kwargs}
-    if recipe.model.drop_path is not None:
-        kwargs["drop_path_rate"] = recipe.model.drop_path
-    return kwargs
+def check(recipe: Recipe) -> None:
+    """Refuse what cannot work, before data is opened or a folder made.
+
+    Raises:
+        ValueError: with what is wrong and what to do.
+        FileNotFoundError: weights or a teacher that do not exist.
+    """
+    check_optimizer(recipe.optim)
+    check_hardware(recipe)
+    if recipe.model.checkpoint and not Path(recipe.model.checkpoint).exists():
+        raise FileNotFoundError(f"model.checkpoint: there is nothing at {recipe.model.checkpoint}")
+    if recipe.model.attention is not None:
+        attention_config(recipe.model.attention)
+    task_class(recipe.task).check(recipe)
 
 
-def build(recipe: Recipe, data: ImageData) -> tuple[nn.Module, ModelCard]:
-    """The recipe's model for the images, with its starting weights, and its card.
+def check_hardware(recipe: Recipe) -> None:
+    """Raise ValueError where the recipe asks for a GPU that is not there."""
+    if recipe.hardware.accelerator == "gpu" and not torch.cuda.is_available():
+        raise ValueError(
+            "hardware.accelerator is gpu, but PyTorch finds none on this machine: leave it at "
+            "auto, or choose cpu"
+        )
+
+
+def open_data(recipe: Recipe) -> tuple[DataModule, Task]:
+    """The recipe's images and its task for them.
+
+    Raises:
+        FileNotFoundError: the images do not exist.
+        ValueError: options do not fit the data; as DataError, when the data is at fault.
+    """
+    config = recipe.data
+    if recipe.hardware.workers is not None:
+        loader = dataclasses.replace(config.loader, workers=recipe.hardware.workers)
+        config = dataclasses.replace(config, loader=loader)
+    source = open_source(config.source)
+    task = build_task(recipe.task, source.info, config.transform)
+    data = DataModule(
+        source,
+        config,
+        task.transform(training=True),
+        task.transform(training=False),
+        seed=recipe.seed,
+    )
+    return data, task
+
+
+def build(recipe: Recipe, task: Task) -> tuple[nn.Module, ModelCard]:
+    """The recipe's model for the task, with its starting weights, and its card.
 
     Raises:
         ValueError: no such model, or it does not take what the recipe asks for.
         FileNotFoundError: the starting weights do not exist.
     """
     config = recipe.model
-    kwargs = model_arguments(recipe, len(data.classes))
+    preprocessing = task.preprocessing()
+    size = preprocessing["image_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    kwargs: dict[str, Any] = {**task.model_arguments(), **config.kwargs}
+    if config.drop_path is not None:
+        kwargs["drop_path_rate"] = config.drop_path
     model = build_model(
         config.name,
         kwargs,
         config.attention,
         config.where,
-        image_size=data.image_size,
+        image_size=(height, width),
         pretrained=config.pretrained,
     )
     if config.checkpoint:
         load_weights(model, config.checkpoint)
-    size = data.image_size
     card = ModelCard(
         name=config.name,
-        kwargs={"img_size": size[0] if size[0] == size[1] else list(size), **kwargs},
+        classes=task.info.classes,
+        preprocessing=preprocessing | {"image_size": (height, width)},
+        task=task_to_dict(recipe.task),
+        kwargs={"img_size": height if height == width else [height, width], **kwargs},
         attention=describe_attention(config.attention),
         where=config.where,
-        classes=data.classes,
-        image_size=size,
-        mean=tuple(data.mean),
-        std=tuple(data.std),
-        interpolation=recipe.data.interpolation,
-        crop_fraction=recipe.data.crop_fraction,
-        eval_crop=recipe.data.eval_crop,
     )
-    set_distilled: Callable[[bool], None] | None = getattr(model, "set_distilled_training", None)
-    if set_distilled is not None:
-        set_distilled(True)  # timm's DeiT and LeViT then return both heads
+    task.prepare_training(model)
     return model, card
 
 
-def build_task(recipe: Recipe, data: ImageData) -> ClassificationTask:
-    """The recipe's task for the images, its teacher loaded.
+@torch.no_grad()
+def check_forward(model: nn.Module, task: Task, data: DataModule) -> None:
+    """Run one image through the model, so that a wrong size fails before anything is written.
 
     Raises:
-        ValueError: the teacher does not exist or has other classes.
-        FileNotFoundError: the teacher's weights do not exist.
+        ValueError: the model does not take the images, or its outputs do not fit the task.
     """
-    return ClassificationTask(
-        len(data.classes),
-        loss=recipe.loss,
-        augment=recipe.data.augment,
-        seed=data_config(recipe).seed,
-        distill=recipe.distill,
-        teacher=load_teacher(recipe.distill, len(data.classes), (data.mean, data.std)),
-        self_distill=recipe.ema.self_distill,
-    )
+    batch = data.dataset("val")[BatchKey((0,))]
+    images = task.preprocess(batch.images)
+    model.eval()
+    try:
+        output = model(images)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        height, width = images.shape[-2:]
+        raise ValueError(
+            f"the model does not take images of {height}×{width} pixels: {error}. Set "
+            "data.transform.image_size, or model.kwargs such as patch_size"
+        ) from error
+    finally:
+        model.train()
+    task.check_output(output)

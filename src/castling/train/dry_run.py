@@ -1,4 +1,4 @@
-"""Does a recipe start and step? A trial on a few generated images, without its data or teacher."""
+"""Try a recipe for a few steps on generated images, without its data and teacher weights."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from castling.data.sources import FolderConfig
+from castling.tasks import TaskConfig
+from castling.tasks.result import TrainResult
+from castling.train.build import check_hardware
 from castling.train.recipe import Recipe
-from castling.train.result import TrainResult
 from castling.train.trainer import train
 
 
@@ -27,8 +30,8 @@ def dry_run(
     """Run a recipe for a few steps through everything it does: training, saving, switching.
 
     Model, optimiser, schedule, loss, augmentation, averaging and clipping are the recipe's. The
-    number of classes is that of the images, a teacher has random weights, and weights that the
-    recipe would start from are left out. Runs on the CPU, in a temporary folder.
+    number of classes follows from the images, a teacher has random weights, and starting weights
+    are not loaded. Runs on the CPU, in a temporary folder.
 
     Args:
         recipe: what to try.
@@ -39,38 +42,32 @@ def dry_run(
         teacher: a smaller timm model in place of the recipe's teacher.
 
     Returns:
-        The result; its figures mean nothing, and its folders are gone.
+        The result. Its metrics are meaningless, and its folders no longer exist.
     """
+    check_hardware(recipe)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source = str(images) if images is not None else str(folder / "images")
         if images is None:
             _generate(Path(source), per_class=max(2, -(-batch_size * steps // 2)))
-        augment = recipe.data.augment
-        if image_size is not None and augment.multi_scale:
-            augment = dataclasses.replace(augment, multi_scale=(image_size,))
+        transform = recipe.data.transform
+        if image_size is not None:
+            transform = transform.at_size(image_size)
         trial = dataclasses.replace(
             recipe,
+            task=_without_weights(recipe.task, teacher),
             model=dataclasses.replace(recipe.model, checkpoint="", pretrained=False),
             data=dataclasses.replace(
                 recipe.data,
-                source=source,
-                subset=None,
-                val_subset=None,
-                image_size=image_size or recipe.data.image_size,
-                batch_size=batch_size,
-                eval_batch_size=None,
-                workers=0,
-                augment=augment,
+                source=FolderConfig(path=source),
+                split=dataclasses.replace(recipe.data.split, subset=None, val_subset=None),
+                transform=transform,
+                loader=dataclasses.replace(
+                    recipe.data.loader, batch_size=batch_size, eval_batch_size=None, workers=0
+                ),
             ),
             epochs=1,
             max_steps=steps,
-            distill=dataclasses.replace(
-                recipe.distill,
-                teacher=teacher or recipe.distill.teacher,
-                checkpoint="",
-                pretrained=False,
-            ),
             regularize=dataclasses.replace(
                 recipe.regularize,
                 batchnorm_images=min(recipe.regularize.batchnorm_images, batch_size),
@@ -86,6 +83,16 @@ def dry_run(
             ),
         )
         return train(trial, folder / "run", progress=False)
+
+
+def _without_weights(task: TaskConfig, teacher: str | None) -> TaskConfig:
+    """The task's options, its teacher replaced where asked for and with random weights."""
+    distill = getattr(task, "distill", None)
+    if distill is None:
+        return task
+    teacher = teacher or distill.teacher
+    free = dataclasses.replace(distill, teacher=teacher, checkpoint="", pretrained=False)
+    return dataclasses.replace(task, distill=free)  # type: ignore[call-arg]
 
 
 def _generate(folder: Path, per_class: int) -> None:

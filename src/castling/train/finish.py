@@ -1,4 +1,4 @@
-"""What follows training: the last checkpoint becomes a saved, evaluated and switched model."""
+"""After training: save, evaluate and switch the model of the last checkpoint."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from castling.attention import auxiliaries, set_progress
-from castling.models.saved import ModelCard, save_model
+from castling.models.card import ModelCard
+from castling.models.saved import save_model
 from castling.surgery import SwitchRefusedError, switch_
+from castling.tasks import evaluate_loader
+from castling.tasks.result import RESULT, TrainResult
 from castling.train.callbacks import History, WeightAverage, reestimate_batchnorm
 from castling.train.callbacks.batchnorm import training_images
-from castling.train.evaluation import evaluate_loader
-from castling.train.loading import data_config, evaluation_loaders
 from castling.train.module import TrainingModule
-from castling.train.result import RESULT, TrainResult
 from castling.train.run_folder import checkpoint_path, read_checkpoint
 from castling.utils.files import write_json
 
@@ -26,9 +26,14 @@ from castling.utils.files import write_json
 def finish(
     module: TrainingModule, card: ModelCard, run_dir: Path, trainer: pl.Trainer
 ) -> TrainResult:
-    """Save, evaluate, switch, evaluate again, from the last checkpoint, whoever wrote it."""
+    """Save and evaluate the last checkpoint's model; switch it and evaluate again."""
     checkpoint = read_checkpoint(checkpoint_path(run_dir))
-    state = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
+    prefix = "model."
+    state = {
+        name.removeprefix(prefix): value
+        for name, value in checkpoint["state_dict"].items()
+        if name.startswith(prefix)
+    }
     seconds = 0.0
     for name, values in checkpoint["callbacks"].items():
         if name.startswith(WeightAverage.__qualname__):
@@ -39,6 +44,7 @@ def finish(
     model.load_state_dict(state)
     device = torch.device("cuda") if trainer.strategy.root_device.type == "cuda" else "cpu"
     model.to(device)
+    module.task.to(device)
     set_progress(model, 1.0)
     if module.recipe.regularize.batchnorm_images:
         module.to(device)
@@ -51,12 +57,14 @@ def finish(
     result = TrainResult(
         run_dir=str(run_dir),
         metrics=metrics,
+        headline=module.task.headline,
+        percentages=tuple(sorted(module.task.percentages)),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         steps=checkpoint["global_step"],
         seconds=seconds,
         model_dir=str(run_dir),
         classes=len(module.data.classes),
-        images=module.data_sizes,
+        images=module.data.sizes,
     )
     if auxiliaries(model) and module.recipe.switch.enabled:
         result = _switch(model, module, card, run_dir, result)
@@ -90,22 +98,29 @@ def _switch(
 
 
 def _metrics(model: nn.Module, module: TrainingModule) -> dict[str, float]:
-    config = data_config(module.recipe)
-    metrics = {}
-    for split, loader in evaluation_loaders(config, module.data).items():
-        result = evaluate_loader(model, loader, module.data.classes, split)
-        for name in ("loss", "top1", "top5"):
-            metrics[f"{split}_{name}"] = getattr(result, name)
-    if module.data.test is module.data.val:
-        metrics |= {key.replace("val", "test"): value for key, value in metrics.items()}
+    """Metrics of every split, ``val_…`` and ``test_…``; the same where the splits are one."""
+    metrics: dict[str, float] = {}
+    for split in ("val", "test"):
+        if split not in module.data.sizes:
+            continue
+        result = evaluate_loader(module.task, model, module.data.loader(split), split)
+        metrics |= {f"{split}_{name}": value for name, value in result.metrics.items()}
+    if "test" not in module.data.sizes:
+        metrics |= {
+            name.replace("val_", "test_", 1): value
+            for name, value in metrics.items()
+            if name.startswith("val_")
+        }
     return metrics
 
 
 def _calibration(module: TrainingModule, images: int) -> Iterator[torch.Tensor]:
-    """At least one and at most ``images`` validation images, in batches."""
+    """At least one and at most ``images`` validation images, normalised, in batches."""
     left = images
-    for batch, _ in evaluation_loaders(data_config(module.recipe), module.data)["val"]:
-        yield batch[: max(1, left)]
+    device = next(module.model.parameters()).device
+    for batch in module.data.loader("val"):
+        pixels = batch.images[: max(1, left)].to(device)
+        yield module.task.preprocess(pixels)
         left -= len(batch)
         if left <= 0:
             return

@@ -1,7 +1,8 @@
-"""The Lightning module: hands a task's loss to the optimiser and its metric to the callbacks."""
+"""The Lightning module: hands a task's loss to the optimiser and its metrics to the callbacks."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,31 +11,23 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from castling.attention.auxiliary import auxiliaries, auxiliary_penalty
-from castling.data import ImageData
-from castling.tasks import Task
-from castling.train.loading import (
-    ResumableBatches,
-    TrainLoader,
-    batches_per_epoch,
-    data_config,
-    evaluation_loaders,
-    seed_everything,
-    train_loader,
-)
+from castling.data import Batch, BatchLoader, DataModule
+from castling.tasks import Step, Task
 from castling.train.optimization import build_optimizer, clip_gradients, set_learning_rate
 from castling.train.recipe import Recipe
+from castling.utils.randomness import seed_everything
 
 
 class TrainingModule(pl.LightningModule):
     """Trains ``model`` for ``task`` as ``recipe`` says.
 
     Callbacks read these attributes: ``evaluated`` (the network that validation uses; the moving
-    average puts itself here), ``metrics`` (results of the last validation), ``train_loss`` (mean of
-    the epoch so far), ``progress`` (share of all steps done, 0 to 1).
+    average puts itself here), ``metrics`` (results of the last validation), ``train_losses`` (means
+    of the epoch so far), ``progress`` (share of all steps done, 0 to 1).
 
     Args:
         model: the network.
-        task: loss and metric.
+        task: loss and metrics.
         recipe: everything else.
         data: the images.
         start: (epoch, batch) at which a resumed run goes on.
@@ -45,7 +38,7 @@ class TrainingModule(pl.LightningModule):
         model: nn.Module,
         task: Task,
         recipe: Recipe,
-        data: ImageData,
+        data: DataModule,
         start: tuple[int, int] = (0, 0),
     ) -> None:
         super().__init__()
@@ -53,31 +46,31 @@ class TrainingModule(pl.LightningModule):
         self.task, self.recipe, self.data = task, recipe, data
         self.start = start
         self.metrics: dict[str, float] = {}
-        self.last_loss: Tensor | None = None
-        self.loss_sum: Tensor | None = None
+        self.last_losses: dict[str, Tensor] = {}
+        self.loss_sums: dict[str, Tensor] = {}
         self.loss_count = 0
         self.has_penalty = any(branch.config.penalty > 0 for branch in auxiliaries(model).values())
-        self.evaluated_holder: list[nn.Module] = []  # a list hides it from state_dict and DDP
+        # Lists hide these from state_dict and DDP.
+        self.evaluated_holder: list[nn.Module] = []
+        self.metric_holder: list[Any] = []
 
-    def train_dataloader(self) -> TrainLoader:
+    def train_dataloader(self) -> BatchLoader:
         """Shuffled batches of this process, from where the run stands."""
-        trainer = self.trainer
-        return train_loader(
-            data_config(self.recipe), self.data, self.start, trainer.global_rank, trainer.world_size
-        )
+        return self._loader("train", training=True, start=self.start)
 
-    def val_dataloader(self) -> Any:
+    def val_dataloader(self) -> BatchLoader:
         """This process's share of the validation images."""
-        trainer = self.trainer
-        config = data_config(self.recipe)
-        return evaluation_loaders(config, self.data, trainer.global_rank, trainer.world_size)["val"]
+        return self._loader("val")
 
-    @property
-    def data_sizes(self) -> dict[str, int]:
-        """Number of images of each split; without "test" where the test images are those of val."""
-        data = self.data
-        sizes = {"train": len(data.train), "val": len(data.val)}
-        return sizes if data.test is data.val else sizes | {"test": len(data.test)}
+    def _loader(self, split: str, **options: Any) -> BatchLoader:
+        trainer = self.trainer
+        return self.data.loader(
+            split,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+            pin_memory=torch.cuda.is_available(),
+            **options,
+        )
 
     @property
     def progress(self) -> float:
@@ -87,20 +80,22 @@ class TrainingModule(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser; its learning rate is set at each step by :meth:`on_train_batch_start`."""
         per_step = (
-            self.recipe.data.batch_size * self.recipe.hardware.accumulate * self.trainer.world_size
+            self.recipe.data.loader.batch_size
+            * self.recipe.hardware.accumulate
+            * self.trainer.world_size
         )
-        return build_optimizer(self.model, self.recipe.optim, per_step)
+        return build_optimizer(self.model, self.recipe.optim, per_step, [*self.task.parameters()])
 
     def setup(self, stage: str) -> None:
         """Fix the length of the run."""
-        per_epoch = steps_per_epoch(self.recipe, len(self.data.train), self.trainer.world_size)
+        per_epoch = steps_per_epoch(self.recipe, self.data, self.trainer.world_size)
         total = per_epoch * self.recipe.epochs
         self.total = min(total, self.recipe.max_steps or total)
         schedule = self.recipe.schedule
         self.warmup = schedule.warmup_steps or round(schedule.warmup_epochs * per_epoch)
 
     def on_fit_start(self) -> None:
-        """Bring the teacher to the device."""
+        """Bring to the device what the task hides from Lightning, such as a teacher."""
         self.task.to(self.device)
 
     def on_train_start(self) -> None:
@@ -111,11 +106,9 @@ class TrainingModule(pl.LightningModule):
         """Point the loader at this epoch; a resumed epoch goes on in its middle."""
         epoch = self.trainer.current_epoch
         if epoch != self.start[0]:
-            sampler = self.trainer.train_dataloader.sampler
-            assert isinstance(sampler, ResumableBatches)
-            sampler.set_epoch(epoch)
+            self.trainer.train_dataloader.sampler.set_epoch(epoch)
         if epoch != self.start[0] or self.start[1] == 0:
-            self.loss_sum, self.loss_count = None, 0
+            self.loss_sums, self.loss_count = {}, 0
         self._freeze_batchnorm()
 
     def _freeze_batchnorm(self) -> None:
@@ -124,15 +117,17 @@ class TrainingModule(pl.LightningModule):
                 if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                     layer.eval()
 
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Images in channels-last memory layout, where the recipe wants them so."""
+    def transfer_batch_to_device(
+        self, batch: Batch, device: torch.device, dataloader_idx: int
+    ) -> Batch:
+        """Move a batch, in channels-last memory layout where the recipe wants it so."""
+        batch = batch.to(device, non_blocking=True)
         if not self.recipe.hardware.channels_last:
             return batch
-        return [
-            x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for x in batch
-        ]
+        images = batch.images.contiguous(memory_format=torch.channels_last)
+        return dataclasses.replace(batch, images=images)
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed this step and set its learning rate: both follow from the step alone."""
         seed_everything(self.recipe.seed, self.global_step, batch_idx, self.trainer.global_rank)
         set_learning_rate(
@@ -143,24 +138,27 @@ class TrainingModule(pl.LightningModule):
             self.warmup,
         )
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
         trainer = self.trainer
-        batch = self.task.prepare(batch, trainer.current_epoch, batch_idx, trainer.global_rank)
-        loss = self.task.loss(self.model, batch, self.averaged_teacher)
+        step = Step(
+            seed=self.recipe.seed,
+            epoch=trainer.current_epoch,
+            batch=batch_idx,
+            rank=trainer.global_rank,
+            progress=self.progress,
+            averaged=self.evaluated_holder[0] if self.evaluated_holder else None,
+        )
+        losses = self.task.training_step(self.model, batch, step)
         if self.has_penalty:
-            loss = loss + auxiliary_penalty(self.model)
-        self.last_loss = loss.detach()
-        self.loss_sum = self.last_loss if self.loss_sum is None else self.loss_sum + self.last_loss
+            losses["penalty"] = auxiliary_penalty(self.model)
+            losses["loss"] = losses["loss"] + losses["penalty"]
+        self.last_losses = {name: value.detach() for name, value in losses.items()}
+        for name, value in self.last_losses.items():
+            total = self.loss_sums.get(name)
+            self.loss_sums[name] = value if total is None else total + value
         self.loss_count += 1
-        return loss
-
-    @property
-    def averaged_teacher(self) -> nn.Module | None:
-        """The moving average, where and when it takes part in the loss."""
-        ema = self.recipe.ema
-        late = ema.self_distill > 0 and self.progress >= ema.self_distill_start
-        return self.evaluated if late else None
+        return losses["loss"]
 
     def configure_gradient_clipping(
         self,
@@ -169,14 +167,14 @@ class TrainingModule(pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip as the recipe says."""
-        clip_gradients([p for p in self.model.parameters() if p.requires_grad], self.recipe.clip)
+        clip_gradients([p for p in self.parameters() if p.requires_grad], self.recipe.clip)
 
     @property
-    def train_loss(self) -> float:
-        """Mean loss of the epoch so far; NaN before its first batch."""
-        if self.loss_sum is None:
-            return float("nan")
-        return float(self.loss_sum) / self.loss_count
+    def train_losses(self) -> dict[str, float]:
+        """Means of the epoch so far, ``"loss"`` first; NaN before its first batch."""
+        if not self.loss_sums:
+            return {"loss": float("nan")}
+        return {name: float(total) / self.loss_count for name, total in self.loss_sums.items()}
 
     @property
     def evaluated(self) -> nn.Module:
@@ -186,36 +184,36 @@ class TrainingModule(pl.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Begin an evaluation."""
         self.evaluated.eval()
-        self.metric = self.task.new_metric()
+        self.metric_holder[:] = [self.task.metrics().to(self.device)]
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Take one batch into the metric."""
-        self.metric.update(self.task.evaluate(self.evaluated, batch), batch)
+        self.task.evaluation_step(self.evaluated, batch, self.metric_holder[0])
 
     def on_validation_epoch_end(self) -> None:
-        """Add the metric up over the processes."""
-        self.metric.merge(
-            lambda x: self.trainer.strategy.reduce(x.to(self.device), reduce_op="sum")
-        )
-        self.metrics = self.metric.compute()
+        """Compute the metric; it synchronises the processes by itself."""
+        self.metrics = self.metric_holder[0].compute()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the running mean of the loss, and where the run stands."""
+        """Keep the running means of the losses, and where the run stands."""
         checkpoint["castling"] = {
-            "loss_sum": self.loss_sum,
+            "loss_sums": self.loss_sums,
             "loss_count": self.loss_count,
             "metrics": self.metrics,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the running mean over."""
+        """Take the running means over."""
         state = checkpoint["castling"]
-        self.loss_sum, self.loss_count = state["loss_sum"], state["loss_count"]
-        if self.loss_sum is not None:
-            self.loss_sum = torch.as_tensor(self.loss_sum)
-        self.metrics = state["metrics"]
+        if "loss_sum" in state:  # written before losses had named parts
+            old = state["loss_sum"]
+            state = state | {"loss_sums": {} if old is None else {"loss": old}}
+        self.loss_count, self.metrics = state["loss_count"], state["metrics"]
+        self.loss_sums = {
+            name: torch.as_tensor(value) for name, value in state["loss_sums"].items()
+        }
 
 
-def steps_per_epoch(recipe: Recipe, images: int, world: int) -> int:
-    """Optimiser steps of an epoch of ``images`` training images on ``world`` processes."""
-    return -(-batches_per_epoch(recipe.data, images, world) // recipe.hardware.accumulate)
+def steps_per_epoch(recipe: Recipe, data: DataModule, world_size: int) -> int:
+    """Optimiser steps of an epoch on ``world_size`` processes."""
+    return -(-data.batches_per_epoch(world_size) // recipe.hardware.accumulate)

@@ -1,9 +1,9 @@
-"""Optimiser, learning rate of each step, gradient clipping: all functions of the step alone."""
+"""Optimiser, learning-rate schedule and gradient clipping."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import timm.optim
 import torch
@@ -11,9 +11,10 @@ from timm.utils.clip_grad import dispatch_clip_grad
 from torch import nn
 
 from castling.train.recipe import ClipConfig, OptimConfig, ScheduleConfig
+from castling.utils.text import did_you_mean
 
-#: parameters of more than one dimension that are offsets, not weights: QT-ViT's learned scalar and
-#: position table (its reference decays them by accident), position and class tokens of ViTs
+#: Parameters of more than one dimension that are not weights: QT-ViT's learned scalar and position
+#: table (which its reference decays by accident), position embeddings and class tokens of ViTs.
 _NEVER_DECAYED = (
     "*ones_scale*",
     "*positional_encoding*",
@@ -25,8 +26,21 @@ _NEVER_DECAYED = (
 )
 
 
+def check_optimizer(config: OptimConfig) -> None:
+    """Raise ValueError unless timm knows the optimiser."""
+    known = timm.optim.list_optimizers()
+    if config.name not in known:
+        raise ValueError(
+            f"optim.name: unknown optimiser {config.name!r}{did_you_mean(config.name, known)}; "
+            "timm.optim.list_optimizers() lists them"
+        )
+
+
 def build_optimizer(
-    model: nn.Module, config: OptimConfig, images_per_step: int
+    model: nn.Module,
+    config: OptimConfig,
+    images_per_step: int,
+    task_parameters: Sequence[nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
     """The optimiser of ``config``; every group carries its peak rate as ``peak_lr``.
 
@@ -34,26 +48,21 @@ def build_optimizer(
         model: whose parameters are optimised.
         config: says how.
         images_per_step: over all processes and accumulated batches, for ``lr_batch``.
+        task_parameters: of the task, such as a projection onto a teacher's features.
 
     Raises:
         ValueError: timm does not know the optimiser.
     """
-    if config.name not in timm.optim.list_optimizers():
-        raise ValueError(
-            f"optim.name: unknown optimiser {config.name!r}; "
-            "timm.optim.list_optimizers() lists them"
-        )
+    check_optimizer(config)
     lr = config.lr * images_per_step / config.lr_batch if config.lr_batch else config.lr
     extra: dict[str, object] = {}
     if config.betas is not None:
         extra["betas"] = tuple(config.betas)
-    if config.eps is not None:
-        extra["eps"] = config.eps
-    never = set(_NEVER_DECAYED) | set(config.no_decay)
+    never = set(_NEVER_DECAYED)
     spared: Callable[[], Iterable[str]] | None = getattr(model, "no_weight_decay", None)
     if spared is not None:
         never |= set(spared())
-    # groups are made here because create_optimizer_v2 knows no further patterns
+    # Groups are made here because create_optimizer_v2 takes no further patterns.
     if config.layer_decay < 1:
         groups = timm.optim.param_groups_layer_decay(
             model,
@@ -65,8 +74,10 @@ def build_optimizer(
         groups = timm.optim.param_groups_weight_decay(
             model, weight_decay=config.weight_decay, no_weight_decay_list=never
         )
+    if task_parameters:
+        groups = [*groups, {"params": list(task_parameters), "weight_decay": config.weight_decay}]
     optimizer = timm.optim.create_optimizer_v2(
-        groups, config.name, lr=lr, weight_decay=0.0, momentum=config.momentum, **extra
+        groups, config.name, lr=lr, weight_decay=0.0, momentum=0.9, **extra
     )
     for group in optimizer.param_groups:
         group["peak_lr"] = lr

@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
 from castling.data import DataConfig
-from castling.tasks import DistillConfig, LossConfig
+from castling.tasks import DEFAULT_TASK, TaskConfig
+from castling.utils.checks import LeftOpenUnitInterval, RightOpenUnitInterval, check_fields
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,12 +35,11 @@ class ModelConfig:
     where: list[str] | dict[str, Any] | None = None
     pretrained: bool = False
     checkpoint: str = ""
-    drop_path: float | None = None
+    drop_path: RightOpenUnitInterval | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError on values without a meaning."""
-        if self.drop_path is not None and not 0 <= self.drop_path < 1:
-            raise ValueError(f"model.drop_path must lie in [0, 1), got {self.drop_path}")
+        check_fields(self, "model")
         if self.pretrained and self.checkpoint:
             raise ValueError("model.pretrained and model.checkpoint exclude each other")
 
@@ -47,40 +49,31 @@ class OptimConfig:
     """The optimiser.
 
     Attributes:
-        name: any optimiser of timm.optim.list_optimizers().
+        name: any optimiser of timm.optim.list_optimizers(); momentum is 0.9 where it has one.
         lr: peak learning rate, for lr_batch images per step.
         lr_batch: images per step that lr is meant for; the rate used is
             lr · (images per step)/lr_batch. 0: lr is used as it stands.
         weight_decay: never applied to 1-D tensors (norms, biases) nor to scalars, position tables
             and what the model's no_weight_decay() names.
         betas: the two momenta of Adam-like optimisers; empty keeps the optimiser's own.
-        eps: the optimiser's ε; empty keeps its own.
-        momentum: for optimisers of the SGD kind.
         layer_decay: each layer's learning rate is this factor times that of the layer above it;
             1 is off.
-        no_decay: name patterns of further parameters without weight decay.
     """
 
     name: str = "adamw"
-    lr: float = 1e-3
-    lr_batch: int = 0
-    weight_decay: float = 0.05
-    betas: list[float] | None = None
-    eps: float | None = None
-    momentum: float = 0.9
-    layer_decay: float = 1.0
-    no_decay: list[str] = dataclasses.field(default_factory=list)
+    lr: PositiveFloat = 1e-3
+    lr_batch: NonNegativeInt = 0
+    weight_decay: NonNegativeFloat = 0.05
+    betas: tuple[RightOpenUnitInterval, RightOpenUnitInterval] | None = None
+    layer_decay: LeftOpenUnitInterval = 1.0
 
     def __post_init__(self) -> None:
         """Raise ValueError on values without a meaning."""
-        if self.lr <= 0:
-            raise ValueError(f"optim.lr must be positive, got {self.lr}")
-        if self.lr_batch < 0:
-            raise ValueError(f"optim.lr_batch must not be negative, got {self.lr_batch}")
-        if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"optim.layer_decay must lie in (0, 1], got {self.layer_decay}")
-        if self.betas is not None and len(self.betas) != 2:
-            raise ValueError(f"optim.betas must hold two numbers, got {self.betas}")
+        check_fields(self, "optim")
+        if self.betas is not None:
+            object.__setattr__(self, "betas", tuple(self.betas))
+            if len(self.betas) != 2:
+                raise ValueError(f"optim.betas must hold two numbers, got {self.betas}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,10 +89,14 @@ class ScheduleConfig:
     """
 
     kind: Literal["cosine", "constant"] = "cosine"
-    warmup_epochs: float = 0.0
-    warmup_steps: int = 0
-    warmup_lr: float = 1e-6
-    min_lr: float = 1e-6
+    warmup_epochs: NonNegativeFloat = 0.0
+    warmup_steps: NonNegativeInt = 0
+    warmup_lr: NonNegativeFloat = 1e-6
+    min_lr: NonNegativeFloat = 1e-6
+
+    def __post_init__(self) -> None:
+        """Raise ValueError on values without a meaning."""
+        check_fields(self, "schedule")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,22 +107,14 @@ class EmaConfig:
         decay: share of the old average kept at each step; 0 is off.
         warmup: the decay begins near 0 and rises to its value as decay·(1 − exp(−step/warmup)),
             so that early averages do not hold on to the initial weights; in steps, 0 is off.
-        self_distill: weight of a binary cross entropy towards the averaged model's own
-            predictions (QT-ViT-4 to -6); 0 is off.
-        self_distill_start: training progress in [0, 1] at which that term sets in.
     """
 
-    decay: float = 0.0
-    warmup: int = 0
-    self_distill: float = 0.0
-    self_distill_start: float = 0.25
+    decay: RightOpenUnitInterval = 0.0
+    warmup: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
         """Raise ValueError on values without a meaning."""
-        if not 0 <= self.decay < 1:
-            raise ValueError(f"ema.decay must lie in [0, 1), got {self.decay}")
-        if self.self_distill and not self.decay:
-            raise ValueError("ema.self_distill needs the moving average: set ema.decay")
+        check_fields(self, "ema")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,12 +128,11 @@ class ClipConfig:
     """
 
     mode: Literal["none", "norm", "value", "adaptive"] = "none"
-    value: float = 1.0
+    value: PositiveFloat = 1.0
 
     def __post_init__(self) -> None:
         """Raise ValueError on values without a meaning."""
-        if self.value <= 0:
-            raise ValueError(f"clip.value must be positive, got {self.value}")
+        check_fields(self, "clip")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -159,8 +147,12 @@ class RegularizeConfig:
     """
 
     drop_path_ramp: bool = False
-    batchnorm_images: int = 0
+    batchnorm_images: NonNegativeInt = 0
     freeze_batchnorm: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise ValueError on values without a meaning."""
+        check_fields(self, "regularize")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -175,29 +167,24 @@ class HardwareConfig:
         precision: "32", "bf16" or "16" mixed on a GPU; a CPU always computes in 32, because it is
             slower in the others.
         accumulate: batches whose gradients are added up to one step.
-        workers: background processes that load images; empty keeps data.workers.
-        deterministic: insist on algorithms that give the same bits each time.
+        workers: background processes that load images; empty keeps data.loader.workers.
         compile: pass the model through torch.compile.
         channels_last: keep images and convolutions in channels-last memory layout.
     """
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    devices: int = 0
-    nodes: int = 1
+    devices: NonNegativeInt = 0
+    nodes: PositiveInt = 1
     strategy: str = "auto"
     precision: Literal["32", "bf16", "16"] = "32"
-    accumulate: int = 1
-    workers: int | None = None
-    deterministic: bool = False
+    accumulate: PositiveInt = 1
+    workers: NonNegativeInt | None = None
     compile: bool = False
     channels_last: bool = False
 
     def __post_init__(self) -> None:
         """Raise ValueError on values without a meaning."""
-        if self.accumulate < 1 or self.nodes < 1 or self.devices < 0:
-            raise ValueError(
-                "hardware.accumulate and .nodes must be at least 1, .devices at least 0"
-            )
+        check_fields(self, "hardware")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -209,21 +196,16 @@ class SaveConfig:
         every_steps: also within epochs, every so many steps; 0 is off.
         validate_epochs: evaluate after every so many epochs, and after the last.
         log_steps: write the loss to TensorBoard and the live display every so many steps.
-        statistics_batches: validation batches per epoch for the statistics of auxiliary branches.
     """
 
-    every_epochs: int = 1
-    every_steps: int = 0
-    validate_epochs: int = 1
-    log_steps: int = 50
-    statistics_batches: int = 2
+    every_epochs: PositiveInt = 1
+    every_steps: NonNegativeInt = 0
+    validate_epochs: PositiveInt = 1
+    log_steps: PositiveInt = 50
 
     def __post_init__(self) -> None:
         """Raise ValueError on values without a meaning."""
-        if min(self.every_epochs, self.validate_epochs, self.log_steps) < 1:
-            raise ValueError(
-                "save.every_epochs, .validate_epochs and .log_steps must be at least 1"
-            )
+        check_fields(self, "save")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -238,9 +220,13 @@ class SwitchConfig:
     """
 
     enabled: bool = True
-    tolerance: float = 1e-3
+    tolerance: NonNegativeFloat = 1e-3
     force: bool = False
-    images: int = 256
+    images: PositiveInt = 256
+
+    def __post_init__(self) -> None:
+        """Raise ValueError on values without a meaning."""
+        check_fields(self, "switch")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -248,16 +234,14 @@ class Recipe:
     """Everything that decides how a training run goes.
 
     Attributes:
-        task: what is trained for.
+        task: what is trained for, its losses and its options.
         model: which model.
-        data: which images, and how they are augmented, mixed and scaled.
+        data: which images, how they are split, transformed and loaded.
         epochs: passes over the training images.
         max_steps: stop and end the schedule after this many steps even if epochs remain; 0 is off.
         seed: of initial weights, order of images, augmentation, everything random.
         optim: the optimiser.
         schedule: the learning rate over the steps.
-        loss: the loss on labels.
-        distill: learning from a teacher.
         ema: moving average of the weights.
         clip: gradient clipping.
         regularize: drop-path ramp, BatchNorm statistics.
@@ -266,16 +250,14 @@ class Recipe:
         switch: casting the auxiliary branches away at the end.
     """
 
-    task: Literal["classification"] = "classification"
+    task: TaskConfig = dataclasses.field(default_factory=DEFAULT_TASK)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    epochs: int = 10
-    max_steps: int = 0
+    epochs: PositiveInt = 10
+    max_steps: NonNegativeInt = 0
     seed: int = 0
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
-    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
-    distill: DistillConfig = dataclasses.field(default_factory=DistillConfig)
     ema: EmaConfig = dataclasses.field(default_factory=EmaConfig)
     clip: ClipConfig = dataclasses.field(default_factory=ClipConfig)
     regularize: RegularizeConfig = dataclasses.field(default_factory=RegularizeConfig)
@@ -285,7 +267,20 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Raise ValueError on values without a meaning."""
-        if self.epochs < 1:
-            raise ValueError(f"epochs must be at least 1, got {self.epochs}")
-        if self.max_steps < 0:
-            raise ValueError(f"max_steps must not be negative, got {self.max_steps}")
+        check_fields(self)
+
+
+#: The sections of a recipe that have options of their own whatever the task.
+SECTIONS: dict[str, type] = {
+    "model": ModelConfig,
+    "optim": OptimConfig,
+    "schedule": ScheduleConfig,
+    "ema": EmaConfig,
+    "clip": ClipConfig,
+    "regularize": RegularizeConfig,
+    "hardware": HardwareConfig,
+    "save": SaveConfig,
+    "switch": SwitchConfig,
+}
+#: Plain options beside the sections.
+SCALARS: dict[str, Any] = {"epochs": PositiveInt, "max_steps": NonNegativeInt, "seed": int}

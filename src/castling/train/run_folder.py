@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, and whether to start, resume or return what is there."""
+"""A run's folder: start a new run, resume the one in it, or return its result."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import torch
 
+from castling.tasks.result import TrainResult, read_result
 from castling.train.recipe import Recipe
 from castling.train.recipe_file import load_recipe, recipe_differences, recipe_to_yaml
-from castling.train.result import TrainResult, read_result
 from castling.utils.files import write_text
 
 Resume = Literal["auto", "never", "must"]
@@ -25,7 +25,7 @@ def checkpoint_path(run_dir: Path) -> Path:
 def find_run(
     recipe: Recipe, run_dir: Path, resume: Resume
 ) -> tuple[TrainResult | None, Path | None]:
-    """Whether to start, resume or return what is there; changes nothing.
+    """Decide whether to start, resume or return a finished result; writes nothing.
 
     Args:
         recipe: what is about to be trained.
@@ -71,7 +71,7 @@ def find_run(
 
 
 def make_run(recipe: Recipe, run_dir: Path, resume: Resume) -> None:
-    """Make a run's folder ready; with "never", what an abandoned run left there goes."""
+    """Create a run's folder; with "never", remove what an unfinished run left there."""
     checkpoints = checkpoint_path(run_dir).parent
     if resume == "never":
         for folder in (checkpoints, run_dir / "tensorboard"):
@@ -88,7 +88,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen kinds here
+    except Exception as error:  # torch raises many kinds for a damaged file
         raise ValueError(
             f"{path} cannot be read as a checkpoint ({type(error).__name__}): it is damaged or not "
             "ours; delete it to start the run anew"

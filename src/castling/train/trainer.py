@@ -1,11 +1,11 @@
-"""``train``: a recipe in, a folder with a trained, switched and evaluated model out."""
+"""``train``: run a recipe and write a folder with the trained, switched, evaluated model."""
 
 from __future__ import annotations
 
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
-from castling.data import ImageData, open_images
+from castling.data.errors import plain_data_errors
 from castling.surgery import has_idle_biases
-from castling.train.build import build, build_task
+from castling.tasks.result import TrainResult
+from castling.train.build import build, check, check_forward, open_data
 from castling.train.callbacks import (
     AuxiliarySchedule,
     BatchNormStatistics,
@@ -29,10 +30,8 @@ from castling.train.callbacks import (
     WeightAverage,
 )
 from castling.train.finish import finish
-from castling.train.loading import data_config, plain_data_errors, seed_everything
 from castling.train.module import TrainingModule
 from castling.train.recipe import Recipe
-from castling.train.result import TrainResult
 from castling.train.run_folder import (
     Resume,
     checkpoint_path,
@@ -40,6 +39,7 @@ from castling.train.run_folder import (
     make_run,
     read_checkpoint,
 )
+from castling.utils.randomness import seed_everything
 
 _log = logging.getLogger(__name__)
 _PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
@@ -50,6 +50,7 @@ def train(
     run_dir: str | os.PathLike[str],
     resume: Resume = "auto",
     progress: bool = True,
+    callbacks: Sequence[pl.Callback] = (),
 ) -> TrainResult:
     """Train, evaluate, switch where there is something to switch, and evaluate again.
 
@@ -63,6 +64,7 @@ def train(
         resume: "auto" goes on where a run of the same recipe stopped, and returns the result of one
             that is finished; "must" insists on something to resume; "never" starts anew.
         progress: show what is trained on what, and a live display, on standard error.
+        callbacks: further Lightning callbacks; they run before a step is logged and saved.
 
     Returns:
         Results before and after the switch, and where the models lie.
@@ -80,21 +82,22 @@ def train(
         finished, checkpoint = find_run(recipe, run_dir, resume)
         if finished is not None:
             return finished
+        check(recipe)
         seed_everything(recipe.seed)
-        data = open_images(data_config(recipe))
-        model, card = build(recipe, data)
+        data, task = open_data(recipe)
+        model, card = build(recipe, task)
         start = (0, 0)
         if checkpoint is not None:
             start = _position(read_checkpoint(checkpoint))
         else:
-            _check_forward(model, data)
+            check_forward(model, task, data)
         if recipe.hardware.channels_last:
             model.to(memory_format=torch.channels_last)
         if recipe.hardware.compile:
             model.compile()
-        module = TrainingModule(model, build_task(recipe, data), recipe, data, start)
+        module = TrainingModule(model, task, recipe, data, start)
         checkpoints = Checkpoints(checkpoint_path(run_dir).parent, recipe.save)
-        trainer = _trainer(recipe, model, run_dir, progress, checkpoints)
+        trainer = _trainer(recipe, model, run_dir, progress, checkpoints, callbacks)
         if trainer.is_global_zero:
             make_run(recipe, run_dir, resume)
         with checkpoints.listening(trainer):
@@ -107,7 +110,12 @@ def train(
 
 
 def _trainer(
-    recipe: Recipe, model: nn.Module, run_dir: Path, progress: bool, checkpoints: Checkpoints
+    recipe: Recipe,
+    model: nn.Module,
+    run_dir: Path,
+    progress: bool,
+    checkpoints: Checkpoints,
+    further: Sequence[pl.Callback],
 ) -> pl.Trainer:
     hardware, save = recipe.hardware, recipe.save
     accelerator = hardware.accelerator
@@ -121,11 +129,12 @@ def _trainer(
     callbacks: list[pl.Callback] = [StopOnNonFiniteLoss(save.log_steps)]
     if recipe.ema.decay:
         callbacks.append(WeightAverage(recipe.ema))
-    callbacks.append(AuxiliarySchedule(run_dir / "auxiliary.csv", save.statistics_batches))
+    callbacks.append(AuxiliarySchedule(run_dir / "auxiliary.csv"))
     if recipe.regularize.drop_path_ramp:
         callbacks.append(DropPathRamp())
     if recipe.regularize.batchnorm_images:
         callbacks.append(BatchNormStatistics(recipe.regularize.batchnorm_images))
+    callbacks += further
     if progress:
         callbacks.append(Progress(run_dir))
     callbacks.append(History(run_dir / "metrics.csv", save.log_steps))
@@ -140,7 +149,6 @@ def _trainer(
         max_steps=recipe.max_steps or -1,
         accumulate_grad_batches=hardware.accumulate,
         check_val_every_n_epoch=save.validate_epochs,
-        deterministic=hardware.deterministic,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         enable_checkpointing=False,
@@ -153,10 +161,10 @@ def _trainer(
 
 
 def _strategy(strategy: str, model: nn.Module, several: bool) -> str:
-    """The strategy, told of parameters without a gradient where there will be some.
+    """The strategy, with ``find_unused_parameters`` where some get no gradient.
 
-    Score biases of a host lose their only reader when the auxiliary branch closes; without being
-    told, DistributedDataParallel waits for their gradients for ever or stops.
+    Only the auxiliary branch reads a host's score biases, so they get no gradient once it has
+    closed; DistributedDataParallel would wait for them or raise.
     """
     plain = {"auto": "ddp", "ddp": "ddp", "ddp_spawn": "ddp_spawn"}
     if several and strategy in plain and has_idle_biases(model):
@@ -172,32 +180,9 @@ def _position(checkpoint: dict[str, Any]) -> tuple[int, int]:
     raise ValueError("the checkpoint was not written by castling")
 
 
-@torch.no_grad()
-def _check_forward(model: nn.Module, data: ImageData) -> None:
-    """One image through the model, so that a wrong size fails before anything is written."""
-    model.eval()
-    image = data.val[0][0][None]
-    try:
-        output = model(image)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        height, width = image.shape[-2:]
-        raise ValueError(
-            f"the model does not take images of {height}×{width} pixels: {error}. Set "
-            "data.image_size, or model.kwargs such as patch_size"
-        ) from error
-    finally:
-        model.train()
-    logits = output[0] if isinstance(output, (tuple, list)) else output
-    if logits.shape[-1] != len(data.classes):
-        raise ValueError(
-            f"the model has {logits.shape[-1]} outputs, the data {len(data.classes)} classes: "
-            "leave model.kwargs.num_classes out"
-        )
-
-
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Silence Lightning's tips and hints; errors still come as exceptions."""
+    """Silence Lightning's tips and warnings; errors are raised as exceptions."""
     loggers = [
         logging.getLogger(name)
         for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning_utilities")

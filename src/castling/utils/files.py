@@ -1,7 +1,8 @@
 """Files written whole or not at all.
 
-Every file of the package goes through :func:`replacing`: the bytes are written beside the target
-and moved over it, so that a reader never sees half a file and an interruption loses nothing.
+Every file of the package goes through :func:`replacing`, or :func:`replacing_together` where
+several belong together: the bytes are written beside the target and moved over it, so that a reader
+never sees half a file and an interruption loses nothing.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import csv
 import io
 import json
 import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,6 +43,59 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_together(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary folder inside ``folder`` whose files move into ``folder`` together on success.
+
+    For formats of several files, such as a graph and its weights. When the body raises or a file
+    cannot be moved, nothing new is left and files of the same names are as they were. A process
+    killed while several files are being moved leaves none of these names rather than a mixture.
+
+    Raises:
+        OSError: the disk is full or the folder may not be written; the message names ``folder``.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".", suffix=".part", dir=folder))
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror or str(error), str(folder)) from error
+    try:
+        yield temporary
+        _move_together(temporary, folder)
+    except OSError as error:
+        if error.filename is None or str(error.filename).startswith(str(temporary)):
+            raise type(error)(error.errno, error.strerror or str(error), str(folder)) from error
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _move_together(source: Path, folder: Path) -> None:
+    names = sorted(path.name for path in source.iterdir())
+    if len(names) == 1 and not (folder / names[0]).is_dir():
+        os.replace(source / names[0], folder / names[0])
+        return
+    old = source / ".old"
+    old.mkdir()
+    set_aside: list[str] = []
+    moved: list[str] = []
+    try:
+        for name in names:
+            if (folder / name).exists():
+                os.replace(folder / name, old / name)
+                set_aside.append(name)
+        for name in names:
+            os.replace(source / name, folder / name)
+            moved.append(name)
+    except BaseException:
+        for name in moved:
+            os.replace(folder / name, source / name)
+        for name in set_aside:
+            os.replace(old / name, folder / name)
+        raise
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:

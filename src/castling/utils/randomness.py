@@ -72,3 +72,11 @@ def seed_global_generators(key: int) -> None:
     np.random.seed(key & 0xFFFFFFFF)  # noqa: NPY002
     # torch.manual_seed would reach for every accelerator as well.
     torch.default_generator.manual_seed(key >> 1)
+
+
+def seed_everything(*numbers: int) -> None:
+    """Seed Python, NumPy and PyTorch, on all devices, from a mixture of ``numbers``."""
+    seed = int(keys(*numbers)[0])
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 libraries draw from the global state
+    torch.manual_seed(seed >> 1)

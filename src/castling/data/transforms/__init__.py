@@ -1,19 +1,17 @@
 """From samples to batches: one file per task, on torchvision's transforms v2."""
 
+from castling.data.transforms.base import Size, Transform, TransformConfig
 from castling.data.transforms.classification import (
-    EvalTransform,
-    TrainTransform,
-    Transform,
-    eval_transform,
-    sample_keys_of,
-    train_transform,
+    ClassificationEvalTransform,
+    ClassificationTrainTransform,
+    ClassificationTransformConfig,
 )
 
 __all__ = [
-    "EvalTransform",
-    "TrainTransform",
+    "ClassificationEvalTransform",
+    "ClassificationTrainTransform",
+    "ClassificationTransformConfig",
+    "Size",
     "Transform",
-    "eval_transform",
-    "sample_keys_of",
-    "train_transform",
+    "TransformConfig",
 ]

@@ -12,10 +12,13 @@ device.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
+
+from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from castling.data.sample import Batch, Sample
+from castling.utils.checks import check_fields
 from castling.utils.randomness import Keys
 
 Size = tuple[int, int]
@@ -27,13 +30,26 @@ class TransformConfig:
 
     Attributes:
         image_size: side, or (height, width), in pixels.
-        mean: per channel, of pixels in [0, 1]; empty takes the source's default.
+        mean: per channel, of pixels in [0, 1]; None takes the source's default.
         std: as ``mean``.
     """
 
-    image_size: int | tuple[int, int] = 224
+    image_size: PositiveInt | tuple[PositiveInt, PositiveInt] = 224
     mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, "data.transform")
+
+    @property
+    def size(self) -> Size:
+        """(height, width) in pixels."""
+        size: int | Size = self.image_size
+        return (size, size) if isinstance(size, int) else size
+
+    def at_size(self, side: int) -> Self:
+        """The same options for square images of another size, for trials."""
+        return replace(self, image_size=side)
 
 
 class Transform(Protocol):
@@ -65,6 +81,12 @@ class Transform(Protocol):
         """
         ...
 
-    def collate(self, samples: Sequence[Sample], keys: Keys, size: Size | None) -> Batch:
-        """One batch; every random choice follows from the samples' keys."""
+    def collate(self, samples: Sequence[Sample] | Batch, keys: Keys, size: Size | None) -> Batch:
+        """One batch; every random choice follows from the samples' keys.
+
+        Args:
+            samples: of one batch; as a ``Batch`` where they were kept in memory stacked.
+            keys: one per sample.
+            size: (height, width) drawn for this batch; None is the configured one.
+        """
         ...

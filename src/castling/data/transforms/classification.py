@@ -1,247 +1,216 @@
-"""From an image to a normalised tensor: fitting, augmentation, batches.
-
-A transform has three stages, so that whatever does not change between epochs can be remembered and
-whatever is cheap is done for a whole batch at once:
-
-1. `prepare`: fixed; an RGB image to an RGB image (scale and centre crop, or nothing);
-2. `vary`: random, one image at a time (random resized crop, timm's policies, colour);
-3. `finish`: one batch of 8-bit tensors (padded crop, mirror, resolution, normalise, erase).
-"""
+"""Transforms of image classification: fitting, augmentation, batches."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Literal, Self
 
-import numpy as np
-from PIL import Image
-from torch import Tensor
+import torch
+from jsonargparse.typing import (
+    ClosedUnitInterval,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 from torch.nn import functional as F
+from torchvision.transforms import v2
 
-from castling.data.config import (
-    SMALL_IMAGE,
-    WARP_FROM,
-    DataConfig,
-    EvalCrop,
-    Interpolation,
-    image_size_pair,
-)
 from castling.data.errors import DataError
-from castling.data.pixels import Size, fit, normalise, shift_and_mirror, to_pixels
-from castling.data.policies import RESAMPLING, policies
-from castling.data.sources import IMAGENET_MEAN, IMAGENET_STD
-from castling.utils.randomness import (
-    Keys,
-    global_generators_kept,
-    keys,
-    seed_global_generators,
+from castling.data.registry import DataInfo
+from castling.data.sample import Batch, Sample, stack_samples
+from castling.data.transforms.base import Size, TransformConfig
+from castling.data.transforms.batches import shift_and_mirror
+from castling.data.transforms.policies import timm_policy
+from castling.data.transforms.steps import (
+    Fit,
+    Interpolation,
+    PillowColorJitter,
+    RandomResizedCrop,
+    apply_steps,
 )
+from castling.utils.randomness import Keys
+
+SMALL_IMAGE = 64
+"""Up to this side (pixels) an image counts as small: padded crops, and no border cut off."""
+
+WARP_FROM = 384
+"""From this side (pixels) evaluation keeps the whole image (the CAS-ViT and ConvNeXt protocol)."""
 
 
-class Transform(Protocol):
-    """The three stages; see the module."""
+@dataclass(frozen=True, kw_only=True)
+class ClassificationTransformConfig(TransformConfig):
+    """Size, normalisation, and random changes of the training images.
 
-    @property
-    def prepared_size(self) -> Size | None:
-        """(height, width) that `prepare` always gives, or None when it leaves sizes alone."""
-        ...
+    Evaluation sees none of the random changes. Mixing and erasing belong to the task, which does
+    them on the device.
 
-    @property
-    def varies(self) -> bool:
-        """Whether `vary` does anything."""
-        ...
+    Attributes:
+        image_size: side, or (height, width), in pixels.
+        interpolation: how images are scaled.
+        crop_fraction: evaluation scales the image so that this share of its shorter side remains
+            after the centre crop; None is 1 up to 64 pixels and 0.875 above.
+        eval_crop: ``center`` crop or ``warp`` to the size without a crop; ``auto`` warps from 384
+            pixels.
+        crop: ``pad`` shifts the image within a border of zeros (small images), ``resized`` cuts a
+            random part and scales it (ImageNet), ``none`` keeps the centre; ``auto`` is ``pad`` up
+            to 64 pixels and ``resized`` above.
+        padding: border of ``pad`` in pixels; None is an eighth of the shorter side.
+        scale: range of the share of the area that ``resized`` keeps.
+        ratio: range of the width/height ratio that ``resized`` cuts.
+        horizontal_flip: probability of mirroring left to right; None is 0.5, and 0 for figures and
+            letters, whose mirror image means something else.
+        auto_augment: timm's description of a policy, such as ``rand-m9-mstd0.5-inc1``,
+            ``original`` or ``augmix-m3-w3``; empty for none.
+        color_jitter: strength of random brightness, contrast and saturation; 0 for none.
+        multi_scale: sides in pixels from which every batch draws its (square) resolution, such as
+            (160, 192, 224, 256, 288, 320); empty for always ``image_size``.
+    """
 
-    def prepare(self, image: Image.Image) -> Image.Image:
-        """The fixed part."""
-        ...
+    image_size: PositiveInt | tuple[PositiveInt, PositiveInt] = 32
+    interpolation: Interpolation = "bicubic"
+    crop_fraction: PositiveFloat | None = None
+    eval_crop: Literal["auto", "center", "warp"] = "auto"
+    crop: Literal["auto", "pad", "resized", "none"] = "auto"
+    padding: NonNegativeInt | None = None
+    scale: tuple[PositiveFloat, PositiveFloat] = (0.08, 1.0)
+    ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
+    horizontal_flip: ClosedUnitInterval | None = None
+    auto_augment: str = ""
+    color_jitter: NonNegativeFloat = 0.0
+    multi_scale: tuple[PositiveInt, ...] = ()
 
-    def vary(self, image: Image.Image, key: int, size: Size | None) -> Image.Image:
-        """The random part for one image, determined by `key`."""
-        ...
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.crop_fraction is not None and self.crop_fraction > 1:
+            raise ValueError(
+                f"data.transform.crop_fraction is {self.crop_fraction}; it must lie in (0, 1]"
+            )
+        for name, upper in (("scale", 1.0), ("ratio", float("inf"))):
+            low, high = getattr(self, name)
+            if not low <= high <= upper:
+                raise ValueError(
+                    f"data.transform.{name} is ({low}, {high}); it needs 0 < low <= high"
+                    + (" <= 1" if upper == 1.0 else "")
+                )
+        height, width = self.size
+        if self.multi_scale and height != width:
+            raise ValueError(
+                f"data.transform.multi_scale draws square batches, but image_size is {height}x"
+                f"{width}; give a square image_size or leave multi_scale empty"
+            )
 
-    def finish(self, pixels: Tensor, sample_keys: Keys, size: Size | None) -> Tensor:
-        """(B, 3, H, W) of uint8 to normalised float32, determined by the keys."""
-        ...
+    def at_size(self, side: int) -> Self:
+        """The same options at one size, that of multi-scale batches too."""
+        sides = (side,) if self.multi_scale else ()
+        return dataclasses.replace(self, image_size=side, multi_scale=sides)
 
 
-class EvalTransform:
-    """What every image goes through outside training: no randomness.
+class ClassificationEvalTransform:
+    """What every image goes through outside training: scale and crop, no randomness.
 
     From 384 pixels the image is warped to the size without a crop, the protocol of CAS-ViT.
-    Calling it turns one RGB image into a normalised (3, H, W) tensor.
+
+    Args:
+        config: size and protocol.
     """
 
-    varies = False
+    random = False
+    sides: tuple[int, ...] = ()
 
-    def __init__(
-        self,
-        image_size: int | Size,
-        mean: Sequence[float],
-        std: Sequence[float],
-        *,
-        crop_fraction: float | None = None,
-        eval_crop: EvalCrop = "auto",
-        interpolation: Interpolation = "bicubic",
-    ) -> None:
-        self.prepared_size = image_size_pair(image_size)
-        self.mean = tuple(mean)
-        self.std = tuple(std)
-        smaller = min(self.prepared_size)
-        self.warp = smaller >= WARP_FROM if eval_crop == "auto" else eval_crop == "warp"
-        self.fraction = crop_fraction or (1.0 if smaller <= SMALL_IMAGE else 0.875)
-        self.interpolation = interpolation
-
-    def prepare(self, image: Image.Image) -> Image.Image:
-        """Scale and crop."""
-        return fit(
-            image,
-            self.prepared_size,
-            warp=self.warp,
-            fraction=self.fraction,
-            interpolation=self.interpolation,
+    def __init__(self, config: ClassificationTransformConfig) -> None:
+        self.fixed_size = config.size
+        smaller = min(config.size)
+        warp = smaller >= WARP_FROM if config.eval_crop == "auto" else config.eval_crop == "warp"
+        self._fit = Fit(
+            config.size,
+            warp=warp,
+            fraction=config.crop_fraction or (1.0 if smaller <= SMALL_IMAGE else 0.875),
+            interpolation=config.interpolation,
         )
 
-    def vary(self, image: Image.Image, key: int, size: Size | None) -> Image.Image:
-        """The image as it is."""
-        return image
+    def resize(self, sample: Sample) -> Sample:
+        """Scale and crop."""
+        return apply_steps(sample, self._fit)
 
-    def finish(self, pixels: Tensor, sample_keys: Keys, size: Size | None) -> Tensor:
-        """Normalise (B, 3, H, W) of uint8."""
-        return normalise(pixels, self.mean, self.std)
+    def augment(self, sample: Sample, size: Size | None) -> Sample:
+        """The sample as it is."""
+        return sample
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        """One RGB image to (3, H, W) of float32."""
-        return normalise(to_pixels(self.prepare(image)), self.mean, self.std)
-
-
-class TrainTransform:
-    """Augmentation as `AugmentConfig` says, every random number drawn from the sample's key.
-
-    Calling it with an RGB image and a key gives one normalised (3, H, W) tensor.
-    """
-
-    def __init__(
-        self,
-        config: DataConfig,
-        mean: Sequence[float],
-        std: Sequence[float],
-        *,
-        mirrored: bool = True,
-    ) -> None:
-        augment = config.augment
-        self.size = image_size_pair(config.image_size)
-        self.mean = tuple(mean)
-        self.std = tuple(std)
-        self.interpolation = config.interpolation
-        small = min(self.size) <= SMALL_IMAGE
-        self.crop = ("pad" if small else "resized") if augment.crop == "auto" else augment.crop
-        self.padding = 0
-        if self.crop == "pad":
-            self.padding = min(self.size) // 8 if augment.padding is None else augment.padding
-        if augment.horizontal_flip and not mirrored:
-            raise DataError(
-                f"augment.horizontal_flip is {augment.horizontal_flip}, but the mirror image of a "
-                "figure or letter of this source is another one; set it to 0"
-            )
-        default = 0.5 if mirrored else 0.0
-        self.flip = default if augment.horizontal_flip is None else augment.horizontal_flip
-        self.scale, self.ratio = augment.scale, augment.ratio
-        self.prepared_size = None if self.crop == "resized" else self.size
-        self.policies = policies(config, mean)
-        self.varies = self.crop == "resized" or bool(self.policies)
-        self.erase_probability = augment.erase_probability
-        self.erase_mode = augment.erase_mode
-
-    def prepare(self, image: Image.Image) -> Image.Image:
-        """Scale and cut the centre, unless a random part will be cut."""
-        if self.crop == "resized":
-            return image
-        return fit(image, self.size, warp=False, fraction=1, interpolation=self.interpolation)
-
-    def vary(self, image: Image.Image, key: int, size: Size | None) -> Image.Image:
-        """Random resized crop and policies; advances the global CPU generators."""
-        from timm.data.transforms import RandomResizedCropAndInterpolation
-        from torchvision.transforms.v2 import functional
-
-        seed_global_generators(key)
-        if self.crop == "resized":
-            box = RandomResizedCropAndInterpolation.get_params(image, self.scale, self.ratio)
-            image = functional.resized_crop(
-                image, *box, list(size or self.size), RESAMPLING[self.interpolation]
-            )
-        for policy in self.policies:
-            image = policy(image)
-        return image
-
-    def finish(self, pixels: Tensor, sample_keys: Keys, size: Size | None) -> Tensor:
-        """Padded crop, mirror, resolution, normalise, erase: (B, 3, H, W) of uint8 to float32."""
-        pixels = shift_and_mirror(pixels, sample_keys, padding=self.padding, flip=self.flip)
-        if size is not None and tuple(pixels.shape[2:]) != size:
-            pixels = F.interpolate(pixels.float(), size, mode="bilinear", antialias=True)
-        images = normalise(pixels, self.mean, self.std)
-        if self.erase_probability:
-            from timm.data.random_erasing import RandomErasing
-
-            erase = RandomErasing(self.erase_probability, mode=self.erase_mode, device="cpu")
-            for image, key in zip(images, sample_keys, strict=True):
-                seed_global_generators(int(key) ^ 1)
-                erase(image)
-        return images
-
-    def __call__(self, image: Image.Image, key: int = 0) -> Tensor:
-        """One RGB image to (3, H, W) of float32; the same key gives the same tensor."""
-        with global_generators_kept():
-            image = self.prepare(image)
-            if self.varies:
-                image = self.vary(image, key, None)
-            sample_keys = np.array([key], dtype=np.uint64)
-            return self.finish(to_pixels(image)[None], sample_keys, None)[0]
+    def collate(self, samples: Sequence[Sample] | Batch, keys: Keys, size: Size | None) -> Batch:
+        """The samples stacked."""
+        return samples if isinstance(samples, Batch) else stack_samples(samples)
 
 
-def train_transform(
-    config: DataConfig,
-    *,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    mirrored: bool = True,
-) -> TrainTransform:
-    """The training transform of a configuration.
+class ClassificationTrainTransform:
+    """Augmentation as the configuration says, every random number drawn from the sample's key.
 
     Args:
         config: sizes and augmentation.
-        mean: per channel; None is the configuration's, else ImageNet's.
-        std: as `mean`.
-        mirrored: whether a mirror image still belongs to its class.
+        info: of the source: whether mirror images keep their class, and the default mean.
 
     Raises:
-        ValueError: timm cannot read `augment.auto_augment`.
+        ValueError: timm cannot read ``auto_augment``.
         DataError: mirroring was asked for where it changes the class.
     """
-    return TrainTransform(
-        config,
-        mean or config.mean or IMAGENET_MEAN,
-        std or config.std or IMAGENET_STD,
-        mirrored=mirrored,
-    )
 
+    def __init__(self, config: ClassificationTransformConfig, info: DataInfo) -> None:
+        self.size = config.size
+        self.sides = config.multi_scale
+        small = min(self.size) <= SMALL_IMAGE
+        crop = ("pad" if small else "resized") if config.crop == "auto" else config.crop
+        self._padding = 0
+        if crop == "pad":
+            self._padding = min(self.size) // 8 if config.padding is None else config.padding
+        if config.horizontal_flip and not info.mirrored:
+            raise DataError(
+                f"data.transform.horizontal_flip is {config.horizontal_flip}, but the mirror image "
+                "of a figure or letter of this source is another one; set it to 0"
+            )
+        default = 0.5 if info.mirrored else 0.0
+        self._flip = default if config.horizontal_flip is None else config.horizontal_flip
+        self.fixed_size = None if crop == "resized" else self.size
+        self._fit = Fit(self.size, warp=False, fraction=1, interpolation=config.interpolation)
+        self._crops: dict[Size, v2.Transform] = {}
+        if crop == "resized":
+            sizes = {self.size, *((side, side) for side in self.sides)}
+            self._crops = {
+                size: RandomResizedCrop(
+                    size,
+                    scale=config.scale,
+                    ratio=config.ratio,
+                    interpolation=config.interpolation,
+                )
+                for size in sizes
+            }
+        self._steps: list[v2.Transform] = []
+        if config.auto_augment:
+            mean = config.mean or info.mean
+            self._steps.append(
+                timm_policy(config.auto_augment, self.size, mean, config.interpolation)
+            )
+        if config.color_jitter:
+            self._steps.append(PillowColorJitter(*(config.color_jitter,) * 3))
+        self.random = bool(self._crops or self._steps)
 
-def eval_transform(
-    config: DataConfig,
-    *,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-) -> EvalTransform:
-    """The evaluation transform of a configuration; arguments as in `train_transform`."""
-    return EvalTransform(
-        config.image_size,
-        mean or config.mean or IMAGENET_MEAN,
-        std or config.std or IMAGENET_STD,
-        crop_fraction=config.crop_fraction,
-        eval_crop=config.eval_crop,
-        interpolation=config.interpolation,
-    )
+    def resize(self, sample: Sample) -> Sample:
+        """Scale and cut the centre, unless a random part will be cut."""
+        return sample if self._crops else apply_steps(sample, self._fit)
 
+    def augment(self, sample: Sample, size: Size | None) -> Sample:
+        """Random resized crop, policy and colour."""
+        crop = [self._crops[size or self.size]] if self._crops else []
+        return apply_steps(sample, *crop, *self._steps)
 
-def sample_keys_of(seed: int, epoch: int, indices: Sequence[int]) -> Keys:
-    """The augmentation key of every (seed, epoch, index)."""
-    return keys(seed, epoch, np.asarray(indices, dtype=np.int64))
+    def collate(self, samples: Sequence[Sample] | Batch, keys: Keys, size: Size | None) -> Batch:
+        """Padded crop, mirror, resolution; float32 where the whole batch is scaled."""
+        batch = samples if isinstance(samples, Batch) else stack_samples(samples)
+        images = shift_and_mirror(batch.images, keys, padding=self._padding, flip=self._flip)
+        if size is None or tuple(images.shape[2:]) == size:
+            return dataclasses.replace(batch, images=images)
+        # Rounding to uint8 after this filter would change what the network sees.
+        images = F.interpolate(images.float(), size, mode="bilinear", antialias=True)
+        valid = torch.tensor(size).expand(len(images), 2)
+        return dataclasses.replace(batch, images=images, valid=valid)

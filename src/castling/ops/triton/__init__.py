@@ -38,7 +38,7 @@ __all__ = [
 MINIMUM_CAPABILITY = (8, 0)
 
 #: Channels of a head, of queries or of values, that one program's registers hold.
-WIDEST_HEAD = 128
+MAX_HEAD_DIM = 128
 
 _HOMES = {
     "linear_attention_forward": "linear_attention",

@@ -12,7 +12,7 @@ from torch import Tensor
 from castling.ops.common import check_qkv
 from castling.ops.linear_inputs import LinearOptions, LinearTensors
 from castling.ops.local import check_local
-from castling.ops.triton import WIDEST_HEAD
+from castling.ops.triton import MAX_HEAD_DIM
 from castling.ops.triton.common import Argument, padded_width
 from castling.ops.triton.linear_attention_configs import Tile, tile_of
 
@@ -51,9 +51,9 @@ class Problem:
                 "query, key and value must all be float32, bfloat16 or float16; got "
                 f"{query.dtype}, {key.dtype}, {value.dtype}: use the naive path"
             )
-        if max(self.key_dim, self.value_dim) > WIDEST_HEAD:
+        if max(self.key_dim, self.value_dim) > MAX_HEAD_DIM:
             raise ValueError(
-                f"heads of at most {WIDEST_HEAD} channels, got {self.key_dim} for keys and "
+                f"heads of at most {MAX_HEAD_DIM} channels, got {self.key_dim} for keys and "
                 f"{self.value_dim} for values: use the compiled or naive path"
             )
         square = query.shape[1] == key.shape[1]

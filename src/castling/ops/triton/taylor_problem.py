@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from castling.ops.triton import WIDEST_HEAD
+from castling.ops.triton import MAX_HEAD_DIM
 from castling.ops.triton.common import Argument, Launch, launch, padded_width, sum_parts
 from castling.ops.triton.taylor_configs import Tile, operand_of, splits_of, tile_of
 from castling.ops.triton.taylor_features import taylor_pairs_kernel
@@ -77,9 +77,9 @@ class Problem:
                 f"{self.query.dtype}, {self.key.dtype}, {self.value.dtype}: cast them, or use the "
                 'path "compiled" or "naive"'
             )
-        if max(self.query.shape[-1], self.value.shape[-1]) > WIDEST_HEAD:
+        if max(self.query.shape[-1], self.value.shape[-1]) > MAX_HEAD_DIM:
             raise ValueError(
-                f"heads have at most {WIDEST_HEAD} channels, got {self.query.shape[-1]} and "
+                f"heads have at most {MAX_HEAD_DIM} channels, got {self.query.shape[-1]} and "
                 f'{self.value.shape[-1]}: use the path "compiled" or "naive"'
             )
 

@@ -1,4 +1,4 @@
-"""The mask schedule: tells every auxiliary branch how far training is, and watches what it does."""
+"""The mask schedule of the auxiliary branches, and statistics of what they contribute."""
 
 from __future__ import annotations
 
@@ -24,23 +24,22 @@ COLUMNS = ("step", "epoch", "layer", *(f.name for f in dataclasses.fields(Auxili
 class AuxiliarySchedule(Callback):
     """Sets the branches' progress before each step and each evaluation; writes ``auxiliary.csv``.
 
-    The statistics are gathered while the first batches of each evaluation pass through, on the
-    network that is evaluated.
+    Statistics are collected on the evaluated network, over the first batches of each evaluation.
 
     Args:
         path: the CSV file.
-        batches: number of validation batches that are watched; 0 is off.
+        batches: number of validation batches to collect over.
     """
 
-    def __init__(self, path: Path, batches: int) -> None:
+    def __init__(self, path: Path, batches: int = 2) -> None:
         self.path, self.batches = path, batches
         self.rows: list[dict[str, Any]] = []
         self.branches: list[MaskedSoftmaxBranch] = []
-        self.watching = contextlib.ExitStack()
+        self.collecting = contextlib.ExitStack()
         self.statistics: dict[str, AuxiliaryStatistics] = {}
 
     def on_fit_start(self, trainer: Trainer, module: TrainingModule) -> None:
-        """Find the branches, those of the moving average too."""
+        """Find the branches of the model and of its moving average."""
         found = [*auxiliaries(module.model).values()]
         if module.evaluated is not module.model:
             found += auxiliaries(module.evaluated).values()
@@ -54,14 +53,14 @@ class AuxiliarySchedule(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, module: TrainingModule, batch: Any, batch_idx: int
     ) -> None:
-        """Move the schedule."""
+        """Advance the schedule."""
         self._set(module)
 
     def on_validation_start(self, trainer: Trainer, module: TrainingModule) -> None:
         """Evaluate at the progress reached; after the last step it is exactly 1."""
         self._set(module)
-        if self.batches and self.branches:
-            self.statistics = self.watching.enter_context(collect_statistics(module.evaluated))
+        if self.branches:
+            self.statistics = self.collecting.enter_context(collect_statistics(module.evaluated))
 
     def on_validation_batch_end(
         self,
@@ -72,13 +71,13 @@ class AuxiliarySchedule(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Stop watching after enough batches."""
+        """Stop collecting after enough batches."""
         if batch_idx + 1 == self.batches:
-            self.watching.close()
+            self.collecting.close()
 
     def on_validation_end(self, trainer: Trainer, module: TrainingModule) -> None:
         """Write the rows of this evaluation."""
-        self.watching.close()
+        self.collecting.close()
         if not self.branches:
             return
         self.rows += [
@@ -99,5 +98,5 @@ class AuxiliarySchedule(Callback):
         return {"rows": self.rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Forget rows beyond the checkpoint."""
+        """Restore the rows of the checkpoint; later ones are dropped."""
         self.rows = state_dict["rows"]

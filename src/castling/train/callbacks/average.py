@@ -13,7 +13,7 @@ from castling.train.recipe import EmaConfig
 
 
 class WeightAverage(Callback):
-    """Keeps the average and puts it where evaluation looks.
+    """Maintains the average and makes it the evaluated network.
 
     Args:
         config: decay and warm-up.
@@ -41,7 +41,7 @@ class WeightAverage(Callback):
         module.evaluated_holder[:] = [self.average.module]
 
     def on_train_start(self, trainer: Trainer, module: TrainingModule) -> None:
-        """A resumed step has been taken in; Lightning knows it only after on_fit_start."""
+        """The checkpoint's average holds the resumed step already."""
         self.updated_step = trainer.global_step
 
     def on_train_batch_end(
@@ -60,5 +60,5 @@ class WeightAverage(Callback):
         return {} if self.average is None else {"average": self.average.module.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep them for the start of training."""
+        """Store the averaged weights until training starts."""
         self.restored = state_dict.get("average")

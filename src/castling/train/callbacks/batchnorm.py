@@ -1,4 +1,4 @@
-"""Statistics of BatchNorm estimated anew before an evaluation (QT-ViT, EfficientViT)."""
+"""BatchNorm statistics re-estimated before an evaluation (QT-ViT, EfficientViT)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 
-from castling.train.loading import data_config, train_loader
 from castling.train.module import TrainingModule
 from castling.utils.modes import eval_mode
 
@@ -17,8 +16,8 @@ from castling.utils.modes import eval_mode
 def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
     """Replace running means and variances by plain averages over ``batches``.
 
-    Only the BatchNorm layers run in training mode meanwhile; everything else, dropout too, is in
-    evaluation mode. Momentum and modes are put back after.
+    Only the BatchNorm layers run in training mode; everything else, dropout included, runs in
+    evaluation mode. Momentum and modes are restored afterwards.
 
     Args:
         model: changed in place.
@@ -43,7 +42,7 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
 
 
 class BatchNormStatistics(Callback):
-    """Re-estimates before each evaluation and restores afterwards, so training is not touched.
+    """Re-estimates before each evaluation and restores afterwards; training is unaffected.
 
     Args:
         images: number of training images, at least one batch.
@@ -65,7 +64,7 @@ class BatchNormStatistics(Callback):
         reestimate_batchnorm(model, training_images(module, self.images))
 
     def on_validation_end(self, trainer: Trainer, module: TrainingModule) -> None:
-        """Put the running statistics of training back."""
+        """Restore the running statistics of training."""
         module.evaluated.load_state_dict(self.saved, strict=False)
         self.saved = {}
 
@@ -73,8 +72,8 @@ class BatchNormStatistics(Callback):
 def training_images(module: TrainingModule, images: int) -> Iterable[Tensor]:
     """Batches (B, 3, H, W) of at least ``images`` training images in all, the same each time."""
     seen = 0
-    for batch, _ in train_loader(data_config(module.recipe), module.data, (0, 0)):
-        yield batch.to(module.device)
+    for batch in module.data.loader("train", training=True):
+        yield module.task.preprocess(batch.images.to(module.device))
         seen += len(batch)
         if seen >= images:
             return

@@ -1,4 +1,4 @@
-"""Checkpoints that a run resumes from, and a graceful end on Ctrl-C."""
+"""Checkpoints to resume from, and a graceful stop on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class TrainingInterrupted(RuntimeError):  # noqa: N818 an event, not an error
 
 
 class Checkpoints(Callback):
-    """Writes ``last.ckpt`` whole or not at all; must stand last in the list of callbacks.
+    """Writes ``last.ckpt`` atomically; must be the last callback, so that it saves final states.
 
-    Ctrl-C in a single process saves after the running step; with several processes the run falls
-    back to its last regular checkpoint, because they would not stop at the same step.
+    Ctrl-C in a single process saves after the current step. Several processes would not stop at
+    the same step, so there the run resumes from its last regular checkpoint.
 
     Args:
         folder: where checkpoints go.
@@ -46,7 +46,7 @@ class Checkpoints(Callback):
 
     @contextmanager
     def listening(self, trainer: Trainer) -> Iterator[None]:
-        """Within the context, Ctrl-C asks for an end after the running step, a second forces it."""
+        """Within the context, Ctrl-C stops after the current step; a second one stops at once."""
         listens = threading.current_thread() is threading.main_thread() and trainer.world_size == 1
 
         def on_interrupt(signum: int, frame: Any) -> None:
@@ -68,13 +68,13 @@ class Checkpoints(Callback):
                 signal.signal(signal.SIGINT, previous)
 
     def on_train_start(self, trainer: Trainer, module: TrainingModule) -> None:
-        """A resumed step need not be saved again."""
+        """Do not save a resumed step again."""
         self.saved_step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, module: TrainingModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save within an epoch: between steps only, and not where the end of the epoch will."""
+        """Save within an epoch, after whole optimiser steps; the epoch's end saves by itself."""
         step = trainer.global_step
         if step == self.saved_step or batch_idx + 1 >= trainer.num_training_batches:
             return
@@ -110,7 +110,7 @@ class Checkpoints(Callback):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the run stands: (epoch, batch) that come next."""
+        """The next (epoch, batch)."""
         return {"position": list(self.position)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Stochastic depth that grows with training (EfficientViT, QT-ViT)."""
+"""Stochastic depth that increases during training (EfficientViT, QT-ViT)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from castling.train.module import TrainingModule
 
 
 class DropPathRamp(Callback):
-    """Each layer's rate is its final rate times the share of training done."""
+    """Sets each layer's rate to its final rate times the training progress."""
 
     def on_fit_start(self, trainer: Trainer, module: TrainingModule) -> None:
-        """Note the final rates."""
+        """Store the final rates."""
         self.layers = [m for m in module.model.modules() if isinstance(m, DropPath)]
         self.rates = [layer.drop_prob for layer in self.layers]
 
@@ -26,6 +26,6 @@ class DropPathRamp(Callback):
             layer.drop_prob = rate * module.progress
 
     def on_fit_end(self, trainer: Trainer, module: TrainingModule) -> None:
-        """Leave the final rates."""
+        """Restore the final rates."""
         for layer, rate in zip(self.layers, self.rates, strict=True):
             layer.drop_prob = rate

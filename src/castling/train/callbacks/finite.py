@@ -1,4 +1,4 @@
-"""Stops a run whose loss is no longer a number, and says what to try."""
+"""Stops a run whose loss is NaN or infinite."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class NonFiniteLossError(RuntimeError):
 
 
 class StopOnNonFiniteLoss(Callback):
-    """Looks at every loss on a CPU, and at every n-th elsewhere, where looking means waiting.
+    """Checks every loss on a CPU, and every n-th on a GPU, where each check synchronises.
 
-    A loss that is not finite stays visible in the epoch's sum, so none escapes.
+    The epoch's running sum is checked, so a non-finite loss between two checks is found too.
 
     Args:
         every: n, in steps.
@@ -26,10 +26,10 @@ class StopOnNonFiniteLoss(Callback):
         self.every = every
 
     def on_before_backward(self, trainer: Trainer, module: TrainingModule, loss: Tensor) -> None:
-        """Raise NonFiniteLossError, before the weights are spoilt where that can be known."""
+        """Raise NonFiniteLossError; on a CPU before the step that would spoil the weights."""
         if loss.device.type != "cpu" and trainer.global_step % self.every:
             return
-        total = module.loss_sum
+        total = module.loss_sums.get("loss")
         if total is None or bool(torch.isfinite(total)):
             return
         rate = trainer.optimizers[0].param_groups[0]["lr"]

@@ -1,4 +1,4 @@
-"""One clean table of the run, metrics.csv, and the same numbers for TensorBoard."""
+"""The run's table, ``metrics.csv``, and the same numbers for TensorBoard."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from castling.utils.files import write_csv
 
 
 class History(Callback):
-    """A row an epoch: epoch, step, train_loss, val_…, lr, seconds; rewritten whole each time.
+    """One row per epoch: epoch, step, train_…, val_…, lr, seconds; the file is rewritten each time.
 
-    Accuracies are in percent; seconds count the training of this run, evaluation included,
+    Losses are named by the task, accuracies are in percent; seconds count the training of this
+    run, evaluation included,
     interruptions not.
 
     Args:
         path: the CSV file.
-        log_steps: TensorBoard receives loss and learning rate every so many steps.
+        log_steps: steps between two entries of loss and learning rate in TensorBoard.
     """
 
     def __init__(self, path: Path, log_steps: int) -> None:
@@ -41,23 +42,21 @@ class History(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, module: TrainingModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log now and then."""
+        """Log every ``log_steps`` steps."""
         step = trainer.global_step
         if step % self.log_steps == 0 and step != self.logged_step and trainer.logger:
             self.logged_step = step
-            assert module.last_loss is not None
-            values = {
-                "train/loss": float(module.last_loss),
-                "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
-            }
+            values = {f"train/{name}": float(loss) for name, loss in module.last_losses.items()}
+            values["train/lr"] = trainer.optimizers[0].param_groups[0]["lr"]
             trainer.logger.log_metrics(values, step=step)
 
     def on_train_epoch_end(self, trainer: Trainer, module: TrainingModule) -> None:
         """Write the epoch's row."""
+        losses = {f"train_{name}": value for name, value in module.train_losses.items()}
         row: dict[str, Any] = {
             "epoch": trainer.current_epoch + 1,
             "step": trainer.global_step,
-            "train_loss": module.train_loss,
+            **losses,
             **{f"val_{name}": value for name, value in module.metrics.items()},
             "lr": max(group["lr"] for group in trainer.optimizers[0].param_groups),
             "seconds": round(self.seconds, 2),
@@ -66,19 +65,19 @@ class History(Callback):
             values = {f"val/{name}": value for name, value in module.metrics.items()}
             values["train/epoch_loss"] = row["train_loss"]
             trainer.logger.log_metrics(values, step=trainer.global_step)
-        module.metrics = {}  # an epoch without evaluation must not show the last one's
+        module.metrics = {}  # do not repeat them for an epoch without evaluation
         self.rows.append(row)
         if trainer.is_global_zero:
-            metrics = dict.fromkeys(
-                key for row in self.rows for key in row if key.startswith("val_")
-            )
-            columns = ("epoch", "step", "train_loss", *metrics, "lr", "seconds")
+            names = dict.fromkeys(key for row in self.rows for key in row)
+            parts = [name for name in names if name.startswith("train_")]
+            metrics = [name for name in names if name.startswith("val_")]
+            columns = ("epoch", "step", *parts, *metrics, "lr", "seconds")
             write_csv(self.path, columns, self.rows)
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows written so far, and the clock."""
+        """The rows written so far, and the seconds."""
         return {"rows": self.rows, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Forget rows beyond the checkpoint."""
+        """Restore the rows of the checkpoint; later ones are dropped."""
         self.rows, self.seconds_before = state_dict["rows"], state_dict["seconds"]

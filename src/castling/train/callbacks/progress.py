@@ -1,4 +1,4 @@
-"""The live display: a bar for the epoch, a line for each epoch done."""
+"""The live display: a progress bar per epoch, and a line for each finished epoch."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from castling.train.module import TrainingModule
 
 
 class Progress(Callback):
-    """Shows loss, learning rate and images/s on standard error; lines only where that is a file.
+    """Shows loss, learning rate and images/s on standard error; no bar where that is a file.
 
-    Must stand before the history, which clears the metrics it shows.
+    Must run before the history, which clears the metrics.
 
     Args:
         run_dir: the run's folder, named at the start.
@@ -30,13 +30,13 @@ class Progress(Callback):
         self.count, self.started, self.shown = 0, 0.0, 0.0
 
     def on_fit_start(self, trainer: Trainer, module: TrainingModule) -> None:
-        """Say what is trained, where and on which images."""
+        """Print what is trained, where and on which images."""
         if trainer.is_global_zero:
             for line in introduction(trainer, module, self.run_dir):
                 tqdm.write(line, file=sys.stderr)
 
     def on_train_start(self, trainer: Trainer, module: TrainingModule) -> None:
-        """Open the bar of an epoch that is resumed in its middle: Lightning does not start it."""
+        """Open the bar of an epoch resumed in its middle; Lightning skips its start hook."""
         if module.start[1]:
             self._open(trainer, module)
 
@@ -59,8 +59,8 @@ class Progress(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, module: TrainingModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Refresh a few times a second: reading the loss waits for the device."""
-        self.count += len(module.task.images(batch)) * trainer.world_size
+        """Refresh a few times a second; reading the loss synchronises with the device."""
+        self.count += len(batch) * trainer.world_size
         now = time.perf_counter()
         if self.bar is None or now - self.shown < self.refresh_seconds:
             return
@@ -69,18 +69,18 @@ class Progress(Callback):
         rate = self.count / (now - self.started)
         learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
         self.bar.set_postfix_str(
-            f"loss {module.train_loss:.4f}  lr {learning_rate:.2e}  {rate:.0f} images/s"
+            f"loss {module.train_losses['loss']:.4f}  lr {learning_rate:.2e}  {rate:.0f} images/s"
         )
 
     def on_train_epoch_end(self, trainer: Trainer, module: TrainingModule) -> None:
-        """Replace the bar by a line."""
+        """Replace the bar with a line."""
         self._close()
         if not trainer.is_global_zero:
             return
-        texts = [f"loss {module.train_loss:.4g}"]
+        texts = [f"{name} {value:.4g}" for name, value in module.train_losses.items()]
         for name, value in module.metrics.items():
-            if name != "top5" or len(module.data.classes) > 5:
-                texts.append(f"val {name} {value:.4g}{' %' if name.startswith('top') else ''}")
+            percent = " %" if name in module.task.percentages else ""
+            texts.append(f"val {name} {value:.4g}{percent}")
         text = "  ".join(texts)
         seconds = time.perf_counter() - self.started
         tqdm.write(
@@ -94,22 +94,21 @@ class Progress(Callback):
             self.bar = None
 
     def on_exception(self, trainer: Trainer, module: TrainingModule, error: BaseException) -> None:
-        """Leave the terminal tidy."""
+        """Close the bar."""
         self._close()
 
 
 def introduction(trainer: Trainer, module: TrainingModule, run_dir: Path) -> list[str]:
-    """What is about to be trained: model, device, images, folder; a line each."""
+    """Lines that describe the run: model, device, images, folder."""
     recipe, data = module.recipe, module.data
     parameters = sum(parameter.numel() for parameter in module.model.parameters())
     processes = f"{trainer.world_size} processes, " if trainer.world_size > 1 else ""
-    source = "digits (bundled)" if recipe.data.source == "digits" else recipe.data.source
-    sizes = ", ".join(f"{count} {split}" for split, count in module.data_sizes.items())
+    sizes = ", ".join(f"{count} {split}" for split, count in data.sizes.items())
     epoch, batch = module.start
     resumed = f", resumed in epoch {epoch + 1} at batch {batch + 1}" if epoch or batch else ""
     return [
         f"model: {recipe.model.name}, {parameters:,} parameters, on {processes}{module.device}",
-        f"data: {source}, {len(data.classes)} classes, {sizes} images",
+        f"data: {recipe.data.source}, {len(data.classes)} classes, {sizes} images",
         *(f"note: {note}" for note in data.notes),
         f"run: {run_dir}{resumed}",
     ]

@@ -1,0 +1,64 @@
+"""Where images come from: one file per source, registered by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from castling.data.registry import SourceConfig, source_config_class
+from castling.data.sources.digits import DigitsConfig
+from castling.data.sources.folder import FolderConfig
+from castling.data.sources.torchvision import TorchvisionConfig
+from castling.utils.checks import config_from_dict
+
+__all__ = [
+    "DigitsConfig",
+    "FolderConfig",
+    "TorchvisionConfig",
+    "source_from",
+    "split_shorthand",
+]
+
+
+def split_shorthand(text: str) -> SourceConfig:
+    """The source that a single word or path stands for.
+
+    Args:
+        text: ``digits``, ``torchvision:NAME``, or the path of a folder or zip file.
+
+    Raises:
+        ValueError: it is empty.
+    """
+    if not text:
+        raise ValueError(
+            "data.source is empty; name digits, a folder, a zip file or torchvision:NAME"
+        )
+    if text == DigitsConfig.name:
+        return DigitsConfig()
+    kind, separator, name = text.partition(":")
+    if separator and kind == TorchvisionConfig.name:
+        return TorchvisionConfig(dataset=name)
+    return FolderConfig(path=text)
+
+
+def source_from(value: str | Mapping[str, Any] | SourceConfig) -> SourceConfig:
+    """A source's configuration from what a recipe or a caller gives.
+
+    Args:
+        value: a shorthand (see :func:`split_shorthand`), a mapping with ``name`` and options, or
+            a configuration, which is returned as it is.
+
+    Raises:
+        ValueError: the name or an option is unknown, or a value does not fit.
+    """
+    if isinstance(value, SourceConfig):
+        return value
+    if isinstance(value, str):
+        return split_shorthand(value)
+    if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+        raise ValueError(
+            f"data.source is {value!r}; give digits, a path, torchvision:NAME, or a mapping with "
+            "name and options"
+        )
+    options = {key: each for key, each in value.items() if key != "name"}
+    return config_from_dict(source_config_class(value["name"]), options, "data.source")

@@ -1,0 +1,213 @@
+"""Trained models at work: images in, predictions of any task out, in any runtime."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional
+
+from castling.data.decode import IMAGE_ENDINGS, open_image, to_rgb
+from castling.data.errors import DataError
+from castling.data.sample import Batch, Sample
+from castling.deploy.saved_data import model_folder
+from castling.export import open_exported
+from castling.models.card import ModelCard
+from castling.models.saved import open_model
+from castling.tasks import Prediction, Task, task_from_card
+from castling.utils.files import write_csv
+from castling.utils.modes import eval_mode
+
+#: A file, a folder, a Pillow image, an (H, W, 3) or (H, W) array or a (3, H, W) tensor of uint8.
+ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
+
+
+class Predictor:
+    """A model with its task: called with images, it returns predictions.
+
+    Args:
+        model: a run's folder (its switched model is taken where there is one), a saved model's
+            folder, a file that :func:`castling.export` wrote, or a network.
+        runtime: ``"auto"`` follows from ``model``; the name of an export target insists on it.
+        task: what a network was trained for; saved models and exported files know their own.
+        device: of PyTorch models.
+        batch_size: images computed together.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: the file was not written by castling, or a network comes without a task.
+
+    Example:
+        >>> predictor = castling.Predictor("runs/mine")
+        >>> for prediction in predictor(["cat.jpg", "folder"]):
+        ...     print(prediction.name, prediction.summary())
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | nn.Module,
+        runtime: str = "auto",
+        *,
+        task: Task | None = None,
+        device: str | torch.device | None = None,
+        batch_size: int = 32,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.batch_size = batch_size
+        self.card: ModelCard | None = None
+        self._run: Callable[[Batch], dict[str, Tensor]]
+        if isinstance(model, nn.Module):
+            if task is None:
+                raise ValueError(
+                    "a network needs its task: castling.tasks.build_task, or give the folder of "
+                    "a saved model"
+                )
+            self.task = task
+            self._run = self._pytorch(model, device)
+        elif Path(model).is_dir() or runtime == "pytorch" or not Path(model).suffix:
+            network, self.card = open_model(model_folder(model))
+            self.task = task or task_from_card(self.card)
+            self._run = self._pytorch(network, device)
+        else:
+            exported = open_exported(model, target=None if runtime == "auto" else runtime)
+            if "castling" not in exported.metadata:
+                raise ValueError(
+                    f"{model} holds no classes and normalisation; castling export of a saved model "
+                    "puts them in"
+                )
+            self.card = ModelCard.from_dict(exported.metadata["castling"])
+            self.task = task or task_from_card(self.card)
+            self._run = lambda batch: exported(self.task.preprocess(batch.images))
+        self.transform = self.task.transform(training=False)
+
+    def _pytorch(
+        self, network: nn.Module, device: str | torch.device | None
+    ) -> Callable[[Batch], dict[str, Tensor]]:
+        if device is not None:
+            network.to(device)
+        parameter = next(network.parameters(), None)
+        place = torch.device("cpu") if parameter is None else parameter.device
+        self.task.to(place)
+
+        def run(batch: Batch) -> dict[str, Tensor]:
+            images = self.task.preprocess(batch.images.to(place))
+            with eval_mode(network):
+                return self.task.raw_outputs(network, images)
+
+        return run
+
+    def __call__(self, images: ImageLike | Iterable[ImageLike]) -> list[Prediction]:
+        """Predictions of images, in order; folders count as the images in them, sorted by name.
+
+        A file that is missing or cannot be read gives a prediction with ``error`` and does not stop
+        the others; so does a folder without images.
+        """
+        return list(self.stream(images))
+
+    def stream(self, images: ImageLike | Iterable[ImageLike]) -> Iterator[Prediction]:
+        """As calling it, one batch of images in memory at a time."""
+        found = enumerate(_expanded(images))
+        while chunk := list(itertools.islice(found, self.batch_size)):
+            yield from self._predict(chunk)
+
+    @torch.inference_mode()
+    def _predict(self, chunk: Sequence[tuple[int, ImageLike]]) -> list[Prediction]:
+        results: dict[int, Prediction] = {}
+        samples: list[Sample] = []
+        for index, image in chunk:
+            try:
+                samples.append(self.transform.resize(_sample(index, image)))
+            except (OSError, DataError) as error:
+                results[index] = self.task.prediction_class(
+                    name=_name(index, image), error=_complaint(image, error)
+                )
+        if samples:
+            keys = np.zeros(len(samples), dtype=np.uint64)
+            batch = self.transform.collate(samples, keys, None)
+            for sample, one in zip(samples, self.task.decode(self._run(batch), batch), strict=True):
+                results[sample.index] = one
+        return [results[index] for index, _ in chunk]
+
+    def draw(self, image: ImageLike, prediction: Prediction) -> Image.Image:
+        """A copy of the image with the prediction drawn."""
+        return self.task.draw(_pillow(image), prediction)
+
+    def to_csv(self, predictions: Iterable[Prediction], path: str | os.PathLike[str]) -> None:
+        """Write predictions as a table."""
+        rows = [row for prediction in predictions for row in prediction.rows()]
+        write_csv(path, self.task.prediction_class.columns, rows)
+
+
+def _expanded(images: ImageLike | Iterable[ImageLike]) -> Iterator[ImageLike]:
+    """Single images; files that are named twice count once."""
+    if isinstance(images, (str, os.PathLike, Image.Image, np.ndarray, Tensor)):
+        images = [images]
+    seen: set[Path] = set()
+    for image in images:
+        if not isinstance(image, (str, os.PathLike)):
+            yield image
+            continue
+        path = Path(image)
+        inside = []
+        if path.is_dir():
+            inside = sorted(
+                file
+                for file in path.rglob("*")
+                if file.suffix.lower().lstrip(".") in IMAGE_ENDINGS and file.is_file()
+            )
+        for file in inside or [path]:
+            if file not in seen:
+                seen.add(file)
+                yield file
+
+
+def _pillow(image: ImageLike) -> Image.Image:
+    if isinstance(image, (str, os.PathLike)):
+        return open_image(Path(image))
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    if isinstance(image, Tensor):
+        if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != 3:
+            raise DataError(
+                f"a tensor must be (3, H, W) of uint8, got {tuple(image.shape)} of {image.dtype}"
+            )
+        return Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
+    if image.dtype != np.uint8 or image.ndim not in (2, 3):
+        raise DataError(
+            f"an array must be (H, W, 3) or (H, W) of uint8, got {image.shape} of {image.dtype}"
+        )
+    return to_rgb(Image.fromarray(image))
+
+
+def _sample(index: int, image: ImageLike) -> Sample:
+    pillow = _pillow(image)
+    return Sample(
+        image=functional.to_image(pillow),
+        target={},
+        index=index,
+        name=_name(index, image),
+        original_size=(pillow.height, pillow.width),
+    )
+
+
+def _name(index: int, image: ImageLike) -> str:
+    return os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"image {index}"
+
+
+def _complaint(image: ImageLike, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"no such file or folder: {image}"
+    if isinstance(error, IsADirectoryError):
+        return f"{image} holds no image files"
+    if isinstance(error, DataError):  # what follows the semicolon is advice for training data
+        return str(error).rpartition(";")[0] or str(error)
+    reason: Any = getattr(error, "strerror", None) or error
+    return f"{image} cannot be read: {reason}"

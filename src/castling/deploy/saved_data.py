@@ -1,0 +1,72 @@
+"""The images that belong to a saved model: those of its run, or others fed as the model wants."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import yaml
+
+from castling.data import DataConfig, DataModule, data_config_from_dict, open_source
+from castling.data.legacy import upgrade_data
+from castling.models.card import CARD, ModelCard
+from castling.tasks import Task, task_class
+
+
+def model_folder(path: str | os.PathLike[str]) -> Path:
+    """The folder of the model to use in a run: the switched one where there is one.
+
+    A folder that is no run, or that holds no switched model, is given back as it is.
+    """
+    folder = Path(path)
+    switched = folder / "switched"
+    return switched if (switched / CARD).is_file() else folder
+
+
+def run_data(path: str | os.PathLike[str], task: Task) -> DataConfig | None:
+    """The data that the run in a folder, or in the one above it, was trained on; None without.
+
+    Raises:
+        ValueError: the run's recipe cannot be read; the message names the file.
+    """
+    for folder in (Path(path), Path(path).parent):
+        recipe = folder / "recipe.yaml"
+        if not recipe.is_file():
+            continue
+        try:
+            values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+            data, _ = upgrade_data(values["data"])
+            return data_config_from_dict(data, task_class(task.config).transform_config)
+        except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{recipe} is not a whole recipe ({error})") from error
+    return None
+
+
+def open_saved_data(task: Task, card: ModelCard | None, data: DataConfig) -> DataModule:
+    """Open images for a task, without augmentation.
+
+    Args:
+        task: its transform replaces that of ``data``: size, normalisation and resizing are those
+            of the saved model.
+        card: of the saved model, for its classes; None where there is none.
+        data: which images, how they are split and loaded.
+
+    Raises:
+        ValueError: the classes differ from those the model knows, or the images are at fault.
+        FileNotFoundError: there are no images.
+    """
+    source = open_source(data.source)
+    if card is not None and source.info.classes != card.classes:
+        raise ValueError(
+            f"the model knows the classes {_few(card.classes)}; {data.source} has "
+            f"{_few(source.info.classes)}"
+        )
+    transform = task.transform(training=False)
+    config = dataclasses.replace(data, transform=task.transform_options)
+    return DataModule(source, config, transform, transform, seed=0)
+
+
+def _few(names: list[str]) -> str:
+    text = ", ".join(names[:5])
+    return f"{text}, … ({len(names)})" if len(names) > 5 else text

@@ -1,0 +1,67 @@
+"""A model with named outputs: what is traced, written to a file and compared with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+#: (model, images (B, 3, H, W)) -> named tensors; ``raw_outputs`` of a task is one.
+RawOutputs = Callable[[nn.Module, Tensor], dict[str, Tensor]]
+
+#: Name of the input in every exported file.
+INPUT = "images"
+
+
+def default_raw_outputs(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """Name what a model returns.
+
+    Returns:
+        ``{"logits": …}`` for one tensor (B, K), ``{"output": …}`` for one tensor of another rank;
+        the model's own keys for a dictionary; ``output_0``, ``output_1``, … for a tuple or list.
+
+    Raises:
+        TypeError: the model returns something else.
+    """
+    result = model(images)
+    named: dict[str, Any]
+    if isinstance(result, Tensor):
+        named = {"logits" if result.ndim == 2 else "output": result}
+    elif isinstance(result, Mapping):
+        named = {str(name): value for name, value in result.items()}
+    elif isinstance(result, tuple | list):
+        named = {f"output_{index}": value for index, value in enumerate(result)}
+    else:
+        named = {"output": result}
+    for name, value in named.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                "export needs a model that returns a tensor, or a dictionary or tuple of tensors; "
+                f"{name} is {type(value).__name__}: pass raw_outputs=, a function "
+                "(model, images) -> dict of tensors"
+            )
+    return named
+
+
+class NamedOutputs(nn.Module):
+    """A model whose forward returns a dictionary of tensors.
+
+    Args:
+        model: takes images (B, 3, H, W).
+        raw_outputs: names its outputs; None is :func:`default_raw_outputs`.
+    """
+
+    def __init__(self, model: nn.Module, raw_outputs: RawOutputs | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.raw_outputs = raw_outputs or default_raw_outputs
+        parameter = next(model.parameters(), None)
+        self.device = torch.device("cpu") if parameter is None else parameter.device
+        # A new module starts in training mode; the model's own mode is not changed here.
+        self.training = model.training
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Named outputs of images (B, 3, H, W), in a fixed order."""
+        return dict(self.raw_outputs(self.model, images))

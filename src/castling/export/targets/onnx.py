@@ -1,0 +1,138 @@
+"""ONNX files, run by ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from castling.export.exported_model import ExportedModel
+from castling.export.outputs import INPUT
+from castling.export.target import ExportError, ExportJob, quiet_exporter, register_target
+from castling.utils.text import first_line
+
+
+class OnnxTarget:
+    """``torch.onnx`` to write, ONNX Runtime to open."""
+
+    name = "onnx"
+    suffix = ".onnx"
+    runtime = "ONNX Runtime"
+    opset = True
+    writing: tuple[str, ...] = ("onnx", "onnxscript")
+    running: tuple[str, ...] = ("onnxruntime",)
+
+    def write(self, job: ExportJob, path: Path) -> dict[str, Any]:
+        """See ``Target.write``; ExportError where ``job.opset`` cannot be written."""
+        import onnx
+
+        proto, opset = onnx_model(job)
+        onnx.save(proto, path)
+        return {"opset": opset}
+
+    def open(self, path: Path, threads: int | None = None) -> ExportedModel:
+        """See ``Target.open``."""
+        return OnnxModel(path, threads)
+
+
+class OnnxModel(ExportedModel):
+    """An ONNX file in ONNX Runtime.
+
+    Args:
+        path: the file.
+        threads: intra-operator threads; None leaves ONNX Runtime's choice.
+    """
+
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # errors are raised as well
+        if threads is not None:
+            options.intra_op_num_threads = threads
+            options.inter_op_num_threads = 1
+        try:
+            session = onnxruntime.InferenceSession(
+                path, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:
+            raise ValueError(
+                f"{path} is not an ONNX model that can be run: {first_line(error)}"
+            ) from error
+        images = session.get_inputs()[0]
+        self.session, self.input_name = session, images.name
+        super().__init__(
+            path,
+            OnnxTarget.name,
+            session.get_modelmeta().custom_metadata_map,
+            [side if isinstance(side, int) else None for side in images.shape],
+            [output.name for output in session.get_outputs()],
+        )
+
+    def _bind(self, images: Tensor) -> Callable[[], Any]:
+        run, inputs = self.session.run, {self.input_name: images.cpu().numpy()}
+        return lambda: run(None, inputs)
+
+
+def onnx_model(job: ExportJob) -> tuple[Any, int]:
+    """The ONNX model with its metadata, in memory, and its operator set.
+
+    Raises:
+        ExportError: PyTorch's exporter failed or cannot write ``job.opset``.
+    """
+    try:
+        with quiet_exporter():
+            program = torch.onnx.export(
+                job.model,
+                (job.images,),
+                dynamo=True,
+                dynamic_shapes=job.dynamic_shapes,
+                input_names=[INPUT],
+                output_names=list(job.outputs),
+                opset_version=job.opset,
+                verbose=False,
+            )
+    except Exception as error:
+        cause = error.__cause__ or error
+        raise ExportError(f"PyTorch's exporter to ONNX failed: {first_line(cause)}") from error
+    assert program is not None
+    proto = program.model_proto
+    opset = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
+    if job.opset is not None and opset != job.opset:
+        raise ExportError(
+            f"PyTorch's exporter cannot write this model in opset {job.opset}, it wrote {opset}; "
+            f"ask for {opset}, or for none"
+        )
+    # Inferred shapes of inner values carry the exporter's symbols, on which quantisers fail.
+    del proto.graph.value_info[:]
+    # The exporter stores a stack trace with the paths of this machine in every node.
+    for node in proto.graph.node:
+        del node.metadata_props[:]
+    _name_dimensions(proto)
+    _store(proto, job.metadata)
+    return proto, opset
+
+
+def _name_dimensions(proto: Any) -> None:
+    """Call the free dimensions batch, height and width instead of the exporter's symbols."""
+    names = {}
+    dimensions = proto.graph.input[0].type.tensor_type.shape.dim
+    for dimension, name in zip(dimensions, ("batch", "channels", "height", "width"), strict=True):
+        if dimension.dim_param:
+            names[dimension.dim_param] = name
+    for value in (*proto.graph.input, *proto.graph.output):
+        for dimension in value.type.tensor_type.shape.dim:
+            if dimension.dim_param in names:
+                dimension.dim_param = names[dimension.dim_param]
+
+
+def _store(proto: Any, metadata: Mapping[str, str]) -> None:
+    for key, text in metadata.items():
+        entry = proto.metadata_props.add()
+        entry.key, entry.value = key, text
+
+
+register_target(OnnxTarget())

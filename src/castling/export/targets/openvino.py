@@ -1,0 +1,100 @@
+"""OpenVINO's intermediate representation: a graph (``.xml``) and its weights (``.bin``)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from castling.export.exported_model import ExportedModel
+from castling.export.target import ExportJob, register_target
+from castling.export.targets.onnx import onnx_model
+from castling.utils.text import first_line
+
+#: Section of the file's runtime information that holds the metadata.
+_SECTION = "castling"
+
+
+class OpenVINOTarget:
+    """Written from ONNX, kept in float32; computed on the CPU in float32."""
+
+    name = "openvino"
+    suffix = ".xml"
+    runtime = "OpenVINO"
+    opset = True
+    writing: tuple[str, ...] = ("onnx", "onnxscript", "openvino")
+    running: tuple[str, ...] = ("openvino",)
+
+    def write(self, job: ExportJob, path: Path) -> dict[str, Any]:
+        """See ``Target.write``; the weights go beside ``path``, ending in ``.bin``."""
+        import openvino
+
+        proto, opset = onnx_model(job)
+        # read_model stays offline; openvino.convert_model sends usage statistics.
+        model = openvino.Core().read_model(proto.SerializeToString())
+        model.set_rt_info(json.dumps(dict(job.metadata), ensure_ascii=False), [_SECTION])
+        openvino.save_model(model, path, compress_to_fp16=False)
+        return {"opset": opset}
+
+    def open(self, path: Path, threads: int | None = None) -> ExportedModel:
+        """See ``Target.open``; reads ONNX files too."""
+        return OpenVINOModel(path, threads)
+
+
+class OpenVINOModel(ExportedModel):
+    """A file in OpenVINO, on the CPU in float32.
+
+    Args:
+        path: an ``.xml`` file with its ``.bin`` beside it, or an ``.onnx`` file.
+        threads: of one call, in one stream; None leaves OpenVINO's choice.
+    """
+
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        import openvino
+
+        # CPUs with bfloat16 instructions would compute in that precision by default.
+        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
+        if threads is not None:
+            settings |= {
+                "INFERENCE_NUM_THREADS": threads,
+                "PERFORMANCE_HINT": "LATENCY",
+                "NUM_STREAMS": 1,
+            }
+        core = openvino.Core()
+        try:
+            model = core.read_model(path)
+            compiled = core.compile_model(model, "CPU", settings)
+        except Exception as error:
+            raise ValueError(
+                f"{path} is not an OpenVINO model that can be run: {first_line(error)}"
+            ) from error
+        self._request = compiled.create_infer_request()
+        stored = model.get_rt_info([_SECTION]).value if model.has_rt_info([_SECTION]) else "{}"
+        metadata = json.loads(stored)
+        expected = json.loads(metadata.get("outputs", "[]"))
+        super().__init__(
+            path,
+            OpenVINOTarget.name,
+            metadata,
+            [
+                None if side.is_dynamic else side.get_length()
+                for side in model.input().partial_shape
+            ],
+            [_output_name(output, expected) for output in model.outputs],
+        )
+
+    def _bind(self, images: Tensor) -> Callable[[], Any]:
+        infer, inputs = self._request.infer, [images.cpu().numpy()]
+        return lambda: infer(inputs, share_inputs=True)
+
+
+def _output_name(output: Any, expected: list[str]) -> str:
+    """OpenVINO gives an output every name that it had on its way through the graph."""
+    names = output.get_names()
+    return next((name for name in expected if name in names), output.any_name)
+
+
+register_target(OpenVINOTarget())

@@ -1,0 +1,120 @@
+"""PyTorch programs (``.pt2``): ``torch.export`` graphs that run without the model's source.
+
+By default attention stays one operator of castling's, so that its fast kernels run; such a file
+needs castling imported before ``torch.export.load``. A portable file holds basic operators only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from castling.export.exported_model import ExportedModel
+from castling.export.target import ExportError, ExportJob, quiet_exporter, register_target
+from castling.ops.backends import attention_backend
+from castling.utils.text import first_line
+
+#: File inside the archive that holds the metadata.
+_METADATA = "castling.json"
+
+
+class ProgramTarget:
+    """``torch.export`` to write and to open."""
+
+    name = "program"
+    suffix = ".pt2"
+    runtime = "torch.export"
+    opset = False
+    writing: tuple[str, ...] = ()
+    running: tuple[str, ...] = ()
+
+    def write(self, job: ExportJob, path: Path) -> dict[str, Any]:
+        """See ``Target.write``; the metadata says under ``portable`` whether castling is needed."""
+        try:
+            with quiet_exporter(), attention_backend("naive") if job.portable else nullcontext():
+                program = torch.export.export(
+                    job.model,
+                    (job.images,),
+                    dynamic_shapes=job.dynamic_shapes,
+                    strict=False,
+                    prefer_deferred_runtime_asserts_over_guards=True,
+                )
+        except Exception as error:
+            raise ExportError(f"torch.export failed: {first_line(error)}") from error
+        ours = sorted(_castling_operators(program))
+        if job.portable and ours:
+            raise ExportError(f"the program still holds {', '.join(ours)}, it is not portable")
+        program.example_inputs = None  # random images, which would only take space
+        metadata = {**job.metadata, "portable": json.dumps(not ours)}
+        with quiet_exporter():
+            torch.export.save(program, path, extra_files={_METADATA: json.dumps(metadata)})
+        return {}
+
+    def open(self, path: Path, threads: int | None = None) -> ExportedModel:
+        """See ``Target.open``; ``threads`` is left to ``torch.set_num_threads``."""
+        return ProgramModel(path)
+
+
+class ProgramModel(ExportedModel):
+    """A program, on the device on which the model was exported.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        files = {_METADATA: "{}"}
+        try:
+            with quiet_exporter():
+                program = torch.export.load(path, extra_files=files)
+                self._module = program.module()
+        except Exception as error:
+            raise ValueError(
+                f"{path} is not a program that can be run: {first_line(error)}"
+            ) from error
+        metadata = json.loads(files[_METADATA])
+        if "outputs" not in metadata:
+            raise ValueError(f"{path} was not written by castling.export: it names no outputs")
+        weight = next(iter(program.state_dict.values()), None)
+        self.device = torch.device("cpu") if weight is None else weight.device
+        super().__init__(
+            path,
+            ProgramTarget.name,
+            metadata,
+            _input_shape(program),
+            json.loads(metadata["outputs"]),
+        )
+
+    def _bind(self, images: Tensor) -> Callable[[], Any]:
+        module, images, names = self._module, images.to(self.device), self.output_names
+
+        def run() -> list[Tensor]:
+            found = module(images)
+            return [found[name] for name in names]
+
+        return run
+
+
+def _castling_operators(program: torch.export.ExportedProgram) -> set[str]:
+    return {
+        str(node.target)
+        for module in program.graph_module.modules()
+        if isinstance(module, torch.fx.GraphModule)
+        for node in module.graph.nodes
+        if node.op == "call_function" and str(node.target).startswith("castling.")
+    }
+
+
+def _input_shape(program: torch.export.ExportedProgram) -> list[int | None]:
+    (name,) = program.graph_signature.user_inputs
+    node = next(node for node in program.graph.nodes if node.name == name)
+    return [side if isinstance(side, int) else None for side in node.meta["val"].shape]
+
+
+register_target(ProgramTarget())

@@ -1,0 +1,138 @@
+"""The card of a saved model: what is needed to rebuild it, to feed it and to read its answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from castling.attention import attention_config, config_to_dict
+from castling.utils.files import write_json
+from castling.utils.version import VERSION
+
+CARD = "model.json"
+FORMAT = "castling model 2"
+_OLD_FORMAT = "castling model 1"
+#: Entries of the old format that are options of the preprocessing now.
+_OLD_PREPROCESSING = ("image_size", "mean", "std", "interpolation", "crop_fraction", "eval_crop")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """What is needed to rebuild a model, to feed it and to read its answers.
+
+    Attributes:
+        name: timm name of the model, or of the backbone where there is a head.
+        classes: names in the order of the labels.
+        preprocessing: options of the task's transforms that evaluation needs: ``image_size``
+            (height, width) in pixels, ``mean`` and ``std`` per channel of pixels in [0, 1], and
+            whatever else the task's transform has, such as ``interpolation``.
+        task: ``name`` of the task and its options.
+        head: the dense head on the backbone, ``name`` and options; None for whole models.
+        kwargs: further keyword arguments of timm.create_model.
+        attention: the attention put into the model, as ``config_to_dict`` writes it; None keeps
+            what the named model has.
+        where: names of the attention layers converted, or a plan (see ``linearize_``); None
+            means all.
+        switched: whether the auxiliary branches were cast away.
+        progress: training progress in [0, 1] of the auxiliary branches, where there still are any.
+        folded: whether ``fold_`` has rewritten the model.
+        metrics: results, e.g. ``{"val_top1": 91.2}``, in percent.
+        castling_version: that wrote the file.
+    """
+
+    name: str
+    classes: list[str]
+    preprocessing: dict[str, Any]
+    task: dict[str, Any] = dataclasses.field(default_factory=lambda: {"name": "classification"})
+    head: dict[str, Any] | None = None
+    kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    attention: dict[str, Any] | None = None
+    where: list[str] | dict[str, Any] | None = None
+    switched: bool = False
+    progress: float = 1.0
+    folded: bool = False
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    castling_version: str = VERSION
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where the preprocessing lacks what every task needs."""
+        missing = [key for key in ("image_size", "mean", "std") if key not in self.preprocessing]
+        if missing:
+            raise ValueError(f'"preprocessing" lacks {", ".join(missing)}')
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels that the model was trained at."""
+        size = self.preprocessing["image_size"]
+        height, width = (size, size) if isinstance(size, int) else size
+        return int(height), int(width)
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Per channel, subtracted from pixels in [0, 1]."""
+        return tuple(self.preprocessing["mean"])
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Per channel, divided by."""
+        return tuple(self.preprocessing["std"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return {"format": FORMAT, **values}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelCard:
+        """The inverse of :meth:`to_dict`; cards of the first format are upgraded.
+
+        Raises:
+            ValueError: not a card.
+        """
+        values = dict(values)
+        written = values.pop("format", None)
+        if written == _OLD_FORMAT:
+            values = _upgraded(values)
+        elif written != FORMAT:
+            raise ValueError(f'"format" is not "{FORMAT}"')
+        unknown = set(values) - {field.name for field in dataclasses.fields(cls)}
+        if unknown:
+            raise ValueError(f"unknown entries {sorted(unknown)}; written by a newer castling?")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+
+
+def _upgraded(values: dict[str, Any]) -> dict[str, Any]:
+    """Entries of the first format, which knew classification only, in the present one."""
+    found = {key: values.pop(key) for key in _OLD_PREPROCESSING if key in values}
+    defaults = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    return values | {"preprocessing": defaults | found}
+
+
+def read_card(path: Path) -> ModelCard:
+    """The card in a file.
+
+    Raises:
+        ValueError: the file is not a card; the message names it.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("not a JSON object")
+        return ModelCard.from_dict(values)
+    except ValueError as error:  # JSON and Unicode errors are ValueErrors too
+        raise ValueError(f"{path} does not describe a castling model: {error}") from error
+
+
+def write_card(path: Path, card: ModelCard) -> None:
+    """Write ``card`` as JSON."""
+    write_json(path, card.to_dict())
+
+
+def describe_attention(attention: str | dict[str, Any] | None) -> dict[str, Any] | None:
+    """An attention with all options written out, as a card holds it."""
+    return None if attention is None else config_to_dict(attention_config(attention))

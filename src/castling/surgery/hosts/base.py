@@ -1,0 +1,215 @@
+"""What a converted host attention is, and the registry of host families.
+
+An adapter is an ``AttentionCore`` that takes over the children of the host's attention module,
+names and weights unchanged, and calls ``attend`` where the host computed its softmax. This file
+knows no library of models. A new family is one file beside it, imported by the package, with a
+subclass of :class:`HostAttention` decorated by :func:`register_host` that
+
+1. reads heads, widths and the scale of the scores off the host in ``__init__``, and moves the
+   host's children with :meth:`HostAttention.take`;
+2. says in :meth:`HostAttention.places` where the attentions of a model stand, and hooks a
+   ``Geometry`` up where the host does not hand its grid over;
+3. keeps the host's ``forward`` signature: project, call ``attend``, project back;
+4. overrides :meth:`HostAttention.call_grid` where the grid is among the arguments of the call.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from castling.attention import AttentionConfig, AttentionCore, SoftmaxKernel
+from castling.surgery.geometry import Geometry, Grid
+
+
+@dataclasses.dataclass
+class Place:
+    """Where in its host an attention stands.
+
+    Attributes:
+        geometry: the host's grid, or None where the host hands it over by itself.
+        level: downsamplings between the host's patch embedding and this attention's keys.
+        num_prefix_tokens: class, distillation and register tokens in front of the grid.
+        no_grid: why the grid is not known here; empty where it is.
+    """
+
+    geometry: Geometry | None = None
+    level: int = 0
+    num_prefix_tokens: int = 0
+    no_grid: str = ""
+
+    @property
+    def grid(self) -> Grid | None:
+        """(h, w) of the layer's keys for the current image, where the geometry tells it."""
+        return None if self.geometry is None else self.geometry.at_level(self.level)
+
+
+class HostAttention(AttentionCore):
+    """Base of all adapters.
+
+    A subclass is built as ``adapter(host, config, place)`` from the module to replace, whose
+    children are moved, not copied. The host may be a ``HostAttention`` of the same family: an
+    already converted layer is converted again.
+
+    Args:
+        config: the new attention.
+        place: where the module stands.
+        num_heads: H.
+        head_dim: d.
+        value_dim: d_v; None means d.
+        scale: factor of the host's scores ⟨q, k⟩, for softmax kernels and auxiliary branches.
+    """
+
+    #: Parameters and buffers that only score biases use; cast away with the auxiliary branch.
+    bias_names: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self,
+        config: AttentionConfig,
+        place: Place,
+        *,
+        num_heads: int,
+        head_dim: int,
+        value_dim: int | None = None,
+        scale: float,
+    ) -> None:
+        super().__init__(config, num_heads, head_dim, value_dim)
+        self.place = place
+        self.scale = scale
+        if isinstance(self.kernel, SoftmaxKernel):
+            self.kernel.scale = scale
+        if self.auxiliary is not None:
+            self.auxiliary.scale = scale
+
+    @classmethod
+    def places(cls, model: nn.Module) -> dict[str, Place]:
+        """The place of every attention of this family in ``model``, by module name.
+
+        Called before any layer is replaced; installs the hooks it needs, once per host.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def call_grid(
+        cls, module: nn.Module, place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Grid | None:
+        """The grid (h, w) of the tokens that one call of an attention of this family receives.
+
+        Args:
+            module: the host's attention, or its adapter.
+            place: where it stands.
+            args: positional arguments of the call.
+            kwargs: keyword arguments of the call.
+        """
+        return place.grid
+
+    @property
+    def grid(self) -> Grid | None:
+        """(h, w) of this layer's keys, where the host's geometry tells it."""
+        return self.place.grid
+
+    @property
+    def wants_bias(self) -> bool:
+        """Whether a score bias would be used at all at this moment."""
+        return self.kernel.takes_bias or (self.auxiliary is not None and not self.auxiliary.empty)
+
+    def take(self, host: nn.Module, *names: str) -> None:
+        """Move children, parameters, buffers or plain attributes of ``host`` here, names kept.
+
+        Raises:
+            AttributeError: the host lacks one. Only ``bias_names`` may be missing: hosts without
+                score biases have none, and an earlier switch may have cast them away.
+        """
+        for name in names:
+            if name in host._buffers:
+                persistent = name not in host._non_persistent_buffers_set
+                self.register_buffer(name, host._buffers[name], persistent=persistent)
+            elif name not in self.bias_names or hasattr(host, name):
+                setattr(self, name, getattr(host, name))
+
+    def check_bias(self) -> None:
+        """Raise ValueError when score biases are wanted that an earlier switch cast away."""
+        missing = [name for name in self.bias_names if not hasattr(self, name)]
+        if missing and self.wants_bias:
+            raise ValueError(
+                f"{type(self).__name__} has lost {', '.join(missing)} in an earlier switch: "
+                "convert the model as it was before that"
+            )
+
+    def strip(self) -> None:
+        """Cast away the auxiliary branch, and the score biases if nothing else reads them."""
+        super().strip()
+        if not self.kernel.takes_bias:
+            for name in self.bias_names:
+                if hasattr(self, name):
+                    delattr(self, name)
+
+
+HostT = TypeVar("HostT", bound=type[HostAttention])
+_ADAPTERS: dict[type[nn.Module], type[HostAttention]] = {}
+
+
+def register_host(*host_classes: type[nn.Module]) -> Callable[[HostT], HostT]:
+    """Class decorator: the adapter for these attention classes, and for itself."""
+
+    def register(adapter: HostT) -> HostT:
+        _ADAPTERS.update(dict.fromkeys((*host_classes, adapter), adapter))
+        return adapter
+
+    return register
+
+
+def adapter_for(module: nn.Module) -> type[HostAttention] | None:
+    """The adapter for an attention module, or None; subclasses count only where registered."""
+    return _ADAPTERS.get(type(module))
+
+
+def supported_hosts() -> list[str]:
+    """Qualified names of the attention classes that can be converted, for error messages."""
+    return sorted(f"{c.__module__}.{c.__qualname__}" for c in _ADAPTERS if c is not _ADAPTERS[c])
+
+
+def named_hosts(model: nn.Module, host_class: type[nn.Module]) -> list[tuple[str, Any]]:
+    """Sub-modules of ``model`` (itself included) of a host class, with their names."""
+    return [(name, m) for name, m in model.named_modules() if isinstance(m, host_class)]
+
+
+def shared_geometry(
+    host: nn.Module, stem: nn.Module, watch: Callable[[Geometry, nn.Module], None]
+) -> Geometry:
+    """The one geometry of a host: hooked up already, or known to its layers, or new.
+
+    Layers may know a geometry that is not hooked to this host: blocks shared by two models.
+
+    Args:
+        host: the whole model.
+        stem: the module of the host that sees the image.
+        watch: how a geometry hooks itself up to it.
+    """
+    for hook in (*stem._forward_pre_hooks.values(), *stem._forward_hooks.values()):
+        owner = getattr(hook, "__self__", None)
+        if isinstance(owner, Geometry):
+            return owner
+    known = (m.place.geometry for m in host.modules() if isinstance(m, HostAttention))
+    geometry = next((g for g in known if g is not None), None) or Geometry()
+    watch(geometry, stem)
+    return geometry
+
+
+def join(prefix: str, name: str) -> str:
+    """``prefix.name``, or ``name`` alone below the root."""
+    return f"{prefix}.{name}" if prefix else name
+
+
+def tokens_to_grid(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(B, h·w, H, d) -> (B, h, w, H, d)."""
+    return tokens.reshape(tokens.shape[0], grid[0], grid[1], *tokens.shape[2:])
+
+
+def symbolic(*sizes: int) -> bool:
+    """Whether a program is being traced that leaves any of these sizes open."""
+    return any(isinstance(size, torch.SymInt) for size in sizes)

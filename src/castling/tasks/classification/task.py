@@ -1,0 +1,235 @@
+"""The task of classification: one label per image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor, nn
+
+from castling.data.erasing import erase_batch
+from castling.data.mixing import mixes, mixup_batch
+from castling.data.registry import DataInfo
+from castling.data.sample import Batch
+from castling.data.sampler import sample_keys
+from castling.data.transforms.base import Transform, TransformConfig
+from castling.data.transforms.classification import (
+    ClassificationEvalTransform,
+    ClassificationTrainTransform,
+    ClassificationTransformConfig,
+)
+from castling.tasks.classification.config import ClassificationConfig
+from castling.tasks.classification.losses import (
+    distillation_loss,
+    label_loss,
+    mean_of_heads,
+    self_distillation_loss,
+)
+from castling.tasks.classification.prediction import ClassificationPrediction
+from castling.tasks.interface import RecipeLike, Step, Task
+from castling.tasks.prediction import Prediction
+from castling.tasks.registry import register_task
+from castling.tasks.teacher import Teacher, check_teacher, load_teacher
+
+if TYPE_CHECKING:
+    import torchmetrics
+
+
+@register_task(ClassificationConfig)
+class ClassificationTask(Task):
+    """Trains (B, 3, H, W) → logits (B, K); two heads in training are understood.
+
+    A model that returns a tuple (class logits, distillation logits) in training, as distilled DeiT,
+    LeViT and CAS-ViT do, teaches its second head by the teacher; without a teacher both heads
+    learn from the labels.
+
+    Args:
+        config: losses, mixing, teacher.
+        info: of the data; its classes are the K labels.
+        transform: image size, normalisation, augmentation.
+    """
+
+    headline = "top1"
+    percentages = frozenset({"top1", "top5"})
+    kinds = frozenset({"classification"})
+    prediction_class = ClassificationPrediction
+    transform_config = ClassificationTransformConfig
+    preprocessing_options: ClassVar[tuple[str, ...]] = (
+        "image_size",
+        "interpolation",
+        "crop_fraction",
+        "eval_crop",
+    )
+
+    config: ClassificationConfig
+    transform_options: ClassificationTransformConfig
+
+    def __init__(
+        self, config: ClassificationConfig, info: DataInfo, transform: TransformConfig
+    ) -> None:
+        super().__init__(config, info, transform)
+        # A list hides the frozen teacher from parameters(), state_dict() and DDP.
+        self._teacher: list[Teacher] = []
+
+    @classmethod
+    def check(cls, recipe: RecipeLike) -> None:
+        """Refuse a teacher that does not exist, and a moving average that is off."""
+        check_teacher(recipe.task.distill)
+        if recipe.task.self_distill.weight and not recipe.ema.decay:
+            raise ValueError("task.self_distill needs the moving average: set ema.decay")
+
+    def check_output(self, output: Any) -> None:
+        """Raise ValueError unless there is one logit per class."""
+        logits = output[0] if isinstance(output, (tuple, list)) else output
+        classes = len(self.info.classes)
+        if logits.shape[-1] != classes:
+            raise ValueError(
+                f"the model has {logits.shape[-1]} outputs, the data {classes} classes: "
+                "leave model.kwargs.num_classes out"
+            )
+
+    def prepare_training(self, model: nn.Module) -> None:
+        """Load the teacher, and let timm's distilled models return both heads."""
+        config = self.config.distill
+        if config.kind != "none":
+            self.set_teacher(load_teacher(config, len(self.info.classes)))
+        set_distilled: Callable[[bool], None] | None = getattr(
+            model, "set_distilled_training", None
+        )
+        if set_distilled is not None:
+            set_distilled(True)
+
+    def set_teacher(self, teacher: Teacher) -> None:
+        """Learn from ``teacher``, seen through this task's normalisation."""
+        teacher.match(self.preprocess.mean, self.preprocess.std)
+        self._teacher[:] = [teacher]
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """The teacher, where there is one."""
+        return self._teacher[0] if self._teacher else None
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> ClassificationTask:
+        """Move the hidden teacher too."""
+        for teacher in self._teacher:
+            teacher._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    def transform(self, *, training: bool) -> Transform:
+        """Augmentation for training, scale and crop otherwise."""
+        options = self.transform_options
+        if training:
+            return ClassificationTrainTransform(options, self.info)
+        return ClassificationEvalTransform(options)
+
+    def training_step(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
+        """``loss``, and with a teacher its parts ``labels`` and ``teacher``."""
+        images, labels = self.mixed(batch, step)
+        output = model(images)
+        heads = list(output) if isinstance(output, (tuple, list)) else [output]
+        config = self.config
+        parts: dict[str, Tensor] = {}
+        if self.teacher is None:
+            loss = torch.stack([label_loss(head, labels, config.loss) for head in heads]).mean()
+        else:
+            weight = config.distill.weight
+            parts["labels"] = label_loss(heads[0], labels, config.loss)
+            parts["teacher"] = distillation_loss(heads[-1], self.teacher(images), config.distill)
+            loss = (1 - weight) * parts["labels"] + weight * parts["teacher"]
+        late = config.self_distill.weight > 0 and step.progress >= config.self_distill.start
+        if late and step.averaged is not None:
+            with torch.no_grad():
+                goal = mean_of_heads(step.averaged(images))
+            parts["averaged"] = self_distillation_loss(heads[0], goal)
+            loss = loss + config.self_distill.weight * parts["averaged"]
+        return {"loss": loss, **parts}
+
+    def mixed(self, batch: Batch, step: Step) -> tuple[Tensor, Tensor]:
+        """Normalised, erased and mixed images (B, 3, H, W); labels (B,), or (B, K) when mixed."""
+        images = self.preprocess(batch.images)
+        if self.config.erase:
+            keys = sample_keys(step.seed, step.epoch, batch.index.tolist())
+            images = erase_batch(images, keys, self.config.erase, "pixel")
+        labels = labels_of(batch)
+        if not mixes(self.config.mix):
+            return images, labels
+        return mixup_batch(
+            images,
+            labels,
+            self.config.mix,
+            classes=len(self.info.classes),
+            seed=step.seed,
+            epoch=step.epoch,
+            batch_index=step.batch,
+            rank=step.rank,
+        )
+
+    def raw_outputs(self, model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+        """``logits`` (B, K) of normalised images (B, 3, H, W)."""
+        return {"logits": mean_of_heads(model(images))}
+
+    def decode(self, raw: dict[str, Tensor], batch: Batch) -> list[Prediction]:
+        """All classes of every image, best first."""
+        best = raw["logits"].float().softmax(-1).cpu().sort(dim=-1, descending=True, stable=True)
+        found: list[Prediction] = []
+        for index, name in enumerate(batch.names):
+            order = best.indices[index].tolist()
+            found.append(
+                ClassificationPrediction(
+                    name=name,
+                    original_size=batch.original_sizes[index],
+                    classes=tuple(self.info.classes[label] for label in order),
+                    probabilities=tuple(best.values[index].tolist()),
+                )
+            )
+        return found
+
+    def metrics(self) -> torchmetrics.Metric:
+        """Loss, top-1, top-5, accuracy per class."""
+        # torchmetrics takes a second to import: prediction does without it.
+        from castling.tasks.classification.metrics import ClassificationMetrics
+
+        return ClassificationMetrics(len(self.info.classes))
+
+    def evaluation_step(self, model: nn.Module, batch: Batch, metric: torchmetrics.Metric) -> None:
+        """Take the logits of one batch into the metric."""
+        logits = self.raw_outputs(model, self.preprocess(batch.images))["logits"]
+        if logits.shape[1] != len(self.info.classes):
+            raise ValueError(
+                f"the model has {logits.shape[1]} classes, the data {len(self.info.classes)}: "
+                "it was trained on other data"
+            )
+        metric.update(logits, labels_of(batch))
+
+    def class_metrics(self, metric: torchmetrics.Metric) -> dict[str, float | None]:
+        """Percent right of each class; None for a class without an image."""
+        values: list[float | None] = metric.class_accuracy()  # type: ignore[operator]
+        return dict(zip(self.info.classes, values, strict=True))
+
+    def draw(
+        self,
+        image: Image.Image,
+        prediction: Prediction,
+        target: dict[str, Tensor] | None = None,
+    ) -> Image.Image:
+        """The image with its best classes written below it."""
+        assert isinstance(prediction, ClassificationPrediction)
+        ranked = zip(prediction.classes[:3], prediction.probabilities[:3], strict=True)
+        lines = [f"{name} {probability:.0%}" for name, probability in ranked]
+        if target is not None:
+            lines.append(f"truth: {self.info.classes[int(target['label'])]}")
+        height = 12 * len(lines) + 4
+        width = max(image.width, 120)
+        canvas = Image.new("RGB", (width, image.height + height), "white")
+        canvas.paste(image, ((width - image.width) // 2, 0))
+        ImageDraw.Draw(canvas).multiline_text((4, image.height + 2), "\n".join(lines), "black")
+        return canvas
+
+
+def labels_of(batch: Batch) -> Tensor:
+    """The labels (B,) of a batch of classification."""
+    labels = batch.targets["label"]
+    assert isinstance(labels, Tensor)
+    return labels

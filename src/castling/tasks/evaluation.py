@@ -1,0 +1,73 @@
+"""A task's metrics over the batches of a loader."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from castling.data.errors import plain_data_errors
+from castling.data.sample import Batch
+from castling.tasks.interface import Task
+from castling.utils.modes import eval_mode
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateResult:
+    """What an evaluation found.
+
+    Attributes:
+        metrics: by name; the percentages of the task in percent.
+        per_class: the task's metric of each class; None for a class without images. Empty where
+            the task has none.
+        images: number of images.
+        images_per_second: with loading.
+        split: which images.
+    """
+
+    metrics: dict[str, float]
+    per_class: dict[str, float | None] = dataclasses.field(default_factory=dict)
+    images: int
+    images_per_second: float
+    split: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return dataclasses.asdict(self)
+
+
+@torch.inference_mode()
+@plain_data_errors()
+def evaluate_loader(
+    task: Task, model: nn.Module, loader: Iterable[Batch], split: str
+) -> EvaluateResult:
+    """Evaluate over a loader, on the device the model is on; its mode is put back after.
+
+    Raises:
+        ValueError: there are no images, or the model does not fit the task; as DataError, when an
+            image is damaged.
+    """
+    parameter = next(model.parameters(), None)
+    device = torch.device("cpu") if parameter is None else parameter.device
+    task.to(device)
+    metric = task.metrics().to(device)
+    started = time.perf_counter()
+    count = 0
+    with eval_mode(model):
+        for batch in loader:
+            task.evaluation_step(model, batch.to(device, non_blocking=True), metric)
+            count += len(batch)
+    values = metric.compute() if count else {}
+    if not values:
+        raise ValueError(f"there are no {split} images")
+    return EvaluateResult(
+        metrics=values,
+        per_class=task.class_metrics(metric),
+        images=count,
+        images_per_second=count / (time.perf_counter() - started),
+        split=split,
+    )

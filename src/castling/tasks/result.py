@@ -1,0 +1,120 @@
+"""What a finished run says about itself: ``result.json``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+RESULT = "result.json"
+#: Metrics in percent of runs that do not name theirs: written before there were other tasks.
+_OLD_PERCENTAGES = ("top1", "top5")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """The outcome of a training run.
+
+    Attributes:
+        run_dir: the run's folder.
+        metrics: of the trained model, e.g. ``{"val_top1": 91.2, "test_top1": 90.8, …}``.
+        headline: the metric that sums the run up, such as ``"top1"``.
+        percentages: metrics in percent.
+        switched_metrics: the same after the auxiliary branches were cast away; empty for a model
+            without branches, or when the switch was refused.
+        switch_refused: why the switch was refused; empty otherwise.
+        switch: the certificate of the switch, granted or not.
+        parameters: number of parameters of the trained model.
+        steps: optimiser steps.
+        seconds: training time, evaluation of each epoch included, interruptions not.
+        model_dir: folder of the trained model, for ``castling.models.saved.open_model``.
+        switched_dir: folder of the switched model; empty where there is none.
+        classes: number of classes.
+        images: number of images of each split; without "test" where test is val.
+        already_finished: nothing was trained, because the run was finished before.
+    """
+
+    run_dir: str
+    metrics: dict[str, float]
+    headline: str = "top1"
+    percentages: tuple[str, ...] = _OLD_PERCENTAGES
+    switched_metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    switch_refused: str = ""
+    switch: dict[str, Any] = dataclasses.field(default_factory=dict)
+    parameters: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    model_dir: str = ""
+    switched_dir: str = ""
+    classes: int = 0
+    images: dict[str, int] = dataclasses.field(default_factory=dict)
+    already_finished: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        """Metrics of each split before and after the switch, and how that went."""
+        lines = self._figures("trained", self.metrics)
+        if self.switched_metrics:
+            lines += self._figures("switched", self.switched_metrics)
+            certificate = self.switch
+            kind = "exact" if certificate["exact"] else "within tolerance"
+            kind = "forced" if certificate["forced"] else kind
+            lines.append(
+                f"switched: {kind}, max gap {certificate['max_gap']:.2g} "
+                f"on {certificate['images']} images"
+            )
+        if self.switch_refused:
+            lines.append(f"not switched: {self.switch_refused}")
+        return "\n".join(lines)
+
+    def _figures(self, what: str, metrics: Mapping[str, float]) -> list[str]:
+        lines = []
+        for split in ("val", "test"):
+            own = {
+                name.removeprefix(f"{split}_"): value
+                for name, value in metrics.items()
+                if name.startswith(f"{split}_")
+            }
+            if not own or (self.images and split not in self.images):
+                continue
+            count = f" ({self.images[split]} images)" if self.images else ""
+            lines.append(f"{what}, {split}: {describe_metrics(own, self.percentages)}{count}")
+        return lines
+
+
+def describe_metrics(metrics: Mapping[str, float], percentages: Iterable[str]) -> str:
+    """Metrics in one line, those in percent first: ``top-1 91.20 %, loss 0.3123``."""
+    percentages = tuple(percentages)
+    ordered = sorted(metrics, key=lambda name: name not in percentages)
+    return ", ".join(describe_metric(name, metrics[name], name in percentages) for name in ordered)
+
+
+def describe_metric(name: str, value: float, percent: bool) -> str:
+    """One metric with its name: ``top-1 91.20 %``."""
+    label = metric_label(name)
+    return f"{label} {value:.2f} %" if percent else f"{label} {value:.4f}"
+
+
+def metric_label(name: str) -> str:
+    """A metric's name as people write it: ``top1`` is top-1."""
+    return f"{name[:-1]}-{name[-1]}" if name[-1:].isdigit() else name
+
+
+def read_result(run_dir: Path) -> TrainResult | None:
+    """The result of a finished run, or None for one that is not finished."""
+    path = run_dir / RESULT
+    if not path.is_file():
+        return None
+    values = json.loads(path.read_text(encoding="utf-8"))
+    # a run's folder may have been moved since
+    values["run_dir"] = str(run_dir)
+    values["model_dir"] = str(run_dir)
+    if values["switched_dir"]:
+        values["switched_dir"] = str(run_dir / Path(values["switched_dir"]).name)
+    values["percentages"] = tuple(values.get("percentages", _OLD_PERCENTAGES))
+    return TrainResult(**values)

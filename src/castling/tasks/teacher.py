@@ -1,0 +1,144 @@
+"""Teachers of knowledge distillation: any timm model, or a run of our own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+from jsonargparse.typing import ClosedUnitInterval, PositiveFloat
+from torch import Tensor, nn
+
+from castling.models.saved import load_weights, open_model
+from castling.utils.checks import check_fields
+from castling.utils.text import did_you_mean
+
+DistillKind = Literal["none", "hard", "soft"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """Learning from a teacher (DeiT, arXiv 2012.12877 §4).
+
+    Attributes:
+        kind: ``"none"``; ``"hard"`` cross entropy with the class the teacher names; ``"soft"``
+            Kullback-Leibler divergence to the teacher's distribution at the given temperature.
+        teacher: timm name of the teacher (regnety_160 in the DeiT and LeViT recipes), or a
+            folder written by castling train.
+        checkpoint: file with the teacher's weights (.safetensors or .pth); empty means the folder's
+            own weights, or timm's pretrained ones (needs the network).
+        pretrained: where there is no checkpoint, take timm's published weights; without them the
+            teacher knows nothing, which serves trials only.
+        kwargs: further keyword arguments for timm.create_model of the teacher.
+        temperature: softening of both distributions in ``"soft"``.
+        weight: share of the distillation term in the loss; the labels' share is 1 - weight.
+    """
+
+    kind: DistillKind = "none"
+    teacher: str = ""
+    checkpoint: str = ""
+    pretrained: bool = True
+    kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    temperature: PositiveFloat = 3.0
+    weight: ClosedUnitInterval = 0.5
+
+    def __post_init__(self) -> None:
+        """Raise ValueError on values without a meaning."""
+        check_fields(self, "task.distill")
+        if self.kind != "none" and not self.teacher:
+            raise ValueError(
+                f"task.distill.kind is {self.kind!r} but task.distill.teacher is empty: name one"
+            )
+
+
+class Teacher(nn.Module):
+    """A frozen model that takes images with the student's normalisation.
+
+    Args:
+        model: (B, 3, H, W) → logits (B, K).
+        mean: per channel, that the model was trained with; None where it is the student's.
+        std: as ``mean``.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        self.mean, self.std = mean, std
+        self.register_buffer("scale", torch.ones(1, 3, 1, 1))
+        self.register_buffer("shift", torch.zeros(1, 3, 1, 1))
+
+    def match(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Expect images normalised with the student's ``mean`` and ``std``."""
+        own_mean, own_std = (torch.tensor(x) for x in (self.mean or mean, self.std or std))
+        student_mean, student_std = torch.tensor(mean), torch.tensor(std)
+        self.scale = (student_std / own_std).view(1, -1, 1, 1).to(self.scale.device)
+        shift = (student_mean - own_mean) / own_std
+        self.shift = shift.view(1, -1, 1, 1).to(self.shift.device)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, K) for images (B, 3, H, W) normalised for the student."""
+        logits = self.model(images * self.scale + self.shift)
+        return logits[0] if isinstance(logits, tuple) else logits
+
+
+def check_teacher(config: DistillConfig) -> None:
+    """Refuse a teacher that cannot be loaded, before any work.
+
+    Raises:
+        FileNotFoundError: the checkpoint does not exist.
+        ValueError: the teacher is neither a timm model nor a run's folder.
+    """
+    if config.kind == "none":
+        return
+    if config.checkpoint and not Path(config.checkpoint).is_file():
+        raise FileNotFoundError(f"task.distill.checkpoint: no such file: {config.checkpoint}")
+    name = config.teacher.split(".")[0]
+    if not Path(config.teacher).is_dir() and not timm.is_model(name):
+        raise ValueError(
+            f"task.distill.teacher: {config.teacher!r} is neither a timm model nor a folder of a "
+            f"run{did_you_mean(name, timm.list_models())}"
+        )
+
+
+def load_teacher(config: DistillConfig, classes: int) -> Teacher:
+    """Build the teacher that ``config`` names.
+
+    Args:
+        config: says which.
+        classes: number of classes K of the student.
+
+    Raises:
+        FileNotFoundError: the checkpoint does not exist.
+        ValueError: the teacher is unknown, its weights do not fit, or it has other classes.
+    """
+    check_teacher(config)
+    if Path(config.teacher).is_dir():
+        model, card = open_model(config.teacher)
+        if len(card.classes) != classes:
+            raise ValueError(
+                f"the teacher {config.teacher} knows {len(card.classes)} classes, "
+                f"the data {classes}"
+            )
+        return Teacher(model, card.mean, card.std)
+    model = timm.create_model(
+        config.teacher,
+        pretrained=config.pretrained and not config.checkpoint,
+        num_classes=classes,
+        **config.kwargs,
+    )
+    if config.checkpoint:
+        load_weights(model, config.checkpoint)
+    described = getattr(model, "pretrained_cfg", {})
+    return Teacher(model, described.get("mean"), described.get("std"))
