@@ -124,7 +124,7 @@ def data_config_from_dict(
 
 
 def data_config_to_dict(config: DataConfig) -> dict[str, Any]:
-    """``config`` as plain values for YAML or JSON; undone by :func:``data_config_from_dict``."""
+    """``config`` as plain values for YAML or JSON; undone by :func:`data_config_from_dict`."""
     return {
         "source": source_to_dict(config.source),
         **{

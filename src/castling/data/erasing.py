@@ -21,7 +21,7 @@ def erase_batch(
 
     Args:
         images: (B, 3, H, W), normalised; left unchanged.
-        keys: (B,) of the samples; see :func:``castling.data.sample_keys``.
+        keys: (B,) of the samples; see :func:`castling.data.sample_keys`.
         probability: of erasing, for each image.
         mode: what fills the rectangle: ``pixel`` noise, ``rand`` one random colour, ``const``
             zeros.

@@ -38,10 +38,11 @@ class Layout:
 
 
 def read_layout(store: FileStore) -> Layout:
-    """Find splits and classes: ``train/CLASS/FILE``, ``val/…``, ``test/…``, or ``CLASS/FILE`` alone.
+    """Find splits and classes: ``train/CLASS/FILE``, ``val/…``, ``test/…``, or ``CLASS/FILE``.
 
-    Everything may lie in one top folder. ``classes.json`` beside the splits may give readable names:
-    an object from folder to name, or ``{"classes": [...]}`` with names or ``{"wnid", "name"}`` objects.
+    Everything may lie in one top folder. ``classes.json`` beside the splits may give readable
+    names: an object from folder to name, or ``{"classes": [...]}`` with names or
+    ``{"wnid", "name"}`` objects.
 
     Raises:
         DataError: no images, a single class, an empty class, or classes that differ between splits.

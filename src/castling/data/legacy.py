@@ -57,7 +57,7 @@ _NEW = ("source", "split", "transform", "loader")
 def upgrade_data(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The data section of an old recipe in today's form.
 
-    Values are not checked; :func:``castling.data.data_config_from_dict`` does that. A section in
+    Values are not checked; :func:`castling.data.data_config_from_dict` does that. A section in
     today's form is returned as it is. The old ``seed`` of order and augmentation has no place in
     the new section and is left out: a caller that resumes a run adds it to the run's seed.
 

@@ -23,7 +23,7 @@ class BatchLoader(DataLoader[Batch]):
     """Batches of one process.
 
     Lightning resumes within an epoch only where a loader has a state; here the position follows
-    from the step, and :meth:``EpochBatches.seek`` goes there.
+    from the step, and :meth:`EpochBatches.seek` goes there.
     """
 
     sampler: EpochBatches
@@ -43,7 +43,7 @@ class DataModule:
     where they fit.
 
     Args:
-        source: from :func:``castling.data.open_source``.
+        source: from :func:`castling.data.open_source`.
         config: splits and loaders; its source and transform are not looked at.
         train_transform: of training batches.
         eval_transform: of all others.
@@ -141,7 +141,7 @@ class DataModule:
         itself); the sampler splits the images over the processes, so nothing else may.
 
         Args:
-            split: as for :meth:``dataset``.
+            split: as for :meth:`dataset`.
             training: shuffled, augmented, in whole batches; otherwise every image once, in order.
             start: (epoch, batch) of the first batch, for a run that is resumed.
             rank: number of this process.

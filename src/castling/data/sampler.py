@@ -103,7 +103,7 @@ class EpochBatches(Sampler[BatchKey]):
         self.epoch, self.first = epoch, batch
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the beginning of ``epoch``; the epoch that :meth:``seek`` chose is left as it is."""
+        """Go to the beginning of ``epoch``; the epoch that :meth:`seek` chose is left as it is."""
         if epoch != self.epoch:
             self.seek(epoch)
 

@@ -45,7 +45,7 @@ def source_from(value: str | Mapping[str, Any] | SourceConfig) -> SourceConfig:
     """A source's configuration from what a recipe or a caller gives.
 
     Args:
-        value: a shorthand (see :func:``split_shorthand``), a mapping with ``name`` and options, or
+        value: a shorthand (see :func:`split_shorthand`), a mapping with ``name`` and options, or
             a configuration, which is returned as it is.
 
     Raises:

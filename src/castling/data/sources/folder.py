@@ -37,7 +37,7 @@ class FolderConfig(SourceConfig):
 
 @register_source(FolderConfig)
 class FolderSource:
-    """Image files with a class each; see :func:``castling.data.layout.read_layout``.
+    """Image files with a class each; see :func:`castling.data.layout.read_layout`.
 
     Raises:
         FileNotFoundError: there is nothing at the path.
