@@ -91,15 +91,47 @@ def test_the_examples_of_the_extension_pages_pass_their_own_tests(tmp_path):
     assert tests >= 8
 
 
-@pytest.mark.parametrize(("page", "code"), all_blocks("python"))
-def test_python_examples_use_names_that_exist(page, code):
-    for node in ast.walk(ast.parse(code)):
+@pytest.mark.parametrize("page", dict.fromkeys(page for page, _ in all_blocks("python")))
+def test_python_examples_use_names_that_exist(page):
+    nodes = [
+        node
+        for name, code in all_blocks("python")
+        if name == page
+        for node in ast.walk(ast.parse(code))
+    ]
+    for node in nodes:
         if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "castling":
             module = importlib.import_module(str(node.module))
             missing = [alias.name for alias in node.names if not hasattr(module, alias.name)]
             assert not missing, f"{node.module} has no {missing}"
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "castling":
             assert hasattr(castling, node.attr), f"castling.{node.attr}"
+
+
+def test_the_interfaces_that_examples_implement_are_in_the_reference():
+    """Base classes, registration and values of the extension pages."""
+    reference = (DOCS / "reference" / "interfaces.md").read_text(encoding="utf-8")
+    used = set()
+    for page in (DOCS / "extend").glob("*.md"):
+        for title, code in blocks(page, "python"):
+            if title and not title.startswith("test_"):
+                tree = ast.parse(code)
+                bases = {
+                    ast.unparse(base)
+                    for node in ast.walk(tree)
+                    if isinstance(node, ast.ClassDef)
+                    for base in node.bases
+                }
+                imported = {
+                    alias.name
+                    for node in ast.walk(tree)
+                    if isinstance(node, ast.ImportFrom) and str(node.module).startswith("castling")
+                    for alias in node.names
+                }
+                used |= imported & bases
+                used |= {name for name in imported if name.startswith("register_")}
+    assert {"AttentionConfig", "register_host", "Task"} <= used
+    assert not {name for name in used if f"heading: {name}\n" not in reference}
 
 
 def test_commands_use_verbs_and_options_that_exist():

@@ -1,77 +1,86 @@
-"""Export: the file computes what PyTorch computes, or is not there."""
+"""Export: a file that computes what PyTorch computes, or none."""
 
 import json
 
+import onnx
 import pytest
 import timm
 import torch
 from torch import nn
 
 import castling
-from castling.deploy import OnnxModel
-from castling.export import ExportError, export
-from castling.export.sizes import OneSizeError
+from castling.export import ExportError, OneSizeError, export, open_exported
 from castling.models.card import ModelCard
 
 
-class Convolutional(nn.Module):
-    def __init__(self, classes=4):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 8, 3, stride=2, padding=1)
-        self.norm = nn.BatchNorm2d(8)
-        self.head = nn.Linear(8, classes)
-
-    def forward(self, x):
-        return self.head(self.norm(self.conv(x)).relu().mean((2, 3)))
-
-
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    torch.manual_seed(0)
-    model = timm.create_model(
-        "castling_deit_pico", attention=castling.LinearAngular(), num_classes=3, depth=1
-    ).train()
+def exported(tmp_path_factory, one_block):
     card = ModelCard(name="castling_deit_pico", classes=["a", "b", "ç"], image_size=(32, 32))
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
-    return model, path, export(model, path, (32, 32), card=card)
+    one_block.train()
+    report = export(one_block, path, (32, 32), card=card)
+    assert one_block.training
+    return path, report
 
 
-def test_runs_at_three_shapes_and_at_others(exported):
-    model, path, report = exported
+def test_checks_are_made_at_shapes_that_were_not_traced(exported):
+    _, report = exported
     assert len(report.checks) == 3
     assert any(check.shape[2] != check.shape[3] for check in report.checks)
     assert len({check.shape[0] for check in report.checks}) == 3
     assert report.traced not in [check.shape for check in report.checks]
-    assert report.max_difference < 1e-5
-    assert report.multiple == 4
+    assert report.traced[0] >= 2
+    assert report.traced[2] != report.traced[3]
+    assert 0 < report.max_difference < 1e-5
+
+
+def test_the_file_agrees_at_further_shapes(exported, one_block):
+    path, _ = exported
     images = torch.randn(5, 3, 20, 64)
+    found = open_exported(path)(images)["logits"]
     with torch.no_grad():
-        assert torch.allclose(OnnxModel(path)(images), model.eval()(images), atol=1e-5)
+        torch.testing.assert_close(found, one_block.eval()(images), atol=1e-5, rtol=0)
 
 
-def test_sides_between_patches_are_refused_and_said(exported):
-    _, path, report = exported
-    assert report.dynamic == "all"
-    assert "multiples of 4" in str(report)
-    with pytest.raises(ValueError, match=r"multiples of 4, got 38×32"):
-        OnnxModel(path)(torch.randn(1, 3, 38, 32))
-
-
-def test_report_lies_beside_the_file(exported):
-    _, path, report = exported
+def test_report_lies_beside_the_file(exported, files):
+    path, report = exported
     written = json.loads((path.parent / "model.onnx.json").read_text())
-    assert written["max_difference"] == report.max_difference
+    assert written == json.loads(json.dumps(report.to_dict()))
     assert written["checks"][1]["shape"] == list(report.checks[1].shape)
-    assert sorted(p.name for p in path.parent.iterdir()) == ["model.onnx", "model.onnx.json"]
+    assert written["checks"][0]["outputs"]["logits"]["shape"] == [2, 3]
+    assert written["target"] == "onnx"
+    assert written["runtime"] == f"ONNX Runtime {written['versions']['onnxruntime']}"
+    assert written["bytes"] == path.stat().st_size
+    assert files(path.parent) == ["model.onnx", "model.onnx.json"]
 
 
-def test_dimensions_are_named_and_metadata_stored(exported):
-    _, path, _ = exported
-    session = OnnxModel(path).session
-    assert session.get_inputs()[0].shape == ["batch", 3, "height", "width"]
-    metadata = session.get_modelmeta().custom_metadata_map
-    assert json.loads(metadata["classes"]) == ["a", "b", "ç"]
-    assert json.loads(metadata["input_size"]) == [32, 32]
+def test_report_as_text(exported):
+    _, report = exported
+    text = str(report)
+    assert "ONNX Runtime" in text
+    assert "2 × 3 × 32 × 32" in text
+    assert "100.0%" in text
+    assert "multiples of 4" in text
+
+
+def test_onnx_names_free_dimensions_and_tells_no_paths(exported):
+    path, _ = exported
+    proto = onnx.load(path)
+    (images,) = proto.graph.input
+    dimensions = images.type.tensor_type.shape.dim
+    assert [d.dim_param or d.dim_value for d in dimensions] == ["batch", 3, "height", "width"]
+    assert images.name == "images"
+    assert [value.name for value in proto.graph.output] == ["logits"]
+    assert not proto.graph.value_info
+    assert not any(node.metadata_props for node in proto.graph.node)
+
+
+def test_the_package_is_callable(convolutional, tmp_path):
+    import castling.export
+
+    report = castling.export(convolutional, tmp_path / "model.pt2", (16, 16))
+    assert report.target == "program"
+    assert isinstance(report, castling.export.ExportReport)
 
 
 def test_unswitched_model_is_refused(tmp_path):
@@ -81,16 +90,43 @@ def test_unswitched_model_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_difference_above_tolerance_leaves_an_older_file_alone(tmp_path):
-    path = tmp_path / "model.onnx"
+@pytest.mark.parametrize("suffix", [".onnx", ".xml", ".pt2"])
+def test_a_file_that_cannot_reproduce_the_model_leaves_older_ones_alone(
+    random, tmp_path, files, suffix
+):
+    path = tmp_path / f"model{suffix}"
     path.write_bytes(b"older")
-    model = Convolutional().train()
-    with pytest.raises(ExportError, match="tolerance"):
-        export(model, path, (16, 16), tolerance=-1.0)
+    (tmp_path / "model.bin").write_bytes(b"older weights")
+    random.train()
+    with pytest.raises(ExportError, match=r"logits .*differs.* 0.0001; nothing was written; dyn"):
+        export(random, path, (16, 16), dynamic="all")
     assert path.read_bytes() == b"older"
-    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
-    assert model.training
-    assert int(model.norm.num_batches_tracked) == 0
+    assert (tmp_path / "model.bin").read_bytes() == b"older weights"
+    assert files(tmp_path) == sorted(["model.bin", path.name])
+    assert random.training
+    assert int(random.norm.num_batches_tracked) == 0
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".xml", ".pt2"])
+def test_an_interrupted_export_leaves_nothing(tmp_path, files, suffix):
+    class Interrupted(nn.Module):
+        """As if a person stopped the export at the third comparison."""
+
+        def __init__(self):
+            super().__init__()
+            self.written = []
+
+        def forward(self, x):
+            if x.shape[0] == 3 and not torch.compiler.is_compiling():
+                self.written += tmp_path.rglob(f"model{suffix}")
+                raise KeyboardInterrupt
+            return x.mean((2, 3))
+
+    model = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        export(model, tmp_path / f"model{suffix}", (16, 16))
+    assert model.written
+    assert not list(tmp_path.iterdir())
 
 
 def test_model_of_one_size_is_exported_for_it_and_says_so(tmp_path):
@@ -111,27 +147,104 @@ def test_model_of_one_size_is_exported_for_it_and_says_so(tmp_path):
     assert {check.shape[2:] for check in report.checks} == {(32, 32)}
     assert report.traced not in [check.shape for check in report.checks]
     with pytest.raises(ValueError, match="48×32"):
-        OnnxModel(path)(torch.randn(1, 3, 48, 32))
+        open_exported(path)(torch.randn(1, 3, 48, 32))
 
 
-def test_opset_is_the_one_asked_for_or_refused(tmp_path):
+class Resized(nn.Module):
+    """A position table of 8 × 8, resized to the image as timm's ViTs do."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(1, 3, 8, 8))
+
+    def forward(self, x):
+        table = nn.functional.interpolate(self.table, x.shape[2:], mode="bicubic", antialias=True)
+        return (x * table).mean((2, 3))
+
+
+def test_a_runtime_that_fails_at_other_sizes_gets_a_file_for_one(tmp_path):
+    # OpenVINO 2026 resizes differently at the rim than PyTorch does.
+    path = tmp_path / "model.xml"
+    report = export(Resized(), path, (16, 16))
+    assert report.dynamic == "batch"
+    assert "differs" in report.notes[0]
+    assert open_exported(path).input_shape == (None, 3, 16, 16)
+
+
+def test_opset_is_the_one_asked_for_or_refused(convolutional, tmp_path):
     path = tmp_path / "model.onnx"
-    assert export(Convolutional(), path, (16, 16), opset=20).opset == 20
+    assert export(convolutional, path, (16, 16), opset=20, dynamic="batch").opset == 20
     path.unlink()
     with pytest.raises(ExportError, match=r"cannot write this model in opset 5"):
-        export(Convolutional(), path, (16, 16), opset=5)
+        export(convolutional, path, (16, 16), opset=5, dynamic="batch")
     assert not path.exists()
+    with pytest.raises(ValueError, match="program target has no opset"):
+        export(convolutional, tmp_path / "model.pt2", (16, 16), opset=20)
 
 
-def test_bad_input_fails_before_work(tmp_path):
-    with pytest.raises(ValueError, match="onnx"):
-        export(Convolutional(), tmp_path / "model.pt")
+def test_outputs_are_named_as_asked(convolutional, tmp_path):
+    def raw_outputs(model, images):
+        features = model.conv(images)
+        return {"features": features, "logits": model(images)}
+
+    path = tmp_path / "model.pt2"
+    report = export(convolutional, path, (16, 16), raw_outputs=raw_outputs)
+    assert list(report.checks[0].outputs) == ["features", "logits"]
+    assert report.checks[0].outputs["features"].argmax_agreement is None
+    assert report.checks[0].argmax_agreement == 1.0
+    images = torch.randn(2, 3, 16, 16)
+    found = open_exported(path)(images)
+    torch.testing.assert_close(found["features"], convolutional.conv(images))
+
+
+@pytest.mark.parametrize(
+    ("returned", "names"),
+    [
+        (lambda x: x.mean((2, 3)), ["logits"]),
+        (lambda x: 2 * x, ["output"]),
+        (lambda x: (2 * x, x.mean(1)), ["output_0", "output_1"]),
+        (lambda x: {"b": 2 * x, "a": x.mean(1)}, ["b", "a"]),
+    ],
+)
+def test_outputs_without_names_get_some(tmp_path, returned, names):
+    class Returning(nn.Module):
+        def forward(self, x):
+            return returned(x)
+
+    report = export(Returning(), tmp_path / "model.pt2", (8, 8), dynamic="none")
+    assert list(report.checks[0].outputs) == names
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda x: [x, None], r"output_1 is NoneType: pass raw_outputs="),
+        (lambda x: "text", r"output is str"),
+        (lambda x: {}, "no outputs"),
+        (lambda x: {"images": 2 * x}, "must not be called 'images'"),
+    ],
+)
+def test_outputs_that_cannot_be_exported(tmp_path, returned, message):
+    class Returning(nn.Module):
+        def forward(self, x):
+            return returned(x)
+
+    with pytest.raises((TypeError, ValueError), match=message):
+        export(Returning(), tmp_path / "model.pt2", (8, 8), dynamic="none")
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_input_fails_before_work(convolutional, tmp_path):
+    with pytest.raises(ValueError, match=r"ending in '.pt', .*did you mean .pt2"):
+        export(convolutional, tmp_path / "model.pt")
     with pytest.raises(FileNotFoundError, match="absent"):
-        export(Convolutional(), tmp_path / "absent" / "model.onnx")
+        export(convolutional, tmp_path / "absent" / "model.onnx")
     with pytest.raises(ValueError, match="sides"):
-        export(Convolutional(), tmp_path / "model.onnx", dynamic="sides")
+        export(convolutional, tmp_path / "model.onnx", dynamic="sides")
+    with pytest.raises(ValueError, match="tolerance"):
+        export(convolutional, tmp_path / "model.onnx", tolerance=-1.0)
     with pytest.raises(ValueError, match="float32"):
-        export(Convolutional().double(), tmp_path / "model.onnx")
+        export(convolutional.half(), tmp_path / "model.onnx")
     patches = timm.create_model("deit_pico", depth=1)
     with pytest.raises(ValueError, match="30×32"):
         export(patches, tmp_path / "model.onnx", (30, 32))
@@ -139,4 +252,6 @@ def test_bad_input_fails_before_work(tmp_path):
         export(patches, tmp_path / "model.onnx", (32, 32), verify_sizes=[(33, 32)])
     with pytest.raises(ValueError, match="one size"):
         export(patches, tmp_path / "m.onnx", (32, 32), dynamic="batch", verify_sizes=[(36, 32)])
+    with pytest.raises(ValueError, match=r"metadata must not name multiple"):
+        export(patches, tmp_path / "m.onnx", (32, 32), metadata={"multiple": 3})
     assert not list(tmp_path.iterdir())

@@ -395,7 +395,7 @@ def test_nothing_to_attend_to():
 
 
 def test_names_of_earlier_versions_still_work():
-    assert castling.attention_backend is castling.attention_backend
-    assert castling.available_backends is castling.available_backends
-    assert castling.describe_backends is castling.describe_backends
-    assert castling.BackendError is castling.BackendError
+    assert castling.attention_path is castling.attention_backend
+    assert castling.available_paths is castling.available_backends
+    assert castling.describe_paths is castling.describe_backends
+    assert castling.PathError is castling.BackendError

@@ -1,4 +1,4 @@
-"""The one error that says that the data, and not the program, is at fault."""
+"""The error for faults of the data, as opposed to faults of the program."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 class DataError(ValueError):
     """Something about the given images is wrong; the message names the file or folder.
 
-    It takes a single string, so that it survives the way out of a data-loading worker process.
+    It takes a single string, so that PyTorch can raise it again outside a worker process.
     """
 
 

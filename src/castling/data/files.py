@@ -1,4 +1,4 @@
-"""Where image files lie: a folder, or a zip file read in place. Both look the same from above."""
+"""Folders and zip files behind one interface; zip files are read in place."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from castling.data.errors import DataError
 
 
 class FileStore(Protocol):
-    """A tree of files whose names are relative and joined by `/`."""
+    """A tree of files whose names are relative and joined by ``/``."""
 
     def listing(self) -> tuple[list[str], list[str]]:
         """Sorted names of all files and of all folders; hidden ones are left out."""
@@ -33,7 +33,7 @@ def open_store(path: str | Path) -> FileStore:
     """A folder or a zip file as a store.
 
     Raises:
-        FileNotFoundError: there is nothing at `path`.
+        FileNotFoundError: there is nothing at ``path``.
         PermissionError: it may not be read.
         DataError: it is neither a folder nor a sound zip file.
     """

@@ -1,4 +1,4 @@
-"""Reading classes and splits off the names of files."""
+"""Classes and splits from the paths of image files."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _SPLITS = {
 
 @dataclass(frozen=True)
 class Layout:
-    """What the names say.
+    """What the paths say.
 
     Attributes:
         classes: readable names, in the order of the labels (sorted by folder).
-        splits: `train` and perhaps `val` and `test`, each a list of (file, label).
+        splits: ``train`` and perhaps ``val`` and ``test``, each a list of (file, label).
         notes: what a person should know about the reading.
     """
 
@@ -38,10 +38,11 @@ class Layout:
 
 
 def read_layout(store: FileStore) -> Layout:
-    """Find splits and classes: `train/CLASS/FILE`, `val/…`, `test/…`, or `CLASS/FILE` alone.
+    """Find splits and classes: ``train/CLASS/FILE``, ``val/…``, ``test/…``, or ``CLASS/FILE``.
 
-    Everything may lie in one top folder. `classes.json` beside the splits may give readable names:
-    an object from folder to name, or `{"classes": [...]}` with names or `{"wnid", "name"}` objects.
+    Everything may lie in one top folder. ``classes.json`` beside the splits may give readable
+    names: an object from folder to name, or ``{"classes": [...]}`` with names or
+    ``{"wnid", "name"}`` objects.
 
     Raises:
         DataError: no images, a single class, an empty class, or classes that differ between splits.
@@ -84,7 +85,7 @@ def read_layout(store: FileStore) -> Layout:
 
 
 def _enter_top_folder(files: list[str], folders: list[str]) -> tuple[str, list[str], list[str]]:
-    """Step into a lone folder that holds everything; return its name with `/`, and the rest."""
+    """Step into a lone folder that holds everything; return its name with ``/``, and the rest."""
     top = ""
     while True:
         heads = [folder for folder in folders if "/" not in folder]
@@ -120,7 +121,7 @@ def _split_folders(folders: list[str], where: str) -> dict[str, str]:
 def _classes_below(
     folder: str, files: list[str], folders: list[str], ignored: Counter[str]
 ) -> dict[str, list[str]]:
-    """Images of every class folder directly below `folder` (at any depth inside the class)."""
+    """Images of every class folder directly below ``folder`` (at any depth inside the class)."""
     prefix = f"{folder}/" if folder else ""
     below = (name.removeprefix(prefix) for name in folders if name.startswith(prefix))
     classes: dict[str, list[str]] = {name: [] for name in below if "/" not in name}
@@ -177,7 +178,7 @@ def _check_same_classes(
 
 
 def _readable_names(store: FileStore, file: str) -> dict[str, str]:
-    """Readable name of each class folder, as far as `classes.json` gives one."""
+    """Readable name of each class folder, as far as ``classes.json`` gives one."""
     with store.open(file) as stream:
         try:
             content = json.load(stream)

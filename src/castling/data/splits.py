@@ -212,7 +212,7 @@ def balanced_subset(
             f"{what} is {count}, but there are {len(labels)} images in {len(present)} classes; "
             "it must lie between these numbers"
         )
-    # Rank every image within its class; taking images by rank deals the classes out like cards.
+    # Rank every image within its class; taking images by rank alternates between the classes.
     image_keys = keys(seed, np.arange(len(labels)))
     class_keys = keys(seed, labels, np.array([-1]))
     ranks = np.empty(len(labels), dtype=np.int64)

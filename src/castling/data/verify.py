@@ -10,7 +10,7 @@ from castling.data.splits import Selection
 
 
 def visit_all(count: int, visit: Callable[[int], object], what: str) -> None:
-    """Visit every image, on several threads, and complain about all damaged ones at once.
+    """Visit every image, on several threads, and report all damaged ones at once.
 
     Args:
         count: how many images there are.

@@ -79,8 +79,8 @@ def export(
             neither square.
         dynamic: ``"all"`` lets batch, height and width change; ``"batch"`` fixes the size, for
             models with position tables of one size; ``"none"`` fixes one image of ``input_size``;
-            ``"auto"`` is ``"all"`` where the model runs at more than one size and ``"batch"``, with
-            a note in the report, where it does not.
+            ``"auto"`` is ``"all"`` where the model runs at more than one size and the file
+            reproduces it there, else ``"batch"`` with the reason among the report's notes.
         opset: ONNX operator set, of targets written through ONNX; None is the exporter's own. Not
             every one can be written.
         portable: let a ``.pt2`` file hold basic operators only, so that it runs without castling,
@@ -148,7 +148,7 @@ def export(
                 raise ExportError(
                     f"{error}; nothing was written{hint if plan.dynamic == 'all' else ''}"
                 ) from error
-            # Such as position tables that are resized inside the file: runtimes differ in how.
+            # For example, OpenVINO resizes position tables differently from PyTorch.
             try:
                 report = attempt(one_size(input_size, f"only the batch is dynamic: {error}"))
             except ExportError as last:
@@ -227,7 +227,7 @@ def _metadata(
     if card is not None:
         values |= {"classes": card.classes, "mean": list(card.mean), "std": list(card.std)}
         values["castling"] = card.to_dict()
-    taken = sorted(set(values) & set(further or {}))
+    taken = sorted({*values, "portable"} & set(further or {}))
     if taken:
         raise ValueError(f"metadata must not name {', '.join(taken)}: export sets them itself")
     values |= further or {}

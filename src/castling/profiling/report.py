@@ -253,7 +253,7 @@ def add_export(page: Page, report: Mapping[str, Any]) -> None:
     ]
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     page.add(
-        "Export, verified",
+        "ONNX export, verified",
         table(["images (batch × channels × height × width)", "max difference", "same class"], rows),
         note=f"{Path(report['path']).name}, {report['bytes'] / 1e6:.2f} MB"
         + ("" if report["opset"] is None else f", opset {report['opset']}")

@@ -38,7 +38,7 @@ def task_config_class(name: str) -> type[TaskConfig]:
     """The configuration class registered under ``name``; ValueError lists the known names."""
     if name not in _CONFIGS:
         raise ValueError(
-            f"no task {name!r}{did_you_mean(name, _CONFIGS)}; known: {', '.join(list_tasks())}"
+            f"no task {name!r} (known are {', '.join(list_tasks())}){did_you_mean(name, _CONFIGS)}"
         )
     return _CONFIGS[name]
 

@@ -31,8 +31,8 @@ def check_optimizer(config: OptimConfig) -> None:
     known = timm.optim.list_optimizers()
     if config.name not in known:
         raise ValueError(
-            f"optim.name: unknown optimiser {config.name!r}{did_you_mean(config.name, known)}; "
-            "timm.optim.list_optimizers() lists them"
+            f"optim.name: unknown optimiser {config.name!r}, timm.optim.list_optimizers() lists "
+            f"them{did_you_mean(config.name, known)}"
         )
 
 

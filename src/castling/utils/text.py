@@ -12,7 +12,7 @@ def first_line(error: BaseException | None) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str], count: int = 3) -> str:
-    """``" (did you mean a or b?)"`` for the names nearest to a misspelt one, or an empty string."""
+    """``"; did you mean a, b?"`` for the names nearest to a misspelt one, or an empty string."""
     by_lower = {each.lower(): each for each in known}
     near = difflib.get_close_matches(name.lower(), by_lower, n=count, cutoff=0.6)
-    return f" (did you mean {' or '.join(by_lower[key] for key in near)}?)" if near else ""
+    return f"; did you mean {', '.join(by_lower[key] for key in near)}?" if near else ""

@@ -47,10 +47,15 @@ class ProgramTarget:
                 )
         except Exception as error:
             raise ExportError(f"torch.export failed: {first_line(error)}") from error
-        ours = sorted(_castling_operators(program))
+        nodes = _nodes(program)
+        ours = sorted(
+            {name for node in nodes if (name := str(node.target)).startswith("castling.")}
+        )
         if job.portable and ours:
             raise ExportError(f"the program still holds {', '.join(ours)}, it is not portable")
         program.example_inputs = None  # random images, which would only take space
+        for node in nodes:
+            node.meta.pop("stack_trace", None)  # holds paths of this machine
         metadata = {**job.metadata, "portable": json.dumps(not ours)}
         with quiet_exporter():
             torch.export.save(program, path, extra_files={_METADATA: json.dumps(metadata)})
@@ -101,14 +106,14 @@ class ProgramModel(ExportedModel):
         return run
 
 
-def _castling_operators(program: torch.export.ExportedProgram) -> set[str]:
-    return {
-        str(node.target)
+def _nodes(program: torch.export.ExportedProgram) -> list[torch.fx.Node]:
+    """All nodes, those of branches and loops included."""
+    return [
+        node
         for module in program.graph_module.modules()
         if isinstance(module, torch.fx.GraphModule)
         for node in module.graph.nodes
-        if node.op == "call_function" and str(node.target).startswith("castling.")
-    }
+    ]
 
 
 def _input_shape(program: torch.export.ExportedProgram) -> list[int | None]:
