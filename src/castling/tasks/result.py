@@ -1,4 +1,4 @@
-"""What a finished run says about itself: ``result.json``."""
+"""``result.json``: the outcome of a training run."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class TrainResult:
             if f"{split}_top1" not in metrics or (self.images and split not in self.images):
                 continue
             values = [f"top-1 {metrics[f'{split}_top1']:.2f} %"]
-            if not 0 < self.classes < 6:  # it is near 100 % of necessity
+            if not 0 < self.classes < 6:  # trivially high with few classes
                 values.append(f"top-5 {metrics[f'{split}_top5']:.2f} %")
             values.append(f"loss {metrics[f'{split}_loss']:.4f}")
             count = f" ({self.images[split]} images)" if self.images else ""
