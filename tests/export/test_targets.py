@@ -21,7 +21,7 @@ from castling.export import (
     target_for,
 )
 from castling.export.exported_model import ExportedModel
-from castling.models.saved import ModelCard
+from castling.models.card import ModelCard
 from castling.surgery import strip_
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "program": ".pt2"}
