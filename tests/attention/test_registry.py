@@ -43,7 +43,7 @@ def test_hooks_of_a_kernel_see_its_inputs():
 def test_names_near_a_misspelt_one_are_suggested():
     with pytest.raises(ValueError, match=r"did you mean hedgehog\?"):
         attention_config("hedghog")
-    with pytest.raises(ValueError, match=r"no option activaton; options.*did you mean activation"):
+    with pytest.raises(ValueError, match=r"no option activaton.*did you mean activation"):
         attention_config({"name": "hedgehog", "activaton": "exp"})
 
 

@@ -117,13 +117,13 @@ def config_from_dict(values: dict[str, Any]) -> AttentionConfig:
     if name not in _CONFIGS:
         known = list_attentions()
         raise ValueError(
-            f"unknown attention {name!r}; known: {', '.join(known)}{did_you_mean(str(name), known)}"
+            f"unknown attention {name!r}{did_you_mean(str(name), known)}; known: {', '.join(known)}"
         )
     fields = [field.name for field in dataclasses.fields(_CONFIGS[name])]
     unknown = sorted(set(options) - set(fields))
     if unknown:
         raise ValueError(
-            f"attention {name!r} has no option {', '.join(unknown)}; "
-            f"options: {', '.join(fields)}{did_you_mean(unknown[0], fields)}"
+            f"attention {name!r} has no option {', '.join(unknown)}"
+            f"{did_you_mean(unknown[0], fields)}; options: {', '.join(fields)}"
         )
     return _CONFIGS[name](**options)

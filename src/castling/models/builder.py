@@ -108,8 +108,8 @@ def timm_name(name: str) -> str:
     base = name.split(".")[0]
     if not is_model(base):
         raise ValueError(
-            f"timm knows no model {base!r}{did_you_mean(base, list_models()) or '.'} "
-            "castling models lists ours."
+            f"timm knows no model {base!r}{did_you_mean(base, list_models())}; castling models "
+            "lists ours"
         )
     return name
 
@@ -172,6 +172,8 @@ def _refusal(name: str, kwargs: dict[str, Any], taken: Arguments) -> str:
     unknown = [argument for argument in kwargs if argument not in known]
     if not unknown:
         return ""
-    near = did_you_mean(unknown[0], taken.names) or f"; it takes {', '.join(sorted(taken.names))}"
-    more = "" if taken.closed else " (and what its class passes on)"
-    return f"{name} takes no argument {unknown[0]!r}{near}{more}"
+    more = "" if taken.closed else ", and what its class passes on"
+    return (
+        f"{name} takes no argument {unknown[0]!r}{did_you_mean(unknown[0], taken.names)}; "
+        f"it takes {', '.join(sorted(taken.names))}{more}"
+    )

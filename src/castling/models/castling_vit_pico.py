@@ -1,0 +1,125 @@
+"""Castling-ViT's hosts at test size: for tests, demonstrations and studies on small images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.levit import Levit
+from timm.models.mvitv2 import MultiScaleVit, MultiScaleVitCfg
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from castling.models.castling_vit import castle, converted
+from castling.surgery import Attention, Where
+
+
+def _cfg(**options: Any) -> dict[str, Any]:
+    return {
+        "num_classes": 1000,
+        "input_size": (3, 32, 32),
+        "crop_pct": 1.0,
+        "interpolation": "bicubic",
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.5, 0.5, 0.5),
+        **options,
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "deit_pico": _cfg(first_conv="patch_embed.proj", classifier="head"),
+        "castling_deit_pico": _cfg(first_conv="patch_embed.proj", classifier="head"),
+        "castling_levit_pico": _cfg(
+            input_size=(3, 64, 64), first_conv="stem.conv1.linear", classifier="head.linear"
+        ),
+        "castling_mvitv2_pico": _cfg(
+            input_size=(3, 64, 64), first_conv="patch_embed.proj", classifier="head.fc"
+        ),
+    }
+)
+
+
+def _deit_pico(variant: str, pretrained: bool, **kwargs: Any) -> VisionTransformer:
+    options = {
+        "img_size": 32,
+        "patch_size": 4,
+        "embed_dim": 64,
+        "depth": 4,
+        "num_heads": 2,
+        "dynamic_img_size": True,
+        **kwargs,
+    }
+    feature_cfg = {"out_indices": options.pop("out_indices", 3), "feature_cls": "getter"}
+    return build_model_with_cfg(
+        VisionTransformer, variant, pretrained, feature_cfg=feature_cfg, **options
+    )
+
+
+@register_model
+def deit_pico(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
+    """The softmax twin of castling_deit_pico: a ViT of 0.2 M parameters, for tests and studies."""
+    return _deit_pico("deit_pico", pretrained, **kwargs)
+
+
+@register_model
+@converted(VisionTransformer)
+def castling_deit_pico(
+    pretrained: bool = False,
+    attention: Attention | None = None,
+    where: Where | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """``deit_pico`` converted."""
+    return castle(_deit_pico("castling_deit_pico", pretrained, **kwargs), attention, where)
+
+
+@register_model
+@converted(Levit)
+def castling_levit_pico(
+    pretrained: bool = False,
+    attention: Attention | None = None,
+    where: Where | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """A LeViT of test size, converted: stride 8 stem, three stages."""
+    options = {
+        "img_size": 64,
+        "stem_type": "s8",
+        "embed_dim": (32, 48, 64),
+        "key_dim": 8,
+        "depth": (1, 1, 1),
+        "num_heads": (2, 3, 4),
+        "down_op": "subsample",
+        **kwargs,
+    }
+    feature_cfg = {"out_indices": options.pop("out_indices", (0, 1, 2)), "feature_cls": "getter"}
+    model = build_model_with_cfg(
+        Levit, "castling_levit_pico", pretrained, feature_cfg=feature_cfg, **options
+    )
+    return castle(model, attention, where)
+
+
+@register_model
+@converted(MultiScaleVit)
+def castling_mvitv2_pico(
+    pretrained: bool = False,
+    attention: Attention | None = None,
+    where: Where | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """An MViTv2 of test size, converted: two stages with pooled q, k and v."""
+    cfg = MultiScaleVitCfg(
+        depths=(1, 2), embed_dim=(32, 64), num_heads=(1, 2), stride_q=((1, 1), (2, 2))
+    )
+    feature_cfg = {"out_indices": kwargs.pop("out_indices", 2), "feature_cls": "getter"}
+    options = {"img_size": (64, 64), **kwargs}
+    model = build_model_with_cfg(
+        MultiScaleVit,
+        "castling_mvitv2_pico",
+        pretrained,
+        model_cfg=cfg,
+        feature_cfg=feature_cfg,
+        **options,
+    )
+    return castle(model, attention, where)
