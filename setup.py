@@ -1,9 +1,9 @@
-"""Builds the C++ operators of castling.ops.native, where a compiler is found.
+"""Builds the C++ operators of castling.ops.native, where there is a compiler.
 
-- Plain C interface, linked against neither Python nor PyTorch: any wheel of torch will do.
-- Kernels are compiled once per instruction set; the library chooses when it is loaded.
-- Optional: without a compiler the installation goes on, and the operators take another path.
-- ``python setup.py build_ext --inplace`` builds it again beside the sources.
+- Plain C interface, linked against neither Python nor PyTorch: works with any build of torch.
+- Kernels are compiled once per instruction set; the library chooses one when it is loaded.
+- Optional: without a compiler the installation goes on, and operators use the naive backend.
+- ``python setup.py build_ext --inplace`` rebuilds the library beside the sources.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FLAGS = (
     # No errno, contracted multiply-adds; NaN and infinity keep their meaning.
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
     *("-fno-exceptions", "-fno-rtti", "-Wall", "-Wno-psabi", "-Wno-unused-function"),
-    # GCC warns of its own AVX-512 headers.
+    # GCC warns about its own AVX-512 headers.
     *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),
 )
 X86 = {
@@ -52,7 +52,7 @@ def compiler() -> list[str]:
 
 
 def run(command: list[str]) -> None:
-    """Run a command; its error output is the message of what it raises."""
+    """Run a command; raise RuntimeError with the first error it prints."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
@@ -65,15 +65,16 @@ def run(command: list[str]) -> None:
 
 
 def interface(sources: Path) -> str:
-    """What stands for the argument structures; ``native/library.py`` computes the same."""
-    headers = sorted(sources.glob("*.h"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in headers)).hexdigest()[:16]
+    """Fingerprint of the argument structures; ``native/library.py`` compares it with its own."""
+    # The tests of a build that fails have no sources.
+    header = sources / "arguments.h"
+    return hashlib.sha256(header.read_bytes() if header.exists() else b"").hexdigest()[:16]
 
 
 def write_whole(target: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` make a file, which takes the place of ``target`` once it is complete.
+    """Write a file beside ``target``, and move it there once it is complete.
 
-    A process that loads half a library dies; one that has the old library loaded keeps it.
+    A process that loads half a library crashes; one that has the old library loaded keeps it.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     new = target.with_name(f"{target.name}.{os.getpid()}.new")
@@ -106,32 +107,32 @@ def build_library(target: Path, temporary: Path) -> None:
 
 
 class BuildNative(build_ext):
-    """Builds the library if it can; says in one line when it cannot."""
+    """Builds the library; warns in one line if it cannot be built."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        """The library's file: no Python version in its name, for it depends on none."""
+        """The library's file name, without a Python version: it depends on none."""
         suffix = ".dylib" if sys.platform == "darwin" else ".so"
         return os.path.join(*fullname.split(".")) + suffix
 
     def build_extension(self, ext: Extension) -> None:
-        """Build into the package, or warn and go on."""
+        """Build into the package, or warn and continue."""
         self.built = False
         try:
             build_library(Path(self.get_ext_fullpath(ext.name)), Path(self.build_temp))
             self.built = True
         except (OSError, RuntimeError) as error:
-            # What an earlier build left would not fit these sources.
+            # A library of an earlier build would not match these sources.
             name = self.get_ext_filename(ext.name)
             for stale in (Path(self.get_ext_fullpath(ext.name)), Path("src") / name):
                 stale.unlink(missing_ok=True)
             print(
                 f"warning: castling's C++ operators were not built ({error}); attention on a CPU "
-                "will take the slower PyTorch path. Install a C++17 compiler and install again.",
+                "will use the slower PyTorch operators. Install a C++17 compiler and install again.",
                 file=sys.stderr,
             )
 
     def copy_extensions_to_source(self) -> None:
-        """Editable installation: whole or not at all, and not when nothing was built."""
+        """Editable installation: copy the library whole, or not at all if nothing was built."""
         if not self.built:
             return
         for ext in self.extensions:
@@ -141,7 +142,7 @@ class BuildNative(build_ext):
 
 
 class NativeWheel(bdist_wheel):
-    """A wheel for any Python of one platform: the library is linked against none."""
+    """A wheel for any Python version on one platform."""
 
     def get_tag(self) -> tuple[str, str, str]:
         """(python, abi, platform)."""

@@ -1,22 +1,25 @@
-"""How fast one thread of this machine multiplies and adds: the limit of every product."""
+"""The rate of multiply-adds of one thread: the upper limit of every matrix product."""
 
 from __future__ import annotations
 
 import ctypes
-import struct
 
+from castling.ops.native.arguments import MULTIPLY_ADD
 from castling.ops.native.library import function
+from castling.ops.native.structures import packer
+
+_pack = packer(MULTIPLY_ADD.members)
 
 
 def multiply_add_rate() -> float:
-    """float32 GFLOP/s of one thread in the library's instruction set, from registers alone.
+    """float32 GFLOP/s of one thread on registers alone, in the library's instruction set.
 
-    Takes 20 ms; a multiply-add counts as two operations. ``CASTLING_ISA`` decides on the set, as
-    for every kernel.
+    Takes 20 ms; a multiply-add counts as two operations. ``CASTLING_ISA`` forces the instruction
+    set, as for every kernel.
 
     Raises:
-        RuntimeError: there is no library; says why.
+        RuntimeError: the library is missing; says why.
     """
     rate = ctypes.c_double()
-    function("multiply_add_rate")(struct.pack("=q", ctypes.addressof(rate)))
+    function("multiply_add_rate")(_pack(rate=ctypes.addressof(rate)))
     return rate.value

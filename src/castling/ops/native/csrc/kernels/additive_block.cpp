@@ -13,7 +13,7 @@
 // - Images are shared out over the threads; the threads share the images that are left over.
 // - Sums over pixels are made row by row and rows are added in order: the number of threads changes
 //   no bit.
-#include "../additive_block.h"
+#include "../arguments.h"
 
 #include "../parallel.h"
 #include "additive_block_weights.h"
@@ -47,8 +47,8 @@ class Block {
  public:
   explicit Block(const castling::AdditiveBlockArguments& a)
       : args_(a), w_(a.channels, a.hidden, a.local != 0), packed_(a.packed),
-        pixels_(a.height * a.width), threads_(most(1, a.threads)),
-        tiles_(least(pixels_, ceil_divide(ceil_divide(pixels_, TILE), threads_) * threads_)),
+        pixels_(a.height * a.width), threads_(max(1, a.threads)),
+        tiles_(min(pixels_, ceil_divide(ceil_divide(pixels_, TILE), threads_) * threads_)),
         spread_(a.batch / threads_ * threads_),
         images_(spread_ > 0 ? threads_ : 1),
         memory_(images_ * image_floats() + threads_ * worker_floats()) {}
@@ -94,7 +94,7 @@ class Block {
   }
   long worker_floats() const {
     const long rows = ceil_divide(pixels_, tiles_);
-    return most(rows * (w_.padded + CHUNK), args_.width * LANES + w_.padded) + 64;
+    return max(rows * (w_.padded + CHUNK), args_.width * LANES + w_.padded) + 64;
   }
   float* worker_memory(long worker) const {
     return memory_.data + images_ * image_floats() + worker * worker_floats();
@@ -229,7 +229,7 @@ class Block {
     for (long channel = begin; channel < end; ++channel) {
       Vec dot = Vec{};
       // Behind the last channel there are no weights: any finite gate will do.
-      const float* row = packed_ + weight + least(channel, w_.channels - 1) * p;
+      const float* row = packed_ + weight + min(channel, w_.channels - 1) * p;
       for (long i = 0; i < p; i += LANES) dot += load(means + i) * load(row + i);
       scales[channel] = logistic(sum(dot));
     }
@@ -239,7 +239,7 @@ class Block {
   void mlp(const float* rows, long count, float* hidden, float* out) const {
     const long c = w_.channels, p = w_.padded;
     for (long first = 0; first < w_.hidden; first += CHUNK) {
-      const long depth = least(CHUNK, w_.hidden - first);
+      const long depth = min(CHUNK, w_.hidden - first);
       product({rows, p, packed_ + w_.up + first * c, c, c, 0, packed_ + w_.up_bias + first, nullptr,
                0, hidden, CHUNK, whole_vectors(depth), true}, count);
       const bool begins = first == 0;

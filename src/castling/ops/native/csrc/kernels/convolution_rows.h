@@ -13,7 +13,7 @@ struct Window {
 };
 
 static CASTLING_INLINE Window inside(long at, long length, long taps) {
-  return {most(0, taps / 2 - at), least(taps, length - at + taps / 2)};
+  return {max(0, taps / 2 - at), min(taps, length - at + taps / 2)};
 }
 
 // to_t = factor_t·base_t + Σ weight·value for neighbouring tokens t.

@@ -52,7 +52,7 @@ template <class Consume>
 static CASTLING_INLINE void depthwise_pixels(const Depthwise& job, long begin, long end,
                                              Consume consume) {
   while (begin < end) {
-    const long y = begin / job.width, start = y * job.width, stop = least(end, start + job.width);
+    const long y = begin / job.width, start = y * job.width, stop = min(end, start + job.width);
     for (long channel = 0; channel < job.channels; channel += LANES)
       depthwise_row(job, y, begin - start, stop - start, channel,
                     [&](long x, Vec value) { consume(start + x, channel, value); });

@@ -4,7 +4,7 @@
 // rows are multiplied with. unit: a = x; relu: a = max(x, 0); squares: a = x²/(Σx² + eps).
 #pragma once
 
-#include "../linear_attention.h"
+#include "../arguments.h"
 #include "rows.h"
 
 namespace CASTLING_NAMESPACE {

@@ -95,11 +95,11 @@ struct Backward : LinearProblem {
   // lose the same. Of values far from zero they would be small differences of large sums, whose
   // rounding is all that would be left in queries' gradients.
   void centre(const Head& head, float keys) const {
-    const float sums = gamma * dot(head.total, head.total, key_wide) / most(1, (long)keys);
+    const float sums = gamma * dot(head.total, head.total, key_wide) / max(1, (long)keys);
     const float share = 1 / (sums + constant * keys);
     zero(head.lost, ldv);
     for (long r = 0; r < dim; ++r)
-      add_product(head.lost, gamma / most(1, (long)keys) * head.total[r], head.state + r * ldv);
+      add_product(head.lost, gamma / max(1, (long)keys) * head.total[r], head.state + r * ldv);
     add_product(head.lost, constant, head.values);
     for (long c = 0; c < value_wide; ++c) {
       head.lost[c] *= share;
@@ -199,7 +199,7 @@ struct Backward : LinearProblem {
     Ahead ahead;
     if (!far) return ahead;
     if (!step_on(a.queries, h, start, count)) {
-      ask_for_keys(ahead, b, h, 0, least(BLOCK, a.keys));
+      ask_for_keys(ahead, b, h, 0, min(BLOCK, a.keys));
       return ahead;
     }
     ask_for_queries(ahead, b, h, start, count);
@@ -213,7 +213,7 @@ struct Backward : LinearProblem {
     if (passes_value) ahead.add(through, castling::FLOAT32, b, h, start, count, value_dim);
     start += local.reach();
     if (local.kind)
-      ahead.add(a.out, a.dtype, b, h, start, least(count, a.queries - start), value_dim);
+      ahead.add(a.out, a.dtype, b, h, start, min(count, a.queries - start), value_dim);
     return ahead;
   }
 

@@ -61,7 +61,7 @@ struct LinearProblem {
               (long)a.prefix, (long)a.keys, value_wide},
         weights(local.kind ? heads * local.size() : 1) {
     double useful = work * (a.queries + a.keys) * a.batch * a.heads * a.dim * a.value_dim;
-    threads = most(1, least(a.threads, (long)(useful / WORK_PER_THREAD)));
+    threads = max(1, min(a.threads, (long)(useful / WORK_PER_THREAD)));
     double bytes = 4.0 * (a.queries + a.keys) * (a.dim + a.value_dim);
     by_head = batch * heads >= threads && bytes <= HEAD_BYTES;
     far = batch * heads * bytes > NEAR_BYTES;
@@ -82,7 +82,7 @@ struct LinearProblem {
     return count;
   }
 
-  float scale(long keys) const { return a.kv_scale > 0 ? (float)a.kv_scale : 1.0f / most(1, keys); }
+  float scale(long keys) const { return a.kv_scale > 0 ? (float)a.kv_scale : 1.0f / max(1, keys); }
 
   void zero_masked(float* rows, long ld, long wide, long b, long start, long count) const {
     if (a.key_mask == nullptr) return;
@@ -95,7 +95,7 @@ struct LinearProblem {
   bool step_on(long tokens, long& h, long& start, long& count) const {
     if (by_head || ++h == heads) start += count;
     if (h == heads) h = 0;
-    count = least(count, tokens - start);
+    count = min(count, tokens - start);
     return count > 0;
   }
 
@@ -108,7 +108,7 @@ struct LinearProblem {
     ahead.add(a.query, a.dtype, b, h, start, count, dim);
     if (!local.kind && identity == 0) return;
     start += local.reach();
-    ahead.add(a.value, a.dtype, b, h, start, least(count, a.keys - start), value_dim);
+    ahead.add(a.value, a.dtype, b, h, start, min(count, a.keys - start), value_dim);
   }
 
   // Keys and values count as zero where they are masked, whatever stands in memory.

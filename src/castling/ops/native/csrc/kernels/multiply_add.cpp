@@ -1,6 +1,6 @@
 // How many multiply-adds one thread can do where nothing is read from memory: what every product
 // of matrices is measured against.
-#include "../multiply_add.h"
+#include "../arguments.h"
 
 #include <chrono>
 

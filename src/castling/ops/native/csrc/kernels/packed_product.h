@@ -89,7 +89,7 @@ static void product_rows(const Product& job, long rows, long row, long column, c
 static void product(const Product& job, long rows) {
   const long groups = ceil_divide(rows, TILE_ROWS), all = vectors(job.columns);
   for (long done = 0; done < all; done += TILE_VECTORS) {
-    const long width = least(all - done, TILE_VECTORS);
+    const long width = min(all - done, TILE_VECTORS);
     const float* b = job.b + (done * job.panel_depth + job.first * width) * LANES;
     for (long group = 0; group < groups; ++group) {
       const long row = group * rows / groups, count = (group + 1) * rows / groups - row;
@@ -116,7 +116,7 @@ static void pack_matrix(const float* weight, long parts, long outputs, long inpu
   const long each = whole_vectors(outputs), all = parts * each;
   for (long first = 0; first < all; first += PANEL)
     for (long k = 0; k < inputs; ++k)
-      for (long j = first; j < least(first + PANEL, all); ++j) {
+      for (long j = first; j < min(first + PANEL, all); ++j) {
         const long part = j / each, output = j % each;
         *packed++ = output < outputs ? weight[(part * outputs + output) * inputs + k] : 0.0f;
       }

@@ -1,7 +1,7 @@
 // Rows of a tensor as float32 in scratch memory, and back; any strides, any of the three precisions.
 #pragma once
 
-#include "../tensors.h"
+#include "../arguments.h"
 #include "simd.h"
 
 namespace CASTLING_NAMESPACE {
@@ -16,9 +16,9 @@ static void pack_channels_first(const T* source, long channel, long tokens, long
   constexpr long BLOCK = 64;
   float columns[4][BLOCK];
   for (long start = 0; start < tokens; start += BLOCK) {
-    long here = least(BLOCK, tokens - start);
+    long here = min(BLOCK, tokens - start);
     for (long c = 0; c < count; c += 4) {
-      long wide = least(4, count - c);
+      long wide = min(4, count - c);
       for (long i = 0; i < wide; ++i) {
         const T* from = source + (c + i) * channel + start;
         long t = 0;

@@ -143,8 +143,8 @@ CASTLING_INLINE float sum(Vec x) {
   return (total[0] + total[2]) + (total[1] + total[3]);
 }
 
-CASTLING_INLINE long least(long a, long b) { return a < b ? a : b; }
-CASTLING_INLINE long most(long a, long b) { return a > b ? a : b; }
+CASTLING_INLINE long min(long a, long b) { return a < b ? a : b; }
+CASTLING_INLINE long max(long a, long b) { return a > b ? a : b; }
 CASTLING_INLINE long ceil_divide(long a, long b) { return (a + b - 1) / b; }
 
 // Floats of a scratch row of `count`: whole vectors, and one cache line more, so that the rows of

@@ -27,7 +27,7 @@ static int each_task(long threads, long total, long floats, const Run& run) {
     float* memory;
     long floats;
   };
-  threads = most(1, least(threads, total));
+  threads = max(1, min(threads, total));
   floats = ceil_divide(floats, 16) * 16;
   castling::Scratch scratch(threads * floats);
   if (scratch.data == nullptr) return 1;

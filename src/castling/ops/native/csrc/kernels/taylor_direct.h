@@ -98,9 +98,9 @@ struct DirectForward {
     fill(sums, rows * value_ld, 0);
     fill(below, rows, 0);
     for (long k = 0; k < list.count; k += KEY_TILE) {
-      long n = least(KEY_TILE, list.count - k), round = tile.read(a, shifts, list, b, h, k, n);
+      long n = min(KEY_TILE, list.count - k), round = tile.read(a, shifts, list, b, h, k, n);
       for (long q = 0; q < rows; q += QUERY_TILE) {
-        long m = least(QUERY_TILE, rows - q);
+        long m = min(QUERY_TILE, rows - q);
         matmul<false, false>(m, round, a.dim, queries + q * ld, ld, tile.columns, SCORE_LD, scores,
                              SCORE_LD);
         polynomial(scores, m, round, tile.one, below + q);

@@ -60,7 +60,7 @@ struct DirectBackward {
     fill(key_gradients, n * ld, 0);
     fill(value_gradients, n * value_ld, 0);
     for (long q = 0; q < rows; q += QUERY_TILE) {
-      long m = least(QUERY_TILE, rows - q);
+      long m = min(QUERY_TILE, rows - q);
       const float *x = queries + q * ld, *g = gradients + q * value_ld;
       matmul<false, false>(m, round, a.dim, x, ld, tile.columns, SCORE_LD, scores, SCORE_LD);
       matmul<false, false>(m, round, a.value_dim, g, value_ld, value_columns, SCORE_LD, slopes,
@@ -90,7 +90,7 @@ static int backward_direct(const TaylorArguments& a, const KeyLists& lists,
                            const ValueShifts& shifts) {
   const long ld = padded(a.dim), value_ld = padded(a.value_dim), both = ld + value_ld;
   const long heads = a.batch * a.heads;
-  long wanted = least(ceil_divide(32, heads), ceil_divide(a.queries, 5 * QUERY_TILE));
+  long wanted = min(ceil_divide(32, heads), ceil_divide(a.queries, 5 * QUERY_TILE));
   const long length = ceil_divide(ceil_divide(a.queries, wanted), QUERY_TILE) * QUERY_TILE;
   const long chunks = ceil_divide(a.queries, length);
   castling::Scratch parts(chunks == 1 ? 16 : heads * chunks * a.keys * both);
@@ -105,7 +105,7 @@ static int backward_direct(const TaylorArguments& a, const KeyLists& lists,
     TokenList list = lists[b];
     chunk.begin(a, shifts, list, b, h, first, last, forward);
     for (long k = 0; k < list.count; k += KEY_TILE) {
-      long n = least(KEY_TILE, list.count - k);
+      long n = min(KEY_TILE, list.count - k);
       chunk.keys(a, shifts, list, b, h, k, n, last - first);
       if (chunks == 1) {
         finish_keys(a, list, b, h, k, n, chunk.tile.keys, chunk.tile.factors, ld,
@@ -124,7 +124,7 @@ static int backward_direct(const TaylorArguments& a, const KeyLists& lists,
   return each_piece(a, a.keys, KEY_TILE, KEY_TILE * (ld + 1) + 64, [&](long b, long h, long k,
                                                                       long last, float* memory) {
     TokenList list = lists[b];
-    long n = least(last, list.count) - k;
+    long n = min(last, list.count) - k;
     if (n <= 0) return;
     float *keys = memory, *factors = memory + KEY_TILE * ld;
     float* sums = parts.data + ((b * a.heads + h) * chunks * a.keys + k) * both;

@@ -26,7 +26,7 @@ static CASTLING_INLINE void each_row(long dim, long first, long last, const Run&
   long i = 0;
   while (first_feature(dim, i + 1) <= first) ++i;
   for (long f = first; f < last; ++i) {
-    long j = i + f - first_feature(dim, i), end = least(dim + 1, j + last - f);
+    long j = i + f - first_feature(dim, i), end = min(dim + 1, j + last - f);
     run(i, j, end, f - first);
     f += end - j;
   }
@@ -158,7 +158,7 @@ struct Block {
                   long first, long last, const Table& table) const {
     long tokens = ceil_divide(count, STEP) * STEP;
     for (long f = first; f < last; f += SLICE) {
-      long end = least(last, f + SLICE);
+      long end = min(last, f + SLICE);
       features_and_sums(a.dim, columns, tokens, f, end, slice, u, table.sums);
       matmul<true, false>(end - f, a.value_dim, count, slice, TOKEN_LD, y, ldy,
                           table.rows + f * table.ld, table.ld);
@@ -172,7 +172,7 @@ struct Block {
     fill(y, count * ldy, 0);
     fill(totals, TOKENS, 0);
     for (long f = 0; f < features; f += SLICE) {
-      long end = least(features, f + SLICE);
+      long end = min(features, f + SLICE);
       features_and_totals(a.dim, columns, tokens, f, end, slice, table.sums, totals);
       matmul<true, true>(count, a.value_dim, end - f, slice, TOKEN_LD, table.rows + f * table.ld,
                          table.ld, y, ldy);
@@ -185,7 +185,7 @@ struct Block {
     long tokens = ceil_divide(count, STEP) * STEP, features = feature_count(a.dim);
     fill(gradient, (whole(a.dim) + 1) * TOKEN_LD, 0);
     for (long f = 0; f < features; f += SLICE) {
-      long end = least(features, f + SLICE);
+      long end = min(features, f + SLICE);
       matmul<false, false>(end - f, tokens, a.value_dim, table.rows + f * table.ld, table.ld,
                            y_columns, TOKEN_LD, slice, TOKEN_LD);
       gradient_of_features(a.dim, columns, tokens, f, end, slice, table.sums, u, gradient);

@@ -43,7 +43,7 @@ struct Pass {
                      long last, const Table& table) const {
     table.clear(first, last);
     for (long k = 0; k < list.count; k += TOKENS) {
-      long n = least(TOKENS, list.count - k);
+      long n = min(TOKENS, list.count - k);
       block.read(a, a.key, list, b, h, k, n);
       shifts.read(b, h, k, n, values);
       block.accumulate(a, values, value_ld, block.columns, n, first, last, table);
@@ -55,7 +55,7 @@ struct Pass {
                         long last, const Table& table, float* below) const {
     float offset = row_offset(a, list);
     for (long q = first; q < last; q += TOKENS) {
-      long m = least(TOKENS, last - q);
+      long m = min(TOKENS, last - q);
       block.read(a, a.query, ALL, b, h, q, m);
       block.apply(a, table, m, results, value_ld, totals);
       for (long i = 0; i < m; ++i) totals[i] += offset;
@@ -69,7 +69,7 @@ struct Pass {
   void table_to_query_gradients(const TaylorArguments& a, long b, long h, long first, long last,
                                 const Table& table, const float* below, float* centre) const {
     for (long q = first; q < last; q += TOKENS) {
-      long m = least(TOKENS, last - q);
+      long m = min(TOKENS, last - q);
       block.read(a, a.query, ALL, b, h, q, m);
       if (a.dtype == castling::FLOAT32) {
         shifts.read_outputs(b, h, q, m, results);
@@ -91,7 +91,7 @@ struct Pass {
                         const float* below, const float* centre, const Table& table) const {
     table.clear(first, last);
     for (long q = 0; q < a.queries; q += TOKENS) {
-      long m = least(TOKENS, a.queries - q);
+      long m = min(TOKENS, a.queries - q);
       block.read(a, a.query, ALL, b, h, q, m);
       read_gradients(a, b, h, q, m, below + q, values, value_ld);
       read_weights(centre + q, m);
@@ -103,7 +103,7 @@ struct Pass {
   void table_to_key_gradients(const TaylorArguments& a, TokenList list, long b, long h, long first,
                               long last, const Table& table) const {
     for (long k = first; k < last; k += TOKENS) {
-      long n = least(TOKENS, last - k);
+      long n = min(TOKENS, last - k);
       block.read(a, a.key, list, b, h, k, n);
       block.apply(a, table, n, results, value_ld, totals);
       write_rows(a, a.grad_value, list, b, h, k, n, a.value_dim, results, value_ld);
@@ -135,7 +135,7 @@ CASTLING_INLINE bool head_by_head(const TaylorArguments& a) {
   return a.batch * a.heads >= 2 * a.threads;
 }
 
-constexpr long FEWEST_FEATURES = 24;  // of a task: whole register tiles
+constexpr long MIN_FEATURES = 24;  // of a task: whole register tiles
 
 static int forward_features(const TaylorArguments& a, const KeyLists& lists,
                             const ValueShifts& shifts) {
@@ -156,7 +156,7 @@ static int forward_features(const TaylorArguments& a, const KeyLists& lists,
   castling::Scratch own(saved ? 16 : heads * size);
   if (own.data == nullptr) return 1;
   const Tables tables{a, saved ? a.state : own.data, saved ? table_state(a) : size};
-  int failed = each_piece(a, features, piece(a, features, FEWEST_FEATURES, features), floats,
+  int failed = each_piece(a, features, piece(a, features, MIN_FEATURES, features), floats,
                           [&](long b, long h, long first, long last, float* memory) {
     Pass(a, shifts, Carver{memory}).keys_to_table(a, lists[b], b, h, first, last, tables(b, h));
   });
@@ -193,7 +193,7 @@ static int backward_features(const TaylorArguments& a, const KeyLists& lists,
                                                      tables.behind(b, h), slopes.behind(b, h));
   });
   if (failed) return failed;
-  failed = each_piece(a, features, piece(a, features, FEWEST_FEATURES, features), floats,
+  failed = each_piece(a, features, piece(a, features, MIN_FEATURES, features), floats,
                       [&](long b, long h, long first, long last, float* memory) {
     Pass(a, shifts, Carver{memory}).queries_to_table(a, b, h, first, last, tables.behind(b, h),
                                              slopes.behind(b, h), slopes(b, h));
@@ -202,7 +202,7 @@ static int backward_features(const TaylorArguments& a, const KeyLists& lists,
   return each_piece(a, a.keys, piece(a, a.keys, TOKENS, a.keys), floats,
                     [&](long b, long h, long first, long last, float* memory) {
     Pass(a, shifts, Carver{memory}).table_to_key_gradients(a, lists[b], b, h, first,
-                                                   least(last, lists[b].count), slopes(b, h));
+                                                   min(last, lists[b].count), slopes(b, h));
   });
 }
 

@@ -4,7 +4,7 @@
 // Masked keys are left out when rows are read: they cost nothing, and what they hold is never seen.
 #pragma once
 
-#include "../taylor.h"
+#include "../arguments.h"
 #include "rows.h"
 #include "tasks.h"
 #include "transpose.h"
@@ -120,7 +120,7 @@ static void unscale_gradients(const TaylorArguments& a, const float* rows, long 
 
 // What eps adds to a row's sum: the formula adds it to the mean.
 CASTLING_INLINE float row_offset(const TaylorArguments& a, TokenList list) {
-  return static_cast<float>(a.eps) * static_cast<float>(most(list.count, 1));
+  return static_cast<float>(a.eps) * static_cast<float>(max(list.count, 1));
 }
 
 // ∂L/∂out of some queries over their row sums, and its product with the outputs, which is minus
@@ -135,7 +135,7 @@ static void read_gradients(const TaylorArguments& a, long b, long h, long first,
 // Pieces of `step` or a multiple, at most `longest`, so many that all threads have work.
 static long piece(const TaylorArguments& a, long total, long step, long longest) {
   long wanted = a.threads == 1 ? 1 : ceil_divide(4 * a.threads, a.batch * a.heads);
-  return least(ceil_divide(ceil_divide(total, wanted), step) * step, longest);
+  return min(ceil_divide(ceil_divide(total, wanted), step) * step, longest);
 }
 
 // run(batch, head, first, last, memory) for all pieces of `length` of all heads.
@@ -145,7 +145,7 @@ static int each_piece(const TaylorArguments& a, long total, long length, long fl
   long pieces = ceil_divide(total, length);
   return each_task(a.threads, a.batch * a.heads * pieces, floats, [&](long task, float* memory) {
     long head = task / pieces, first = task % pieces * length;
-    run(head / a.heads, head % a.heads, first, least(total, first + length), memory);
+    run(head / a.heads, head % a.heads, first, min(total, first + length), memory);
   });
 }
 

@@ -48,7 +48,7 @@ static void add_moments(const float* rows, long ld, long count, long channels, f
 // Sums of `count` rows become what they lose: their mean. Not where they differ by more than that:
 // little would be gained, and those near zero would lose digits.
 static void shift_of_moments(float* sums, const float* squares, long count, long channels) {
-  const float share = 1.0f / most(1, count);
+  const float share = 1.0f / max(1, count);
   for (long c = 0; c < channels; ++c) {
     const float mean = sums[c] * share;
     sums[c] = 2 * mean * mean > squares[c] * share ? rounded(mean) : 0;
@@ -80,7 +80,7 @@ class ValueShifts {
       const TokenList list = lists[head / a.heads];
       fill(squares, ld_, 0);
       for (long k = 0; k < list.count; k += TOKENS_READ) {
-        const long count = least(TOKENS_READ, list.count - k);
+        const long count = min(TOKENS_READ, list.count - k);
         read_rows(a, a.value, list, head / a.heads, head % a.heads, k, count, a.value_dim, rows,
                   ld_);
         add_moments(rows, ld_, count, whole(a.value_dim), shift, squares);
