@@ -127,7 +127,7 @@ class BuildNative(build_ext):
                 stale.unlink(missing_ok=True)
             print(
                 f"warning: castling's C++ operators were not built ({error}); attention on a CPU "
-                "will use the slower PyTorch operators. Install a C++17 compiler and install again.",
+                "will use slower PyTorch operators. Install a C++17 compiler and install again.",
                 file=sys.stderr,
             )
 

@@ -95,7 +95,7 @@ def header(
         lines += ["", f"enum {name} : int64_t {{ {numbered} }};"]
     lines += [
         "",
-        "// Address and strides, in elements, of (batch, tokens, heads, channels); address 0: none.",
+        "// Address and strides in elements of (batch, tokens, heads, channels); address 0: none.",
         "struct Tensor4 {",
         "  char* data;",
         "  int64_t batch, token, head, channel;",

@@ -13,7 +13,7 @@ enum Normalisation : int64_t { NONE = 0, L2 = 1, ROWSUM = 2 };
 
 enum LocalKind : int64_t { NO_LOCAL = 0, ALONG_TOKENS = 1, ON_GRID = 2 };
 
-// Address and strides, in elements, of (batch, tokens, heads, channels); address 0: none.
+// Address and strides in elements of (batch, tokens, heads, channels); address 0: none.
 struct Tensor4 {
   char* data;
   int64_t batch, token, head, channel;
