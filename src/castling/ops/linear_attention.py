@@ -26,10 +26,10 @@ from castling.ops.naive_linear_attention import naive_linear_attention
 
 
 def linear_attention(tensors: LinearTensors, options: LinearOptions) -> Tensor:
-    """The module's formula on the chosen backend; O(N·d·d_v).
+    """The module's formula on the selected backend; O(N·d·d_v).
 
     Args:
-        tensors: what it is computed of; see there for shapes.
+        tensors: inputs; see :class:`LinearTensors` for shapes.
         options: φ, ι, s, γ, a and the normalisation.
 
     Returns:
@@ -37,7 +37,7 @@ def linear_attention(tensors: LinearTensors, options: LinearOptions) -> Tensor:
 
     Raises:
         ValueError: shapes disagree.
-        BackendError: the forced backend cannot serve this input.
+        BackendError: the forced backend cannot run on this input.
     """
     query, key, value = tensors[:3]
     check_qkv(query, key, value, tensors.key_mask)
@@ -68,7 +68,7 @@ def _check_positions(tensors: LinearTensors, options: LinearOptions) -> None:
         )
     if local_weight is not None and queries != value.shape[1]:
         raise ValueError(
-            f"a local residual stands at the keys: {queries} queries do not match "
+            f"a local residual needs as many queries as keys, got {queries} queries for "
             f"{value.shape[1]} keys"
         )
 

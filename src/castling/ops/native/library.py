@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 import torch  # noqa: F401  loads the OpenMP runtime
 
-from castling.ops.native.arguments import header_text
+from castling.ops.native.arguments import MULTIPLY_ADD, header_text
+from castling.ops.native.structures import packer
 
 INSTRUCTION_SETS = ("portable", "avx2", "avx512")
 _FILE = Path(__file__).with_name(
@@ -111,3 +112,17 @@ def check(code: int) -> None:
     """Raise MemoryError if a kernel's return code says that it ran out of memory."""
     if code:
         raise MemoryError("the C++ operator could not allocate its scratch memory")
+
+
+def multiply_add_rate() -> float:
+    """float32 GFLOP/s of one thread on registers alone, in the library's instruction set.
+
+    Takes 20 ms; a multiply-add counts as two operations. ``CASTLING_ISA`` forces the instruction
+    set, as for every kernel.
+
+    Raises:
+        RuntimeError: the library is missing; says why.
+    """
+    rate = ctypes.c_double()
+    function("multiply_add_rate")(packer(MULTIPLY_ADD.members)(rate=ctypes.addressof(rate)))
+    return rate.value

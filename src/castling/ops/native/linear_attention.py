@@ -1,7 +1,7 @@
 """Linear attention in C++: :func:`castling.ops.linear_attention.linear_attention`'s formula.
 
-Signatures are those of every backend (:class:`castling.ops.operators.FusedOperator`); the tensors
-may have any strides, results are contiguous.
+Signatures are those of every backend (:class:`castling.ops.operators.FusedOperator`). Tensors may
+have any strides; results are contiguous.
 """
 
 from __future__ import annotations
@@ -44,24 +44,24 @@ _backward = function("linear_attention_backward")
 def linear_attention_forward(
     tensors: LinearTensors, options: LinearOptions, save_state: bool
 ) -> tuple[Tensor, Tensor]:
-    """Output (B, N_q, H, d_v), and the state the gradient needs.
+    """Output (B, N_q, H, d_v), and the state that the gradient needs.
 
     Args:
         tensors: of one precision, float32, bfloat16 or float16; any strides.
         options: the formula.
-        save_state: whether to return the state; else it is empty.
+        save_state: return the state; otherwise it is empty.
 
     Returns:
         Output in the precision of the value and float32 state (B, H, d·d_v + d + d_v) or (0,).
 
     Raises:
-        ValueError: precisions differ or are not the library's; unknown feature map or
-            normalisation; a kernel of even size.
+        ValueError: precisions differ or are not supported; unknown feature map or normalisation; a
+            convolution of even size.
     """
     batch, queries, heads, dim = tensors.query.shape
     value = tensors.value
     value_dim = value.shape[3]
-    # Sizes one by one: reading them from a tuple takes PyTorch twice as long.
+    # Sizes as separate arguments: PyTorch parses a tuple in twice the time.
     out = value.new_empty(batch, queries, heads, value_dim)
     state = _NO_STATE
     if save_state:
@@ -89,7 +89,7 @@ def linear_attention_backward(
         options: as in the forward pass.
 
     Returns:
-        Contiguous tensors in shape and precision of what they belong to; None where that is None.
+        Contiguous tensors in the shape and precision of their inputs; None for absent ones.
 
     Raises:
         ValueError: as in the forward pass; or the state was not saved.

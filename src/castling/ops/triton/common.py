@@ -1,4 +1,4 @@
-"""Launching Triton kernels, and recording launches so that they can be compiled without a GPU."""
+"""Launches of Triton kernels, which can be recorded to compile them without a GPU."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from torch import Tensor
 
 Argument = Tensor | int | float | None
 
-# Blocks of a device are handed out in order, but how many run at once differs: about twice the
-# multiprocessors of the largest data-centre GPU keeps every one of them busy.
+# About twice the multiprocessors of the largest data-centre GPU, which keeps all of them busy.
 PROGRAMS_TO_FILL_A_GPU = 264
 
 
@@ -42,7 +41,7 @@ _recordings: list[list[Launch]] = []
 
 
 def launch(call: Launch) -> None:
-    """Run ``call``, or only note it inside :func:`recorded_launches`."""
+    """Run ``call``, or record it inside :func:`recorded_launches`."""
     if _recordings:
         _recordings[-1].append(call)
         return
@@ -60,7 +59,7 @@ def launch(call: Launch) -> None:
 
 @contextmanager
 def recorded_launches() -> Iterator[list[Launch]]:
-    """Collect launches instead of running them, so that a wrapper can be called on meta tensors."""
+    """Collect launches instead of running them, to call wrappers on meta tensors."""
     calls: list[Launch] = []
     _recordings.append(calls)
     try:
@@ -70,7 +69,7 @@ def recorded_launches() -> Iterator[list[Launch]]:
 
 
 def padded_width(channels: int) -> int:
-    """The power of two, at least 16 (what a matrix product takes), that holds ``channels``."""
+    """The smallest power of two, at least 16 (a matrix product's minimum), for ``channels``."""
     return max(16, 1 << (channels - 1).bit_length())
 
 
@@ -78,7 +77,7 @@ def sum_parts(parts: Tensor) -> Tensor:
     """Sum float32 ``parts`` over the first axis, always in the same order."""
     if parts.shape[0] == 1:
         return parts[0]
-    # Here, because the module of a kernel imports Triton when it is loaded.
+    # Imported here: modules with kernels import Triton.
     from castling.ops.triton.tiles import sum_parts_kernel
 
     out = torch.empty_like(parts[0])

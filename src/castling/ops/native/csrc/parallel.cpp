@@ -14,8 +14,8 @@ namespace {
 typedef void (*OpenMPParallel)(void (*)(void*), void*, unsigned, unsigned);
 OpenMPParallel openmp = nullptr;
 
-// Starting threads costs as much as a few million multiplications: the pool-less way is for
-// long work only, and `parallel` is asked for no more threads than the work feeds.
+// Starting a thread takes as long as a few million multiplications; callers ask for as many threads
+// as their work can use.
 constexpr long MAX_THREADS = 256;
 
 struct Region {

@@ -16,7 +16,7 @@ struct Local {
   long size() const {
     return kind == castling::ALONG_TOKENS ? ceil_divide(taps, 16) * 16 : taps * taps * columns;
   }
-  // Tokens from one to the last that is read for it.
+  // Distance from a token to the last token that it reads.
   long reach() const {
     return kind == castling::ON_GRID ? taps / 2 * (width + 1) : kind ? taps / 2 : 0;
   }
@@ -58,8 +58,8 @@ static void unlay_weights(const Local& local, const float* laid, long heads, lon
           weight[(h * value_dim + c) * count + i] = laid[h * local.size() + i * local.columns + c];
 }
 
-// Vectors of columns at once, of one token and of neighbours: as many sums as multiply-adds are on
-// their way.
+// Vectors of columns at once, for one token and for neighbours: enough independent sums to hide the
+// latency of a multiply-add.
 constexpr int ALONE = 8, TOGETHER = 2;
 constexpr int NEIGHBOURS = 4;
 

@@ -103,8 +103,8 @@ static void pack(const T* source, const Tensor4& x, long tokens, long count, flo
 }
 
 // Tokens start … start + tokens − 1 of a head, `count` channels, into rows of `ld` floats; channels
-// up to the next whole vector become zero. On the way, one of: multiplied by factors, or squared
-// and summed.
+// up to the next whole vector become zero. Rows are optionally multiplied by factors, or their Σx²
+// is computed.
 static void pack_rows(const Tensor4& x, long dtype, long b, long h, long start, long tokens,
                       long count, float* to, long ld, const float* factors = nullptr,
                       float* squares = nullptr) {
@@ -157,7 +157,7 @@ static CASTLING_INLINE Rows rows_of(const Tensor4& x, long dtype, long b, long h
   return {scratch, ld};
 }
 
-// Rows of a result: in the tensor itself where they can stand there, else in scratch memory.
+// Rows of a result: written to the tensor directly where possible, else to scratch memory.
 struct Target {
   float* data;
   long ld;

@@ -1,10 +1,10 @@
 // Two passes over the tokens of every head, with a sum between them, on any number of threads.
 //
-// - By head: one task does both passes of a head while its rows are in cache.
-// - Split: tasks are pieces of the tokens with all heads (rows of a packed projection lie side by
-//   side, so memory is read in order), partial sums are added up, then the second pass.
-// Which one is taken, and by how many threads, changes no bit of the result: sums are made over
-// the same blocks of the same chunks, and chunks are added in order.
+// - By head: one task computes both passes of a head while its rows are in cache.
+// - Split: tasks are ranges of tokens with all heads (rows of a packed projection are adjacent, so
+//   memory is read in order); partial sums are added, then the second pass follows.
+// The result is bit-identical for both and for any number of threads: sums run over the same blocks
+// of the same chunks, and chunks are added in order.
 #pragma once
 
 #include "../parallel.h"
@@ -12,13 +12,13 @@
 
 namespace CASTLING_NAMESPACE {
 
-constexpr long BLOCK = 64;  // tokens at most that are worked on at once: their rows fill half an L1
+constexpr long BLOCK = 64;  // maximum tokens at once: their rows fill half an L1 cache
 
 struct Blocks {
   long tokens, chunk, chunks;
   explicit Blocks(long count) : tokens(count) {
-    // At least 256 tokens, so that sums of states stay cheap; sixteen chunks, so that few heads
-    // feed many threads; at most 1024, for the precision of long sums.
+    // At least 256 tokens, so that adding states is cheap; sixteen chunks, so that few heads can
+    // use many threads; at most 1024, for the precision of long sums.
     chunk = min(1024, max(256, ceil_divide(ceil_divide(count, 16), BLOCK) * BLOCK));
     chunks = ceil_divide(count, chunk);
   }
@@ -76,7 +76,7 @@ class Schedule {
   }
 
  private:
-  // Heads are shared out as well where there are fewer pieces of tokens than threads can use.
+  // Heads are divided too if there are fewer ranges of tokens than threads can use.
   static long groups_of(const Problem& p) {
     long pieces = max(1, p.batch * p.first.chunks);
     return p.threads == 1 ? 1 : max(1, min(p.heads, ceil_divide(4 * p.threads, pieces)));
@@ -139,7 +139,7 @@ class Schedule {
     }
     summed.wait();
     for (long task; (task = second.take()) >= 0; second.finish()) {
-      // Backwards: what the first pass read last is still in cache.
+      // In reverse: what the first pass read last is still in cache.
       long at = p.batch * p.second.chunks * groups - 1 - task;
       long group = at % groups, c = at / groups % p.second.chunks;
       long b = at / groups / p.second.chunks;
