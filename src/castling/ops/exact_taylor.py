@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from castling.ops.backends import FUSED, select_backend
+from castling.ops.backends import FUSED, compiled, select_backend
 from castling.ops.common import check_qkv
 from castling.ops.fused_taylor_attention import fused_taylor_attention
 from castling.ops.quadratic_taylor import naive_exact_taylor
@@ -59,11 +56,5 @@ def exact_taylor(
     backend = select_backend(query, value)
     if backend in FUSED:
         return fused_taylor_attention(tensors, options, backend)
-    formula = _compiled() if backend == "compiled" else naive_exact_taylor
+    formula = compiled(naive_exact_taylor) if backend == "compiled" else naive_exact_taylor
     return formula(tensors, options)
-
-
-@functools.cache
-def _compiled() -> Callable[..., Tensor]:
-    compiled: Callable[..., Tensor] = torch.compile(naive_exact_taylor)
-    return compiled

@@ -12,13 +12,9 @@ reads each tensor once.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-
-import torch
 from torch import Tensor
 
-from castling.ops.backends import FUSED, select_backend
+from castling.ops.backends import FUSED, compiled, select_backend
 from castling.ops.common import check_qkv
 from castling.ops.fused_linear_attention import fused_linear_attention
 from castling.ops.linear_inputs import LinearOptions, LinearTensors
@@ -45,7 +41,7 @@ def linear_attention(tensors: LinearTensors, options: LinearOptions) -> Tensor:
     backend = select_backend(query, value)
     if backend in FUSED:
         return fused_linear_attention(tensors, options, backend)
-    formula = _compiled() if backend == "compiled" else naive_linear_attention
+    formula = compiled(naive_linear_attention) if backend == "compiled" else naive_linear_attention
     return formula(tensors, options)
 
 
@@ -71,9 +67,3 @@ def _check_positions(tensors: LinearTensors, options: LinearOptions) -> None:
             f"a local residual needs as many queries as keys, got {queries} queries for "
             f"{value.shape[1]} keys"
         )
-
-
-@functools.cache
-def _compiled() -> Callable[..., Tensor]:
-    compiled: Callable[..., Tensor] = torch.compile(naive_linear_attention)
-    return compiled

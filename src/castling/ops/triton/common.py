@@ -12,6 +12,9 @@ from torch import Tensor
 
 Argument = Tensor | int | float | None
 
+#: What the kernels take.
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
 # About twice the multiprocessors of the largest data-centre GPU, which keeps all of them busy.
 PROGRAMS_TO_FILL_A_GPU = 264
 
@@ -66,6 +69,19 @@ def recorded_launches() -> Iterator[list[Launch]]:
         yield calls
     finally:
         _recordings.pop()
+
+
+def strides(name: str, tensor: Tensor | None) -> dict[str, Argument]:
+    """The kernel arguments ``{name}_batch, _token, _head, _channel`` of a (B, N, H, d) tensor."""
+    axes = ("batch", "token", "head", "channel")
+    values = (0, 0, 0, 0) if tensor is None else tensor.stride()
+    return {f"{name}_{axis}": value for axis, value in zip(axes, values, strict=True)}
+
+
+def mask_strides(mask: Tensor | None) -> dict[str, Argument]:
+    """The kernel arguments ``mask_batch, mask_token`` of a (B, N) mask."""
+    values = (0, 0) if mask is None else mask.stride()
+    return dict(zip(("mask_batch", "mask_token"), values, strict=True))
 
 
 def padded_width(channels: int) -> int:

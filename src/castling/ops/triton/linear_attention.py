@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from castling.ops.linear_inputs import LinearOptions, LinearTensors
-from castling.ops.triton.common import Argument, Launch, launch, sum_parts
+from castling.ops.triton.common import (
+    Argument,
+    Launch,
+    launch,
+    mask_strides,
+    strides,
+    sum_parts,
+)
 from castling.ops.triton.linear_attention_backward_keys import linear_attention_bwd_kernel_keys
 from castling.ops.triton.linear_attention_backward_queries import (
     linear_attention_bwd_kernel_queries,
@@ -25,7 +32,7 @@ from castling.ops.triton.linear_attention_forward_kernels import (
     linear_attention_fwd_kernel_single,
     linear_attention_fwd_kernel_state,
 )
-from castling.ops.triton.linear_attention_problem import Problem, mask_strides, strides
+from castling.ops.triton.linear_attention_problem import Problem
 
 _NUMBERS_OF_KEYS = ("all_keys", "kv_scale", "gamma", "alpha", "eps")
 

@@ -13,27 +13,11 @@ from castling.ops.common import check_qkv
 from castling.ops.linear_inputs import LinearOptions, LinearTensors
 from castling.ops.local import check_local
 from castling.ops.triton import MAX_HEAD_DIM
-from castling.ops.triton.common import Argument, padded_width
+from castling.ops.triton.common import DTYPES, Argument, padded_width
 from castling.ops.triton.linear_attention_configs import Tile, tile_of
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Narrow heads are grouped up to this many channels, 128 bytes in half precision.
 LINE = 64
-
-
-def strides(name: str, tensor: Tensor | None) -> dict[str, Argument]:
-    """The kernel arguments ``{name}_batch, _token, _head, _channel`` of a (B, N, H, d) tensor."""
-    axes = ("batch", "token", "head", "channel")
-    values = (0, 0, 0, 0) if tensor is None else tensor.stride()
-    return {f"{name}_{axis}": value for axis, value in zip(axes, values, strict=True)}
-
-
-def mask_strides(mask: Tensor | None) -> dict[str, Argument]:
-    """The kernel arguments ``mask_batch, mask_token`` of a (B, N) mask."""
-    return {
-        "mask_batch": 0 if mask is None else mask.stride(0),
-        "mask_token": 0 if mask is None else mask.stride(1),
-    }
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from castling.ops.taylor_inputs import TaylorOptions, TaylorTensors
-from castling.ops.triton.common import Argument, Launch, launch, padded_width
+from castling.ops.triton.common import Argument, Launch, launch, padded_width, strides
 from castling.ops.triton.taylor_configs import chosen_order, taylor_state_shape
 from castling.ops.triton.taylor_direct import (
     taylor_direct_forward_kernel,
@@ -19,7 +19,7 @@ from castling.ops.triton.taylor_direct import (
     taylor_direct_query_gradient_kernel,
 )
 from castling.ops.triton.taylor_features import taylor_gradient_kernel, taylor_output_kernel
-from castling.ops.triton.taylor_problem import Problem, Tokens, mask_arguments, strides
+from castling.ops.triton.taylor_problem import Problem, Tokens, mask_arguments
 
 
 def taylor_attention_forward(

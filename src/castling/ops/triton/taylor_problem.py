@@ -8,12 +8,19 @@ import torch
 from torch import Tensor
 
 from castling.ops.triton import MAX_HEAD_DIM
-from castling.ops.triton.common import Argument, Launch, launch, padded_width, sum_parts
+from castling.ops.triton.common import (
+    DTYPES,
+    Argument,
+    Launch,
+    launch,
+    mask_strides,
+    padded_width,
+    strides,
+    sum_parts,
+)
 from castling.ops.triton.taylor_configs import Tile, operand_of, pair_count, splits_of, tile_of
 from castling.ops.triton.taylor_features import taylor_pairs_kernel
 from castling.ops.triton.taylor_sums import taylor_moment_kernel, taylor_rows_kernel
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -186,15 +193,7 @@ class Problem:
         return sum_parts(parts).to(kept)
 
 
-def strides(name: str, tensor: Tensor) -> dict[str, Argument]:
-    """The kernel arguments ``{name}_batch, _token, _head, _channel`` of a (B, N, H, d) tensor."""
-    axes = ("batch", "token", "head", "channel")
-    return {f"{name}_{axis}": tensor.stride(i) for i, axis in enumerate(axes)}
-
-
 def mask_arguments(mask: Tensor | None) -> dict[str, Argument]:
     """The kernel arguments of a (B, N) boolean mask, as bytes."""
-    if mask is None:
-        return {"mask": None, "mask_batch": 0, "mask_token": 0}
-    mask_batch, mask_token = mask.stride()
-    return {"mask": mask.view(torch.uint8), "mask_batch": mask_batch, "mask_token": mask_token}
+    bytes_of_mask = None if mask is None else mask.view(torch.uint8)
+    return {"mask": bytes_of_mask, **mask_strides(mask)}
