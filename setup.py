@@ -1,8 +1,8 @@
-"""Build the C++ operators of castling.ops.native, if there is a compiler. Metadata: pyproject.toml.
+"""Builds the C++ operators of castling.ops.native, where there is a compiler.
 
-- Plain C interface, linked against neither Python nor PyTorch: works with every wheel of torch.
-- Kernels are compiled once per instruction set, and the library chooses one when it is loaded.
-- Optional: without a compiler the installation succeeds, and another backend is used.
+- Plain C interface, linked against neither Python nor PyTorch: works with any build of torch.
+- Kernels are compiled once per instruction set; the library chooses one when it is loaded.
+- Optional: without a compiler the installation goes on, and operators use the naive backend.
 - ``python setup.py build_ext --inplace`` rebuilds the library beside the sources.
 """
 
@@ -52,7 +52,7 @@ def compiler() -> list[str]:
 
 
 def run(command: list[str]) -> None:
-    """Run a command; RuntimeError holds the first line of its errors."""
+    """Run a command; raise RuntimeError with the first error it prints."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
@@ -65,15 +65,16 @@ def run(command: list[str]) -> None:
 
 
 def interface(sources: Path) -> str:
-    """Fingerprint of the argument structures; ``native/library.py`` computes the same."""
-    headers = sorted(sources.glob("*.h"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in headers)).hexdigest()[:16]
+    """Fingerprint of the argument structures; ``native/library.py`` compares it with its own."""
+    # The tests of a build that fails have no sources.
+    header = sources / "arguments.h"
+    return hashlib.sha256(header.read_bytes() if header.exists() else b"").hexdigest()[:16]
 
 
 def write_whole(target: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` make a file, and rename it to ``target`` once it is complete.
+    """Write a file beside ``target``, and move it there once it is complete.
 
-    A process that loads half a library crashes; one that has loaded the old library keeps it.
+    A process that loads half a library crashes; one that has the old library loaded keeps it.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     new = target.with_name(f"{target.name}.{os.getpid()}.new")
@@ -106,10 +107,10 @@ def build_library(target: Path, temporary: Path) -> None:
 
 
 class BuildNative(build_ext):
-    """Build the library, or warn in one line."""
+    """Builds the library; warns in one line if it cannot be built."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        """The library's file, without a Python version, because it depends on none."""
+        """The library's file name, without a Python version: it depends on none."""
         suffix = ".dylib" if sys.platform == "darwin" else ".so"
         return os.path.join(*fullname.split(".")) + suffix
 
@@ -120,18 +121,18 @@ class BuildNative(build_ext):
             build_library(Path(self.get_ext_fullpath(ext.name)), Path(self.build_temp))
             self.built = True
         except (OSError, RuntimeError) as error:
-            # A library of an earlier build does not fit these sources.
+            # A library of an earlier build would not match these sources.
             name = self.get_ext_filename(ext.name)
             for stale in (Path(self.get_ext_fullpath(ext.name)), Path("src") / name):
                 stale.unlink(missing_ok=True)
             print(
                 f"warning: castling's C++ operators were not built ({error}); attention on a CPU "
-                "will use the slower PyTorch backend. Install a C++17 compiler and install again.",
+                "will use slower PyTorch operators. Install a C++17 compiler and install again.",
                 file=sys.stderr,
             )
 
     def copy_extensions_to_source(self) -> None:
-        """Copy the library for an editable installation, if it was built."""
+        """Editable installation: copy the library whole, or not at all if nothing was built."""
         if not self.built:
             return
         for ext in self.extensions:
@@ -141,7 +142,7 @@ class BuildNative(build_ext):
 
 
 class NativeWheel(bdist_wheel):
-    """A wheel for every Python of one platform: the library is linked against none."""
+    """A wheel for any Python version on one platform."""
 
     def get_tag(self) -> tuple[str, str, str]:
         """(python, abi, platform)."""

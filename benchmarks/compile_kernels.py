@@ -1,4 +1,4 @@
-"""Compile every Triton kernel for a Hopper GPU, on any machine, and report what it takes.
+"""Compile every Triton kernel for a Hopper GPU, on any machine, and report its resources.
 
 ``python benchmarks/compile_kernels.py`` prints registers, shared memory and spilled bytes of each
 kernel × head width × dtype, writes ``benchmarks/results/compile_kernels.json`` and fails if one
@@ -88,7 +88,7 @@ def linear_attention_call(
 def linear_attention_calls() -> Iterator[Call]:
     """Every width and dtype as published, and every feature map and option at one width.
 
-    Float32, whose products run on the scalar units, is served for its accuracy: it may spill.
+    Float32 is supported for its accuracy; its products run on the scalar units and may spill.
     """
     for dim, dtype, tokens in itertools.product(WIDTHS, DTYPES, (196, 4096)):
         name = f"d={dim} {TYPES[dtype]} n={tokens} unit l2 grid2d"
@@ -195,7 +195,7 @@ def compile_launch(call: Launch) -> dict[str, Any]:
     return {
         "registers": usage["REG"],
         "shared_bytes": compiled.metadata.shared,
-        # What does not fit into registers is kept on the stack of each thread.
+        # Registers are spilled to the stack of each thread.
         "spilled_bytes": usage["STACK"] + usage["LOCAL"],
         "warps": call.num_warps,
         "stages": call.num_stages,
@@ -223,14 +223,14 @@ def compile_calls(families: list[str], only: str, kernels: str, part: slice) -> 
             row["main"] = main
             try:
                 row |= compile_launch(call)
-            except Exception as error:  # whatever the compiler says is the result
+            except Exception as error:  # any failure of the compiler is a result
                 row["error"] = f"{type(error).__name__}: {str(error)[-2000:]}"
             rows.append(row)
     return rows
 
 
 def verdict(row: dict[str, Any]) -> str:
-    """What is wrong with a row, or nothing."""
+    """The fault of a row, or an empty string."""
     if "error" in row:
         return "DOES NOT COMPILE"
     if row["shared_bytes"] > SHARED_LIMIT:

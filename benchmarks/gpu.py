@@ -1,8 +1,8 @@
-"""Everything that should be seen once on a GPU: correctness first, then speed, one JSON.
+"""All GPU checks: correctness first, then speed, written to one JSON file.
 
 ``python benchmarks/gpu.py --output benchmarks/results/gpu.json`` takes a few minutes on one GPU.
-Every part is written as soon as it is done, so a run that is cut off keeps what it measured.
-``--device cpu --quick`` shows on any machine that the script itself works.
+Every part is written as soon as it is done, so an interrupted run keeps its results.
+``--device cpu --quick`` tests the script itself on any machine.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The fused linear attention on a GPU: is it right, and does it reach its targets G1 to G5?
+"""Fused linear attention on a GPU: correctness, and the speed targets G1 to G5.
 
-A part of ``gpu.py``. Speeds are ratios between candidates that took turns in one run, each captured
-as a CUDA graph over inputs that together exceed the second-level cache several times, so that
-neither Python nor a warm cache is measured; none is printed before its own size was found right.
-On a CPU the same code runs the paths of the CPU, without graphs, at small sizes.
+A part of ``gpu.py``. Speeds are ratios between candidates that alternate in one run, each captured
+as a CUDA graph over inputs several times larger than the L2 cache, so that neither Python nor a
+warm cache is measured; no speed is reported before the result at its size was checked.
+On a CPU the same code runs the CPU's backends, without graphs, at small sizes.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ G5 = {1024: 3.0, 4096: 12.0}
 G1_SHARE, G1_ROWS, G3_RATIO, G4_RATIO = 0.7, 3.9e5, 2.0, 9.0
 
 
-def fast_path(device: torch.device) -> str | None:
-    """The kernels where they run, else what the device takes by itself."""
+def fast_backend(device: torch.device) -> str | None:
+    """``"triton"`` where the kernels run, else None, the device's default."""
     return "triton" if kernels.available(device) else None
 
 
@@ -79,8 +79,10 @@ def relative(found: Tensor, expected: Tensor) -> float:
     return float((found.double() - expected).norm() / expected.norm())
 
 
-def run(path: str | None, inputs: list[Tensor], gradient: Tensor, options: dict[str, Any]) -> Any:
-    """Output and gradients of projection, filter and scalar on one path."""
+def run(
+    backend: str | None, inputs: list[Tensor], gradient: Tensor, options: dict[str, Any]
+) -> Any:
+    """Output and gradients of projection, filter and scalar on one backend."""
     leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
     projection, weight, scalar = leaves
     grid = options["grid"] or ()
@@ -89,7 +91,7 @@ def run(path: str | None, inputs: list[Tensor], gradient: Tensor, options: dict[
     )
     prefix = projection.shape[1] - grid[0] * grid[1] if grid else 0
     numbers = LinearOptions(**options | {"grid": grid}, prefix=prefix)
-    with attention_backend(path), poisoned_memory():
+    with attention_backend(backend), poisoned_memory():
         out = linear_attention(tensors, numbers)
         # What an option does not use has a gradient of zero.
         unused = sum(leaf.float().sum() for leaf in (weight, scalar)) * 0
@@ -101,7 +103,7 @@ def limits(dtype: torch.dtype, shift: float, plain: list[float]) -> list[float]:
     """Largest relative error of the output and of every gradient.
 
     ``plain`` are those of PyTorch in the same dtype; twice that is allowed to gradients (that of
-    the scalar, a sum of cancelling terms, exceeds 1e-4 in float32 on any path).
+    the scalar, a sum of cancelling terms, exceeds 1e-4 in float32 on any backend).
     """
     gradients = [max(1e-4, 2 * error) for error in plain[1:]]
     if dtype == torch.float32:
@@ -112,7 +114,7 @@ def limits(dtype: torch.dtype, shift: float, plain: list[float]) -> list[float]:
 
 def kernel_numerics(device: torch.device, quick: bool) -> list[dict[str, Any]]:
     """Output and every gradient against float64 by feature map, width, length, dtype and shift."""
-    path, rows = fast_path(device), []
+    backend, rows = fast_backend(device), []
     lengths = [(64, 49), (32, 197)] if quick else [(64, 197), (64, 1025)]
     every = [(d, 197) for d in (16, 32, 48, 96, 128)]
     every += [(64, n) for n in (1, 49, 63, 197, 1000, 1025, 4096, 16384)]
@@ -133,7 +135,7 @@ def kernel_numerics(device: torch.device, quick: bool) -> list[dict[str, Any]]:
                     expected, wanted = run("naive", wide, gradient.double(), chosen)
                     used = [expected, *wanted]
                     plain, ours, again = (
-                        run(p, inputs, gradient, chosen) for p in ("naive", path, path)
+                        run(p, inputs, gradient, chosen) for p in ("naive", backend, backend)
                     )
                     # Output, projection and filter; the scalar where it is the mechanism's own.
                     count = 4 if name == "released" else 3
@@ -145,7 +147,12 @@ def kernel_numerics(device: torch.device, quick: bool) -> list[dict[str, Any]]:
                     right = all(e <= b for e, b in zip(errors, bounds, strict=True))
                     rows.append(
                         {"options": name, "d": dim, "tokens": tokens, "shift": shift}
-                        | {"dtype": str(dtype), "path": path, "errors": errors, "limits": bounds}
+                        | {
+                            "dtype": str(dtype),
+                            "backend": backend,
+                            "errors": errors,
+                            "limits": bounds,
+                        }
                         | {"same bits twice": bool(torch.equal(ours[0], again[0]))}
                         | {"right": right}
                     )
@@ -157,7 +164,7 @@ def far_offsets(device: torch.device) -> dict[str, Any]:
     options = LinearOptions(**ANGULAR)
     projection = packed(116, 16384, 6, 64, torch.bfloat16, "meta")
     projection = torch.empty(projection.shape, dtype=torch.bfloat16, device=device).normal_()
-    with torch.no_grad(), attention_backend(fast_path(device)):
+    with torch.no_grad(), attention_backend(fast_backend(device)):
         found = linear_attention(LinearTensors(*projection.unbind(2)), options)[-1:]
     with torch.no_grad(), attention_backend("naive"):
         last = LinearTensors(*projection[-1:].double().unbind(2))
@@ -222,12 +229,12 @@ def softmax(projection: Tensor, backend: SDPBackend) -> Tensor:
 
 
 def attention_on(
-    projection: Tensor, path: str | None, weight: Tensor | None = None, side: int = 0
+    projection: Tensor, backend: str | None, weight: Tensor | None = None, side: int = 0
 ) -> Tensor:
     """Linear-angular attention, with a convolution on a square grid if there is a filter."""
     tensors = LinearTensors(*projection.unbind(2), local_weight=weight)
     options = LinearOptions(**ANGULAR, grid=() if weight is None else (side, side))
-    with attention_backend(path):
+    with attention_backend(backend):
         return linear_attention(tensors, options)
 
 
@@ -254,7 +261,7 @@ def kernel_speed(device: torch.device, quick: bool) -> list[dict[str, Any]]:
     cuda = device.type == "cuda"
     dtype = torch.bfloat16 if cuda else torch.float32
     cache = torch.cuda.get_device_properties(device).L2_cache_size if cuda else 0
-    path = fast_path(device)
+    backend = fast_backend(device)
     sizes = [(64, 6, 196), (64, 6, 1024), (64, 6, 4096), (64, 6, 16384), (1, 12, 4096)]
     if quick:
         sizes = [(2, 2, 196), (1, 2, 1024)]
@@ -267,7 +274,7 @@ def kernel_speed(device: torch.device, quick: bool) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"batch": batch, "heads": heads, "tokens": tokens, "inputs": copies}
         with torch.no_grad():
             expected = attention_on(one[-1:].double(), "naive")
-            row["error"] = relative(attention_on(one, path)[-1:], expected)
+            row["error"] = relative(attention_on(one, backend)[-1:], expected)
         row["right"] = row["error"] < (2.5e-3 if cuda else 1e-5)
         rows.append(row)
         if not row["right"]:
@@ -278,17 +285,17 @@ def kernel_speed(device: torch.device, quick: bool) -> list[dict[str, Any]]:
         backends = SDPA if cuda and tokens <= 4096 else {"flash": SDPA["flash"]}
         if cuda and tokens > 4096:
             backends = {name: SDPA[name] for name in ("flash", "cudnn")}
-        forward = {"ours": each(attention_on, inputs, path)}
-        forward["ours with convolution"] = each(attention_on, inputs, path, weight, side)
+        forward = {"ours": each(attention_on, inputs, backend)}
+        forward["ours with convolution"] = each(attention_on, inputs, backend, weight, side)
         forward["copy"] = each(target.copy_, inputs)
         forward["compiled"] = each(attention_on, inputs, "compiled")
         softmaxes = {f"sdpa {n}": each(softmax, inputs, b) for n, b in backends.items()}
         turns = 3 if quick or tokens > 4096 else 15
         row["forward"] = alternate(forward | softmaxes, device, turns)
         if tokens in G5 or quick:
-            both = {"ours": each(attention_on, inputs, path, train=True)}
+            both = {"ours": each(attention_on, inputs, backend, train=True)}
             both["ours with convolution"] = each(
-                attention_on, inputs, path, weight, side, train=True
+                attention_on, inputs, backend, weight, side, train=True
             )
             both |= {f"sdpa {n}": each(softmax, inputs, b, train=True) for n, b in backends.items()}
             row["forward and backward"] = alternate(both, device, turns)

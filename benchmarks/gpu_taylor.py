@@ -1,6 +1,6 @@
-"""The exact Taylor attention on a GPU: is it right, and does it reach its target G6?
+"""Exact Taylor attention on a GPU: correctness, and the speed target G6.
 
-A part of ``gpu.py``; how speeds are measured is told in ``gpu_kernels.py``.
+A part of ``gpu.py``; ``gpu_kernels.py`` says how speeds are measured.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gpu_kernels import (
     alternate,
     best_softmax,
     each,
-    fast_path,
+    fast_backend,
     packed,
     poisoned_memory,
     relative,
@@ -30,23 +30,25 @@ from gpu_kernels import (
 G6 = {1024: 1.0, 4096: 2.0, 16384: 7.0}
 
 
-def taylor(projection: Tensor, path: str | None, order: str, **options: Any) -> Tensor:
-    with attention_backend(path):
+def taylor(projection: Tensor, backend: str | None, order: str, **options: Any) -> Tensor:
+    with attention_backend(backend):
         return exact_taylor(*projection.unbind(2), order=order, **options)
 
 
-def outcome(path: str | None, projection: Tensor, gradient: Tensor, order: str, **more: Any) -> Any:
+def outcome(
+    backend: str | None, projection: Tensor, gradient: Tensor, order: str, **more: Any
+) -> Any:
     """Output and gradients of queries, keys and values."""
     leaf = projection.detach().requires_grad_()
     with poisoned_memory():
-        out = taylor(leaf, path, order, **more)
+        out = taylor(leaf, backend, order, **more)
         (grads,) = torch.autograd.grad(out, leaf, gradient)
     return [out.detach(), *grads.unbind(2)]
 
 
 def taylor_numerics(device: torch.device, quick: bool) -> list[dict[str, Any]]:
     """Output and every gradient against float64, in both orders, by width, length and dtype."""
-    path, rows = fast_path(device), []
+    backend, rows = fast_backend(device), []
     widths = [(64, 49)] if quick else [(d, 197) for d in (16, 32, 48, 64, 96, 128)]
     if not quick:
         widths += [(64, n) for n in (49, 63, 1000, 1025, 4096)]
@@ -66,8 +68,8 @@ def taylor_numerics(device: torch.device, quick: bool) -> list[dict[str, Any]]:
                 if dtype == torch.bfloat16:
                     limits[0] = min(limits[0], 4e-3 if shift else 2.5e-3)
                 for order in ("direct", "features"):
-                    ours = outcome(path, inputs, gradient, order, **more)
-                    again = outcome(path, inputs, gradient, order, **more)
+                    ours = outcome(backend, inputs, gradient, order, **more)
+                    again = outcome(backend, inputs, gradient, order, **more)
                     errors = [relative(a, b) for a, b in zip(ours, wanted, strict=True)]
                     rows.append(
                         {"order": order, "d": dim, "tokens": tokens, "shift": shift}
@@ -83,7 +85,7 @@ def taylor_speed(device: torch.device, quick: bool) -> list[dict[str, Any]]:
     """The target G6 and both orders beside each other, in bfloat16 (float32 on a CPU)."""
     cuda = device.type == "cuda"
     dtype = torch.bfloat16 if cuda else torch.float32
-    path, rows = fast_path(device), []
+    backend, rows = fast_backend(device), []
     sizes = [(2, 2, 196)] if quick else [(64, 6, n) for n in (196, 1024, 2048, 4096, 16384)]
     for batch, heads, tokens in sizes:
         one = packed(batch, tokens, heads, 64, dtype, device)
@@ -92,13 +94,13 @@ def taylor_speed(device: torch.device, quick: bool) -> list[dict[str, Any]]:
         orders = ["features"] if tokens > 4096 else ["direct", "features"]
         with torch.no_grad():
             expected = taylor(one[-1:].double(), "naive", orders[0])
-            row["errors"] = {o: relative(taylor(one, path, o)[-1:], expected) for o in orders}
+            row["errors"] = {o: relative(taylor(one, backend, o)[-1:], expected) for o in orders}
         if max(row["errors"].values()) > (2.5e-3 if cuda else 1e-5):
             continue
         backends = {n: SDPA[n] for n in (("flash", "cudnn") if cuda else ("flash",))}
         turns = 3 if quick or tokens > 4096 else 15
         for train in (False, True):
-            ours = {f"ours {o}": each(taylor, [one], path, o, train=train) for o in orders}
+            ours = {f"ours {o}": each(taylor, [one], backend, o, train=train) for o in orders}
             theirs = {
                 f"sdpa {n}": each(softmax, [one], b, train=train) for n, b in backends.items()
             }

@@ -56,3 +56,11 @@ def test_opening_is_deterministic_and_splits_ignore_the_run_seed(open_data: Open
         ours, theirs = first.dataset(split).selection, second.dataset(split).selection
         assert np.array_equal(ours.positions, theirs.positions)
         assert np.array_equal(ours.labels, theirs.labels)
+
+
+def test_a_subset_is_taken_from_what_was_not_held_out(open_data: Open) -> None:
+    whole, part = open_data("digits"), open_data("digits", subset=500, val_subset=100)
+    for split, count in (("train", 500), ("val", 100), ("test", 359)):
+        chosen = part.dataset(split).selection.positions.tolist()
+        assert len(chosen) == count == part.sizes[split]
+        assert set(chosen) <= set(whole.dataset(split).selection.positions.tolist())

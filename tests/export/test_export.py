@@ -15,7 +15,11 @@ from castling.models.card import ModelCard
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory, one_block):
-    card = ModelCard(name="castling_deit_pico", classes=["a", "b", "ç"], image_size=(32, 32))
+    card = ModelCard(
+        name="castling_deit_pico",
+        classes=["a", "b", "ç"],
+        preprocessing={"image_size": [32, 32], "mean": [0.5] * 3, "std": [0.5] * 3},
+    )
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
     one_block.train()
     report = export(one_block, path, (32, 32), card=card)

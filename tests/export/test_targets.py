@@ -21,7 +21,7 @@ from castling.export import (
     target_for,
 )
 from castling.export.exported_model import ExportedModel
-from castling.models.saved import ModelCard
+from castling.models.card import ModelCard
 from castling.surgery import strip_
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "program": ".pt2"}
@@ -32,7 +32,9 @@ targets = pytest.mark.parametrize("target", SUFFIXES)
 def test_several_outputs_and_metadata_come_back(dense, tmp_path, files, target):
     path = tmp_path / f"model{SUFFIXES[target]}"
     card = ModelCard(
-        name="dense", classes=["a", 'b"<&>', "ç"], image_size=(16, 16), mean=(0.1,) * 3
+        name="dense",
+        classes=["a", 'b"<&>', "ç"],
+        preprocessing={"image_size": [16, 16], "mean": [0.1] * 3, "std": [0.5] * 3},
     )
     report = export(dense, path, (16, 16), card=card, metadata={"note": {"größe": [1, None]}})
     assert report.target == target
@@ -178,9 +180,15 @@ def test_onnx_files_of_earlier_versions_open(tmp_path):
         opset_imports=[helper.make_opsetid("", 18)],
         ir_version=9,
     )
-    card = ModelCard(name="mean", classes=["r", "g", "b"], image_size=(8, 8))
-    stored = {"input_size": [8, 8], "multiple": 4, "classes": card.classes}
-    stored["castling"] = card.to_dict()
+    card = {
+        "format": "castling model 1",
+        "name": "mean",
+        "classes": ["r", "g", "b"],
+        "image_size": [8, 8],
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+    }
+    stored = {"input_size": [8, 8], "multiple": 4, "classes": card["classes"], "castling": card}
     for key, value in stored.items():
         entry = model.metadata_props.add()
         entry.key, entry.value = key, json.dumps(value)
@@ -192,7 +200,7 @@ def test_onnx_files_of_earlier_versions_open(tmp_path):
     exported = open_exported(path)
     assert exported.multiple == 4
     assert exported.metadata["author"] == "not JSON"
-    assert ModelCard.from_dict(exported.metadata["castling"]) == card
+    assert ModelCard.from_dict(exported.metadata["castling"]).image_size == (8, 8)
     found = exported(torch.arange(3.0).view(1, 3, 1, 1).expand(2, 3, 8, 12))
     assert found["logits"].tolist() == [[0, 1, 2], [0, 1, 2]]
     with pytest.raises(ValueError, match=r"multiples of 4, got 8×10"):

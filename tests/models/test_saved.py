@@ -57,7 +57,8 @@ def test_round_trip(tmp_path, options):
     assert read == described
     assert not opened.training
     assert_same_outputs(model, opened)
-    assert sorted(p.name for p in (tmp_path / "m").iterdir()) == ["model.json", "model.safetensors"]
+    names = sorted(p.name for p in (tmp_path / "m").iterdir())
+    assert names == ["README.md", "model.json", "model.safetensors"]
 
 
 def test_progress_of_the_branches_is_kept(tmp_path):

@@ -15,7 +15,7 @@ import torch
 from castling.ops import quadratic_taylor
 from castling.ops import triton as backend
 from castling.ops.taylor_inputs import TaylorOptions, TaylorTensors
-from castling.ops.triton.taylor_state import chosen_order, pair_count
+from castling.ops.triton.taylor_configs import chosen_order, pair_count
 
 INSIDE = os.environ.get("TRITON_INTERPRET") == "1"
 ORDERS = ["direct", "features"]

@@ -74,6 +74,7 @@ def test_folder_holds_what_is_promised(run):
         "checkpoints",
         "model.safetensors",
         "model.json",
+        "README.md",
         "switched",
         "result.json",
     }

@@ -67,7 +67,14 @@ def switch_saved(
     batches = _calibration(task, open_saved_data(task, card, alone), images)
     report = switch_(model, batches, tolerance=tolerance, force=force)
     folder = Path(path) / "switched" if output is None else Path(output)
-    save_model(model, folder, _switched(card))
+    save_model(
+        model,
+        folder,
+        _switched(card),
+        certificate=report.to_dict(),
+        pipeline_tag=task.pipeline_tag,
+        percentages=task.percentages,
+    )
     write_json(folder / "certificate.json", report.to_dict())
     return report, folder
 

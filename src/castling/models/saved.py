@@ -1,13 +1,16 @@
 """A trained model on disk: ``model.safetensors`` with its weights, ``model.json`` to rebuild it.
 
-The two files are all that evaluation, prediction and export need. Nothing in them is executed.
+The two files are all that evaluation, prediction and export need; nothing in them is executed. A
+``README.md`` beside them describes the model to people.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -16,27 +19,47 @@ from torch import Tensor, nn
 from castling.attention import auxiliaries, set_progress
 from castling.models.builder import build_model
 from castling.models.card import CARD, ModelCard, read_card, write_card
+from castling.models.model_card import README, render_model_card
 from castling.surgery import strip_
-from castling.utils.files import write_bytes
+from castling.utils.files import write_bytes, write_text
 
 WEIGHTS = "model.safetensors"
 
 
-def save_model(model: nn.Module, folder: str | os.PathLike[str], card: ModelCard) -> None:
-    """Write both files, each whole or not at all.
+def save_model(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    card: ModelCard,
+    *,
+    certificate: Mapping[str, Any] | None = None,
+    pipeline_tag: str = "",
+    percentages: Iterable[str] = (),
+) -> None:
+    """Write weights, card, and the card as a page (``README.md``); each file whole or not at all.
 
     Args:
         model: its state dict is saved.
         folder: made if missing.
         card: must describe ``model``; its ``progress`` is read off the model's branches.
+        certificate: ``SwitchReport.to_dict()`` of a switched model, for the page.
+        pipeline_tag: the Hugging Face hub's name of the task, for the page.
+        percentages: names of metrics in percent, for the page.
     """
     folder = Path(folder)
     for branch in auxiliaries(model).values():
         card = dataclasses.replace(card, progress=branch.progress)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    # not save_file, which keeps the weights from everybody else whatever the umask is
+    # Not save_file: it makes the file unreadable for other users, whatever the umask.
     write_bytes(folder / WEIGHTS, safetensors.torch.save(_unshared(state)))
     write_card(folder / CARD, card)
+    page = render_model_card(
+        card,
+        pipeline_tag=pipeline_tag,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        certificate=certificate,
+        percentages=frozenset(percentages),
+    )
+    write_text(folder / README, page)
 
 
 def open_model(path: str | os.PathLike[str]) -> tuple[nn.Module, ModelCard]:

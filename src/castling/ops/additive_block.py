@@ -1,4 +1,4 @@
-"""A whole folded CAS-ViT block for inference, in as few passes over the image as there can be.
+"""A folded CAS-ViT block for inference, in as few passes over the image as possible.
 
     x₁  = x + W₂ gelu(D(W₁ x))                                    local integration
     q, k, v = W_qkv x₁
@@ -6,12 +6,12 @@
     x₂  = x₁ + P(Γ(Φ_q(q) + Φ_k(k)) ⊙ v)
     out = x₂ + V₂ gelu(V₁ x₂)
 
-D, P, Γ are depthwise 3×3; all BatchNorms lie in the weights (arXiv 2408.03703, §3, folded).
+D, P, Γ are depthwise 3×3; all BatchNorms are folded into the weights (arXiv 2408.03703, §3).
 
-- ``native``: everything between two products stays in the cache of the processor; where a block of
-  separate operators passes about forty times over the image, this one does so twelve times.
-- ``naive``: basic operators; gates are multiplied with each other before they meet the image, and
-  mean(q ⊙ g) is a product of a matrix and a vector, so q ⊙ g is never made.
+- ``native``: everything between two products stays in the processor's cache: twelve passes over the
+  image instead of about forty with separate operators.
+- ``naive``: basic operators; gates are multiplied with each other before the image, and
+  mean(q ⊙ g) is a matrix-vector product, so q ⊙ g is never stored.
 """
 
 from __future__ import annotations
@@ -97,10 +97,10 @@ class AdditiveBlockWeights(NamedTuple):
 
 
 def can_take(x: Tensor, weights: Sequence[Tensor]) -> bool:
-    """Whether :func:`additive_block` may stand for the modules here.
+    """Whether :func:`additive_block` may replace the modules here.
 
-    Not where gradients are wanted, nor under anything that watches or replaces single operators.
-    A compiler is given the modules, which it fuses itself, unless the native operator is there.
+    Not where gradients are needed, nor under tracing, dispatch modes and function transforms.
+    A compiler gets the modules, which it fuses itself, unless the native operator is available.
     """
     if differentiating(x, *weights) or not x.is_floating_point():
         return False
@@ -125,13 +125,13 @@ def additive_block(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
         (B, C, h, w) in channels-last memory, in the precision of ``x``.
 
     Raises:
-        BackendError: a backend is forced that cannot serve this device or precision.
+        BackendError: the forced backend cannot run on this device or precision.
     """
     backend = select_backend(x)
     if torch.compiler.is_compiling():
         out: Tensor = torch.ops.castling.additive_block(x, weights, backend)
         return out
-    return _compute(x, weights, backend)  # a list of 24 tensors takes the dispatcher 30 µs
+    return _compute(x, weights, backend)  # dispatching a list of 24 tensors takes 30 µs
 
 
 def naive_additive_block(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
@@ -157,7 +157,7 @@ def _gated(
     weights: SpatialChannelWeights,
     depthwise: Callable[[Tensor, Tensor, Tensor], Tensor],
 ) -> Tensor:
-    """Φ(image), the image being read twice and written once besides the convolution."""
+    """Φ(image); besides the convolution the image is read twice and written once."""
     scores = F.relu(depthwise(image, weights.depthwise, weights.bias))
     positions = torch.sigmoid(F.conv2d(scores, weights.position))
     batch, channels, height, width = image.shape

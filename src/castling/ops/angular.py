@@ -50,7 +50,7 @@ def angular_formula(
             f"{', '.join(get_args(Normalisation))}; got {constant!r} and {normalize!r}"
         )
     if not eps >= 0:
-        raise ValueError(f"eps stands under roots and cannot be negative, got {eps}")
+        raise ValueError(f"eps is added under roots and cannot be negative, got {eps}")
     if normalize == "rowsum" and constant != "mean":
         raise ValueError('normalize="rowsum" needs constant="mean": other row sums may cross zero')
     return LinearOptions(
@@ -84,7 +84,7 @@ def linear_angular(
         query: (B, N_q, H, d).
         key: (B, N_k, H, d).
         value: (B, N_k, H, d_v).
-        constant: ``"identity"`` ½·v_i, as published in code and figure (needs the value at the
+        constant: ``"identity"`` ½·v_i, as in the published code and figure (needs a value for each
             query: N_q = N_k, or ``query_value``); ``"mean"`` (s/2)·Σ_j v_j, the exact kernel;
             ``"none"``.
         normalize: ``"l2"`` divides each head's row by its Euclidean norm, as published;
@@ -93,7 +93,7 @@ def linear_angular(
         kv_scale: s above: a number (1 as published) or ``"tokens"`` for 1/N_k.
         eps: under the root of every norm; 0 reproduces the reference (zero rows give NaN).
         key_mask: (B, N_k) boolean, True where a key takes part.
-        query_value: (B, N_q, H, d_v), the value standing at each query when N_q ≠ N_k.
+        query_value: (B, N_q, H, d_v), the value of each query when N_q ≠ N_k.
         auxiliary_output: (B, N_q, H, d_v), added before an L2 normalisation and after a row-sum
             one, so that it is always added to attention of the same magnitude.
         local: convolution of the values added last; needs N_q = N_k.
@@ -102,9 +102,9 @@ def linear_angular(
         (B, N_q, H, d_v) in the dtype of ``value``; sums and norms are float32 or better.
 
     Raises:
-        ValueError: shapes disagree; ``identity`` without a value at each query; as
+        ValueError: shapes disagree; ``identity`` without a value for each query; as
             :func:`angular_formula`.
-        BackendError: the forced path cannot serve this input.
+        BackendError: the forced backend cannot run on this input.
     """
     formula = angular_formula(constant, normalize, kv_scale, eps)
     return angular_attention(
@@ -122,7 +122,7 @@ def angular_attention(
     auxiliary_output: Tensor | None = None,
     local: LocalResidual | None = None,
 ) -> Tensor:
-    """:func:`linear_angular` with what :func:`angular_formula` made of its other arguments."""
+    """:func:`linear_angular` with its formula prepared by :func:`angular_formula`."""
     identity = formula.identity
     residual = query_value if identity else None
     if identity and residual is None and query.shape[1] != value.shape[1]:
@@ -137,7 +137,7 @@ def angular_attention(
             raise ValueError(f"{name} must be {expected}, got {tuple(tensor.shape)}")
     before = auxiliary_output if formula.normalize != "rowsum" else None
     if before is not None:
-        # The branch enters where ½·v_i does: the operator has one addend for both.
+        # The operator has one addend for both ½·v_i and the auxiliary output.
         if identity:
             at_query = mask_tokens(value, key_mask) if residual is None else residual
             before = before + identity * at_query

@@ -8,8 +8,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
@@ -105,6 +106,13 @@ def describe_backends() -> dict[str, str]:
         "native": native.describe(),
         "triton": triton.describe(),
     }
+
+
+@functools.cache
+def compiled(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The ``compiled`` backend of a naive formula."""
+    function: Callable[..., Tensor] = torch.compile(formula)
+    return function
 
 
 def select_backend(*tensors: Tensor) -> str:

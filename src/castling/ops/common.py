@@ -13,12 +13,12 @@ from torch import Tensor
 
 
 def accumulation_dtype(tensor: Tensor) -> torch.dtype:
-    """The precision in which sums and norms are computed: float32, or float64 for float64 input."""
+    """The precision of sums and norms: float32, or float64 for float64 input."""
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def upcast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Every tensor in the accumulation precision of the widest (no copy of one that has it)."""
+    """All tensors in the accumulation precision of the widest; no copy if unchanged."""
     dtype = functools.reduce(torch.promote_types, (x.dtype for x in tensors), torch.float32)
     return tuple(tensor.to(dtype) for tensor in tensors)
 
@@ -35,22 +35,20 @@ def normalise_rows(tensor: Tensor, eps: float) -> Tensor:
 
     Args:
         tensor: (..., d), already in accumulation precision.
-        eps: added under the root, x · rsqrt(Σx² + eps). A row of zeros, a padded token, has no
-            direction: it stays zero, and so does its gradient, which would be 1/√eps for every norm
-            on its way and overflow float16 after two. ``0`` divides by the plain norm, as the
-            reference code does (zero rows give NaN).
+        eps: added under the root, x · rsqrt(Σx² + eps). A row of zeros (a padded token) stays zero,
+            and so does its gradient: the exact one, 1/√eps per norm, overflows float16 after two
+            norms. ``0`` divides by the plain norm, as the reference code does (zero rows give NaN).
     """
     if eps == 0:
         return tensor / tensor.norm(dim=-1, keepdim=True)
     squares = (tensor * tensor).sum(dim=-1, keepdim=True)
     factors = torch.rsqrt(squares + eps)
-    if not torch.onnx.is_in_onnx_export():  # there nobody differentiates, and looking takes time
+    if not torch.onnx.is_in_onnx_export():  # needed by gradients only
         factors = factors.masked_fill(squares == 0, 0)
     return tensor * factors
 
 
-# Products over heads as products of matrices: inference runtimes compute these much faster than
-# the same einsum.
+# Matrix products over heads: inference runtimes compute them much faster than the same einsum.
 
 
 def scores_of(query: Tensor, key: Tensor) -> Tensor:
@@ -68,13 +66,13 @@ def state_of(key: Tensor, value: Tensor) -> Tensor:
     return key.permute(0, 2, 3, 1) @ value.transpose(1, 2)
 
 
-def met_state(query: Tensor, state: Tensor) -> Tensor:
-    """What queries find in a state: (B, N, H, d), (B, H, d, d_v) -> (B, N, H, d_v)."""
+def apply_state(query: Tensor, state: Tensor) -> Tensor:
+    """φ(q)·S, the state applied to the queries: (B, N, H, d), (B, H, d, d_v) -> (B, N, H, d_v)."""
     return (query.transpose(1, 2) @ state).transpose(1, 2)
 
 
-def met_state_and_total(query: Tensor, state: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
-    """The same by one product with the state's row sums beside it.
+def apply_state_and_total(query: Tensor, state: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+    """φ(q)·S and φ(q)·z by one product with z as the last column of S.
 
     Args:
         query: (B, N, H, d).
@@ -84,7 +82,7 @@ def met_state_and_total(query: Tensor, state: Tensor, total: Tensor) -> tuple[Te
     Returns:
         (B, N, H, d_v) and (B, N, H, 1).
     """
-    found = met_state(query, torch.cat((state, total.unsqueeze(-1)), dim=-1))
+    found = apply_state(query, torch.cat((state, total.unsqueeze(-1)), dim=-1))
     return found[..., :-1], found[..., -1:]
 
 
@@ -101,7 +99,7 @@ def mask_tokens(tensor: Tensor, key_mask: Tensor | None) -> Tensor:
 
 
 def count_keys(key: Tensor, key_mask: Tensor | None) -> Tensor | int:
-    """How many keys take part, 1 for none: an int, or (B, 1, 1, 1) in accumulation precision."""
+    """Number of keys that take part, at least 1: int, or (B, 1, 1, 1) in accumulation precision."""
     if key_mask is None:
         keys = key.shape[1]
         return max(keys, 1) if isinstance(keys, int) else keys
@@ -110,7 +108,7 @@ def count_keys(key: Tensor, key_mask: Tensor | None) -> Tensor | int:
 
 def check_qkv(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None) -> None:
     """Raise ValueError unless shapes are (B, N_q, H, d), (B, N_k, H, d) and (B, N_k, H, d_v)."""
-    # Shapes are read once: this stands before every attention, however small.
+    # Shapes are read once: this runs before every attention call.
     queries, keys, values = query.shape, key.shape, value.shape
     if not (len(queries) == len(keys) == len(values) == 4):
         raise ValueError(

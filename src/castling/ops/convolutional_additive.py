@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def gate(x: Tensor, scores: Tensor) -> Tensor:
-    """Weigh by a logistic gate: x ⊙ σ(scores).
+    """Apply a logistic gate: x ⊙ σ(scores).
 
     Args:
         x: (B, C, h, w).
@@ -23,7 +23,7 @@ def tokens_to_image(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """(B, h·w, H, d) -> (B, H·d, h, w), a view in channels-last memory where tokens are contiguous.
 
     Raises:
-        ValueError: the grid does not hold that many tokens.
+        ValueError: the grid has another number of tokens.
     """
     height, width = grid
     batch, count = tokens.shape[:2]

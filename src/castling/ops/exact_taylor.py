@@ -1,14 +1,11 @@
-"""Exact second-order Taylor attention on the chosen backend."""
+"""Exact second-order Taylor attention on the selected backend."""
 
 from __future__ import annotations
-
-import functools
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from castling.ops.backends import FUSED, select_backend
+from castling.ops.backends import FUSED, compiled, select_backend
 from castling.ops.common import check_qkv
 from castling.ops.fused_taylor_attention import fused_taylor_attention
 from castling.ops.quadratic_taylor import naive_exact_taylor
@@ -43,27 +40,21 @@ def exact_taylor(
 
     Raises:
         ValueError: shapes disagree, ``order`` is unknown, or ``eps`` is negative.
-        BackendError: the forced backend cannot serve this input.
+        BackendError: the forced backend cannot run on this input.
     """
     check_qkv(query, key, value, key_mask)
     if order not in ("auto", "direct", "features"):
         raise ValueError(f'order must be "auto", "direct" or "features", got {order!r}')
     if not eps >= 0:
-        raise ValueError(f"eps stands under roots and cannot be negative, got {eps}")
+        raise ValueError(f"eps is added under roots and cannot be negative, got {eps}")
     if order == "auto" and torch.compiler.is_exporting():
         sizes = query.shape[1], key.shape[1]
         if any(isinstance(size, torch.SymInt) for size in sizes):
-            order = "features"  # what is exported serves every size
+            order = "features"  # the exported program must run at every size
     tensors = TaylorTensors(query, key, value, key_mask)
     options = TaylorOptions(qk_norm, eps, order)
     backend = select_backend(query, value)
     if backend in FUSED:
         return fused_taylor_attention(tensors, options, backend)
-    formula = _compiled() if backend == "compiled" else naive_exact_taylor
+    formula = compiled(naive_exact_taylor) if backend == "compiled" else naive_exact_taylor
     return formula(tensors, options)
-
-
-@functools.cache
-def _compiled() -> Callable[..., Tensor]:
-    compiled: Callable[..., Tensor] = torch.compile(naive_exact_taylor)
-    return compiled

@@ -1,14 +1,14 @@
-"""Attention through a feature map: Sim(q, k) = ⟨φ(q), φ(k)⟩, in linear order and in N×N order."""
+"""Attention with Sim(q, k) = ⟨φ(q), φ(k)⟩, in linear order and in N×N order."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from castling.ops.common import (
+    apply_state,
+    apply_state_and_total,
     count_keys,
     mask_tokens,
-    met_state,
-    met_state_and_total,
     state_of,
     weighted_values,
 )
@@ -45,8 +45,8 @@ def feature_attention(
     key_features = key_features * (1.0 / count_keys(key_features, key_mask))
     state = state_of(key_features, value)
     if not row_sum:
-        return met_state(query_features, state)
-    out, total = met_state_and_total(query_features, state, key_features.sum(dim=1))
+        return apply_state(query_features, state)
+    out, total = apply_state_and_total(query_features, state, key_features.sum(dim=1))
     return out / (total + eps)
 
 
@@ -58,7 +58,7 @@ def similarity_attention(
     eps: float,
     key_mask: Tensor | None = None,
 ) -> Tensor:
-    """The same in N×N order, from an explicit similarity: the reference that tests compare with.
+    """:func:`feature_attention` in N×N order, from an explicit similarity.
 
     Args:
         similarity: (B, H, N_q, N_k).

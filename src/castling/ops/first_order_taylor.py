@@ -18,7 +18,7 @@ def first_order_taylor(
 ) -> Tensor:
     """Σ_j (1 + ⟨q̂_i, k̂_j⟩) v_j / Σ_j (1 + ⟨q̂_i, k̂_j⟩).
 
-    Queries and keys are unit vectors: with raw ones 1 + z turns negative and row sums cross zero.
+    Queries and keys are normalised: otherwise 1 + z can be negative and row sums cross zero.
 
     Args:
         query: (B, N_q, H, d).

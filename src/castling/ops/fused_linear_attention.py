@@ -30,7 +30,7 @@ fused_linear_attention = FusedOperator(
     ),
     tensors=LinearTensors,
     options=LinearOptions,
-    alike=4,
+    same_dtype=4,
     keeps_output=False,
     naive=naive_linear_attention,
     state_shape=_state_shape,
@@ -41,7 +41,7 @@ def _macs(
     query: Any, key: Any, value: Any, residual: Any, weight: Any, mask: Any, scalar: Any,
     features: str, normalize: str, *rest: Any, **_: Any,
 ) -> int:  # fmt: skip
-    """State and its reading by the queries, row sums, taps: what the naive formula is counted."""
+    """As the naive formula is counted: state, φ(q)·S, row sums, taps."""
     batch, queries, heads, dim = query
     keys, value_dim = value[1], value[3]
     count = batch * heads * dim * value_dim * (queries + keys)
@@ -56,7 +56,7 @@ def _macs(
 
 
 def _backward_macs(grad: Any, *arguments: Any, **_: Any) -> int:
-    """Two gradients of every product, and the rows of the output once more."""
+    """Two gradients of every product, and the output's rows recomputed."""
     query, key, value, residual, weight, mask, scalar, _state, *options = arguments
     batch, queries, heads, dim = query
     again = batch * queries * heads * dim * value[3]

@@ -26,7 +26,7 @@ fused_taylor_attention = FusedOperator(
     option_schema="bool qk_norm, float eps, str order",
     tensors=TaylorTensors,
     options=TaylorOptions,
-    alike=3,
+    same_dtype=3,
     keeps_output=True,
     naive=naive_exact_taylor,
     state_shape=_state_shape,
@@ -37,7 +37,7 @@ def _macs(
     query: Any, key: Any, value: Any, mask: Any, qk_norm: bool, eps: float, order: str,
     *_: Any, **__: Any,
 ) -> int:  # fmt: skip
-    """What the naive formula in the same order is counted."""
+    """As the naive formula in the same order is counted."""
     batch, queries, heads, dim = query
     keys, value_dim = value[1], value[3]
     features = taylor_feature_count("exact", dim)
@@ -47,8 +47,8 @@ def _macs(
 
 
 def _backward_macs(grad: Any, *arguments: Any, **rest: Any) -> int:
-    """Two gradients of every product, and similarities once more."""
-    query, key, value, mask, _out, _state, qk_norm, eps, order, *_path = arguments
+    """Two gradients of every product, and the similarities recomputed."""
+    query, key, value, mask, _out, _state, qk_norm, eps, order, *_backend = arguments
     batch, queries, heads, dim = query
     keys, value_dim = value[1], value[3]
     features = taylor_feature_count("exact", dim)

@@ -1,7 +1,6 @@
-"""What is asked of tensors before an operator's implementation is called straight.
+"""Dispatch guards: hooks, modes and subclasses that must see basic operators.
 
-All of it stands before every attention, however small: maps take the place of generators, which
-would read better.
+They run before every attention call, however small: ``map`` avoids the overhead of generators.
 """
 
 from __future__ import annotations
@@ -23,8 +22,12 @@ def differentiating(*tensors: Tensor | None) -> bool:
     )
 
 
-def unwatched(tensors: Sequence[Tensor]) -> bool:
-    """Whether memory holds what the tensors say, and no mode or transform would see an operator."""
+def may_bypass_dispatcher(tensors: Sequence[Tensor]) -> bool:
+    """Whether a backend may read the tensors' memory directly, past PyTorch's dispatcher.
+
+    Not under a dispatch mode or function transform, nor for subclasses, lazily negated tensors and
+    zero tensors without memory.
+    """
     return (
         torch._C._len_torch_dispatch_stack() == 0
         and not torch._C._are_functorch_transforms_active()
@@ -35,7 +38,7 @@ def unwatched(tensors: Sequence[Tensor]) -> bool:
 
 
 def check_devices(tensors: Sequence[Tensor]) -> None:
-    """Raise ValueError unless all are on one device; numbers in tensors may be anywhere."""
+    """Raise ValueError unless all are on one device; 0-dim tensors may be on any."""
     if all(map(_on_cpu, tensors)):
         return
     devices = {str(tensor.device) for tensor in tensors if tensor.ndim > 0}

@@ -12,13 +12,9 @@ reads each tensor once.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-
-import torch
 from torch import Tensor
 
-from castling.ops.backends import FUSED, select_backend
+from castling.ops.backends import FUSED, compiled, select_backend
 from castling.ops.common import check_qkv
 from castling.ops.fused_linear_attention import fused_linear_attention
 from castling.ops.linear_inputs import LinearOptions, LinearTensors
@@ -26,10 +22,10 @@ from castling.ops.naive_linear_attention import naive_linear_attention
 
 
 def linear_attention(tensors: LinearTensors, options: LinearOptions) -> Tensor:
-    """The module's formula on the chosen backend; O(N·d·d_v).
+    """The module's formula on the selected backend; O(N·d·d_v).
 
     Args:
-        tensors: what it is computed of; see there for shapes.
+        tensors: inputs; see :class:`LinearTensors` for shapes.
         options: φ, ι, s, γ, a and the normalisation.
 
     Returns:
@@ -37,7 +33,7 @@ def linear_attention(tensors: LinearTensors, options: LinearOptions) -> Tensor:
 
     Raises:
         ValueError: shapes disagree.
-        BackendError: the forced backend cannot serve this input.
+        BackendError: the forced backend cannot run on this input.
     """
     query, key, value = tensors[:3]
     check_qkv(query, key, value, tensors.key_mask)
@@ -45,7 +41,7 @@ def linear_attention(tensors: LinearTensors, options: LinearOptions) -> Tensor:
     backend = select_backend(query, value)
     if backend in FUSED:
         return fused_linear_attention(tensors, options, backend)
-    formula = _compiled() if backend == "compiled" else naive_linear_attention
+    formula = compiled(naive_linear_attention) if backend == "compiled" else naive_linear_attention
     return formula(tensors, options)
 
 
@@ -68,12 +64,6 @@ def _check_positions(tensors: LinearTensors, options: LinearOptions) -> None:
         )
     if local_weight is not None and queries != value.shape[1]:
         raise ValueError(
-            f"a local residual stands at the keys: {queries} queries do not match "
+            f"a local residual needs as many queries as keys, got {queries} queries for "
             f"{value.shape[1]} keys"
         )
-
-
-@functools.cache
-def _compiled() -> Callable[..., Tensor]:
-    compiled: Callable[..., Tensor] = torch.compile(naive_linear_attention)
-    return compiled

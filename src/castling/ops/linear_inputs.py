@@ -1,6 +1,6 @@
-"""What one call of linear attention is given: its tensors, and the choice of its formula.
+"""Inputs of linear attention: tensors, and the choice of the formula.
 
-The formula stands in :mod:`castling.ops.linear_attention`; every implementation takes these two.
+:mod:`castling.ops.linear_attention` has the formula; every backend takes these two.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ KeyValueScale = float | Literal["tokens"]
 
 
 def scale_number(kv_scale: KeyValueScale) -> float:
-    """As :class:`LinearOptions` has s; raises ValueError unless positive or ``"tokens"``."""
+    """S as in :class:`LinearOptions`; raises ValueError unless positive or ``"tokens"``."""
     if kv_scale == "tokens":
         return 0.0
     if not isinstance(kv_scale, int | float) or not 0 < kv_scale < math.inf:
@@ -63,8 +63,8 @@ class LinearOptions(NamedTuple):
         kv_scale: s > 0; 0 stands for 1/N.
         eps: under the root of every norm.
         row_eps: added to a row sum.
-        grid: (h, w) of the tokens behind the prefix; () for a convolution along the tokens.
-        prefix: tokens in front of the grid.
+        grid: (h, w) of the tokens after the prefix; () for a convolution along the tokens.
+        prefix: tokens before the grid.
     """
 
     features: str
@@ -82,5 +82,5 @@ class LinearOptions(NamedTuple):
         """The convolution with these filters."""
         if weight is None:
             return None
-        grid: Any = self.grid or None  # of two sides: whoever convolves checks that
+        grid: Any = self.grid or None  # check_local checks that it has two sides
         return LocalResidual(weight, grid, self.prefix)

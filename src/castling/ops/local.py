@@ -14,8 +14,8 @@ class LocalResidual(NamedTuple):
     Attributes:
         weight: (H, 1, taps, 1), taps along the flattened tokens shared by a head's channels; or
             (H·d_v, 1, k, k), one filter per channel on the grid.
-        grid: (h, w) of the tokens behind the prefix; None for taps along the tokens.
-        num_prefix_tokens: tokens in front of the grid; they get zero. 0 without a grid.
+        grid: (h, w) of the tokens after the prefix; None for taps along the tokens.
+        num_prefix_tokens: tokens before the grid; their output is zero. 0 without a grid.
     """
 
     weight: Tensor
@@ -35,7 +35,7 @@ def check_local(
         weight: shape of the filters.
         value: (B, N, H, d_v).
         grid: (h, w), or () for taps along the tokens.
-        prefix: tokens in front of the grid.
+        prefix: tokens before the grid.
     """
     _, tokens, heads, dim = value
     size = weight[2] if len(weight) == 4 else 1
@@ -44,7 +44,7 @@ def check_local(
         raise ValueError(f"local weights must be {expected}, of odd size; got {tuple(weight)}")
     if not grid:
         if prefix:
-            raise ValueError(f"{prefix} prefix tokens need a grid behind them")
+            raise ValueError(f"{prefix} prefix tokens need a grid")
         return
     if len(grid) != 2:
         raise ValueError(f"a grid is (height, width), got {tuple(grid)}")
@@ -59,7 +59,7 @@ def check_local(
 
 
 def local_residual(value: Tensor, local: LocalResidual) -> Tensor:
-    """The convolution alone: (B, N, H, d_v) -> (B, N, H, d_v), zeros outside of the image.
+    """The convolution with zero padding: (B, N, H, d_v) -> (B, N, H, d_v).
 
     Raises:
         ValueError: as :func:`check_local`.

@@ -1,9 +1,8 @@
 """Multiply-accumulates of a model, every matrix product included.
 
-Notable:
-- counted by running the model, so whatever path it takes is what is counted;
-- run on PyTorch's ``meta`` device where the model allows it: no arithmetic, no memory, any size;
-- the model handed in keeps its mode, its buffers and its caches.
+- Counted by running the model, on the backend that it selects.
+- Run on PyTorch's ``meta`` device if the model allows it: no arithmetic, no memory, any size.
+- The given model keeps its mode, buffers and caches.
 """
 
 from __future__ import annotations
@@ -34,14 +33,14 @@ CONVENTION = (
 
 @dataclass(frozen=True)
 class MacsReport:
-    """What :func:`macs` found.
+    """Result of :func:`macs`.
 
     Attributes:
         total: multiply-accumulates of one forward pass over the whole batch.
         per_layer: module name → multiply-accumulates spent in that module itself, outside of
-            its sub-modules (the attention products of ``blocks.0.attn`` stand under that name, its
-            projections under ``blocks.0.attn.qkv``). ``""`` is the model itself. Sums to ``total``.
-        convention: what is counted and what is not, in words.
+            its sub-modules (``blocks.0.attn`` has the attention products, ``blocks.0.attn.qkv`` the
+            projection). ``""`` is the model itself. Sums to ``total``.
+        convention: a description of what is counted.
         parameters: number of parameters of the model.
         input_size: (channels, height, width) of the images.
         batch: number of images.
@@ -67,7 +66,7 @@ def _matrix_vector(matrix: tuple[int, ...], vector: tuple[int, ...], **_: Any) -
     return 2 * prod(matrix)
 
 
-# PyTorch counts matrix-matrix products only; a product with a vector is one as well.
+# PyTorch does not count products with a vector.
 _formulas: dict[Any, Callable[..., int]] = {
     torch.ops.aten.mv: _matrix_vector,
     torch.ops.aten.dot: _matrix_vector,
@@ -75,7 +74,7 @@ _formulas: dict[Any, Callable[..., int]] = {
 
 
 def register_macs(operator: Any, formula: Callable[..., int]) -> None:
-    """Tell :func:`macs` what an operator of ours costs.
+    """Register an operator's multiply-accumulates for :func:`macs`.
 
     Args:
         operator: the ``torch.library`` operator without overload, such as
@@ -98,7 +97,7 @@ def register_macs(operator: Any, formula: Callable[..., int]) -> None:
         return 2 * formula(*args, **kwargs)
 
     _formulas[operator] = doubled
-    # PyTorch's own counter would pass over what it does not know.
+    # PyTorch's own counter ignores unknown operators.
     if operator not in flop_registry:
         register_flop_formula(operator)(doubled)
 
@@ -117,7 +116,7 @@ def macs(
         batch: number of images; ``total`` is for all of them.
 
     Returns:
-        the count, in total and per module.
+        The count, in total and per module.
 
     Raises:
         ValueError: ``input_size`` is not three positive numbers, or ``batch`` is not positive.

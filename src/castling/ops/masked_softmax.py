@@ -1,4 +1,4 @@
-"""Masked softmax attention: Castling-ViT's auxiliary branch, with memory that does not grow as N².
+"""Masked softmax attention, Castling-ViT's auxiliary branch, in memory that does not grow as N².
 
 M_ij = p_ij where p_ij > ε, else 0, with p = softmax(q kᵀ/√d) over un-normalised q and k; the rows
 are not renormalised (You et al. 2023, §3.3).
@@ -62,19 +62,19 @@ def masked_softmax(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Masked softmax attention and its statistics.
 
-    Where the (B, H, N_q, N_k) scores would exceed ``memory_limit_mb``, queries are taken in chunks
-    whose scores stay under it, and a chunk's scores are recomputed in the backward pass: peak
-    memory is a few times the limit plus O(N), at the price of one more forward computation.
+    If the (B, H, N_q, N_k) scores exceed ``memory_limit_mb``, queries are processed in chunks below
+    it, and the backward pass recomputes each chunk's scores: peak memory is a few times the limit
+    plus O(N), for the price of one more forward computation.
 
     Args:
         query: (B, N_q, H, d).
         key: (B, N_k, H, d).
         value: (B, N_k, H, d_v).
-        threshold: ε, 0-dim, or (B, 1, 1, 1) where samples differ.
+        threshold: ε, 0-dim, or (B, 1, 1, 1) for one per sample.
         scale: multiplies the scores, 1/√d in the paper.
         bias: broadcastable to (B, H, N_q, N_k).
         key_mask: (B, N_k) boolean, True where a key takes part.
-        memory_limit_mb: MiB that the scores of one chunk may take.
+        memory_limit_mb: maximum size of a chunk's scores, MiB.
 
     Returns:
         Output (B, N_q, H, d_v) in the dtype of ``value``; mean over rows of Σ_j max(p_ij − ε, 0);

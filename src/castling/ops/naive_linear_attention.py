@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from castling.ops.common import (
+    apply_state,
+    apply_state_and_total,
     autocast_off,
     count_keys,
     mask_tokens,
-    met_state,
-    met_state_and_total,
     normalise_rows,
     state_of,
     upcast,
@@ -36,15 +36,15 @@ def naive_linear_attention(tensors: LinearTensors, options: LinearOptions) -> Te
         q, k, v = upcast(query, key, value)
         v = mask_tokens(v, key_mask)
         scale = kv_scale or 1.0 / count_keys(k, key_mask)
-        # The scale stands at the keys, so that sums over many tokens stay in range.
+        # Scaling the keys keeps sums over many tokens in range.
         k = mask_tokens(_features(k, options.features, eps), key_mask) * (scale * gamma)
         q = _features(q, options.features, eps)
         state = state_of(k, v)
         rows: Tensor | None = None
         if options.normalize == "rowsum":
-            out, rows = met_state_and_total(q, state, k.sum(dim=1))
+            out, rows = apply_state_and_total(q, state, k.sum(dim=1))
         else:
-            out = met_state(q, state)
+            out = apply_state(q, state)
         constant: Tensor | float = alpha
         if scalar is not None:
             constant = alpha + scalar.to(v.dtype).square()

@@ -1,12 +1,10 @@
-"""Fused attention as PyTorch sees it: what all our ``torch.library`` operators share.
+"""The ``torch.library`` operators of fused attention.
 
-Notable:
-- one operator each for every backend: ``torch.compile`` and ``torch.export`` see one node;
-- the backend that ran forwards is an argument, so that the same one runs backwards;
-- an operator that meets a machine without its backend (a loaded program) computes the naive
-  formula instead;
-- where nothing watches (no tracing, no counting), backends are called straight: the way through
-  PyTorch's dispatcher takes as long as softmax attention at 49 tokens, with gradients thrice.
+- One operator for all backends: ``torch.compile`` and ``torch.export`` see one node.
+- The backend of the forward pass is an argument, so that the same one computes the gradient.
+- On a machine without that backend (a loaded program) the operator computes the naive formula.
+- Without tracing, counting and the like, the backend is called directly: PyTorch's dispatcher
+  takes as long as softmax attention at 49 tokens, three times that with gradients.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from torch._decomp import register_decomposition
 
 from castling.ops.backends import FUSED, backend_module, select_backend
 from castling.ops.common import autocast_off
-from castling.ops.guards import check_devices, differentiating, unwatched
+from castling.ops.guards import check_devices, differentiating, may_bypass_dispatcher
 
 library = torch.library.Library("castling", "DEF")
 
@@ -31,23 +29,27 @@ library = torch.library.Library("castling", "DEF")
 class FusedOperator:
     """``castling::name`` and ``castling::name_backward``; call with tensors, options and backend.
 
-    Tensors and options are named tuples; the first three tensors are query, key and value, whose
-    widest precision is what is computed in; ``key_mask`` is the tensor without gradient.
+    Tensors and options are named tuples. The first three tensors are query, key and value; the
+    operator computes in the widest of their precisions. ``key_mask`` has no gradient.
 
     Each backend has functions ``name_forward``: (tensors, options, save_state) -> output and state,
     and ``name_backward``: (gradient, tensors, saved, options) -> gradient of each tensor but the
-    mask, None where there is no tensor; saved is the state, after the output if that is kept.
+    mask, None for an absent tensor. ``saved`` is (state,), or (output, state) with
+    ``keeps_output``.
+
+    The schema calls the backend ``path``, its earlier name, which programs exported by earlier
+    versions hold.
 
     Attributes:
         name: of the forward operator.
-        tensor_schema: the tensors, as an operator's schema writes them.
+        tensor_schema: the tensors, as in an operator's schema.
         option_schema: the options, likewise.
         tensors: class of the tensors.
         options: class of the options.
-        alike: how many of the first tensors the backends take in one precision only.
-        keeps_output: whether the gradient needs the output beside the state.
-        naive: (tensors, options) -> output, in basic operators; also what programs are broken down
-            into that go where nobody knows ours (an ONNX file).
+        same_dtype: how many of the first tensors must have one precision.
+        keeps_output: whether the gradient needs the output as well as the state.
+        naive: (tensors, options) -> output, in basic operators; also the decomposition for formats
+            without this operator (ONNX).
         state_shape: (tensors, options, backend, save_state) -> shape of the float32 state.
     """
 
@@ -56,7 +58,7 @@ class FusedOperator:
     option_schema: str
     tensors: type[Any]
     options: type[Any]
-    alike: int
+    same_dtype: int
     keeps_output: bool
     naive: Callable[[Any, Any], Tensor]
     state_shape: Callable[[Any, Any, str, bool], tuple[Any, ...]]
@@ -106,7 +108,7 @@ class FusedOperator:
         """The output, in the precision of the value."""
         query, key, value = tensors[:3]
         dtype = value.dtype
-        fourth = tensors[3] if self.alike > 3 else None
+        fourth = tensors[3] if self.same_dtype > 3 else None
         if not (query.dtype == key.dtype == dtype and (fourth is None or fourth.dtype == dtype)):
             tensors = self._in_one_precision(tensors)
             backend = select_backend(tensors.query, tensors.value)
@@ -117,11 +119,13 @@ class FusedOperator:
         if not torch.compiler.is_compiling():
             given = [tensor for tensor in tensors if tensor is not None]
             check_devices(given)
-            module = backend_module(backend, tensors.query) if unwatched(given) else None
+            module = (
+                backend_module(backend, tensors.query) if may_bypass_dispatcher(given) else None
+            )
         out: Tensor
         if module is not None:
             if save_state:
-                out = _Straight.apply(self, options, backend, *tensors)
+                out = _Direct.apply(self, options, backend, *tensors)
             else:
                 out = getattr(module, self.forward)(tensors, options, False)[0]
         else:
@@ -138,15 +142,15 @@ class FusedOperator:
     ) -> list[Tensor | None]:
         """The gradient of each tensor, None where it has none."""
         module = backend_module(backend, tensors.query)
-        # Gradients of gradients are refused by the operator, which therefore must be in the graph.
-        straight = (
+        # With gradients enabled the operator must be in the graph: it refuses second derivatives.
+        direct = (
             not torch.compiler.is_compiling()
             and not torch.is_grad_enabled()
-            and unwatched([grad])
-            # Many gradients at once are one tensor that only looks like a plain one.
+            and may_bypass_dispatcher([grad])
+            # Batched gradients are a tensor without storage that looks like a plain one.
             and torch._C._has_storage(grad)
         )
-        if module is not None and straight:
+        if module is not None and direct:
             found: Any = getattr(module, self.backward)(grad, tensors, saved, options)
         else:
             found = self.backward_operator().default(grad, *tensors, *saved, *options, backend)
@@ -158,18 +162,18 @@ class FusedOperator:
         ]  # fmt: skip
 
     def saved(self, out: Tensor, state: Tensor) -> tuple[Tensor, ...]:
-        """What of a result the gradient needs."""
+        """The parts of a result that the gradient needs."""
         return (out, state) if self.keeps_output else (state,)
 
     def _in_one_precision(self, tensors: Any) -> Any:
-        """Some hosts' norms leave autocast's precision: everything follows the widest."""
+        """Convert to the widest precision: some hosts' norms return float32 under autocast."""
         query, key, value = (tensor.dtype for tensor in tensors[:3])
         wide = torch.promote_types(torch.promote_types(query, key), value)
-        first = (None if x is None else x.to(wide) for x in tensors[: self.alike])
-        return self.tensors(*first, *tensors[self.alike :])
+        first = (None if x is None else x.to(wide) for x in tensors[: self.same_dtype])
+        return self.tensors(*first, *tensors[self.same_dtype :])
 
     def _parts(self, arguments: tuple[Any, ...]) -> tuple[Any, Any, tuple[Any, ...]]:
-        """Tensors and options of an operator's arguments, and what stands behind them."""
+        """Tensors, options and remaining arguments of an operator's call."""
         tensors = len(self.tensors._fields)
         end = tensors + len(self.options._fields)
         options = (tuple(x) if isinstance(x, list) else x for x in arguments[tensors:end])
@@ -211,7 +215,7 @@ class FusedOperator:
             found = list(getattr(module, self.backward)(grad, tensors, saved, options))
         else:
             found = self._naive_gradients(grad, tensors, options)
-        # An operator returns tensors only; what has no gradient is empty here and None outside.
+        # An operator returns tensors only: empty stands for None.
         return tuple(grad.new_empty(0) if g is None else g for g in found)
 
     def _backward_fake(self, grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
@@ -239,7 +243,7 @@ class FusedOperator:
         return (*self.gradients(grad, inputs, saved, options, backend), *nothing)
 
     def _naive_gradients(self, grad: Tensor, tensors: Any, options: Any) -> list[Tensor | None]:
-        """Gradients of the naive formula, computed again."""
+        """Gradients of the naive formula, recomputed."""
         leaves = {
             name: tensor
             for name, tensor in tensors._asdict().items()
@@ -249,8 +253,8 @@ class FusedOperator:
         def formula(*values: Tensor) -> Tensor:
             return self.naive(tensors._replace(**dict(zip(leaves, values, strict=True))), options)
 
-        # Inside an operator PyTorch records no graph, even where gradients are enabled: a function
-        # transform brings its own.
+        # PyTorch records no graph inside an operator, even with gradients enabled; a function
+        # transform does.
         with autocast_off(grad):
             pull_back = torch.func.vjp(formula, *leaves.values())[1]
             found = dict(zip(leaves, pull_back(grad), strict=True))
@@ -261,8 +265,8 @@ class FusedOperator:
         ]
 
 
-class _Straight(torch.autograd.Function):
-    """A fused operator with gradients, past PyTorch's dispatcher."""
+class _Direct(torch.autograd.Function):
+    """A fused operator with gradients that bypasses PyTorch's dispatcher."""
 
     @staticmethod
     def forward(

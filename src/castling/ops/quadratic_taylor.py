@@ -1,4 +1,4 @@
-"""Quadratic Taylor attention: the released block and the exact expansion.
+"""Quadratic Taylor attention: the released block, and the exact expansion in basic operators.
 
 Derived from exp(z) ≈ 1 + z + z²/2 = ((z + 1)² + 1)/2 ≥ ½ (Xu et al., QT-ViT, NeurIPS 2024). Only
 the exact form equals that polynomial, monotone only for z ≥ −1: hence unit queries and keys
@@ -16,7 +16,6 @@ from castling.ops.feature_attention import feature_attention, similarity_attenti
 from castling.ops.linear_attention import linear_attention
 from castling.ops.linear_inputs import LinearOptions, LinearTensors
 from castling.ops.taylor_features import (
-    released_features,
     scaled_vectors,
     symmetric_features,
     taylor_feature_count,
@@ -54,23 +53,6 @@ def released_taylor(
         LinearTensors(query, key, value, key_mask=key_mask, scalar=scalar),
         LinearOptions("squares", "rowsum", eps=eps, row_eps=eps),
     )
-
-
-def released_taylor_reference(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scalar: Tensor,
-    *,
-    eps: float = 1e-9,
-    key_mask: Tensor | None = None,
-) -> Tensor:
-    """What :func:`released_taylor` computes, as the paper writes it: features with s appended."""
-
-    def features(x: Tensor) -> Tensor:
-        return released_features(x, scalar, eps)
-
-    return taylor_attention(query, key, value, features, eps=eps, key_mask=key_mask)
 
 
 def taylor_attention(

@@ -29,7 +29,7 @@ def sigmoid_softmax(
         q, k, v = upcast(query, key, value)
         if key_mask is not None:
             k = k.masked_fill(~key_mask[:, :, None, None], torch.finfo(k.dtype).min)
-        # Weights that sum to one already: nothing is left to scale.
+        # The weights already sum to one.
         out = linear_attention(
             LinearTensors(q.sigmoid(), k.softmax(dim=1), v, key_mask=key_mask),
             LinearOptions("identity", "none", kv_scale=1.0),

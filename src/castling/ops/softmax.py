@@ -1,4 +1,4 @@
-"""Softmax attention through PyTorch's fused kernel: the baseline, and the host's own attention."""
+"""Softmax attention by PyTorch's fused kernel: the baseline, and the hosts' own attention."""
 
 from __future__ import annotations
 

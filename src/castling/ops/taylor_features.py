@@ -34,15 +34,6 @@ def squared_directions(x: Tensor, eps: float) -> Tensor:
     return normalise_rows(normalise_rows(x, eps).square(), eps)
 
 
-def released_features(x: Tensor, scalar: Tensor, eps: float) -> Tensor:
-    """[x²/‖x²‖, s]: the published code's map; (..., d) -> (..., d + 1).
-
-    Sim = ⟨q²,k²⟩/(‖q²‖‖k²‖) + s² lies in [s², 1 + s²]. Blind to the signs of q and k.
-    """
-    squares = squared_directions(x, eps)
-    return torch.cat((squares, scalar.to(squares.dtype).expand(*squares.shape[:-1], 1)), dim=-1)
-
-
 def compact_features(u: Tensor, alpha: Tensor, beta: Tensor | None, gamma: Tensor) -> Tensor:
     """[α·u_i², β·√2·u_i, γ]: Eq. 11; (..., d) -> (..., 2d + 1), or (..., d + 1) without β.
 
@@ -78,7 +69,7 @@ def kronecker_features(u: Tensor) -> Tensor:
 
 
 def chunk_features(u: Tensor, chunks: int) -> Tensor:
-    """[{Kr(u_c)}_c/√2, 1]: 1 + ½·Σ_c z_c², z_c the inner product inside chunk c; Table 3's rival.
+    """[{Kr(u_c)}_c/√2, 1]: 1 + ½·Σ_c z_c², z_c the inner product inside chunk c (Table 3).
 
     (..., d) -> (..., d²/chunks + 1). One chunk is the whole Kronecker square: 1 + z²/2.
     """
@@ -88,7 +79,7 @@ def chunk_features(u: Tensor, chunks: int) -> Tensor:
 
 
 def pool_features(u: Tensor, pool: int) -> Tensor:
-    """[Kr(Pu)/√2, 1]: 1 + ½·⟨Pu, Pw⟩², P adding ``pool`` neighbours over √pool; Table 3's rival.
+    """[Kr(Pu)/√2, 1]: 1 + ½·⟨Pu, Pw⟩², P adding ``pool`` neighbours over √pool (Table 3).
 
     (..., d) -> (..., (d/pool)² + 1).
     """
@@ -96,7 +87,7 @@ def pool_features(u: Tensor, pool: int) -> Tensor:
 
 
 def random_features(u: Tensor, pairs: Tensor) -> Tensor:
-    """[{u_i·u_j}_(i,j)∈S/√2, 1]: 1 + ½·Σ_S u_i u_j w_i w_j ≥ ½ for unit vectors; Table 3's rival.
+    """[{u_i·u_j}_(i,j)∈S/√2, 1]: 1 + ½·Σ_S u_i u_j w_i w_j ≥ ½ for unit vectors (Table 3).
 
     (..., d) -> (..., |S| + 1).
 
@@ -109,7 +100,7 @@ def random_features(u: Tensor, pairs: Tensor) -> Tensor:
 
 
 def random_pairs(dim: int, seed: int) -> Tensor:
-    """``dim`` different ordered pairs (i, j) of 0 … dim − 1, drawn with ``seed``: (2, dim)."""
+    """``dim`` distinct ordered pairs (i, j) of 0 … dim − 1, drawn with ``seed``: (2, dim)."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randperm(dim * dim, generator=generator, device="cpu")[:dim]
     return torch.stack((drawn // dim, drawn % dim))

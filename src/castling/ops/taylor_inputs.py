@@ -1,4 +1,4 @@
-"""What one call of exact Taylor attention is given, and which order of its sums is taken."""
+"""Inputs of exact Taylor attention, and the choice of the order of its sums."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class TaylorOptions(NamedTuple):
 
 
 def order_of(order: str, queries: int, keys: int, dim: int, value_dim: int, features: int) -> str:
-    """``"direct"`` or ``"features"``, whichever ``order`` means for these sizes.
+    """Resolve ``"auto"``: ``"direct"`` or ``"features"`` for these sizes.
 
     Args:
         order: as in :class:`TaylorOptions`.
@@ -49,7 +49,7 @@ def order_of(order: str, queries: int, keys: int, dim: int, value_dim: int, feat
         keys: N_k.
         dim: d.
         value_dim: d_v.
-        features: how many an implementation makes of a row.
+        features: features per row in the implementation.
 
     Raises:
         ValueError: there is no such order.

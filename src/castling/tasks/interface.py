@@ -83,6 +83,8 @@ class Task(nn.Module):
     percentages: ClassVar[frozenset[str]] = frozenset()
     #: Kinds of sources that can be trained on; see ``DataInfo.kind``.
     kinds: ClassVar[frozenset[str]]
+    #: The Hugging Face hub's name of the task, for model cards.
+    pipeline_tag: ClassVar[str] = ""
     #: Class of its predictions.
     prediction_class: ClassVar[type[Prediction]] = Prediction
     #: Configuration class of its transforms.

@@ -1,4 +1,4 @@
-"""What a finished run says about itself: ``result.json``."""
+"""``result.json``: the outcome of a training run."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -53,7 +54,7 @@ def finish(
         )
     model.eval()
     metrics = _metrics(model, module)
-    save_model(model, run_dir, dataclasses.replace(card, metrics=metrics))
+    save_model(model, run_dir, dataclasses.replace(card, metrics=metrics), **_page(module))
     result = TrainResult(
         run_dir=str(run_dir),
         metrics=metrics,
@@ -87,7 +88,8 @@ def _switch(
         return dataclasses.replace(result, switch_refused=str(error), switch=error.report.to_dict())
     metrics = _metrics(model, module)
     folder = run_dir / "switched"
-    save_model(model, folder, dataclasses.replace(card, switched=True, metrics=metrics))
+    card = dataclasses.replace(card, switched=True, metrics=metrics)
+    save_model(model, folder, card, certificate=report.to_dict(), **_page(module))
     write_json(folder / "certificate.json", report.to_dict())
     return dataclasses.replace(
         result,
@@ -95,6 +97,12 @@ def _switch(
         switch=report.to_dict(),
         switched_dir=str(folder),
     )
+
+
+def _page(module: TrainingModule) -> dict[str, Any]:
+    """What the model's page needs to know of the task."""
+    task = module.task
+    return {"pipeline_tag": task.pipeline_tag, "percentages": task.percentages}
 
 
 def _metrics(model: nn.Module, module: TrainingModule) -> dict[str, float]:

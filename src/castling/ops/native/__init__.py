@@ -1,9 +1,9 @@
-"""C++ operators for the CPU: the ``native`` path of the fused attention operators.
+"""C++ operators for the CPU: the ``native`` backend of the fused attention operators.
 
-- One shared library without ties to a version of PyTorch or Python, built when the package is
-  installed and a compiler is there (setup.py); everything else works without it.
-- Kernels for AVX-512, AVX2 and any other machine; the best that runs here is taken.
-- Signatures are those of every backend; the operators are registered one level up.
+- One shared library, independent of the versions of PyTorch and Python, built at installation if
+  there is a compiler (setup.py); everything else works without it.
+- Kernels for AVX-512, AVX2 and portable code; the best that runs here is used.
+- All backends have the same signatures; the operators are registered in :mod:`castling.ops`.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ import functools
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from castling.ops.native.library import load
+from castling.ops.native.library import load, multiply_add_rate
 
 if TYPE_CHECKING:
     from castling.ops.native.linear_attention import (
         linear_attention_backward,
         linear_attention_forward,
     )
-    from castling.ops.native.multiply_add import multiply_add_rate
     from castling.ops.native.taylor import (
         taylor_attention_backward,
         taylor_attention_forward,
@@ -41,7 +40,6 @@ __all__ = [
 _HOMES = {
     "linear_attention_forward": "linear_attention",
     "linear_attention_backward": "linear_attention",
-    "multiply_add_rate": "multiply_add",
     "taylor_attention_forward": "taylor",
     "taylor_attention_backward": "taylor",
     "taylor_state_shape": "taylor",
@@ -72,7 +70,7 @@ def describe() -> str:
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # Kept, so that this is asked once: it stands before every attention.
+    # Cached: every attention call looks these names up.
     found = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     globals()[name] = found
     return found

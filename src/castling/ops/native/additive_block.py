@@ -1,13 +1,12 @@
 """The folded CAS-ViT block in C++; see :mod:`castling.ops.additive_block` for the formula.
 
-Weights are packed once, in the order in which the products read them, and the packed copy is kept
-as long as the weights live and nobody writes to them.
+Weights are packed once, in the order in which the products read them. The packed copy is kept
+until a weight is written to or freed.
 """
 
 from __future__ import annotations
 
 import ctypes
-import struct
 from collections.abc import Sequence
 
 import torch
@@ -15,16 +14,18 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from castling.ops.additive_block import WITH_LOCAL
+from castling.ops.native.arguments import ADDITIVE_BLOCK
 from castling.ops.native.library import check, function
+from castling.ops.native.structures import packer
 
-_LAYOUT = struct.Struct("=12q")
+_pack_arguments = packer(ADDITIVE_BLOCK.members)
 _size = function("additive_block_size")
 _pack = function("additive_block_pack")
 _forward = function("additive_block_forward")
 
-# By a block's last weight: which memory in which state was packed, that memory, samples of what it
-# held, and the packed copy. Memory that is held here cannot be given to other weights, so its
-# address tells it.
+# By a block's last weight: addresses and versions of the weights, the weights (so that their memory
+# is not given to other tensors and an address identifies it), samples of their values, and the
+# packed copy.
 _Entry = tuple[list[int], list[Tensor], list[bytes], Tensor]
 _packed_weights: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
@@ -53,21 +54,28 @@ def additive_block_forward(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
     if out.numel():
         hidden, local = weights[-2].shape[1], len(weights) == WITH_LOCAL
         packed = _packed(weights)
-        check(
-            _forward(
-                _LAYOUT.pack(
-                    *(0, packed.data_ptr(), 0, image.data_ptr(), out.data_ptr()),
-                    *(batch, height, width, channels, hidden, local, torch.get_num_threads()),
-                )
-            )
+        arguments = _pack_arguments(
+            weights=0,
+            packed=packed.data_ptr(),
+            size=0,
+            x=image.data_ptr(),
+            out=out.data_ptr(),
+            batch=batch,
+            height=height,
+            width=width,
+            channels=channels,
+            hidden=hidden,
+            local=local,
+            threads=torch.get_num_threads(),
         )
+        check(_forward(arguments))
     return out.to(x.dtype)
 
 
 def _packed(weights: Sequence[Tensor]) -> Tensor:
-    """The packed weights, made anew when a weight was written to or got other memory."""
+    """The packed weights, packed again when a weight was written to or moved in memory."""
     if any(weight.is_inference() for weight in weights):
-        return _make(weights)  # such tensors do not tell whether they were written to
+        return _make(weights)  # inference tensors have no version counter
     state = [value for w in weights for value in (w.data_ptr(), w._version)]
     entry: _Entry | None = _packed_weights.get(weights[-2])
     samples = [sample for weight in weights for sample in _samples(weight)]
@@ -80,7 +88,7 @@ def _packed(weights: Sequence[Tensor]) -> Tensor:
 def _samples(weight: Tensor) -> tuple[bytes, ...]:
     """Its first, middle and last numbers in memory.
 
-    Fused optimisers and writes through ``.data`` leave no trace in a tensor's version.
+    Fused optimisers and writes through ``.data`` do not change a tensor's version.
     """
     address, size = weight.data_ptr(), weight.numel() * weight.element_size()
     width = min(8, size)
@@ -94,9 +102,11 @@ def _make(weights: Sequence[Tensor]) -> Tensor:
     sources = [weight.detach().float().contiguous() for weight in weights]
     addresses = (ctypes.c_void_p * len(sources))(*(source.data_ptr() for source in sources))
     size = ctypes.c_int64()
-    shape = (0, 0, 0, channels, hidden, local, 1)
-    _size(_LAYOUT.pack(0, 0, ctypes.addressof(size), 0, 0, *shape))
-    # Whatever the program's default precision and device are: the library counts in float32.
+    unused = {member.name: 0 for member in ADDITIVE_BLOCK.members}
+    shape = {**unused, "channels": channels, "hidden": hidden, "local": local, "threads": 1}
+    _size(_pack_arguments(**{**shape, "size": ctypes.addressof(size)}))
+    # The library computes in float32, whatever the default dtype and device are.
     packed = torch.empty(size.value, dtype=torch.float32, device="cpu")
-    _pack(_LAYOUT.pack(ctypes.addressof(addresses), packed.data_ptr(), 0, 0, 0, *shape))
+    memory = {"weights": ctypes.addressof(addresses), "packed": packed.data_ptr()}
+    _pack(_pack_arguments(**{**shape, **memory}))
     return packed

@@ -1,7 +1,7 @@
-"""The shared library of the C++ operators: where it is, what it can do here, its threads.
+"""Loading the shared library of the C++ operators.
 
-- Plain C interface called through ctypes, which releases the interpreter's lock during a call.
-- PyTorch's own OpenMP pool is used: its entry point is in the process since ``import torch``.
+- A plain C interface called through ctypes, which releases the GIL during a call.
+- Threads come from PyTorch's own OpenMP pool, whose entry point ``import torch`` has loaded.
 - ``CASTLING_ISA=portable|avx2|avx512`` forces an instruction set, before the first use.
 """
 
@@ -16,7 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import torch  # noqa: F401  brings the OpenMP runtime into the process
+import torch  # noqa: F401  loads the OpenMP runtime
+
+from castling.ops.native.arguments import MULTIPLY_ADD, header_text
+from castling.ops.native.structures import packer
 
 INSTRUCTION_SETS = ("portable", "avx2", "avx512")
 _FILE = Path(__file__).with_name(
@@ -41,26 +44,26 @@ class Library(NamedTuple):
 
 
 @functools.cache
-def load() -> Library | str:
-    """The library, or why there is none and what to do."""
-    if not _FILE.exists():
+def load(file: Path = _FILE) -> Library | str:
+    """The library in ``file``, or why it cannot be used and what to do."""
+    if not file.exists():
         return (
             "the C++ operators were not built: install a C++17 compiler (g++ or clang++) and "
             "install castling again"
         )
     try:
-        functions = ctypes.CDLL(str(_FILE))
+        functions = ctypes.CDLL(str(file))
         functions.castling_compiler.restype = ctypes.c_char_p
-        # Without this, ctypes would cut an address down to 32 bits.
+        # Without this, ctypes would truncate an address to 32 bits.
         functions.castling_use_openmp.argtypes = [ctypes.c_void_p]
         functions.castling_interface.restype = ctypes.c_char_p
         if functions.castling_interface().decode() != _interface():
-            return f"{_FILE.name} was built from other sources: install castling again"
+            return f"{file.name} was built from other sources: install castling again"
         chosen = _instruction_set(functions)
     except ValueError as error:
         return str(error)
     except (OSError, AttributeError) as error:
-        return f"{_FILE.name} cannot be used ({error}); install castling again"
+        return f"{file.name} cannot be used ({error}); install castling again"
     functions.castling_select(INSTRUCTION_SETS.index(chosen))
     entry = openmp_entry()
     functions.castling_use_openmp(entry)
@@ -69,17 +72,17 @@ def load() -> Library | str:
 
 
 def _instruction_set(functions: ctypes.CDLL) -> str:
-    able = [name for i, name in enumerate(INSTRUCTION_SETS) if functions.castling_runs(i)]
+    supported = [name for i, name in enumerate(INSTRUCTION_SETS) if functions.castling_runs(i)]
     forced = os.environ.get("CASTLING_ISA")
-    if forced and forced not in able:
+    if forced and forced not in supported:
         raise ValueError(
-            f"CASTLING_ISA={forced}: this machine and build run {', '.join(able)}; unset it"
+            f"CASTLING_ISA={forced}: this machine and build run {', '.join(supported)}; unset it"
         )
-    return forced or able[-1]
+    return forced or supported[-1]
 
 
 def openmp_entry() -> int | None:
-    """Address of GOMP_parallel, which every OpenMP runtime of PyTorch has; None without one."""
+    """Address of GOMP_parallel, which every OpenMP runtime of PyTorch exports; None without one."""
     try:
         return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p).value
     except (AttributeError, OSError, TypeError):
@@ -87,13 +90,12 @@ def openmp_entry() -> int | None:
 
 
 def _interface() -> str:
-    """What stands for the argument structures; ``setup.py`` computes the same."""
-    headers = sorted(_FILE.with_name("csrc").glob("*.h"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in headers)).hexdigest()[:16]
+    """Fingerprint of the argument structures; ``setup.py`` compiles the same into the library."""
+    return hashlib.sha256(header_text().encode()).hexdigest()[:16]
 
 
 def function(name: str) -> Callable[[bytes], int]:
-    """A kernel of the library: takes its packed arguments, returns 0 or, out of memory, 1.
+    """A kernel of the library: takes packed arguments, returns 0, or 1 when out of memory.
 
     Raises:
         RuntimeError: there is no library.
@@ -107,6 +109,20 @@ def function(name: str) -> Callable[[bytes], int]:
 
 
 def check(code: int) -> None:
-    """Raise MemoryError when a kernel returned that it found no memory."""
+    """Raise MemoryError if a kernel's return code says that it ran out of memory."""
     if code:
-        raise MemoryError("the C++ attention operator found no memory for its scratch space")
+        raise MemoryError("the C++ operator could not allocate its scratch memory")
+
+
+def multiply_add_rate() -> float:
+    """float32 GFLOP/s of one thread on registers alone, in the library's instruction set.
+
+    Takes 20 ms; a multiply-add counts as two operations. ``CASTLING_ISA`` forces the instruction
+    set, as for every kernel.
+
+    Raises:
+        RuntimeError: the library is missing; says why.
+    """
+    rate = ctypes.c_double()
+    function("multiply_add_rate")(packer(MULTIPLY_ADD.members)(rate=ctypes.addressof(rate)))
+    return rate.value

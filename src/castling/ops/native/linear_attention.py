@@ -1,35 +1,41 @@
 """Linear attention in C++: :func:`castling.ops.linear_attention.linear_attention`'s formula.
 
-Signatures are those of every backend (:class:`castling.ops.operators.FusedOperator`); the tensors
-may have any strides, results are contiguous.
+Signatures are those of every backend (:class:`castling.ops.operators.FusedOperator`). Tensors may
+have any strides; results are contiguous.
 """
 
 from __future__ import annotations
 
 import functools
-import struct
 from numbers import Real
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, empty, float32, get_num_threads
 
 from castling.ops.linear_inputs import LinearOptions, LinearTensors
 from castling.ops.local import check_local
-from castling.ops.native.arguments import DTYPES, dtype_code, packed
+from castling.ops.native.arguments import (
+    DTYPES,
+    LINEAR,
+    LINEAR_FORMULA,
+    LINEAR_GRADIENTS,
+    LINEAR_OPTIONAL,
+    dtype_code,
+    numbers,
+)
 from castling.ops.native.library import check, function
+from castling.ops.native.structures import packer
 
-_FEATURES = {"unit": 0, "relu": 1, "squares": 2, "identity": 3}
-_NORMALISATIONS = {"none": 0, "l2": 1, "rowsum": 2}
-# The parts of the C structure LinearArguments, in their order.
-_CALL = struct.Struct("=20q 3q d")
-_FORMULA = struct.Struct("=14q 5d")
-_SELDOM = struct.Struct("=5q 3q")
-_BACKWARD = struct.Struct("=20q 2q")
+_FEATURES = numbers("Features")
+_NORMALISATIONS = numbers("Normalisation")
+_LOCAL_KINDS = numbers("LocalKind")
 _NO_MASK = (0, 0, 0)
-_NO_LOCAL = (0, 0, 0, 0, 0)
-_NEITHER = bytes(_SELDOM.size + _BACKWARD.size)
 _NO_STATE = empty(0, dtype=float32, device="cpu")
+
+_pack_arguments = packer(LINEAR.members)
+_pack_formula = packer(LINEAR_FORMULA.fields)
+_pack_optional = packer(LINEAR_OPTIONAL.fields)
+_pack_gradients = packer(LINEAR_GRADIENTS.fields)
 
 _forward = function("linear_attention_forward")
 _backward = function("linear_attention_backward")
@@ -38,31 +44,31 @@ _backward = function("linear_attention_backward")
 def linear_attention_forward(
     tensors: LinearTensors, options: LinearOptions, save_state: bool
 ) -> tuple[Tensor, Tensor]:
-    """Output (B, N_q, H, d_v), and the state the gradient needs.
+    """Output (B, N_q, H, d_v), and the state that the gradient needs.
 
     Args:
         tensors: of one precision, float32, bfloat16 or float16; any strides.
         options: the formula.
-        save_state: whether to return the state; else it is empty.
+        save_state: return the state; otherwise it is empty.
 
     Returns:
         Output in the precision of the value and float32 state (B, H, d·d_v + d + d_v) or (0,).
 
     Raises:
-        ValueError: precisions differ or are not the library's; unknown feature map or
-            normalisation; a kernel of even size.
+        ValueError: precisions differ or are not supported; unknown feature map or normalisation; a
+            convolution of even size.
     """
     batch, queries, heads, dim = tensors.query.shape
     value = tensors.value
     value_dim = value.shape[3]
-    # Sizes one by one: reading them from a tuple takes PyTorch twice as long.
+    # Sizes as separate arguments: PyTorch parses a tuple in twice the time.
     out = value.new_empty(batch, queries, heads, value_dim)
     state = _NO_STATE
     if save_state:
         size = dim * value_dim + dim + value_dim
         state = value.new_empty(batch, heads, size, dtype=float32)
     weight = _weight(tensors.local_weight)
-    code = _forward(_pack(tensors, options, weight, state, out))
+    code = _forward(_pack(tensors, options, weight, state, out, b""))
     if code:
         check(code)
     return out, state
@@ -83,7 +89,7 @@ def linear_attention_backward(
         options: as in the forward pass.
 
     Returns:
-        Contiguous tensors in shape and precision of what they belong to; None where that is None.
+        Contiguous tensors in the shape and precision of their inputs; None for absent ones.
 
     Raises:
         ValueError: as in the forward pass; or the state was not saved.
@@ -99,8 +105,15 @@ def linear_attention_backward(
     )
     d_query, d_key, d_value, d_residual, d_weight = fresh
     d_constant = value.new_empty((), dtype=float32)
-    gradients = _Gradients(d_query, d_key, d_value, d_residual, d_weight, d_constant)
-    state = state.contiguous()  # kept until the library has read it
+    gradients = _pack_gradients(
+        d_query=d_query,
+        d_key=d_key,
+        d_value=d_value,
+        d_residual=d_residual,
+        d_local_weight=0 if d_weight is None else d_weight.data_ptr(),
+        d_constant=d_constant.data_ptr(),
+    )
+    state = state.contiguous()  # must live until the library has read it
     check(_backward(_pack(tensors, options, weight, state, grad_out, gradients)))
     d_scalar = None
     if scalar is not None:
@@ -108,15 +121,6 @@ def linear_attention_backward(
     if d_weight is not None and local_weight is not None:
         d_weight = d_weight.to(local_weight.dtype)
     return d_query, d_key, d_value, d_residual, d_weight, d_scalar
-
-
-class _Gradients(NamedTuple):
-    query: Tensor | None
-    key: Tensor | None
-    value: Tensor | None
-    residual: Tensor | None
-    weight: Tensor | None
-    constant: Tensor
 
 
 def _weight(local_weight: Tensor | None) -> Tensor | None:
@@ -133,9 +137,9 @@ def _pack(
     weight: Tensor | None,
     state: Tensor,
     out: Tensor,
-    gradients: _Gradients | None = None,
+    gradients: bytes,
 ) -> bytes:
-    """The C structure LinearArguments; backwards ``out`` is the output's gradient."""
+    """The packed LinearArguments; backward ``out`` is the output's gradient."""
     query, key, value, residual, _, key_mask, scalar = tensors
     dtype = query.dtype
     if not dtype == key.dtype == value.dtype == out.dtype:
@@ -147,26 +151,28 @@ def _pack(
         raise TypeError(
             f"options of attention are names, plain numbers and tuples of them, got {options}"
         ) from error
+    optional = b""
+    if residual is not None or key_mask is not None:
+        if residual is not None:
+            dtype_code(value, residual)
+        mask = _NO_MASK if key_mask is None else (key_mask.data_ptr(), *key_mask.stride())
+        optional = _pack_optional(
+            residual=residual, key_mask=mask[0], mask_batch=mask[1], mask_token=mask[2]
+        )
     alpha = options.alpha
-    call = _CALL.pack(
-        *(query.data_ptr(), *query.stride(), key.data_ptr(), *key.stride()),
-        *(value.data_ptr(), *value.stride(), out.data_ptr(), *out.stride()),
-        *(0 if weight is None else weight.data_ptr(), state.data_ptr(), get_num_threads()),
-        alpha if scalar is None else alpha + float(scalar) ** 2,
+    return _pack_arguments(
+        query=query,
+        key=key,
+        value=value,
+        out=out,
+        local_weight=0 if weight is None else weight.data_ptr(),
+        state=state.data_ptr(),
+        threads=get_num_threads(),
+        constant=alpha if scalar is None else alpha + float(scalar) ** 2,
+        formula=formula,
+        optional=optional,
+        gradients=gradients,
     )
-    if residual is None and key_mask is None and gradients is None:
-        return call + formula + _NEITHER
-    if residual is not None:
-        dtype_code(value, residual)
-    mask = _NO_MASK if key_mask is None else (key_mask.data_ptr(), *key_mask.stride())
-    seldom = _SELDOM.pack(*packed(residual), *mask)
-    if gradients is None:
-        return call + formula + seldom + _NEITHER[_SELDOM.size :]
-    results = (number for each in gradients[:4] for number in packed(each))
-    d_weight = 0 if gradients.weight is None else gradients.weight.data_ptr()
-    return call + formula + seldom + _BACKWARD.pack(
-        *results, d_weight, gradients.constant.data_ptr()
-    )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=256)
@@ -177,7 +183,7 @@ def _formula(
     dtype: torch.dtype,
     options: LinearOptions,
 ) -> bytes:
-    """What is the same for a module's calls, checked and packed once: sizes and formula.
+    """The block of sizes and formula: checked and packed once for all calls of a module.
 
     Args:
         query: shape.
@@ -186,28 +192,45 @@ def _formula(
         dtype: of the tensors.
         options: the formula.
     """
-    features, normalize, *numbers, grid, prefix = options
-    if not all(isinstance(number, Real) for number in numbers):
-        raise TypeError("a tensor may change, what is kept would not")
-    identity, gamma, _, kv_scale, eps, row_eps = numbers
+    if not all(isinstance(number, Real) for number in options[2:-2]):
+        raise TypeError("a tensor's value may change, the cached block would not")
     if dtype not in DTYPES:
         raise ValueError(
             "the native operators take float32, bfloat16 and float16, got "
-            f"{str(dtype).removeprefix('torch.')}: convert it, or use the naive path"
+            f"{str(dtype).removeprefix('torch.')}: convert it, or use the naive backend"
         )
-    feature_map, normalisation = _FEATURES.get(features), _NORMALISATIONS.get(normalize)
+    feature_map = _FEATURES.get(options.features)
+    normalisation = _NORMALISATIONS.get(options.normalize)
     if feature_map is None or normalisation is None:
         raise ValueError(
             f"features is one of {', '.join(_FEATURES)} and normalize one of "
-            f"{', '.join(_NORMALISATIONS)}; got {features!r} and {normalize!r}"
+            f"{', '.join(_NORMALISATIONS)}; got {options.features!r} and {options.normalize!r}"
         )
-    local: tuple[int, ...] = _NO_LOCAL
+    kind, taps, height, width, prefix = "no_local", 0, 0, 0, 0
     if weight is not None:
-        check_local(weight, value, grid, prefix)
-        local = (2, weight[2], *grid, prefix) if grid else (1, weight[2], 0, 0, 0)
-    batch, queries, heads, dim = query
-    return _FORMULA.pack(
-        *(batch, queries, value[1], heads, dim, value[3]),
-        *(DTYPES[dtype], feature_map, normalisation, *local),
-        *(identity, gamma, kv_scale, eps, row_eps),
+        check_local(weight, value, options.grid, options.prefix)
+        kind, taps = "along_tokens", weight[2]
+        if options.grid:
+            kind, prefix = "on_grid", options.prefix
+            height, width = options.grid
+    return _pack_formula(
+        batch=query[0],
+        queries=query[1],
+        keys=value[1],
+        heads=query[2],
+        dim=query[3],
+        value_dim=value[3],
+        dtype=DTYPES[dtype],
+        features=feature_map,
+        normalize=normalisation,
+        local=_LOCAL_KINDS[kind],
+        taps=taps,
+        height=height,
+        width=width,
+        prefix=prefix,
+        identity=options.identity,
+        gamma=options.gamma,
+        kv_scale=options.kv_scale,
+        eps=options.eps,
+        row_eps=options.row_eps,
     )

@@ -1,29 +1,28 @@
-"""The exact second-order Taylor attention in C++, for tensors on a CPU.
+"""Exact second-order Taylor attention in C++, for tensors on a CPU.
 
-- ``"direct"`` goes through tiles of the similarity, without exponentials or running maxima;
-- ``"features"`` goes through slices of the symmetric features: a state of 1 + d + d(d + 1)/2 rows
-  per head, and no more than 96 features of 128 tokens at a time;
+- ``"direct"`` computes tiles of the similarity, without exponentials or running maxima.
+- ``"features"`` computes slices of the symmetric features: a state of 1 + d + d(d + 1)/2 rows per
+  head, and 96 features of 128 tokens at a time.
 - ``"auto"`` takes the one with fewer multiplications.
 
-Sums are float32 whatever the inputs; results do not depend on the number of threads.
+Sums are float32 for every input precision; results do not depend on the number of threads.
 """
 
 from __future__ import annotations
 
-import struct
-
 import torch
 from torch import Tensor
 
-from castling.ops.native.arguments import dtype_code, packed
+from castling.ops.native.arguments import TAYLOR, dtype_code
 from castling.ops.native.library import check, function
+from castling.ops.native.structures import packer
 from castling.ops.taylor_features import taylor_feature_count
 from castling.ops.taylor_inputs import TaylorOptions, TaylorTensors, order_of
 
 # The state's rows are padded to this many floats: the widest vector of any instruction set.
 _LANES = 16
-# TaylorArguments of csrc/taylor.h: ten integers, eps, two addresses, eight tensors.
-_LAYOUT = struct.Struct("=10qd2q40q")
+
+_pack = packer(TAYLOR.members)
 
 
 def taylor_attention_forward(
@@ -41,7 +40,7 @@ def taylor_attention_forward(
         any key that takes part the output is zero.
 
     Raises:
-        ValueError: a dtype these operators do not know, or an unknown order.
+        ValueError: an unsupported dtype, or an unknown order.
     """
     query, key, value, _ = tensors
     dtype = dtype_code(query, key, value)
@@ -51,20 +50,20 @@ def taylor_attention_forward(
     if 0 in (*query.shape, *value.shape):
         return out.zero_(), state.zero_()
     saved = state if save_state else None
-    _run("taylor_forward", dtype, tensors, options, saved, out, None, None, None, None)
+    _run("taylor_forward", dtype, tensors, options, saved, out, (None, None, None, None))
     return out, state
 
 
 def taylor_attention_backward(
     grad_out: Tensor, tensors: TaylorTensors, saved: tuple[Tensor, ...], options: TaylorOptions
 ) -> tuple[Tensor, ...]:
-    """Gradients of :func:`taylor_attention_forward`; similarities and features are computed again.
+    """Gradients of :func:`taylor_attention_forward`; similarities and features are recomputed.
 
     Args:
         grad_out: (B, N_q, H, d_v), gradient of the output; any strides.
-        tensors: as forwards.
-        saved: the output, and the state of the forward pass.
-        options: as forwards.
+        tensors: as in the forward pass.
+        saved: its output and state.
+        options: as in the forward pass.
 
     Returns:
         Gradients of query, key and value, contiguous, in their dtype; zero at masked keys and at
@@ -77,13 +76,13 @@ def taylor_attention_backward(
     out, state = saved
     dtype = dtype_code(query, key, value, out, grad_out)
     grad_query = query.new_empty(query.shape)
-    # Masked keys are never visited.
+    # The kernel does not visit masked keys.
     fresh = Tensor.new_empty if key_mask is None else Tensor.new_zeros
     grad_key, grad_value = fresh(key, key.shape), fresh(value, value.shape)
     gradients = (grad_query, grad_key, grad_value)
     if 0 in (*query.shape, *value.shape):
         return grad_query.zero_(), grad_key.zero_(), grad_value.zero_()
-    _run("taylor_backward", dtype, tensors, options, state, out, grad_out, *gradients)
+    _run("taylor_backward", dtype, tensors, options, state, out, (grad_out, *gradients))
     return gradients
 
 
@@ -120,16 +119,35 @@ def _run(
     tensors: TaylorTensors,
     options: TaylorOptions,
     state: Tensor | None,
-    *others: Tensor | None,
+    out: Tensor,
+    gradients: tuple[Tensor | None, ...],
 ) -> None:
+    """Call a kernel; ``gradients`` of output, query, key and value."""
     query, key, value, key_mask = tensors
     mask = None if key_mask is None else key_mask.contiguous()
     batch, queries, heads, dim = query.shape
-    features = _order(tensors, options) == "features"
-    arguments = _LAYOUT.pack(
-        *(torch.get_num_threads(), dtype, batch, heads, queries, value.shape[1], dim),
-        *(value.shape[3], options.qk_norm, features, options.eps),
-        *(0 if tensor is None else tensor.data_ptr() for tensor in (mask, state)),
-        *(number for tensor in (query, key, value, *others) for number in packed(tensor)),
+    grad_out, grad_query, grad_key, grad_value = gradients
+    arguments = _pack(
+        threads=torch.get_num_threads(),
+        dtype=dtype,
+        batch=batch,
+        heads=heads,
+        queries=queries,
+        keys=value.shape[1],
+        dim=dim,
+        value_dim=value.shape[3],
+        normalise=options.qk_norm,
+        features=_order(tensors, options) == "features",
+        eps=options.eps,
+        key_mask=0 if mask is None else mask.data_ptr(),
+        state=0 if state is None else state.data_ptr(),
+        query=query,
+        key=key,
+        value=value,
+        out=out,
+        grad_out=grad_out,
+        grad_query=grad_query,
+        grad_key=grad_key,
+        grad_value=grad_value,
     )
     check(function(name)(arguments))

@@ -1,8 +1,8 @@
-"""Triton kernels for NVIDIA GPUs: the ``triton`` path of the fused attention operators.
+"""Triton kernels for NVIDIA GPUs: the ``triton`` backend of the fused attention operators.
 
-- Importing this package imports no Triton, so that machines without it run everything else.
-- With ``TRITON_INTERPRET=1`` set before the first use, the same kernels run on CPU tensors, slowly.
-- Signatures are those of every backend; the operators are registered one level up.
+- Importing this package does not import Triton, so that everything else works without it.
+- With ``TRITON_INTERPRET=1`` set before the first use, the kernels run on CPU tensors, slowly.
+- All backends have the same signatures; the operators are registered in :mod:`castling.ops`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         linear_attention_forward,
     )
     from castling.ops.triton.taylor import taylor_attention_backward, taylor_attention_forward
-    from castling.ops.triton.taylor_state import taylor_state_shape
+    from castling.ops.triton.taylor_configs import taylor_state_shape
 
 __all__ = [
     "available",
@@ -34,10 +34,10 @@ __all__ = [
     "why_not",
 ]
 
-# Products are made in bfloat16, which tensor cores know from this compute capability on.
+# Products are in bfloat16, which tensor cores support from this compute capability on.
 MINIMUM_CAPABILITY = (8, 0)
 
-#: Channels of a head, of queries or of values, that one program's registers hold.
+#: Maximum channels of a head, of queries or values: one program keeps them in registers.
 MAX_HEAD_DIM = 128
 
 _HOMES = {
@@ -45,7 +45,7 @@ _HOMES = {
     "linear_attention_backward": "linear_attention",
     "taylor_attention_forward": "taylor",
     "taylor_attention_backward": "taylor",
-    "taylor_state_shape": "taylor_state",
+    "taylor_state_shape": "taylor_configs",
 }
 
 
@@ -98,7 +98,7 @@ def available(device: torch.device | str) -> bool:
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # Kept, so that this is asked once: it stands before every attention.
+    # Cached: every attention call looks these names up.
     found = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     globals()[name] = found
     return found

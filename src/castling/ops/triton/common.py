@@ -1,4 +1,4 @@
-"""Launching Triton kernels, and recording launches so that they can be compiled without a GPU."""
+"""Launches of Triton kernels, which can be recorded to compile them without a GPU."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from torch import Tensor
 
 Argument = Tensor | int | float | None
 
-# Blocks of a device are handed out in order, but how many run at once differs: about twice the
-# multiprocessors of the largest data-centre GPU keeps every one of them busy.
+#: What the kernels take.
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+# About twice the multiprocessors of the largest data-centre GPU, which keeps all of them busy.
 PROGRAMS_TO_FILL_A_GPU = 264
 
 
@@ -42,7 +44,7 @@ _recordings: list[list[Launch]] = []
 
 
 def launch(call: Launch) -> None:
-    """Run ``call``, or only note it inside :func:`recorded_launches`."""
+    """Run ``call``, or record it inside :func:`recorded_launches`."""
     if _recordings:
         _recordings[-1].append(call)
         return
@@ -60,7 +62,7 @@ def launch(call: Launch) -> None:
 
 @contextmanager
 def recorded_launches() -> Iterator[list[Launch]]:
-    """Collect launches instead of running them, so that a wrapper can be called on meta tensors."""
+    """Collect launches instead of running them, to call wrappers on meta tensors."""
     calls: list[Launch] = []
     _recordings.append(calls)
     try:
@@ -69,8 +71,21 @@ def recorded_launches() -> Iterator[list[Launch]]:
         _recordings.pop()
 
 
+def strides(name: str, tensor: Tensor | None) -> dict[str, Argument]:
+    """The kernel arguments ``{name}_batch, _token, _head, _channel`` of a (B, N, H, d) tensor."""
+    axes = ("batch", "token", "head", "channel")
+    values = (0, 0, 0, 0) if tensor is None else tensor.stride()
+    return {f"{name}_{axis}": value for axis, value in zip(axes, values, strict=True)}
+
+
+def mask_strides(mask: Tensor | None) -> dict[str, Argument]:
+    """The kernel arguments ``mask_batch, mask_token`` of a (B, N) mask."""
+    values = (0, 0) if mask is None else mask.stride()
+    return dict(zip(("mask_batch", "mask_token"), values, strict=True))
+
+
 def padded_width(channels: int) -> int:
-    """The power of two, at least 16 (what a matrix product takes), that holds ``channels``."""
+    """The smallest power of two, at least 16 (a matrix product's minimum), for ``channels``."""
     return max(16, 1 << (channels - 1).bit_length())
 
 
@@ -78,7 +93,7 @@ def sum_parts(parts: Tensor) -> Tensor:
     """Sum float32 ``parts`` over the first axis, always in the same order."""
     if parts.shape[0] == 1:
         return parts[0]
-    # Here, because the module of a kernel imports Triton when it is loaded.
+    # Imported here: modules with kernels import Triton.
     from castling.ops.triton.tiles import sum_parts_kernel
 
     out = torch.empty_like(parts[0])

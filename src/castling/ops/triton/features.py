@@ -1,7 +1,7 @@
 """Feature maps φ of linear attention on tiles of tokens, and their gradients.
 
-A map is returned as (base, scale), φ = base · scale with one scale per row and head, because a raw
-query can enter a product unrounded while its norm multiplies the float32 result.
+A map is returned as (base, scale), φ = base · scale with one scale per row and head: a raw query
+enters a product unrounded, and its norm multiplies the float32 result.
 """
 
 from __future__ import annotations

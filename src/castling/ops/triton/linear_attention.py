@@ -1,7 +1,7 @@
 """Linear attention on a GPU: the ``triton`` backend of the fused operator, forward and backward.
 
-Formula: :mod:`castling.ops.linear_attention`. Every sum is made in a fixed order, so the same
-inputs give the same bits on the same device.
+Formula: :mod:`castling.ops.linear_attention`. Every sum has a fixed order: the same inputs give the
+same bits on the same device.
 """
 
 from __future__ import annotations
@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from castling.ops.linear_inputs import LinearOptions, LinearTensors
-from castling.ops.triton.common import Argument, Launch, launch, sum_parts
+from castling.ops.triton.common import (
+    Argument,
+    Launch,
+    launch,
+    mask_strides,
+    strides,
+    sum_parts,
+)
 from castling.ops.triton.linear_attention_backward_keys import linear_attention_bwd_kernel_keys
 from castling.ops.triton.linear_attention_backward_queries import (
     linear_attention_bwd_kernel_queries,
@@ -25,7 +32,7 @@ from castling.ops.triton.linear_attention_forward_kernels import (
     linear_attention_fwd_kernel_single,
     linear_attention_fwd_kernel_state,
 )
-from castling.ops.triton.linear_attention_problem import Problem, mask_strides, strides
+from castling.ops.triton.linear_attention_problem import Problem
 
 _NUMBERS_OF_KEYS = ("all_keys", "kv_scale", "gamma", "alpha", "eps")
 
@@ -36,7 +43,7 @@ def linear_attention_forward(
     """Output (B, N_q, H, d_v) and state (B, H, d·d_v + d + d_v), or (0,) unless ``save_state``.
 
     Raises:
-        ValueError: shapes or dtypes disagree, or are not what the kernels serve.
+        ValueError: shapes or dtypes disagree or are not supported.
     """
     problem = Problem(tensors, options)
     query, key = tensors.query, tensors.key
@@ -61,7 +68,7 @@ def linear_attention_backward(
     """Gradients of query, key, value, residual, local_weight and scalar, each like its input.
 
     Raises:
-        ValueError: as the forward does; or the state was not saved by it.
+        ValueError: as the forward pass; or it did not save the state.
     """
     problem = Problem(tensors, options)
     query, residual, (state,) = tensors.query, tensors.residual, saved
@@ -72,17 +79,17 @@ def linear_attention_backward(
         )
     if tuple(grad_out.shape) != problem.out_shape:
         raise ValueError(f"grad_out must be {problem.out_shape}, got {tuple(grad_out.shape)}")
-    d_query, d_identity, d_state, lost, d_scalar = _past_queries(problem, grad_out, state)
+    d_query, d_identity, d_state, shift, d_scalar = _past_queries(problem, grad_out, state)
     share, d_residual = d_identity, None
     if residual is not None:
         share = None
         d_residual = torch.zeros_like(residual) if d_identity is None else d_identity
-    d_key, d_value, d_weight = _past_keys(problem, grad_out, d_state, lost, share)
+    d_key, d_value, d_weight = _past_keys(problem, grad_out, d_state, shift, share)
     return d_query, d_key, d_value, d_residual, d_weight, d_scalar
 
 
 def _row_arguments(problem: Problem, out: Tensor, state: Tensor) -> dict[str, Argument]:
-    """What every kernel that writes rows of the output is given."""
+    """Arguments of every kernel that writes rows of the output."""
     tensors = problem.tensors
     _, queries, heads, _ = tensors.query.shape
     return {
@@ -170,7 +177,7 @@ def _output(problem: Problem, state: Tensor, out: Tensor) -> None:
 def _past_queries(
     problem: Problem, grad_out: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None]:
-    """Gradients of queries, identity term and state; what values lost; the scalar's gradient."""
+    """Gradients of queries, identity term and state; the values' shift; the scalar's gradient."""
     query, value, residual = problem.tensors.query, problem.tensors.value, problem.tensors.residual
     batch, queries, heads, _ = query.shape
     groups = problem.groups
@@ -185,9 +192,9 @@ def _past_queries(
     d_identity = query.new_empty(problem.out_shape) if has_identity else None
     state_parts = partial(heads, problem.numbers)
     scalar_parts = None if problem.tensors.scalar is None else partial(groups)
-    lost = None
+    shift = None
     if problem.options.normalize == "rowsum":
-        lost = query.new_empty((batch, heads, problem.value_dim), dtype=torch.float32)
+        shift = query.new_empty((batch, heads, problem.value_dim), dtype=torch.float32)
     arguments: dict[str, Argument] = {
         "grad_out": grad_out,
         "query": query,
@@ -201,7 +208,7 @@ def _past_queries(
         "d_identity": d_identity,
         "state_parts": state_parts,
         "scalar_parts": scalar_parts,
-        "lost_values": lost,
+        "value_shifts": shift,
         "batches": batch,
         "queries": queries,
         "heads": heads,
@@ -224,7 +231,7 @@ def _past_queries(
         d_scalar = (2 * problem.tensors.scalar.float() * scalar_parts.sum()).to(
             problem.tensors.scalar.dtype
         )
-    return d_query, d_identity, sum_parts(state_parts), lost, d_scalar
+    return d_query, d_identity, sum_parts(state_parts), shift, d_scalar
 
 
 def _filter_gradient(problem: Problem, parts: Tensor) -> Tensor:
@@ -242,7 +249,7 @@ def _past_keys(
     problem: Problem,
     grad_out: Tensor,
     d_state: Tensor,
-    lost: Tensor | None,
+    shift: Tensor | None,
     share: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Gradients of keys, values and local weight."""
@@ -267,7 +274,7 @@ def _past_keys(
         "scalar": problem.tensors.scalar,
         "value_share": share,
         "d_state": d_state,
-        "lost_values": lost,
+        "value_shifts": shift,
         "d_key": d_key,
         "d_value": d_value,
         "filter_parts": filter_parts,

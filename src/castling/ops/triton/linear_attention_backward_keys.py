@@ -1,7 +1,7 @@
-"""Backward kernel of linear attention past the keys, from the complete gradient of the state.
+"""Second backward kernel of linear attention: the pass over the keys.
 
-It takes that to keys and values, and the gradient of the outputs through the convolution: the rows
-it gathers for the values serve the filters as well.
+It computes the gradients of keys and values from that of the state, and takes the outputs' gradient
+through the convolution: the rows gathered for the values are used for the filters too.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from castling.ops.triton.tiles import (
 
 @triton.jit
 def linear_attention_bwd_kernel_keys(
-    grad_out, key, value, weight, mask, counts, scalar, value_share, d_state, lost_values,
+    grad_out, key, value, weight, mask, counts, scalar, value_share, d_state, value_shifts,
     d_key, d_value, filter_parts,
     keys, heads, groups, blocks, block_keys,
     grad_out_batch, grad_out_token, grad_out_head, grad_out_channel,
@@ -64,15 +64,15 @@ def linear_attention_bwd_kernel_keys(
     key_sum = key_sum * (sample_scale * gamma)
     value_sum = value_sum * (sample_scale * constant)
     if NORMALIZE == "rowsum":
-        lost_columns = column_offsets(VALUE_DIM, 1, GROUP, VALUE_WIDTH)
-        lost_pointers = lost_values + (batch * heads + head) * VALUE_DIM + lost_columns
-        lost_real = tl.arange(0, GROUP * VALUE_WIDTH) % VALUE_WIDTH < VALUE_DIM
+        shift_columns = column_offsets(VALUE_DIM, 1, GROUP, VALUE_WIDTH)
+        shift_pointers = value_shifts + (batch * heads + head) * VALUE_DIM + shift_columns
+        shift_real = tl.arange(0, GROUP * VALUE_WIDTH) % VALUE_WIDTH < VALUE_DIM
         if EXACT:
-            # Raw values are exact as operands, which centred ones are not: their product with the
-            # same two parts of the state loses that of the row.
+            # Raw values are exact as operands, centred ones are not: instead, subtract the shift's
+            # product with the same two parts of the state.
             rounded = matrix_high.to(tl.float32) + matrix_low.to(tl.float32)
-            lost = tl.load(lost_pointers, mask=lost_real, other=0.0)
-            key_sum -= tl.sum(rounded * lost[None, :], axis=1)
+            shift = tl.load(shift_pointers, mask=shift_real, other=0.0)
+            key_sum -= tl.sum(rounded * shift[None, :], axis=1)
     mask_base = mask
     if HAS_MASK:
         mask_base = mask + batch * mask_batch
@@ -105,7 +105,7 @@ def linear_attention_bwd_kernel_keys(
         centred = values
         if NORMALIZE == "rowsum" and not EXACT:
             # Loaded again for each tile: held, it would take registers that there are not.
-            centred = values - tl.load(lost_pointers, mask=lost_real, other=0.0)[None, :]
+            centred = values - tl.load(shift_pointers, mask=shift_real, other=0.0)[None, :]
         high, low = split(centred, PRECISION)
         d_row = tl.zeros((ROWS, GROUP * KEY_WIDTH), tl.float32)
         d_row = multiply(

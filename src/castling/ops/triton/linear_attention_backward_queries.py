@@ -1,8 +1,8 @@
-"""Backward kernel of linear attention past the queries, which comes first.
+"""First backward kernel of linear attention: the pass over the queries.
 
-- It writes the gradient of the queries and of what the identity term reads, and sums over its part
+- It writes the gradients of the queries and of the identity term's tensor, and sums over its part
   of the queries: the gradients of the state and of the scalar.
-- Outputs are computed again from the saved state: only inputs and the state are kept.
+- Outputs are recomputed from the saved state: only inputs and the state are saved.
 - For row sums, state, values and outputs are those of centred values (:func:`_centred`).
 """
 
@@ -39,35 +39,35 @@ def _centred(
     GROUP: tl.constexpr, KEY_DIM: tl.constexpr, KEY_WIDTH: tl.constexpr,
     VALUE_DIM: tl.constexpr, VALUE_WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """S and m of values less one row per head, and that row: the output of z as a query.
+    """S and m of values less one row per head, and that row: the output for the query z.
 
-    Slopes ⟨g, v − y⟩ do not change when v and y lose the same. Of values far from zero they are
-    small differences of large sums, whose rounding would be all that is left in the gradients.
+    Subtract a common row from v and y: ⟨g, v − y⟩ is unchanged. Without it, values far from zero
+    cancel to rounding errors in the gradients.
     """
     _, real, _, _, _, _ = state_offsets(GROUP, KEY_DIM, KEY_WIDTH, VALUE_DIM, VALUE_WIDTH)
     weight = gamma / tl.maximum(count, 1.0)
-    lost = weight * tl.sum(matrix * key_sum[:, None], axis=0)
+    shift = weight * tl.sum(matrix * key_sum[:, None], axis=0)
     total = weight * tl.sum(tl.where(real, (key_sum * key_sum)[:, None], 0.0), axis=0)
     if HAS_CONSTANT:
-        lost += constant * value_sum
+        shift += constant * value_sum
         total += constant * count
-    lost = lost / tl.where(total == 0.0, 1.0, total)
-    # What a channel loses is near the mean of every feature's values: where one's are far smaller,
-    # their digits would go with it. An infinite value stays at its channel as well.
-    shares = key_sum[:, None] * lost[None, :]
+    shift = shift / tl.where(total == 0.0, 1.0, total)
+    # Shift a channel only if the shift is near the mean of every feature's values: much smaller
+    # values would lose their digits. An infinite value stays in its channel.
+    shares = key_sum[:, None] * shift[None, :]
     apart = real & (tl.abs(matrix - shares) > 0.5 * tl.abs(shares))
-    common = (tl.sum(apart.to(tl.int32), axis=0) == 0) & (lost - lost == 0.0)
+    common = (tl.sum(apart.to(tl.int32), axis=0) == 0) & (shift - shift == 0.0)
     if HAS_CONSTANT:
-        common = common & (tl.abs(value_sum - count * lost) <= 0.5 * tl.abs(count * lost))
-    lost = tl.where(common, lost, 0.0)
+        common = common & (tl.abs(value_sum - count * shift) <= 0.5 * tl.abs(count * shift))
+    shift = tl.where(common, shift, 0.0)
     matrix -= tl.where(real & common[None, :], shares, 0.0)
-    return matrix, value_sum - count * lost, lost
+    return matrix, value_sum - count * shift, shift
 
 
 @triton.jit
 def linear_attention_bwd_kernel_queries(
     grad_out, query, value, residual, mask, counts, scalar, state,
-    d_query, d_identity, state_parts, scalar_parts, lost_values,
+    d_query, d_identity, state_parts, scalar_parts, value_shifts,
     batches, queries, heads, groups, parts, part_queries,
     grad_out_batch, grad_out_token, grad_out_head, grad_out_channel,
     query_batch, query_token, query_head, query_channel,
@@ -84,7 +84,7 @@ def linear_attention_bwd_kernel_queries(
     """One part of one sample's queries; grid (batch · parts · groups,).
 
     ``state_parts`` (parts, batch, heads, numbers) and ``scalar_parts`` (parts, batch, groups) are
-    float32 sums. For row sums, ``lost_values`` (batch, heads, VALUE_DIM) is what values lost.
+    float32 sums. For row sums, ``value_shifts`` (batch, heads, VALUE_DIM) is the values' shift.
     """
     program = tl.program_id(0)
     group = program % groups
@@ -106,16 +106,16 @@ def linear_attention_bwd_kernel_queries(
     constant_scale = sample_scale * constant
     key_columns = column_offsets(KEY_DIM, 1, GROUP, KEY_WIDTH)
     value_columns = column_offsets(VALUE_DIM, 1, GROUP, VALUE_WIDTH)
-    lost = tl.zeros((GROUP * VALUE_WIDTH,), tl.float32)
+    shift = tl.zeros((GROUP * VALUE_WIDTH,), tl.float32)
     if NORMALIZE == "rowsum":
-        matrix, value_sum, lost = _centred(
+        matrix, value_sum, shift = _centred(
             matrix, key_sum, value_sum, count, gamma, constant, HAS_CONSTANT,
             GROUP, KEY_DIM, KEY_WIDTH, VALUE_DIM, VALUE_WIDTH,
         )  # fmt: skip
         real = tl.arange(0, GROUP * VALUE_WIDTH) % VALUE_WIDTH < VALUE_DIM
         if part == 0:
-            lost_base = lost_values + (batch * heads + head) * VALUE_DIM
-            tl.store(lost_base + value_columns, lost, mask=real)
+            shift_base = value_shifts + (batch * heads + head) * VALUE_DIM
+            tl.store(shift_base + value_columns, shift, mask=real)
     query_columns = column_offsets(query_head, query_channel, GROUP, KEY_WIDTH)
     grad_columns = column_offsets(grad_out_head, grad_out_channel, GROUP, VALUE_WIDTH)
     grad_base = grad_out + batch * grad_out_batch + head * grad_out_head
@@ -161,8 +161,8 @@ def linear_attention_bwd_kernel_queries(
                 VALUE_DIM, VALUE_WIDTH,
             )  # fmt: skip
             if NORMALIZE == "rowsum":
-                # What row_eps weighs has no value: it lost nothing.
-                result -= (row_eps * lost)[None, :]
+                # row_eps adds weight without a value: its share of the shift is taken off.
+                result -= (row_eps * shift)[None, :]
             along = row_sums(result * gradient, ROWS, GROUP, VALUE_WIDTH)
             if NORMALIZE == "l2":
                 inverse = safe_rsqrt(row_sums(result * result, ROWS, GROUP, VALUE_WIDTH), eps)
@@ -174,11 +174,11 @@ def linear_attention_bwd_kernel_queries(
                     ROWS, GROUP, KEY_WIDTH,
                 )  # fmt: skip
                 inverse = safe_inverse(total)
-                # Nothing divides a row of sum 0: its slopes are those of values that lost nothing.
-                along_lost = row_sums(gradient * lost[None, :], ROWS, GROUP, VALUE_WIDTH)
-                d_total = tl.where(total == 0.0, along_lost, -along * inverse * inverse)
+                # A row of sum 0 is not divided: its slopes are those of values without a shift.
+                along_shift = row_sums(gradient * shift[None, :], ROWS, GROUP, VALUE_WIDTH)
+                d_total = tl.where(total == 0.0, along_shift, -along * inverse * inverse)
             d_result = d_result * spread(inverse, ROWS, GROUP, VALUE_WIDTH)
-            # Rows past the end may have no finite norm; they have no gradient either.
+            # Rows past the end may have a norm that is not finite; their gradient is zero.
             d_result = tl.where(valid[:, None], d_result, 0.0)
             d_total = tl.where(valid[:, None], d_total, 0.0)
         if IDENTITY != "none":
@@ -188,7 +188,7 @@ def linear_attention_bwd_kernel_queries(
             )  # fmt: skip
         if HAS_CONSTANT:
             d_value_sum += tl.sum(d_result, axis=0)
-        # One scaled copy serves both products: scale·∂φ = (scale·∂x)Sᵀ and ∂S = baseᵀ(scale·∂x).
+        # One scaled copy for both products: scale·∂φ = (scale·∂x)Sᵀ and ∂S = baseᵀ(scale·∂x).
         scaled = d_result * spread(scale, ROWS, GROUP, VALUE_WIDTH)
         high, low = split(scaled, PRECISION)
         d_row = tl.zeros((ROWS, GROUP * KEY_WIDTH), tl.float32)

@@ -1,7 +1,7 @@
-"""Tile sizes of the linear-attention kernels: one fixed table, so that results never depend on it.
+"""Tile sizes of the linear-attention kernels.
 
-No search at the first call: a different tile adds in a different order. The numbers come from what
-compiles for compute capability 9.0 without spilling registers (``benchmarks/compile_kernels.py``).
+A fixed table without autotuning: another tile would add in another order and change results. The
+sizes compile for compute capability 9.0 without spilling (``benchmarks/compile_kernels.py``).
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import torch
 
 from castling.ops.triton.common import PROGRAMS_TO_FILL_A_GPU
 
-# One launch serves up to this many tokens: its programs, one per sample and group of heads, then
-# take about as long as the launches of the other form.
+# Up to this many tokens one launch is used: its programs, one per sample and group of heads, then
+# take about as long as the launch overhead of two.
 SINGLE_LAUNCH_TOKENS = 640
-# A block of queries reads the whole state first: enough rows to make that a small part.
+# A block of queries reads the whole state first: long enough to make that a small part.
 BLOCK_TOKENS = 512
 
 
@@ -29,8 +29,8 @@ class Tile:
 
 
 # kernel -> tile for groups of heads up to 64 padded channels wide, and up to 128. Kernels with a
-# convolution hold its taps as well, and the gradient of "squares" more tiles: fewer rows at once.
-# 64 rows are the fewest that the matrix units of capability 9.0 take in one instruction.
+# convolution also hold its taps, and the gradient of "squares" more tiles: fewer rows at once.
+# 64 rows are the minimum of a matrix instruction of capability 9.0.
 _BFLOAT16 = {
     "single": (Tile(64, 4, 2), Tile(64, 8, 2)),
     "single local": (Tile(32, 4, 2), Tile(32, 8, 2)),
@@ -49,7 +49,7 @@ _FLOAT16 = _BFLOAT16 | {
     "keys": (Tile(64, 4, 2), Tile(16, 8, 2)),
     "keys local": (Tile(32, 4, 2), Tile(16, 8, 2)),
 }
-# Products run on the scalar units, whose operands take registers by the row.
+# Products run on the scalar units and keep operands in registers.
 _FLOAT32 = {
     "single": (Tile(32, 8, 1), Tile(16, 16, 1)),
     "single local": (Tile(16, 8, 1), Tile(16, 16, 1)),
@@ -76,18 +76,18 @@ def tile_of(kernel: str, width: int, dtype: torch.dtype) -> Tile:
 
 
 def parts_of(tokens: int, programs: int, rows: int, longest: int | None = None) -> tuple[int, int]:
-    """How many parts the tokens are cut into, and the tokens of a part (a multiple of ``rows``).
+    """Number of parts of the tokens, and tokens of a part (a multiple of ``rows``).
 
     Args:
         tokens: N.
         programs: programs per part: samples times groups of heads.
         rows: tokens per step.
-        longest: no part is longer.
+        longest: maximum length of a part.
     """
     wanted = -(-PROGRAMS_TO_FILL_A_GPU // programs)
     if longest is not None:
         wanted = max(wanted, -(-tokens // longest))
-    # Two steps at least, or a part is all prologue.
+    # At least two steps, or the prologue dominates.
     length = max(-(-tokens // wanted), 2 * rows)
     length = -(-length // rows) * rows
     return max(1, -(-tokens // length)), length

@@ -2,8 +2,8 @@
 
 - ``…_single``: one program per sample and group of heads; the state never leaves the registers.
 - ``…_state`` over splits of the keys, then ``…_output`` over blocks of queries, last sample first:
-  what the state pass read last is still in the second-level cache.
-- Programs of neighbouring heads are neighbours: together they read whole rows of a projection.
+  what the state pass read last is still in the L2 cache.
+- Neighbouring programs have neighbouring heads: together they read whole rows of a projection.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def linear_attention_fwd_kernel_single(
         GROUP, KEY_DIM, KEY_WIDTH, VALUE_DIM, VALUE_WIDTH,
     )  # fmt: skip
     if GROUP > 1:
-        # Products of one head's keys with another's values mean nothing.
+        # Products of one head's keys with another's values are not used.
         row = tl.arange(0, GROUP * KEY_WIDTH) // KEY_WIDTH
         column = tl.arange(0, GROUP * VALUE_WIDTH) // VALUE_WIDTH
         matrix = tl.where(row[:, None] == column[None, :], matrix, 0.0)

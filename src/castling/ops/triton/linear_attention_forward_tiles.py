@@ -1,4 +1,4 @@
-"""The two halves of linear attention on tiles: sum the keys into a state, meet it with queries.
+"""The two halves of linear attention on tiles: sum the keys to a state, apply it to queries.
 
 A state is [S (d × d_v) | z (d) | m (d_v)] per head: unscaled float32 sums over the keys.
 """
@@ -30,9 +30,9 @@ def state_offsets(
     VALUE_DIM: tl.constexpr,
     VALUE_WIDTH: tl.constexpr,
 ):
-    """Where S, z and m of a group of heads stand from its first head on, and what of it is real.
+    """Offsets of S, z and m of a group of heads from its first head, and masks without padding.
 
-    Products of a group are (GROUP·KEY_WIDTH, GROUP·VALUE_WIDTH); a head's own S is on the diagonal.
+    A group's product is (GROUP·KEY_WIDTH, GROUP·VALUE_WIDTH), with each head's S on the diagonal.
     """
     numbers: tl.constexpr = KEY_DIM * VALUE_DIM + KEY_DIM + VALUE_DIM
     row = tl.arange(0, GROUP * KEY_WIDTH)
@@ -115,7 +115,7 @@ def sum_keys(
     matrix = tl.zeros((GROUP * KEY_WIDTH, GROUP * VALUE_WIDTH), tl.float32)
     key_sum = tl.zeros((GROUP * KEY_WIDTH,), tl.float32)
     value_sum = tl.zeros((GROUP * VALUE_WIDTH,), tl.float32)
-    # A raw key, with no norm to multiply it by, is exact as an operand.
+    # A raw key without a norm is exact as an operand.
     raw: tl.constexpr = EXACT and (FEATURES == "relu" or FEATURES == "identity")
     for start in range(begin, end, ROWS):
         tokens = start + tl.arange(0, ROWS)
@@ -169,7 +169,7 @@ def row_total(
     base, scale, key_sum, attention_scale, constant,
     ROWS: tl.constexpr, GROUP: tl.constexpr, KEY_WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """s·γ·φ(q)ᵀz + constant, what a row sum divides by: (ROWS, GROUP)."""
+    """The row sum s·γ·φ(q)ᵀz + constant: (ROWS, GROUP)."""
     total = row_sums(base * key_sum[None, :], ROWS, GROUP, KEY_WIDTH) * scale
     return attention_scale * total + constant
 
@@ -192,7 +192,7 @@ def write_outputs(
 
     ``attention_scale`` is s·γ, ``constant_scale`` s·a, ``denominator`` s·a·N.
     """
-    # φ of "squares" has been computed, not loaded, and is rounded like the state itself.
+    # φ of "squares" is computed, not loaded, and rounded like the state.
     raw: tl.constexpr = EXACT and FEATURES != "squares"
     matrix_high, matrix_low = split(matrix, PRECISION)
     for start in range(begin, end, ROWS):
@@ -226,7 +226,7 @@ def write_outputs(
             )  # fmt: skip
             result = result * spread(inverse, ROWS, GROUP, VALUE_WIDTH)
         if LOCAL != "none":
-            # Summed apart: added one by one, each tap would change to the layout of the product.
+            # Summed separately: otherwise each tap would be converted to the product's layout.
             taps = tl.zeros((ROWS, GROUP * VALUE_WIDTH), tl.float32)
             result += add_taps(
                 taps, value_base, mask_base, weight, tokens, valid, value_token, mask_token,

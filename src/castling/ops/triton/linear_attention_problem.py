@@ -1,4 +1,4 @@
-"""What one call of linear attention asks for, checked and put into the terms of its kernels."""
+"""One call of linear attention: checks, and the kernels' arguments and constants."""
 
 from __future__ import annotations
 
@@ -13,32 +13,16 @@ from castling.ops.common import check_qkv
 from castling.ops.linear_inputs import LinearOptions, LinearTensors
 from castling.ops.local import check_local
 from castling.ops.triton import MAX_HEAD_DIM
-from castling.ops.triton.common import Argument, padded_width
+from castling.ops.triton.common import DTYPES, Argument, padded_width
 from castling.ops.triton.linear_attention_configs import Tile, tile_of
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# A row of the narrowest heads is widened to this many channels, 128 bytes in half precision.
+# Narrow heads are grouped up to this many channels, 128 bytes in half precision.
 LINE = 64
-
-
-def strides(name: str, tensor: Tensor | None) -> dict[str, Argument]:
-    """The kernel arguments ``{name}_batch, _token, _head, _channel`` of a (B, N, H, d) tensor."""
-    axes = ("batch", "token", "head", "channel")
-    values = (0, 0, 0, 0) if tensor is None else tensor.stride()
-    return {f"{name}_{axis}": value for axis, value in zip(axes, values, strict=True)}
-
-
-def mask_strides(mask: Tensor | None) -> dict[str, Argument]:
-    """The kernel arguments ``mask_batch, mask_token`` of a (B, N) mask."""
-    return {
-        "mask_batch": 0 if mask is None else mask.stride(0),
-        "mask_token": 0 if mask is None else mask.stride(1),
-    }
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One call, and what it means for the kernels."""
+    """One call and its kernels' arguments."""
 
     tensors: LinearTensors
     options: LinearOptions
@@ -49,12 +33,12 @@ class Problem:
         if not query.dtype == key.dtype == value.dtype or query.dtype not in DTYPES:
             raise ValueError(
                 "query, key and value must all be float32, bfloat16 or float16; got "
-                f"{query.dtype}, {key.dtype}, {value.dtype}: use the naive path"
+                f"{query.dtype}, {key.dtype}, {value.dtype}: use the naive backend"
             )
         if max(self.key_dim, self.value_dim) > MAX_HEAD_DIM:
             raise ValueError(
                 f"heads of at most {MAX_HEAD_DIM} channels, got {self.key_dim} for keys and "
-                f"{self.value_dim} for values: use the compiled or naive path"
+                f"{self.value_dim} for values: use the compiled or naive backend"
             )
         square = query.shape[1] == key.shape[1]
         if self.options.identity != 0 and residual is None and not square:
@@ -97,7 +81,7 @@ class Problem:
 
     @property
     def group(self) -> int:
-        """Heads per program: narrow ones share one, if they divide evenly and need no padding."""
+        """Heads per program: narrow ones share one if they divide evenly and need no padding."""
         width = max(padded_width(self.key_dim), padded_width(self.value_dim))
         group = LINE // width
         while group > 1 and self.tensors.query.shape[2] % group:
@@ -128,12 +112,12 @@ class Problem:
 
     @property
     def has_constant(self) -> bool:
-        """Whether a, the constant part of a similarity, is there at all."""
+        """Whether the similarity has a constant part a."""
         return self.options.alpha != 0 or self.tensors.scalar is not None
 
     @property
     def identity_from(self) -> str:
-        """Where the identity term reads."""
+        """The tensor of the identity term: "none", "value" or "residual"."""
         if self.options.identity == 0:
             return "none"
         return "value" if self.tensors.residual is None else "residual"
@@ -167,7 +151,7 @@ class Problem:
         return tile_of(kernel, width, self.tensors.query.dtype)
 
     def state_constants(self) -> dict[str, Any]:
-        """Constants of every kernel that sees keys or a state."""
+        """Constants of every kernel that reads keys or a state."""
         return {
             "FEATURES": self.options.features,
             "HAS_MASK": self.tensors.key_mask is not None,
@@ -181,7 +165,7 @@ class Problem:
         }
 
     def row_constants(self) -> dict[str, Any]:
-        """Constants of every kernel that sees rows of the output before the convolution."""
+        """Constants of every kernel that computes rows of the output before the convolution."""
         return self.state_constants() | {
             "NORMALIZE": self.options.normalize,
             "IDENTITY": self.identity_from,
@@ -194,7 +178,7 @@ class Problem:
         return {"LOCAL": self.local, "SIZE": self.size, "TAPS": self.taps}
 
     def numbers_of_rows(self) -> dict[str, Argument]:
-        """Run-time numbers of every kernel that sees rows of the output."""
+        """Run-time numbers of every kernel that computes rows of the output."""
         return {
             "all_keys": float(self.tensors.key.shape[1]),
             "kv_scale": float(self.options.kv_scale),

@@ -1,9 +1,9 @@
 """The depthwise convolution of the values, added to attention tile by tile, and its gradients.
 
-Taps are read where they stand, from the first-level cache, instead of from a padded or permuted
-copy. LOCAL is "token1d", SIZE taps along the flattened tokens with one filter per head, or
-"grid2d", SIZE × SIZE taps on the (height, width) grid of the tokens from ``prefix`` on with one
-filter per channel. Gradients gather as well, so nothing is added by atomics.
+Taps are read in place, from the L1 cache, instead of from a padded or permuted copy. LOCAL is
+"token1d", SIZE taps along the flattened tokens with one filter per head, or "grid2d", SIZE × SIZE
+taps on the (height, width) grid of the tokens from ``prefix`` on with one filter per channel.
+Gradients gather too, so there are no atomics.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def filter_offsets(
     column = tl.arange(0, GROUP * WIDTH)
     row = first_head + column // WIDTH
     if LOCAL == "grid2d":
-        # Padded channels read the last filter and multiply zeros with it.
+        # Padded channels read the last filter and multiply it with zeros.
         row = row * CHANNELS + tl.minimum(column % WIDTH, CHANNELS - 1)
     return row * TAPS
 
@@ -48,7 +48,7 @@ def shifted_tokens(
     SIZE: tl.constexpr,
     SIGN: tl.constexpr,
 ):
-    """The token that ``tap`` reads for each output (SIGN 1), or is read by (SIGN -1), if any."""
+    """The token that ``tap`` reads for each output (SIGN 1), or that reads it (SIGN -1), if any."""
     if LOCAL == "token1d":
         source = tokens + SIGN * (tap - SIZE // 2)
         inside = valid & (source >= 0) & (source < count)
@@ -66,7 +66,7 @@ def shifted_tokens(
 
 @triton.jit
 def kept_tokens(mask_base, tokens, valid, stride, HAS_MASK: tl.constexpr):
-    """Those of ``valid`` that the key mask keeps."""
+    """``valid`` and kept by the key mask."""
     if HAS_MASK:
         kept = tl.load(mask_base + tokens.to(tl.int64) * stride, mask=valid, other=0)
         valid = valid & (kept != 0)
@@ -96,7 +96,7 @@ def add_tap(
     CHANNELS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """One tap: accumulator + weight[tap] · rows it reads."""
+    """Accumulator + weight[tap] · the rows that the tap reads."""
     source, inside = shifted_tokens(
         tokens, valid, tap, count, prefix, grid_height, grid_width, LOCAL, SIZE, 1
     )

@@ -1,9 +1,9 @@
 """Exact second-order Taylor attention on a GPU: the ``triton`` backend of the fused operator.
 
-- "direct" runs over tiles of the N×N similarity, "features" over sums of products of two channels
-  that never reach memory; "auto" takes the one with fewer multiplications. Both have their own
-  backward pass. Nothing is kept between the passes but inputs and output.
-- Formula: :func:`castling.ops.exact_taylor.exact_taylor`. Every sum is made in a fixed order.
+- "direct" computes tiles of the N×N similarity, "features" sums of products of two channels that
+  never reach memory; "auto" takes the one with fewer multiplications. Both have their own backward
+  pass, which needs the inputs and the output only.
+- Formula: :func:`castling.ops.exact_taylor.exact_taylor`. Every sum has a fixed order.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from __future__ import annotations
 from torch import Tensor
 
 from castling.ops.taylor_inputs import TaylorOptions, TaylorTensors
-from castling.ops.triton.common import Argument, Launch, launch, padded_width
+from castling.ops.triton.common import Argument, Launch, launch, padded_width, strides
+from castling.ops.triton.taylor_configs import chosen_order, taylor_state_shape
 from castling.ops.triton.taylor_direct import (
     taylor_direct_forward_kernel,
     taylor_direct_key_gradient_kernel,
     taylor_direct_query_gradient_kernel,
 )
 from castling.ops.triton.taylor_features import taylor_gradient_kernel, taylor_output_kernel
-from castling.ops.triton.taylor_problem import Problem, Tokens, mask_arguments, strides
-from castling.ops.triton.taylor_state import chosen_order, taylor_state_shape
+from castling.ops.triton.taylor_problem import Problem, Tokens, mask_arguments
 
 
 def taylor_attention_forward(
@@ -28,7 +28,7 @@ def taylor_attention_forward(
     """Σ_j p_ij v_j / (Σ_j p_ij + N·eps), p = 1 + z + z²/2: (B, N_q, H, d_v) and an empty state.
 
     Raises:
-        ValueError: the order is unknown; dtypes differ or are not served; d or d_v exceeds 128.
+        ValueError: the order is unknown; dtypes differ or are unsupported; d or d_v exceeds 128.
     """
     problem = Problem(*tensors, options.qk_norm, options.eps)
     query, key, value, key_mask = tensors
@@ -43,7 +43,7 @@ def taylor_attention_forward(
         _direct_output(problem, key_scale, value_sums, out)
     else:
         sums = _feature_sums(problem, beside, key_scale)
-        # The queries' own scales; what stands beside them is of no interest.
+        # The queries' scales; the sums are not used.
         query_scale, _ = problem.token_rows(Tokens(query, query, None))
         _feature_output(problem, query, None, query_scale, sums, out, normalise=True)
     return out, state
@@ -254,7 +254,7 @@ def _feature_row_gradient(
     weights: Tensor | None = None,
     offsets: Tensor | None = None,
 ) -> None:
-    """Gradients of queries, whose ``weights`` and ``offsets`` are then written, or of keys."""
+    """Gradients of queries, with ``weights`` and ``offsets`` to write, or of keys."""
     tile = problem.tile("gradient")
     blocks = -(-of.x.shape[1] // tile.block)
     arguments: dict[str, Argument] = {

@@ -1,4 +1,7 @@
-"""Tile sizes of the Taylor kernels: one small table, chosen to fit the registers of sm_90."""
+"""Order, state and tile sizes of a call of the Taylor kernels; needs no Triton.
+
+Tile sizes are chosen to fit the registers of compute capability 9.0 without spilling.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from castling.ops.taylor_inputs import TaylorOptions, TaylorTensors, order_of
 from castling.ops.triton.common import PROGRAMS_TO_FILL_A_GPU
 
 
@@ -36,7 +40,7 @@ HALF = {
     "output": (Tile(128, 0, 4, 3), Tile(128, 0, 8, 2)),
     "gradient": (Tile(128, 0, 8, 2), Tile(64, 0, 8, 2)),
 }
-# Full-precision products of float32 run on the ordinary cores, one register per operand.
+# Full-precision float32 products run on the scalar units, one register per operand.
 FULL = {
     "forward": (Tile(64, 32, 8, 2), Tile(32, 32, 8, 1)),
     "query_gradient": (Tile(32, 32, 8, 1), Tile(32, 16, 8, 1)),
@@ -57,8 +61,8 @@ def tile_of(kernel: str, width: int, precision: str) -> Tile:
 def operand_of(dtype: torch.dtype, *, unit_rows: bool, backward: bool) -> str:
     """The precision of computed operands for inputs of ``dtype``.
 
-    float16 holds what unit rows make of a forward pass; unbounded z, and gradients, which shrink
-    with 1/N, get the same mantissa with the range of float32.
+    float16 is enough for the forward pass of unit rows. Unbounded z, and gradients, which shrink
+    with 1/N, use tf32: the same mantissa with the range of float32.
     """
     if dtype == torch.bfloat16:
         return "bf16"
@@ -70,7 +74,31 @@ def operand_of(dtype: torch.dtype, *, unit_rows: bool, backward: bool) -> str:
 def splits_of(programs: int, tokens: int, step: int) -> tuple[int, int]:
     """(splits, tokens of each): ``programs`` × splits fill a GPU, at least four steps each."""
     wanted = -(-PROGRAMS_TO_FILL_A_GPU // programs)
-    least = 4 * step
+    shortest = 4 * step
     share = -(-tokens // wanted)
-    length = -(-share // least) * least
+    length = -(-share // shortest) * shortest
     return -(-tokens // length), length
+
+
+def taylor_state_shape(
+    tensors: TaylorTensors, options: TaylorOptions, save_state: bool
+) -> tuple[int, ...]:
+    """Always (0,): the backward pass recomputes the sums over the keys.
+
+    That costs one read of keys and values; saved, the sums would take more memory than the keys
+    below d²/2 tokens.
+    """
+    return (0,)
+
+
+def pair_count(dim: int) -> int:
+    """Products x_a·x_b per row in the feature form: whole 8×8 tiles on and above the diagonal."""
+    blocks = -(-dim // 8)
+    return 64 * (blocks * (blocks + 1) // 2)
+
+
+def chosen_order(tensors: TaylorTensors, options: TaylorOptions) -> str:
+    """The order of this call; raises ValueError where there is no such order."""
+    _, queries, _, dim = tensors.query.shape
+    _, keys, _, value_dim = tensors.value.shape
+    return order_of(options.order, queries, keys, dim, value_dim, pair_count(dim))

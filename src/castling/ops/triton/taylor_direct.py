@@ -1,9 +1,9 @@
 """Exact Taylor attention in tiles of the N×N similarity: p = 1 + z + z²/2, no exponential.
 
 - p ≥ ½ and grows only quadratically: no running maximum, no rescaling, one plain loop over keys.
-- Only r = p − 1 meets the values in half precision; the ones are Σ_j v_j, summed in float32. So a
-  rounded p costs nothing where z is small, as it is for unit rows.
-- A key that does not take part is loaded as zero: then r = 0 and no mask touches the similarity.
+- Only r = p − 1 is multiplied with the values in half precision; the ones are Σ_j v_j, summed in
+  float32. So rounding is relative to r, which is small for unit rows.
+- A masked key is loaded as zero: then r = 0 and the similarity needs no mask.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def taylor_direct_query_gradient_kernel(
     QUERY_BLOCK: tl.constexpr, KEY_BLOCK: tl.constexpr,
     QK_NORM: tl.constexpr, MASKED: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of one tile of queries, and what the keys need of each query: c_i and h_i.
+    """Gradient of one tile of queries, and c_i and h_i of each query for the keys' pass.
 
     With D_i = (Σ_j p_ij + N·eps)/N_k, c = 1/D and δ_i = ⟨g_i, out_i⟩:
     dz_ij = (1 + z_ij)(⟨g_i, v_j⟩ − δ_i)·c_i/N_k, and h = −δ·c.

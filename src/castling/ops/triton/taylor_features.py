@@ -1,18 +1,18 @@
-"""Exact Taylor attention through its symmetric features, which only ever exist in registers.
+"""Exact Taylor attention by its symmetric features, which exist in registers only.
 
 With x̂ = s·x a head's sums are S₀ = Σw, S₁ = Σx̂wᵀ and S₂[a, b] = Σx̂_a x̂_b w, and
 
     Σ_j (1 + z + z²/2) w_j = S₀ + S₁ᵀq̂ + ½Σ_ab q̂_a q̂_b S₂[a, b],
 
-the row sum being the same with w = 1 (E₁ = Σx̂, E₂ = Σx̂x̂ᵀ). Both passes need three kernels only,
-with the parts of queries and keys exchanged: *pairs* (tokens -> S₂), *output* (rows, S -> the sum
+the row sum being the same with w = 1 (E₁ = Σx̂, E₂ = Σx̂x̂ᵀ). Both passes use three kernels, with
+queries and keys exchanged: *pairs* (tokens -> S₂), *output* (rows, S -> the sum
 above) and *gradient* (rows, w, S -> S₁w + Σ_b x̂_b S₂[·, b]w).
 
 - S₂ is symmetric. Channels are cut in blocks of eight and only pairs of blocks A ≤ B are kept, each
   a dense 8×8 tile: 2304 products of two channels at d = 64 where the triangle has 2080 and the
   square 4096. In the sum above blocks A < B stand for both orders, blocks A = B are whole.
-- Products x_a·x_b are made rather than x_a·w: each then meets every channel of w, so that there
-  are least of them per multiplication of the tensor cores.
+- Products x_a·x_b are computed rather than x_a·w: each is multiplied with every channel of w, which
+  needs the fewest of them per tensor-core multiplication.
 - All sums over the keys carry 1/N_k, so that nothing overflows and a row sum is near one.
 """
 
@@ -108,7 +108,7 @@ def taylor_pairs_kernel(
 
 @triton.jit
 def pair_place(a, b, BLOCKS: tl.constexpr):
-    """Row of channels (a, b) among a head's tiles; a's block of eight is not beyond b's."""
+    """Row of channels (a, b) among a head's tiles; a's block of eight is at most b's."""
     tile = (a // 8) * BLOCKS - (a // 8) * (a // 8 - 1) // 2 + b // 8 - a // 8
     return tile * 64 + (a % 8) * 8 + b % 8
 
@@ -154,7 +154,7 @@ def taylor_output_kernel(
     for _ in range(tiles):
         one = load_eight(x, index, valid, upper * 8 + eight, x_token, x_channel, DIM)
         two = load_eight(x, index, valid, lower * 8 + eight, x_token, x_channel, DIM)
-        # ½ of a pair, which stands for both orders where the blocks differ.
+        # ½ per pair; where the blocks differ, a pair counts for both orders.
         two *= tl.where(upper == lower, 0.5, 1.0) * squared[:, None]
         features = tl.reshape(one[:, :, None] * two[:, None, :], (BLOCK, 64))
         result = product(features, tl.load(state), result, OPERAND)
@@ -223,7 +223,7 @@ def taylor_gradient_kernel(
     first_order = tl.zeros((BLOCK,), tl.float32)
     middle = tl.zeros((BLOCK,), tl.float32)
     if QUERIES:
-        # Here, because w's registers are needed for other things behind the loop.
+        # Computed here, before w's registers are reused after the loop.
         place = row * W_WIDTH + tl.arange(0, W_WIDTH)
         zeroth = tl.sum(right * tl.load(sums + place)[None, :], axis=1)
         first_order = tl.sum(rows.to(tl.float32) * result, axis=1) * norm
@@ -253,7 +253,7 @@ def taylor_gradient_kernel(
         inverse = inverse_row_sum(below, count, eps)
         # x̂·result holds the first order once and the second twice.
         both = tl.sum(rows * result, axis=1) * norm
-        # eps draws the output towards zero, not towards the centre.
+        # eps pulls the output towards zero, not towards the centre.
         delta = zeroth + 0.5 * (first_order + both) - middle * (count * eps)
         offset = -delta * inverse * inverse
         result = result * inverse[:, None] + (first + shared) * offset[:, None]

@@ -8,24 +8,30 @@ import torch
 from torch import Tensor
 
 from castling.ops.triton import MAX_HEAD_DIM
-from castling.ops.triton.common import Argument, Launch, launch, padded_width, sum_parts
-from castling.ops.triton.taylor_configs import Tile, operand_of, splits_of, tile_of
+from castling.ops.triton.common import (
+    DTYPES,
+    Argument,
+    Launch,
+    launch,
+    mask_strides,
+    padded_width,
+    strides,
+    sum_parts,
+)
+from castling.ops.triton.taylor_configs import Tile, operand_of, pair_count, splits_of, tile_of
 from castling.ops.triton.taylor_features import taylor_pairs_kernel
-from castling.ops.triton.taylor_state import pair_count
 from castling.ops.triton.taylor_sums import taylor_moment_kernel, taylor_rows_kernel
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Rows x of queries or keys and what stands beside each: w, values or gradients.
+    """Rows x of queries or keys, and a row w for each: its value or gradient.
 
     Args:
         x: (B, N, H, d).
         w: (B, N, H, d_v).
         mask: (B, N) boolean, or None.
-        centre: (B·H, d_v padded) float32, taken off w in sums of products; None takes nothing off.
+        centre: (B·H, d_v padded) float32, subtracted from w in sums of products; or None.
     """
 
     x: Tensor
@@ -52,12 +58,12 @@ class Problem:
         key: (B, N_k, H, d).
         value: (B, N_k, H, d_v).
         key_mask: (B, N_k) boolean or None.
-        qk_norm: whether rows are made unit vectors.
+        qk_norm: whether rows are normalised.
         eps: as in the formula.
         backward: whether gradients are computed.
 
     Raises:
-        ValueError: a shape or dtype the kernels do not serve.
+        ValueError: an unsupported shape or dtype.
     """
 
     query: Tensor
@@ -75,12 +81,12 @@ class Problem:
             raise ValueError(
                 "query, key and value must share float32, bfloat16 or float16, got "
                 f"{self.query.dtype}, {self.key.dtype}, {self.value.dtype}: cast them, or use the "
-                'path "compiled" or "naive"'
+                'backend "compiled" or "naive"'
             )
         if max(self.query.shape[-1], self.value.shape[-1]) > MAX_HEAD_DIM:
             raise ValueError(
                 f"heads have at most {MAX_HEAD_DIM} channels, got {self.query.shape[-1]} and "
-                f'{self.value.shape[-1]}: use the path "compiled" or "naive"'
+                f'{self.value.shape[-1]}: use the backend "compiled" or "naive"'
             )
 
     @property
@@ -99,7 +105,7 @@ class Problem:
         return tile_of(kernel, width, self.operand)
 
     def counts(self) -> Tensor | None:
-        """(B,) float32, the keys that take part; None where all do."""
+        """(B,) float32, the number of keys that take part; None if all do."""
         return None if self.key_mask is None else self.key_mask.sum(1, dtype=torch.float32)
 
     def mean_over_keys(self, sums: Tensor) -> Tensor:
@@ -187,15 +193,7 @@ class Problem:
         return sum_parts(parts).to(kept)
 
 
-def strides(name: str, tensor: Tensor) -> dict[str, Argument]:
-    """The kernel arguments ``{name}_batch, _token, _head, _channel`` of a (B, N, H, d) tensor."""
-    axes = ("batch", "token", "head", "channel")
-    return {f"{name}_{axis}": tensor.stride(i) for i, axis in enumerate(axes)}
-
-
 def mask_arguments(mask: Tensor | None) -> dict[str, Argument]:
     """The kernel arguments of a (B, N) boolean mask, as bytes."""
-    if mask is None:
-        return {"mask": None, "mask_batch": 0, "mask_token": 0}
-    mask_batch, mask_token = mask.stride()
-    return {"mask": mask.view(torch.uint8), "mask_batch": mask_batch, "mask_token": mask_token}
+    bytes_of_mask = None if mask is None else mask.view(torch.uint8)
+    return {"mask": bytes_of_mask, **mask_strides(mask)}

@@ -1,6 +1,6 @@
-"""Sums over the tokens that both orders of the exact Taylor attention need: O(N·d·d_v), small.
+"""Sums over the tokens for both orders of the exact Taylor attention, O(N·d·d_v).
 
-Partial sums of each split of the tokens are stored apart and added in a fixed order: no atomics.
+Partial sums of each split of the tokens are stored, then added in a fixed order: no atomics.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def taylor_moment_kernel(
         valid = kept(mask, mask_batch, mask_token, batch, index, tokens, MASKED)
         left = load_tile(x, index, valid, x_token, x_channel, DIM, WIDTH).to(tl.float32)
         right = load_tile(w, index, valid, w_token, w_channel, W_DIM, W_WIDTH)
-        # Rounded before both sums, so that they, and the pairs, are of the very same values: a
-        # common error of theirs then shifts the output, which no gradient but theirs can see.
+        # Rounded before both sums, so that these and the pairs are sums of the same values: their
+        # common error shifts the output, which affects the gradient of the values only.
         right = operand(centred(right, centre, row, valid, W_WIDTH, CENTRED), OPERAND)
         norm = tl.load(scale + row * tokens + index, mask=index < tokens, other=0.0)
         weight = tl.where(valid, 1.0, 0.0)

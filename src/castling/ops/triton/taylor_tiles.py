@@ -1,8 +1,8 @@
-"""What the Taylor kernels are made of: tiles of tokens, row norms, products.
+"""Building blocks of the Taylor kernels: tiles of tokens, row norms, products.
 
 - Raw half-precision rows enter products unrounded; their norms multiply the float32 result.
-- A computed operand is rounded once, to OPERAND: "bf16", "fp16", "tf32" (for float16 wherever the
-  range of float16 could be left) or "fp32" (float32 input: full precision).
+- A computed operand is rounded once, to OPERAND: "bf16", "fp16", "tf32" (for float16 inputs if
+  float16 could overflow) or "fp32" (float32 input: full precision).
 """
 
 from __future__ import annotations

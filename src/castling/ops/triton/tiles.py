@@ -1,11 +1,11 @@
-"""What the attention kernels are made of: tiles of tokens, row sums per head, split products.
+"""Building blocks of the attention kernels: tiles of tokens, row sums per head, split products.
 
-- A program sees GROUP neighbouring heads at once, side by side in the columns of its tiles, so that
-  a row of narrow heads still fills a 128-byte line. Channels of a head are padded to WIDTH, a power
-  of two; padded ones are loaded as zeros and never stored.
-- Sums and products accumulate in float32. Operands of half precision meet on the tensor cores as
-  bfloat16: exact where the input is bfloat16 and raw, else as high + low part (16 bits), so that
-  neither the range of float16 nor eight bits of mantissa limit what a state holds.
+- A program handles GROUP neighbouring heads at once, side by side in the columns of its tiles, so
+  that a row of narrow heads still fills a 128-byte line. Channels of a head are padded to WIDTH, a
+  power of two; padded ones are loaded as zeros and never stored.
+- Sums and products accumulate in float32. Operands of half precision are multiplied in bfloat16:
+  exactly if the input is raw bfloat16, else as high + low part (16 bits), so that neither the range
+  of float16 nor eight bits of mantissa limit the state.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import triton.language as tl
 
 from castling.ops.triton import interpreting
 
-# The interpreter truncates to bfloat16, and multiplies it as if its bits were integers.
+# The interpreter truncates to bfloat16, and multiplies bfloat16 as if its bits were integers.
 INTERPRETING = tl.constexpr(interpreting())
 
 
@@ -31,9 +31,9 @@ def row_sums(tile, ROWS: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr)
 
 @triton.jit
 def spread(rows, ROWS: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr):
-    """A number per row and head against its channels: (ROWS, GROUP) -> (ROWS, GROUP·WIDTH).
+    """Repeat a number per row and head for its channels: (ROWS, GROUP) -> (ROWS, GROUP·WIDTH).
 
-    One head alone is left (ROWS, 1), which broadcasts by itself.
+    A single head stays (ROWS, 1), which broadcasts.
     """
     if GROUP == 1:
         wide = rows
@@ -45,13 +45,13 @@ def spread(rows, ROWS: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr):
 
 @triton.jit
 def safe_rsqrt(squares, eps):
-    """1/√(squares + eps), but 0 where there is nothing to normalise (unless eps is 0)."""
+    """1/√(squares + eps), but 0 where squares is 0 (unless eps is 0)."""
     return tl.where((squares == 0.0) & (eps > 0.0), 0.0, tl.math.rsqrt(squares + eps))
 
 
 @triton.jit
 def safe_inverse(total):
-    """1/total, 1 where that is exactly 0."""
+    """1/total, but 1 where total is exactly 0."""
     return 1.0 / tl.where(total == 0.0, 1.0, total)
 
 
@@ -95,7 +95,7 @@ def column_offsets(head_stride, channel_stride, GROUP: tl.constexpr, WIDTH: tl.c
 
 @triton.jit
 def rounded_to_bfloat16(tile):
-    """What ``tile.to(tl.bfloat16)`` is on a GPU, to nearest even, left in float32."""
+    """``tile.to(tl.bfloat16)`` as on a GPU (to nearest even), kept in float32."""
     bits = tile.to(tl.int32, bitcast=True)
     bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
     return bits.to(tl.float32, bitcast=True)
@@ -103,7 +103,7 @@ def rounded_to_bfloat16(tile):
 
 @triton.jit
 def split(tile, PRECISION: tl.constexpr):
-    """Operands of a float32 tile: itself, or with PRECISION "split" a high and a low bfloat16."""
+    """Operands of a float32 tile: itself, or a high and a low bfloat16 if PRECISION is "split"."""
     if PRECISION == "split" and INTERPRETING:
         high = rounded_to_bfloat16(tile)
         low = rounded_to_bfloat16(tile - high)
@@ -127,7 +127,7 @@ def multiply(
     RIGHT_EXACT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Accumulator + left @ right, of operands made by :func:`split`.
+    """Accumulator + left @ right, with operands from :func:`split`.
 
     An exact operand has no low part. low·low, 2⁻¹⁶ of the result, is left out.
     """
@@ -151,7 +151,7 @@ def sum_parts_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Write out[i] = Σ_p parts[p, i], always in the same order: parts (count, numbers), float32."""
+    """Write out[i] = Σ_p parts[p, i], in a fixed order: parts (count, numbers), float32."""
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     row = tl.arange(0, ROWS)
     total = tl.zeros((BLOCK,), tl.float32)

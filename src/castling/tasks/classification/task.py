@@ -54,6 +54,7 @@ class ClassificationTask(Task):
     headline = "top1"
     percentages = frozenset({"top1", "top5"})
     kinds = frozenset({"classification"})
+    pipeline_tag = "image-classification"
     prediction_class = ClassificationPrediction
     transform_config = ClassificationTransformConfig
     preprocessing_options: ClassVar[tuple[str, ...]] = (

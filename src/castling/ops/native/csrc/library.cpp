@@ -33,7 +33,7 @@ CASTLING_API int castling_runs(int candidate) { return castling::runs(candidate)
 
 CASTLING_API void castling_select(int chosen) { castling::isa = static_cast<castling::Isa>(chosen); }
 
-// The argument structures that this build was compiled with, as a number made of their headers.
+// Fingerprint of the argument structures that this build was compiled with.
 CASTLING_API const char* castling_interface() { return CASTLING_INTERFACE; }
 
 CASTLING_API const char* castling_compiler() {

@@ -14,9 +14,9 @@ namespace {
 typedef void (*OpenMPParallel)(void (*)(void*), void*, unsigned, unsigned);
 OpenMPParallel openmp = nullptr;
 
-// Starting threads costs as much as a few million multiplications: the pool-less way is for
-// long work only, and `parallel` is asked for no more threads than the work feeds.
-constexpr long MOST_THREADS = 256;
+// Starting a thread takes as long as a few million multiplications; callers ask for as many threads
+// as their work can use.
+constexpr long MAX_THREADS = 256;
 
 struct Region {
   void (*body)(void*, long);
@@ -40,9 +40,9 @@ void parallel(long threads, void (*body)(void*, long), void* data) {
   if (threads <= 1) return body(data, 0);
   Region region{body, data, {0}};
   if (openmp != nullptr) return openmp(enter, &region, static_cast<unsigned>(threads), 0);
-  pthread_t others[MOST_THREADS];
+  pthread_t others[MAX_THREADS];
   long started = 0;
-  while (started + 1 < threads && started < MOST_THREADS &&
+  while (started + 1 < threads && started < MAX_THREADS &&
          pthread_create(&others[started], nullptr, enter_thread, &region) == 0)
     ++started;
   enter(&region);

@@ -1,8 +1,8 @@
 // Threads: PyTorch's own OpenMP pool where its entry point was found, POSIX threads elsewhere.
 //
-// Compiled once, for the plainest instruction set. Work is handed out by counters, and a phase is
-// over when all of its tasks are done, not when all threads have met: a pool may give fewer threads
-// than were asked for (one, inside another parallel region) and nothing may wait for the others.
+// Compiled once, for the baseline instruction set. Counters hand out the work, and a phase ends when
+// its tasks are done, not when all threads have arrived: a pool may start fewer threads than asked
+// for (one, inside another parallel region), so that waiting for a thread could hang.
 #pragma once
 
 namespace castling {
@@ -28,7 +28,7 @@ class Tasks {
   alignas(64) long done_ = 0;
 };
 
-// Aligned scratch memory of a call; freed with the object. Null data when there is none to have.
+// Aligned scratch memory of a call, freed with the object. `data` is null if it could not be allocated.
 class Scratch {
  public:
   explicit Scratch(long floats);

@@ -9,8 +9,8 @@
 
 namespace CASTLING_NAMESPACE {
 
-// Where one of the two is no number the result is b. (A compiler makes three instructions of the
-// comparison and one of these; they are what GELU's time is made of.)
+// b if either is NaN. Compilers turn the comparison into three instructions, the intrinsic is one;
+// GELU spends most of its time here.
 CASTLING_INLINE Vec largest(Vec a, Vec b) {
 #if defined(__AVX512F__)
   return (Vec)_mm512_maskz_max_ps((__mmask16)-1, (__m512)a, (__m512)b);

@@ -1,4 +1,4 @@
-// The folded CAS-ViT block on channels-last images, in seven steps with a barrier behind each:
+// The folded CAS-ViT block on channels-last images, in seven steps with a barrier after each:
 //
 //   1. y = x·L₁ + b                                                          (local integration)
 //   2. x₁ = x + gelu(dw(y))·L₂ + b;  q, k, v = x₁·W + b                      a tile of pixels
@@ -8,12 +8,12 @@
 //   6. u = dw(s) ⊙ v, in y's place                                           a tile
 //   7. x₂ = x₁ + dw(u);  out = x₂ + gelu(x₂·U + b)·D + b                     a tile
 //
-// - What lies between two products of a tile stays in the second cache: neither GELU nor the hidden
+// - What lies between two products of a tile stays in the L2 cache: neither GELU nor the hidden
 //   channels of the MLP, nor any gated image, reaches memory.
-// - Images are shared out over the threads; the threads share the images that are left over.
-// - Sums over pixels are made row by row and rows are added in order: the number of threads changes
-//   no bit.
-#include "../additive_block.h"
+// - Each thread takes whole images; the threads share the remaining ones.
+// - Sums over pixels are computed row by row and rows are added in order: results do not depend on
+//   the number of threads.
+#include "../arguments.h"
 
 #include "../parallel.h"
 #include "additive_block_weights.h"
@@ -24,7 +24,7 @@ namespace {
 constexpr long TILE = 64;    // pixels; weights are read once a tile
 constexpr long CHUNK = 256;  // hidden channels at a time: 64 KiB a tile
 
-// Does `work(item, worker)` for all items of a step, and returns when they are done.
+// each(): calls `work(item, worker)` for all items of a step and returns when they are done.
 struct Alone {
   long worker;
   template <class Work>
@@ -47,8 +47,8 @@ class Block {
  public:
   explicit Block(const castling::AdditiveBlockArguments& a)
       : args_(a), w_(a.channels, a.hidden, a.local != 0), packed_(a.packed),
-        pixels_(a.height * a.width), threads_(most(1, a.threads)),
-        tiles_(least(pixels_, ceil_divide(ceil_divide(pixels_, TILE), threads_) * threads_)),
+        pixels_(a.height * a.width), threads_(max(1, a.threads)),
+        tiles_(min(pixels_, ceil_divide(ceil_divide(pixels_, TILE), threads_) * threads_)),
         spread_(a.batch / threads_ * threads_),
         images_(spread_ > 0 ? threads_ : 1),
         memory_(images_ * image_floats() + threads_ * worker_floats()) {}
@@ -76,7 +76,7 @@ class Block {
     long image;
   };
 
-  // Workers beyond those that have memory are not asked for; a pool may count on all the same.
+  // A pool may start more workers than asked for; those have no memory.
   static void spread_images(void* data, long worker) {
     const Region& region = *static_cast<const Region*>(data);
     if (worker >= region.block->threads_) return;
@@ -94,7 +94,7 @@ class Block {
   }
   long worker_floats() const {
     const long rows = ceil_divide(pixels_, tiles_);
-    return most(rows * (w_.padded + CHUNK), args_.width * LANES + w_.padded) + 64;
+    return max(rows * (w_.padded + CHUNK), args_.width * LANES + w_.padded) + 64;
   }
   float* worker_memory(long worker) const {
     return memory_.data + images_ * image_floats() + worker * worker_floats();
@@ -179,7 +179,7 @@ class Block {
                        [&](long pixel, long channel, Vec value) {
                          store(rows + (pixel - begin) * p + channel, gelu(value));
                        });
-      // Columns behind the last channel are stored as well: they are what a residual's end reads.
+      // Columns after the last channel are stored too: the residual reads them.
       product({rows, p, packed_ + w_.local_last, c, c, 0, packed_ + w_.local_last_bias, nullptr, 0,
                x1 + begin * p, p, p, false}, count);
       add_pixels(from, x1 + begin * p, count);
@@ -228,8 +228,8 @@ class Block {
     }
     for (long channel = begin; channel < end; ++channel) {
       Vec dot = Vec{};
-      // Behind the last channel there are no weights: any finite gate will do.
-      const float* row = packed_ + weight + least(channel, w_.channels - 1) * p;
+      // There are no weights after the last channel: any finite gate will do.
+      const float* row = packed_ + weight + min(channel, w_.channels - 1) * p;
       for (long i = 0; i < p; i += LANES) dot += load(means + i) * load(row + i);
       scales[channel] = logistic(sum(dot));
     }
@@ -239,7 +239,7 @@ class Block {
   void mlp(const float* rows, long count, float* hidden, float* out) const {
     const long c = w_.channels, p = w_.padded;
     for (long first = 0; first < w_.hidden; first += CHUNK) {
-      const long depth = least(CHUNK, w_.hidden - first);
+      const long depth = min(CHUNK, w_.hidden - first);
       product({rows, p, packed_ + w_.up + first * c, c, c, 0, packed_ + w_.up_bias + first, nullptr,
                0, hidden, CHUNK, whole_vectors(depth), true}, count);
       const bool begins = first == 0;
@@ -253,7 +253,7 @@ class Block {
   const BlockWeights w_;
   const float* packed_;
   const long pixels_, threads_, tiles_;
-  const long spread_;  // images that a thread works on alone
+  const long spread_;  // images that one thread computes alone
   const long images_;  // images worked on at once
   castling::Scratch memory_;
 };

@@ -63,7 +63,7 @@ struct BlockWeights {
   }
 
  private:
-  // Cache lines of their own.
+  // Aligned to cache lines.
   long take(long count) {
     const long at = size;
     size += ceil_divide(count, 16) * 16;

@@ -4,7 +4,7 @@
 // once per call: (heads, taps) along the tokens, (heads, k·k, columns) on the grid.
 #pragma once
 
-#include "../linear_attention.h"
+#include "../arguments.h"
 #include "convolution_rows.h"
 #include "transpose.h"
 
@@ -16,7 +16,7 @@ struct Local {
   long size() const {
     return kind == castling::ALONG_TOKENS ? ceil_divide(taps, 16) * 16 : taps * taps * columns;
   }
-  // Tokens from one to the last that is read for it.
+  // Distance from a token to the last token that it reads.
   long reach() const {
     return kind == castling::ON_GRID ? taps / 2 * (width + 1) : kind ? taps / 2 : 0;
   }
@@ -58,8 +58,8 @@ static void unlay_weights(const Local& local, const float* laid, long heads, lon
           weight[(h * value_dim + c) * count + i] = laid[h * local.size() + i * local.columns + c];
 }
 
-// Vectors of columns at once, of one token and of neighbours: as many sums as multiply-adds are on
-// their way.
+// Vectors of columns at once, for one token and for neighbours: enough independent sums to hide the
+// latency of a multiply-add.
 constexpr int ALONE = 8, TOGETHER = 2;
 constexpr int NEIGHBOURS = 4;
 
@@ -136,10 +136,10 @@ static void convolve_grid(const Local& local, Neighbours at, long start, long to
     const long row = place / local.width, column = place % local.width;
     const Window y = inside(row, local.height, local.taps);
     at.values = first.values + (start + t + (y.first - half) * local.width - half) * at.ld;
-    step = least(NEIGHBOURS, least(tokens - t, local.width - column));
+    step = min(NEIGHBOURS, min(tokens - t, local.width - column));
     if (const auto line = on_line_of(local.taps, step)) {
       const long reach = local.taps + step - 1;
-      line(local, at, y, {most(0, half - column), least(reach, local.width - column + half)});
+      line(local, at, y, {max(0, half - column), min(reach, local.width - column + half)});
     } else {
       step = 1;
       const Window x = inside(column, local.width, local.taps);
@@ -167,7 +167,7 @@ static void weight_gradients(const Local& local, const float* gradients, long ld
   if (local.kind == castling::ALONG_TOKENS) {
     for (long i = 0; i < local.taps; ++i) {
       Vec total = {};
-      long first = most(0, half - i - start), last = least(tokens, local.tokens + half - i - start);
+      long first = max(0, half - i - start), last = min(tokens, local.tokens + half - i - start);
       for (long t = first; t < last; ++t)
         total += dot_lanes(gradients + t * ldg, values + (start + t + i - half) * ld,
                            local.columns);
@@ -175,14 +175,14 @@ static void weight_gradients(const Local& local, const float* gradients, long ld
     }
     return;
   }
-  for (long t = most(0, local.prefix - start); t < tokens;) {
+  for (long t = max(0, local.prefix - start); t < tokens;) {
     long place = start + t - local.prefix, row = place / local.width, column = place % local.width;
-    long run = least(tokens - t, local.width - column);
+    long run = min(tokens - t, local.width - column);
     Window y = inside(row, local.height, local.taps);
     for (long i = y.first; i < y.last; ++i)
       for (long j = 0; j < local.taps; ++j) {
-        long first = most(0, half - j - column);
-        long last = least(run, local.width + half - j - column);
+        long first = max(0, half - j - column);
+        long last = min(run, local.width + half - j - column);
         if (first >= last) continue;
         const float* line = values + (place + local.prefix + (i - half) * local.width + j - half) * ld;
         float* out = to + (i * local.taps + j) * local.columns;

@@ -1,7 +1,7 @@
 // Convolutions at few neighbouring tokens at once, for convolution.h.
 //
-// Sums stay in registers from the first tap to the last; neighbours share the values they load and,
-// on the grid, the weights.
+// Sums stay in registers from the first tap to the last; neighbouring tokens share loaded values and,
+// on the grid, weights.
 #pragma once
 
 #include "rows.h"
@@ -13,14 +13,14 @@ struct Window {
 };
 
 static CASTLING_INLINE Window inside(long at, long length, long taps) {
-  return {most(0, taps / 2 - at), least(taps, length - at + taps / 2)};
+  return {max(0, taps / 2 - at), min(taps, length - at + taps / 2)};
 }
 
 // to_t = factor_t·base_t + Σ weight·value for neighbouring tokens t.
 //
-// Values point to the first token that token 0 reads; on the grid to where that would be in the first
-// line inside, were all columns inside. Weights point to the first tap, along the tokens to the
-// first inside.
+// `values` points to the first token that token 0 reads; on the grid, to its place in the first line
+// inside as if all columns were inside. `weights` points to the first tap; along the tokens, to the
+// first tap inside.
 struct Neighbours {
   const float *weights, *values;
   long ld;
@@ -51,14 +51,14 @@ struct Sums {
   }
 };
 
-// Shape::run<WIDE>(c) for the columns, WIDE vectors at a time and what is left by fewer.
+// Shape::run<WIDE>(c) for all columns: WIDE vectors at a time, then fewer for the remainder.
 template <int WIDE, class Shape>
 static CASTLING_INLINE void over_columns(const Shape& shape, long columns, long c = 0) {
   for (; c + WIDE * LANES <= columns; c += WIDE * LANES) shape.template run<WIDE>(c);
   if constexpr (WIDE > 1) over_columns<WIDE / 2>(shape, columns, c);
 }
 
-// One token along the tokens; `taps` of them are inside.
+// One token, taps along the tokens; `taps` of them are inside.
 struct AlongTokens {
   Neighbours at;
   long taps;
@@ -76,7 +76,7 @@ struct AlongTokens {
   }
 };
 
-// TOKENS of them with all their TAPS inside.
+// TOKENS neighbours with all their TAPS inside.
 template <int TAPS, int TOKENS>
 struct TokensInside {
   Neighbours at;

@@ -1,7 +1,7 @@
 // Depthwise convolutions 3×3 with zero padding on channels-last images, a row at a time.
 //
-// A loaded pixel serves the three results it touches, so memory is read three times instead of nine,
-// and what becomes of a result is up to the caller: no pass of its own for what follows.
+// A loaded pixel is used for the three results it contributes to, so memory is read three times
+// instead of nine. The caller consumes each result, so what follows needs no pass of its own.
 #pragma once
 
 #include "simd.h"
@@ -34,7 +34,7 @@ static CASTLING_INLINE void depthwise_row(const Depthwise& job, long y, long beg
     return load(above + at) * w[tap] + load(middle + at) * w[tap + 3] +
            load(below + at) * w[tap + 6];
   };
-  // In the order of the loop below: where a row is cut changes no bit.
+  // Adds in the order of the loop below, so that results do not depend on where a row is split.
   Vec now = (begin > 0 ? bias + part(begin - 1, 0) : bias) + part(begin, 1);
   Vec next = bias + part(begin, 0);
   for (long x = begin; x < end; ++x) {
@@ -52,7 +52,7 @@ template <class Consume>
 static CASTLING_INLINE void depthwise_pixels(const Depthwise& job, long begin, long end,
                                              Consume consume) {
   while (begin < end) {
-    const long y = begin / job.width, start = y * job.width, stop = least(end, start + job.width);
+    const long y = begin / job.width, start = y * job.width, stop = min(end, start + job.width);
     for (long channel = 0; channel < job.channels; channel += LANES)
       depthwise_row(job, y, begin - start, stop - start, channel,
                     [&](long x, Vec value) { consume(start + x, channel, value); });
@@ -60,7 +60,7 @@ static CASTLING_INLINE void depthwise_pixels(const Depthwise& job, long begin, l
   }
 }
 
-// weight (count, 1, 3, 3) -> [9][channels], zeros behind.
+// weight (count, 1, 3, 3) -> [9][channels], zeros after them.
 static void pack_depthwise(const float* weight, long count, long channels, float* packed) {
   for (long tap = 0; tap < 9; ++tap)
     for (long c = 0; c < channels; ++c)

@@ -1,10 +1,10 @@
 // Feature maps φ of a block of rows, and gradients through them.
 //
-// φ(x) = scale·a with a row `a` that needs no division: the scales are folded into whatever the
-// rows are multiplied with. unit: a = x; relu: a = max(x, 0); squares: a = x²/(Σx² + eps).
+// φ(x) = scale·a with a row `a` that needs no division: the scale is folded into the other factor
+// of a product. unit: a = x; relu: a = max(x, 0); squares: a = x²/(Σx² + eps).
 #pragma once
 
-#include "../linear_attention.h"
+#include "../arguments.h"
 #include "rows.h"
 
 namespace CASTLING_NAMESPACE {
@@ -14,7 +14,7 @@ static CASTLING_INLINE float inverse_norm(float squares, float eps) {
   return squares == 0 && eps != 0 ? 0.0f : 1.0f / __builtin_sqrtf(squares + eps);
 }
 
-// Of all squares, in place: roots and quotients of a whole vector take as long as of one number.
+// For all squares, in place: vector roots and divisions take as long as scalar ones.
 static void inverse_norms(float* squares, long count, float eps) {
   for (long i = 0; i < count; ++i) squares[i] = inverse_norm(squares[i], eps);
 }
@@ -24,8 +24,8 @@ static CASTLING_INLINE bool transforms(long features) {
   return features == castling::RELU || features == castling::SQUARES;
 }
 
-// a (in `to`) and scales of rows x; columns are whole vectors, zero behind the last channel.
-// Scales hold Σx² already where the rows were squared while they were packed.
+// a (in `to`) and scales of rows x; columns are whole vectors, zero after the last channel.
+// If `squared`, `scales` already holds Σx², computed while the rows were packed.
 static void map_rows(long features, Rows x, long tokens, long columns, float eps, float* to,
                      long ld, float* scales, bool squared = false) {
   bool norms = features == castling::UNIT || features == castling::SQUARES;
@@ -51,7 +51,7 @@ static void map_rows(long features, Rows x, long tokens, long columns, float eps
   }
 }
 
-// dφ becomes dx, in place. Products are ordered so that no power of a scale overflows.
+// dφ to dx, in place. Products are ordered so that no power of a scale overflows.
 static void map_gradients(long features, Rows x, Rows a, const float* scales, long tokens,
                           long columns, float eps, float* gradient, long ld) {
   for (long t = 0; t < tokens; ++t) {

@@ -3,14 +3,14 @@
 // First pass, over queries: x_i again, its gradient through the normalisation, dq, and the
 // gradients of the state, dS = sγ·Σφ(q)dxᵀ, dz, dm. Second pass, over keys: dv = dSᵀφ(k) + dm and
 // dφ(k) = dS·v + dz. Gradients of weights and of the constant are summed in the first. For row sums
-// S, m and y are those of centred values.
+// S, m and y are those of centred values (`centre`).
 #include "linear_problem.h"
 
 namespace CASTLING_NAMESPACE {
 namespace {
 
 struct Backward : LinearProblem {
-  bool passes_value;  // the identity term reaches the values through a buffer
+  bool passes_value;  // the identity term is of the values: its gradient goes through a buffer
   castling::Scratch buffer, results;
   castling::Tensor4 through;
 
@@ -33,7 +33,7 @@ struct Backward : LinearProblem {
   bool converts_gradients() const { return local.kind && !in_place(a.out, a.dtype, value_dim); }
 
   struct Head {
-    float *constants, *state, *total, *values, *mean, *lost, *transposed, *d_transposed, *converted,
+    float *constants, *state, *total, *values, *mean, *shift, *transposed, *d_transposed, *converted,
         *gradients;
     Head(const Backward& p, float* own)
         : constants(own),
@@ -41,8 +41,8 @@ struct Backward : LinearProblem {
           total(state + p.dim * p.ldv),
           values(total + p.ldk),
           mean(values + p.ldv),
-          lost(mean + p.ldv),
-          transposed(lost + p.ldv),
+          shift(mean + p.ldv),
+          transposed(shift + p.ldv),
           d_transposed(transposed + p.value_wide * p.ldk),
           converted(d_transposed + p.value_wide * p.ldk),
           gradients(converted + (p.converts_values() ? p.a.keys * p.ldv : 0)) {}
@@ -57,7 +57,7 @@ struct Backward : LinearProblem {
           result(values + p.ldv) {}
   };
 
-  // Columns become rows of whole vectors, zero behind the last channel.
+  // Columns become rows of whole vectors, zero after the last channel.
   void transpose_state(const float* state, float* to) const {
     long whole = dim / 4 * 4;
     transpose(state, ldv, whole, value_dim, to, ldk);
@@ -91,30 +91,29 @@ struct Backward : LinearProblem {
       pack_rows(a.out, a.dtype, b, h, 0, a.queries, value_dim, head.gradients, ldv);
   }
 
-  // Values lose the row that z as a query would find: slopes ⟨g, v − y⟩ do not change when v and y
-  // lose the same. Of values far from zero they would be small differences of large sums, whose
-  // rounding is all that would be left in queries' gradients.
+  // Subtract a common row from v and y, the output for the query z; ⟨g, v − y⟩ is unchanged. Without
+  // it, values far from zero cancel to rounding errors in the queries' gradients.
   void centre(const Head& head, float keys) const {
-    const float sums = gamma * dot(head.total, head.total, key_wide) / most(1, (long)keys);
+    const float sums = gamma * dot(head.total, head.total, key_wide) / max(1, (long)keys);
     const float share = 1 / (sums + constant * keys);
-    zero(head.lost, ldv);
+    zero(head.shift, ldv);
     for (long r = 0; r < dim; ++r)
-      add_product(head.lost, gamma / most(1, (long)keys) * head.total[r], head.state + r * ldv);
-    add_product(head.lost, constant, head.values);
+      add_product(head.shift, gamma / max(1, (long)keys) * head.total[r], head.state + r * ldv);
+    add_product(head.shift, constant, head.values);
     for (long c = 0; c < value_wide; ++c) {
-      head.lost[c] *= share;
-      if (!common_to_all(head, keys, c)) head.lost[c] = 0;
+      head.shift[c] *= share;
+      if (!common_to_all(head, keys, c)) head.shift[c] = 0;
     }
-    for (long r = 0; r < dim; ++r) add_product(head.state + r * ldv, -head.total[r], head.lost);
-    add_product(head.values, -keys, head.lost);
+    for (long r = 0; r < dim; ++r) add_product(head.state + r * ldv, -head.total[r], head.shift);
+    add_product(head.values, -keys, head.shift);
   }
-  // Whether what a channel would lose is near the mean of every feature's values. Where one's are
-  // far smaller, their digits would go with it.
+  // Whether the shift of a channel is near the mean of every feature's values. Much smaller values
+  // would lose their digits to it.
   bool common_to_all(const Head& head, float keys, long c) const {
-    const float lost = head.lost[c];
-    if (!__builtin_isfinite(lost)) return false;
-    auto near = [lost](float sum, float weight) {
-      return __builtin_fabsf(sum - weight * lost) <= 0.5f * __builtin_fabsf(weight * lost);
+    const float shift = head.shift[c];
+    if (!__builtin_isfinite(shift)) return false;
+    auto near = [shift](float sum, float weight) {
+      return __builtin_fabsf(sum - weight * shift) <= 0.5f * __builtin_fabsf(weight * shift);
     };
     for (long r = 0; r < dim; ++r)
       if (!near(head.state[r * ldv + c], head.total[r])) return false;
@@ -143,7 +142,7 @@ struct Backward : LinearProblem {
     ahead.over(tiles(count, value_dim) + tiles(count, dim) + tiles(dim, value_dim));
     auto between = [&ahead] { ahead.step(); };
     block.compute(*this, b, h, start, count, s, (long)keys, head.state, head.total,
-                  mean ? head.mean : nullptr, rowsum ? head.lost : nullptr, ahead);
+                  mean ? head.mean : nullptr, rowsum ? head.shift : nullptr, ahead);
     Rows g = rows_of(a.out, a.dtype, b, h, start, count, value_dim, packed, ldv);
     if (local.kind) {
       Rows all = all_values(b, h, head.converted);
@@ -155,8 +154,8 @@ struct Backward : LinearProblem {
                                          d_x + t * ldv);
     if (rowsum)
       for (long t = 0; t < count; ++t) {
-        // Nothing divides such a row: its slopes are those of values that lost nothing.
-        if (block.empty[t]) d_sums[t] = dot(d_x + t * ldv, head.lost, value_wide);
+        // Such a row is not divided: its slopes are those of values without a shift.
+        if (block.empty[t]) d_sums[t] = dot(d_x + t * ldv, head.shift, value_wide);
         if (mean)
           sum.result[0] += s * constant_gradient(d_x + t * ldv, block.x + t * ldv, head.values,
                                                  keys * block.factors[t]);
@@ -194,12 +193,12 @@ struct Backward : LinearProblem {
       matmul<true, true>(dim, value_dim, count, q.data, q.ld, d_x, ldv, sum.state, ldv, between);
   }
 
-  // What is read next.
+  // Prefetch for the next block.
   Ahead after_queries(long b, long h, long start, long count) const {
     Ahead ahead;
     if (!far) return ahead;
     if (!step_on(a.queries, h, start, count)) {
-      ask_for_keys(ahead, b, h, 0, least(BLOCK, a.keys));
+      ask_for_keys(ahead, b, h, 0, min(BLOCK, a.keys));
       return ahead;
     }
     ask_for_queries(ahead, b, h, start, count);
@@ -213,7 +212,7 @@ struct Backward : LinearProblem {
     if (passes_value) ahead.add(through, castling::FLOAT32, b, h, start, count, value_dim);
     start += local.reach();
     if (local.kind)
-      ahead.add(a.out, a.dtype, b, h, start, least(count, a.queries - start), value_dim);
+      ahead.add(a.out, a.dtype, b, h, start, min(count, a.queries - start), value_dim);
     return ahead;
   }
 
@@ -228,7 +227,7 @@ struct Backward : LinearProblem {
     return -factor * along * factor;
   }
 
-  // dx·(m − N·y): the difference of two large sums, taken before they are sums.
+  // dx·(m − N·y), with the difference inside the sum: both sums are large.
   float constant_gradient(const float* d_x, const float* x, const float* m, float factor) const {
     Vec total = {};
     for (long c = 0; c < value_wide; c += LANES)
@@ -236,7 +235,7 @@ struct Backward : LinearProblem {
     return sum(total);
   }
 
-  // The identity term's gradient goes to the residual, or waits for the second pass.
+  // The gradient of the identity term: written to the residual's, or kept for the second pass.
   void pass_identity(long b, long h, long start, long count, const float* d_x, float* scratch) const {
     if (a.residual.data == nullptr && !passes_value) return;
     const castling::Tensor4& x = passes_value ? through : a.d_residual;
@@ -305,7 +304,7 @@ struct Backward : LinearProblem {
     if (rowsum) {
       for (long t = 0; t < count; ++t)
         for (long c = 0; c < value_wide; c += LANES)
-          store(v + t * ldv + c, load(values.data + t * values.ld + c) - load(head.lost + c));
+          store(v + t * ldv + c, load(values.data + t * values.ld + c) - load(head.shift + c));
       values = {v, ldv};
     }
     to = target_of(a.d_key, a.dtype, b, h, start, dim, d_key, ldk);

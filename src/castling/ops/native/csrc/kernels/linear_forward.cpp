@@ -5,20 +5,20 @@
 namespace CASTLING_NAMESPACE {
 namespace {
 
-// Rows of the output that are finished at once: between product and result they stay in the
-// first-level cache beside the state.
+// Rows of the output that are finished at once: between product and result they stay in the L1 cache
+// beside the state.
 constexpr long GROUP = 4 * TILE_ROWS;
-// Channels up to which a whole block stays there.
+// Up to this many channels a whole block stays there.
 constexpr long NARROW = 32;
 
-// At most so many keys stand beside each other instead of in a state.
-constexpr long MOST_KEYS = 2 * BLOCK;
-// Up to so many keys behind the last whole vector of them are multiplied one by one.
+// Up to this many keys, attention may be computed as (φ(q)φ(k)ᵀ)v, without a state.
+constexpr long MAX_KEYS = 2 * BLOCK;
+// Up to this many keys after the last whole vector are multiplied one by one.
 constexpr long FEW = LANES / 8;
 
 struct Forward : LinearProblem {
   bool by_keys;
-  long columns;  // keys that stand beside each other, in whole vectors but for the last
+  long columns;  // keys in the matrix of similarities, the others are multiplied one by one
   long ldn;      // floats of a row of similarities
 
   explicit Forward(const LinearArguments& arguments)
@@ -29,16 +29,16 @@ struct Forward : LinearProblem {
     sum_first = by_keys ? key_wide * ldn + a.keys * ldv + FEW * ldk : dim * ldv;
     sum_floats = sum_first + ldk + 2 * ldv;  // S or keys, values and last keys, z, m, and s·a·m
     head_floats = CONSTANTS + (converts_values() ? a.keys * ldv : 0);
-    worker_floats = most(BLOCK * (ldk + ldv), QueryBlock::floats(*this) + (by_keys ? BLOCK * ldn : 0));
+    worker_floats = max(BLOCK * (ldk + ldv), QueryBlock::floats(*this) + (by_keys ? BLOCK * ldn : 0));
   }
 
-  // Between few tokens (φ(q)φ(k)ᵀ)v takes fewer products than φ(q)(φ(k)ᵀv). The gradient needs
-  // the latter's state.
+  // For few tokens (φ(q)φ(k)ᵀ)v takes fewer products than φ(q)(φ(k)ᵀv); the gradient needs the state
+  // of the latter.
   bool cheaper_by_keys() const {
     double wide = vectors(columns) * LANES + 0.4 * LANES * (a.keys - columns);
     double by_keys = a.queries * (wide * dim + (double)a.keys * value_wide);
-    // Transposed keys and columns that fill no vector take their time as well.
-    return a.state == nullptr && a.keys <= MOST_KEYS &&
+    // The factor 0.9 accounts for transposing the keys and for partly filled vectors.
+    return a.state == nullptr && a.keys <= MAX_KEYS &&
            by_keys < 0.9 * (a.queries + a.keys) * dim * value_wide;
   }
 
@@ -96,24 +96,24 @@ struct Forward : LinearProblem {
     float* to = values_by_key(sum) + start * ldv;
     for (long t = 0; values.data != to && t < count; ++t)
       __builtin_memcpy(to + t * ldv, values.data + t * values.ld, value_wide * sizeof(float));
-    for (long t = most(0, columns - start); t < count; ++t)
+    for (long t = max(0, columns - start); t < count; ++t)
       __builtin_memcpy(last_keys(sum) + (start + t - columns) * ldk, k + t * ldk,
                        key_wide * sizeof(float));
-    count = most(0, least(count, columns - start));
-    // Columns behind the last key are computed with it and left alone.
-    long wide = least(BLOCK, ceil_divide(count, LANES) * LANES);
+    count = max(0, min(count, columns - start));
+    // Columns after the last key are computed but not used.
+    long wide = min(BLOCK, ceil_divide(count, LANES) * LANES);
     zero(k + count * ldk, (wide - count) * ldk);
     transpose(k, ldk, wide, dim, sum + start, ldn);
   }
 
-  // What is touched next.
+  // Prefetch for the next block.
   Ahead after_keys(long b, long h, long start, long count) const {
     Ahead ahead;
     if (!far) return ahead;
     if (step_on(a.keys, h, start, count))
       ask_for_keys(ahead, b, h, start, count);
     else
-      ask_for_queries(ahead, b, h, 0, least(BLOCK, a.queries));
+      ask_for_queries(ahead, b, h, 0, min(BLOCK, a.queries));
     return ahead;
   }
   Ahead after_queries(long b, long h, long start, long count) const {
@@ -123,7 +123,7 @@ struct Forward : LinearProblem {
       ask_for_queries(ahead, b, h, start, count);
       ahead.add(a.out, a.dtype, b, h, start, count, value_dim);
     } else if (h + 1 < heads) {
-      ask_for_keys(ahead, b, h + 1, 0, least(BLOCK, a.keys));
+      ask_for_keys(ahead, b, h + 1, 0, min(BLOCK, a.keys));
     }
     return ahead;
   }
@@ -146,7 +146,7 @@ struct Forward : LinearProblem {
     long groups = ceil_divide(count, value_dim <= NARROW ? BLOCK : GROUP), size = ceil_divide(count, groups);
     ahead.over(groups * tiles(size, value_dim));
     for (long t = 0; t < count; t += size)
-      write_rows(block, work + QueryBlock::floats(*this), b, h, start + t, least(size, count - t),
+      write_rows(block, work + QueryBlock::floats(*this), b, h, start + t, min(size, count - t),
                  own, sum, ahead);
   }
 

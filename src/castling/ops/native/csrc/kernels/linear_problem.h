@@ -1,4 +1,4 @@
-// What the forward and the backward pass of linear attention share: sizes, constants, the rows x_i.
+// Shared by the forward and backward pass of linear attention: sizes, constants, the rows x_i.
 #pragma once
 
 #include "ahead.h"
@@ -12,12 +12,12 @@ namespace CASTLING_NAMESPACE {
 
 using castling::LinearArguments;
 
-// Below this many multiply-adds per thread, waking one costs more than it saves.
+// Below this many multiply-adds per thread, waking a thread takes longer than it saves.
 constexpr double WORK_PER_THREAD = 4e5;
-// Up to this many bytes a head's rows stay in the second-level cache between the two passes.
+// Up to this many bytes a head's rows stay in the L2 cache between the two passes.
 constexpr double HEAD_BYTES = 1 << 20;
-// Up to this many bytes the tensors stay in the last cache, where an earlier operator left them:
-// rows there cost more to ask for than to wait for.
+// Up to this many bytes the tensors are still in the last-level cache from an earlier operator, where
+// prefetching does not pay.
 constexpr double NEAR_BYTES = 8 << 20;
 
 struct LinearProblem {
@@ -61,7 +61,7 @@ struct LinearProblem {
               (long)a.prefix, (long)a.keys, value_wide},
         weights(local.kind ? heads * local.size() : 1) {
     double useful = work * (a.queries + a.keys) * a.batch * a.heads * a.dim * a.value_dim;
-    threads = most(1, least(a.threads, (long)(useful / WORK_PER_THREAD)));
+    threads = max(1, min(a.threads, (long)(useful / WORK_PER_THREAD)));
     double bytes = 4.0 * (a.queries + a.keys) * (a.dim + a.value_dim);
     by_head = batch * heads >= threads && bytes <= HEAD_BYTES;
     far = batch * heads * bytes > NEAR_BYTES;
@@ -82,7 +82,7 @@ struct LinearProblem {
     return count;
   }
 
-  float scale(long keys) const { return a.kv_scale > 0 ? (float)a.kv_scale : 1.0f / most(1, keys); }
+  float scale(long keys) const { return a.kv_scale > 0 ? (float)a.kv_scale : 1.0f / max(1, keys); }
 
   void zero_masked(float* rows, long ld, long wide, long b, long start, long count) const {
     if (a.key_mask == nullptr) return;
@@ -90,16 +90,16 @@ struct LinearProblem {
       if (!takes_part(b, start + t)) zero(rows + t * ld, wide);
   }
 
-  // Where the schedule goes on after a block: with the head's next block, or the next head's same
-  // block. False when there is none in this pass.
+  // Advances to the schedule's next block: the head's next one, or the same of the next head. False
+  // at the end of this pass.
   bool step_on(long tokens, long& h, long& start, long& count) const {
     if (by_head || ++h == heads) start += count;
     if (h == heads) h = 0;
-    count = least(count, tokens - start);
+    count = min(count, tokens - start);
     return count > 0;
   }
 
-  // What is read at tokens of the pass over the keys, and of the one over the queries.
+  // Prefetch what the pass over the keys reads at these tokens, and the pass over the queries.
   void ask_for_keys(Ahead& ahead, long b, long h, long start, long count) const {
     ahead.add(a.key, a.dtype, b, h, start, count, dim);
     ahead.add(a.value, a.dtype, b, h, start, count, value_dim);
@@ -108,10 +108,10 @@ struct LinearProblem {
     ahead.add(a.query, a.dtype, b, h, start, count, dim);
     if (!local.kind && identity == 0) return;
     start += local.reach();
-    ahead.add(a.value, a.dtype, b, h, start, least(count, a.keys - start), value_dim);
+    ahead.add(a.value, a.dtype, b, h, start, min(count, a.keys - start), value_dim);
   }
 
-  // Keys and values count as zero where they are masked, whatever stands in memory.
+  // Masked keys and values count as zero, also where memory holds NaN.
   void masked_rows(const castling::Tensor4& x, long b, long h, long start, long count,
                    long channels, float* to, long ld, const float* factors = nullptr,
                    float* squares = nullptr) const {
@@ -121,7 +121,7 @@ struct LinearProblem {
       if (!takes_part(b, start + t)) squares[t] = 0;
   }
 
-  // The same, in place where they can be read so.
+  // The same, without a copy where the rows can be read in place.
   Rows token_rows(const castling::Tensor4& x, long b, long h, long start, long count,
                   long channels, float* scratch, long ld) const {
     if (a.key_mask == nullptr)
@@ -130,7 +130,7 @@ struct LinearProblem {
     return {scratch, ld};
   }
 
-  // A convolution reads rows again and again: they are converted once, unless they can stay.
+  // A convolution reads rows many times: they are converted once, unless they can be read in place.
   bool converts_values() const {
     return local.kind && (a.key_mask != nullptr || !in_place(a.value, a.dtype, value_dim));
   }
@@ -141,7 +141,7 @@ struct LinearProblem {
   }
 };
 
-// Scratch rows of a block of queries, in a worker's memory.
+// Scratch rows of a block of queries, in a thread's memory.
 struct QueryBlock {
   float* raw;       // (BLOCK, ldk) queries, where they cannot be read in place
   float* mapped;    // (BLOCK, ldk) rows a of φ
@@ -159,15 +159,15 @@ struct QueryBlock {
         x(mapped + BLOCK * p.ldk),
         residual(x + BLOCK * p.ldv) {}
 
-  // x_i = ι·r_i + sγ·φ(q_i)ᵀS + (sa)·m and the factors that normalise; `mean` is s·a·m. Where S and
-  // m are of values less `lost`, so are the rows y_i.
+  // x_i = ι·r_i + sγ·φ(q_i)ᵀS + (sa)·m and the factors that normalise; `mean` is s·a·m. If S and m
+  // are sums of centred values v − shift, the rows are y_i − shift.
   void compute(const LinearProblem& p, long b, long h, long start, long count, float s, long keys,
-               const float* state, const float* total, const float* mean, const float* lost,
+               const float* state, const float* total, const float* mean, const float* shift,
                Ahead& ahead) {
     map_queries(p, b, h, start, count);
     matmul<false, false>(count, p.value_dim, p.dim, rows.data, rows.ld, state, p.ldv, x, p.ldv,
                          [&ahead] { ahead.step(); });
-    finish(p, b, h, start, count, s, keys, total, mean, lost);
+    finish(p, b, h, start, count, s, keys, total, mean, shift);
   }
 
   void map_queries(const LinearProblem& p, long b, long h, long start, long count) {
@@ -177,9 +177,9 @@ struct QueryBlock {
     rows = transforms(a.features) ? Rows{mapped, p.ldk} : query;
   }
 
-  // The same where x holds a(q_i)ᵀS already.
+  // The same when x already holds a(q_i)ᵀS.
   void finish(const LinearProblem& p, long b, long h, long start, long count, float s, long keys,
-              const float* total, const float* mean, const float* lost) {
+              const float* total, const float* mean, const float* shift) {
     const LinearArguments& a = p.a;
     Rows added{nullptr, 0};
     if (p.identity != 0)
@@ -197,11 +197,11 @@ struct QueryBlock {
     for (long t = 0; p.rowsum && t < count; ++t) {
       factors[t] = weight * scales[t] * dot(rows.data + t * rows.ld, total, p.key_wide) +
                    s * p.constant * keys + (float)a.row_eps;
-      // What eps weighs has no value: it lost nothing.
-      if (lost != nullptr)
+      // eps adds weight without a value, so its share of the shift is taken off here.
+      if (shift != nullptr)
         for (long c = 0; c < p.value_wide; c += LANES)
           store(x + t * p.ldv + c,
-                load(x + t * p.ldv + c) - broadcast((float)a.row_eps) * load(lost + c));
+                load(x + t * p.ldv + c) - broadcast((float)a.row_eps) * load(shift + c));
     }
     for (long t = 0; t < count; ++t) {
       empty[t] = p.rowsum && factors[t] == 0;
@@ -210,7 +210,7 @@ struct QueryBlock {
   }
 
  private:
-  // Factors become the rows' Σx².
+  // Writes the rows' Σx² to `factors`.
   template <bool ADDED, bool MEAN>
   void combine_rows(const LinearProblem& p, long count, float weight, Rows added,
                     const float* mean) {
@@ -232,7 +232,7 @@ struct QueryBlock {
       return row;
     };
     long c = 0;
-    // Two sums: one would wait for itself.
+    // Two sums hide the latency of an addition.
 #pragma GCC unroll 4
     for (; c + 2 * LANES <= wide; c += 2 * LANES) {
       Vec first = next(c), second = next(c + LANES);

@@ -61,7 +61,7 @@ static CASTLING_INLINE long tiles(long rows, long columns) {
 }
 
 // C[rows × columns] = (or +=) Σ_p A(r, p)·B[p, ·]; A(r, p) = a[r·lda + p], or a[p·lda + r] when
-// TRANSPOSED. Rows are shared out evenly: six and one would be slower than four and three.
+// TRANSPOSED. Rows are divided evenly over tiles: 6 + 1 would be slower than 4 + 3.
 // `between` is called after every tile.
 template <bool ACCUMULATE, bool TRANSPOSED, class Between>
 static CASTLING_INLINE void matmul(long rows, long columns, long depth, const float* a, long lda,

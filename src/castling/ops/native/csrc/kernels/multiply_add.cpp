@@ -1,6 +1,5 @@
-// How many multiply-adds one thread can do where nothing is read from memory: what every product
-// of matrices is measured against.
-#include "../multiply_add.h"
+// The rate of multiply-adds of one thread on registers alone: the limit of every matrix product.
+#include "../arguments.h"
 
 #include <chrono>
 
@@ -9,12 +8,12 @@
 namespace CASTLING_NAMESPACE {
 namespace {
 
-// More sums than multiply-adds are on their way at once, no more than fit into sixteen registers.
+// More sums than multiply-adds in flight, and few enough for sixteen registers.
 constexpr int SUMS = 12;
 constexpr long STEPS = 20000;        // a piece of about a tenth of a millisecond
-constexpr double SECONDS = 20e-3;    // long enough for one piece that nothing disturbed
+constexpr double SECONDS = 20e-3;    // long enough for one undisturbed piece
 
-// Read anew for each piece, so that no piece is computed beforehand; sums stay below one.
+// Volatile, so that no piece is computed at compile time; sums stay below one.
 volatile float factor = 0.5f, addend = 0.25f, result;
 
 void piece() {

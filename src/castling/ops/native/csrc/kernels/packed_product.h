@@ -2,7 +2,7 @@
 //
 // - The matrix lies in panels of TILE_VECTORS vectors of columns: TILE_ROWS × TILE_VECTORS sums stay
 //   in registers while both operands stream.
-// - Columns are rounded up to whole vectors with zeros; only stores that leave have a remainder.
+// - Columns are padded to whole vectors with zeros; only stores to the output have a remainder.
 #pragma once
 
 #include "activations.h"
@@ -25,7 +25,7 @@ CASTLING_INLINE void store_some(float* p, Vec x, long count) {
 }
 
 // out[i][j] = act(start + Σ_k a[i][k]·b[k][j]) + residual[i][j]; the start is bias[j], or out[i][j]
-// where there is no bias: the product goes on with a sum begun earlier.
+// where there is no bias: the product continues an earlier sum.
 struct Product {
   const float* a;
   long a_stride;
@@ -84,12 +84,12 @@ static void product_rows(const Product& job, long rows, long row, long column, c
   }
 }
 
-// All rows meet one panel before the next, so that the panel stays in the first cache; rows are
-// shared out evenly, for a tile of one row would leave most of the multipliers idle.
+// All rows are multiplied with one panel before the next, so that the panel stays in the L1 cache.
+// Rows are divided evenly: a tile of one row would leave most multipliers idle.
 static void product(const Product& job, long rows) {
   const long groups = ceil_divide(rows, TILE_ROWS), all = vectors(job.columns);
   for (long done = 0; done < all; done += TILE_VECTORS) {
-    const long width = least(all - done, TILE_VECTORS);
+    const long width = min(all - done, TILE_VECTORS);
     const float* b = job.b + (done * job.panel_depth + job.first * width) * LANES;
     for (long group = 0; group < groups; ++group) {
       const long row = group * rows / groups, count = (group + 1) * rows / groups - row;
@@ -110,13 +110,13 @@ CASTLING_INLINE long matrix_size(long outputs, long inputs) {
   return whole_vectors(outputs) * inputs;
 }
 
-// parts × (outputs, inputs), one behind the other -> panels [inputs][PANEL or the vectors left],
+// parts × (outputs, inputs), one after the other -> panels [inputs][PANEL or the vectors left],
 // each part's outputs rounded up to whole vectors.
 static void pack_matrix(const float* weight, long parts, long outputs, long inputs, float* packed) {
   const long each = whole_vectors(outputs), all = parts * each;
   for (long first = 0; first < all; first += PANEL)
     for (long k = 0; k < inputs; ++k)
-      for (long j = first; j < least(first + PANEL, all); ++j) {
+      for (long j = first; j < min(first + PANEL, all); ++j) {
         const long part = j / each, output = j % each;
         *packed++ = output < outputs ? weight[(part * outputs + output) * inputs + k] : 0.0f;
       }

@@ -1,7 +1,7 @@
 // Rows of a tensor as float32 in scratch memory, and back; any strides, any of the three precisions.
 #pragma once
 
-#include "../tensors.h"
+#include "../arguments.h"
 #include "simd.h"
 
 namespace CASTLING_NAMESPACE {
@@ -16,9 +16,9 @@ static void pack_channels_first(const T* source, long channel, long tokens, long
   constexpr long BLOCK = 64;
   float columns[4][BLOCK];
   for (long start = 0; start < tokens; start += BLOCK) {
-    long here = least(BLOCK, tokens - start);
+    long here = min(BLOCK, tokens - start);
     for (long c = 0; c < count; c += 4) {
-      long wide = least(4, count - c);
+      long wide = min(4, count - c);
       for (long i = 0; i < wide; ++i) {
         const T* from = source + (c + i) * channel + start;
         long t = 0;
@@ -103,8 +103,8 @@ static void pack(const T* source, const Tensor4& x, long tokens, long count, flo
 }
 
 // Tokens start … start + tokens − 1 of a head, `count` channels, into rows of `ld` floats; channels
-// up to the next whole vector become zero. On the way, one of: multiplied by factors, or squared
-// and summed.
+// up to the next whole vector become zero. Rows are optionally multiplied by factors, or their Σx²
+// is computed.
 static void pack_rows(const Tensor4& x, long dtype, long b, long h, long start, long tokens,
                       long count, float* to, long ld, const float* factors = nullptr,
                       float* squares = nullptr) {
@@ -157,7 +157,7 @@ static CASTLING_INLINE Rows rows_of(const Tensor4& x, long dtype, long b, long h
   return {scratch, ld};
 }
 
-// Rows of a result: in the tensor itself where they can stand there, else in scratch memory.
+// Rows of a result: written to the tensor directly where possible, else to scratch memory.
 struct Target {
   float* data;
   long ld;

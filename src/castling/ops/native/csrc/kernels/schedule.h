@@ -1,10 +1,10 @@
 // Two passes over the tokens of every head, with a sum between them, on any number of threads.
 //
-// - By head: one task does both passes of a head while its rows are in cache.
-// - Split: tasks are pieces of the tokens with all heads (rows of a packed projection lie side by
-//   side, so memory is read in order), partial sums are added up, then the second pass.
-// Which one is taken, and by how many threads, changes no bit of the result: sums are made over
-// the same blocks of the same chunks, and chunks are added in order.
+// - By head: one task computes both passes of a head while its rows are in cache.
+// - Split: tasks are ranges of tokens with all heads (rows of a packed projection are adjacent, so
+//   memory is read in order); partial sums are added, then the second pass follows.
+// The result is bit-identical for both and for any number of threads: sums run over the same blocks
+// of the same chunks, and chunks are added in order.
 #pragma once
 
 #include "../parallel.h"
@@ -12,18 +12,18 @@
 
 namespace CASTLING_NAMESPACE {
 
-constexpr long BLOCK = 64;  // tokens at most that are worked on at once: their rows fill half an L1
+constexpr long BLOCK = 64;  // maximum tokens at once: their rows fill half an L1 cache
 
 struct Blocks {
   long tokens, chunk, chunks;
   explicit Blocks(long count) : tokens(count) {
-    // At least 256 tokens, so that sums of states stay cheap; sixteen chunks, so that few heads
-    // feed many threads; at most 1024, for the precision of long sums.
-    chunk = least(1024, most(256, ceil_divide(ceil_divide(count, 16), BLOCK) * BLOCK));
+    // At least 256 tokens, so that adding states is cheap; sixteen chunks, so that few heads can
+    // use many threads; at most 1024, for the precision of long sums.
+    chunk = min(1024, max(256, ceil_divide(ceil_divide(count, 16), BLOCK) * BLOCK));
     chunks = ceil_divide(count, chunk);
   }
   long start(long c) const { return c * chunk; }
-  long length(long c) const { return least(chunk, tokens - c * chunk); }
+  long length(long c) const { return min(chunk, tokens - c * chunk); }
 };
 
 // Calls `body(start, count)` for evenly sized blocks of a chunk.
@@ -32,7 +32,7 @@ static CASTLING_INLINE void for_blocks(const Blocks& blocks, long chunk, Body bo
   long length = blocks.length(chunk), count = ceil_divide(length, BLOCK);
   long size = count ? ceil_divide(length, count) : 0;
   for (long t = 0; t < length; t += size)
-    body(blocks.start(chunk) + t, least(size, length - t));
+    body(blocks.start(chunk) + t, min(size, length - t));
 }
 
 static void zero(float* to, long count) { __builtin_memset(to, 0, count * sizeof(float)); }
@@ -63,7 +63,7 @@ class Schedule {
         shared(p.threads * stride),
         memory(shared + (p.by_head ? 0
                                    : heads * p.head_floats +
-                                         heads * most(1, p.first.chunks) * p.sum_floats)) {}
+                                         heads * max(1, p.first.chunks) * p.sum_floats)) {}
 
   // 0, or 1 when there is no memory.
   int run() {
@@ -76,10 +76,10 @@ class Schedule {
   }
 
  private:
-  // Heads are shared out as well where there are fewer pieces of tokens than threads can use.
+  // Heads are divided too if there are fewer ranges of tokens than threads can use.
   static long groups_of(const Problem& p) {
-    long pieces = most(1, p.batch * p.first.chunks);
-    return p.threads == 1 ? 1 : most(1, least(p.heads, ceil_divide(4 * p.threads, pieces)));
+    long pieces = max(1, p.batch * p.first.chunks);
+    return p.threads == 1 ? 1 : max(1, min(p.heads, ceil_divide(4 * p.threads, pieces)));
   }
 
   void by_head(long worker) {
@@ -110,7 +110,7 @@ class Schedule {
   float* own_of(long head) { return memory.data + shared + head * p.head_floats; }
   float* sum_of(long head, long chunk) {
     return memory.data + shared + heads * p.head_floats +
-           (head * most(1, p.first.chunks) + chunk) * p.sum_floats;
+           (head * max(1, p.first.chunks) + chunk) * p.sum_floats;
   }
 
   void split(long worker) {
@@ -139,7 +139,7 @@ class Schedule {
     }
     summed.wait();
     for (long task; (task = second.take()) >= 0; second.finish()) {
-      // Backwards: what the first pass read last is still in cache.
+      // In reverse: what the first pass read last is still in cache.
       long at = p.batch * p.second.chunks * groups - 1 - task;
       long group = at % groups, c = at / groups % p.second.chunks;
       long b = at / groups / p.second.chunks;

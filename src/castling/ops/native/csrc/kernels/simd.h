@@ -1,10 +1,10 @@
-// Vectors of floats, and how float32, bfloat16 and float16 become them and are made of them.
+// Vectors of floats, and conversions from and to float32, bfloat16 and float16.
 //
-// - One source for every instruction set: the compiler's own vector type of LANES floats, so that
-//   SSE2, AVX2, AVX-512 and NEON need no code of their own but the float16 conversions.
-// - Everything lives in CASTLING_NAMESPACE: the same file is compiled once per instruction set, and
-//   two copies of an inline function must never be merged by the linker.
-// - load_part/store_part touch exactly `count` elements: nothing is read behind the end of a tensor.
+// - One source for every instruction set: the compiler's own vector type of LANES floats. SSE2, AVX2,
+//   AVX-512 and NEON have code of their own for float16 conversions only.
+// - Everything is in CASTLING_NAMESPACE: the file is compiled once per instruction set, and the
+//   linker must never merge two copies of an inline function.
+// - load_part/store_part access exactly `count` elements: nothing past the end of a tensor is read.
 #pragma once
 
 #include <cstdint>
@@ -32,7 +32,7 @@ constexpr int LANES = 8;
 constexpr int LANES = 4;
 #endif
 
-// Vectors that fit beside each other in a register tile: half of the registers, times four rows.
+// Vectors in a row of a register tile.
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int TILE_VECTORS = 4;
 #else
@@ -76,7 +76,7 @@ CASTLING_INLINE void store(BFloat16* p, Vec x) {
   *(LooseVecH*)p = __builtin_convertvector(rounded, VecH);
 }
 
-#if defined(__AVX512F__)  // the zeroing forms: the plain ones warn of their own uninitialised source
+#if defined(__AVX512F__)  // zeroing forms: GCC warns about an uninitialised source in the plain ones
 CASTLING_INLINE Vec load(const Float16* p) {
   return (Vec)_mm512_maskz_cvtph_ps((__mmask16)-1, _mm256_loadu_si256((const __m256i*)p));
 }
@@ -102,7 +102,7 @@ CASTLING_INLINE void store(Float16* p, Vec x) {
 CASTLING_INLINE Vec load(const Float16* p) {
   VecU bits = __builtin_convertvector(*(const LooseVecH*)p, VecU);
   VecU magnitude = (bits & 0x7fffu) << 13;
-  // A product with 2^112 moves the exponent and makes subnormal numbers normal.
+  // Multiplying by 2^112 rebases the exponent and makes subnormal numbers normal.
   VecU value = (VecU)((Vec)magnitude * 0x1p112f);
   value |= (VecU)(magnitude >= 0x0f800000u) & 0x7f800000u;
   return (Vec)(value | ((bits & 0x8000u) << 16));
@@ -110,7 +110,7 @@ CASTLING_INLINE Vec load(const Float16* p) {
 CASTLING_INLINE void store(Float16* p, Vec x) {
   VecU bits = (VecU)x, magnitude = bits & 0x7fffffffu;
   VecU normal = (magnitude + 0xc8000fffu + ((magnitude >> 13) & 1u)) >> 13;
-  // Below 2^-14 the sum with ½ rounds to the spacing of subnormal numbers.
+  // Below 2^-14, adding ½ rounds to the spacing of subnormal numbers.
   VecU small = (VecU)((Vec)magnitude + 0.5f) - 0x3f000000u;
   VecU large = 0x7c00u + ((VecU)(magnitude > 0x7f800000u) & 0x200u);
   VecU is_small = (VecU)(magnitude < 0x38800000u), is_large = (VecU)(magnitude >= 0x47800000u);
@@ -119,7 +119,7 @@ CASTLING_INLINE void store(Float16* p, Vec x) {
 }
 #endif
 
-// The first `count` < LANES elements, zeros behind them.
+// The first `count` < LANES elements, zeros after them.
 template <class T>
 CASTLING_INLINE Vec load_part(const T* p, long count) {
   T part[LANES] = {};
@@ -143,12 +143,12 @@ CASTLING_INLINE float sum(Vec x) {
   return (total[0] + total[2]) + (total[1] + total[3]);
 }
 
-CASTLING_INLINE long least(long a, long b) { return a < b ? a : b; }
-CASTLING_INLINE long most(long a, long b) { return a > b ? a : b; }
+CASTLING_INLINE long min(long a, long b) { return a < b ? a : b; }
+CASTLING_INLINE long max(long a, long b) { return a > b ? a : b; }
 CASTLING_INLINE long ceil_divide(long a, long b) { return (a + b - 1) / b; }
 
-// Floats of a scratch row of `count`: whole vectors, and one cache line more, so that the rows of
-// power-of-two sizes do not fall into the same few sets of a cache. A multiple of 16 floats.
+// Floats of a scratch row of `count`: whole vectors and one more cache line, so that rows of
+// power-of-two sizes do not map to the same few cache sets. A multiple of 16 floats.
 CASTLING_INLINE long padded(long count) { return ceil_divide(count, 16) * 16 + 16; }
 // Vectors that hold `count` floats.
 CASTLING_INLINE long vectors(long count) { return ceil_divide(count, LANES); }

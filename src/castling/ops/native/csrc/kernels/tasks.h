@@ -1,4 +1,4 @@
-// Work cut into tasks for the threads, and scratch memory cut up for each of them.
+// Work divided into tasks for the threads, and scratch memory divided for each of them.
 #pragma once
 
 #include "../parallel.h"
@@ -6,7 +6,7 @@
 
 namespace CASTLING_NAMESPACE {
 
-// Hands out pieces of scratch memory; without memory it only adds up how much would be needed.
+// Hands out pieces of scratch memory; with a null base it only computes the size.
 struct Carver {
   float* base;
   long used = 0;
@@ -27,7 +27,7 @@ static int each_task(long threads, long total, long floats, const Run& run) {
     float* memory;
     long floats;
   };
-  threads = most(1, least(threads, total));
+  threads = max(1, min(threads, total));
   floats = ceil_divide(floats, 16) * 16;
   castling::Scratch scratch(threads * floats);
   if (scratch.data == nullptr) return 1;

@@ -13,7 +13,7 @@ constexpr long SCORE_LD = KEY_TILE + 16;
 // Floats of a head's state: row sums, shift.
 static long direct_state(const TaylorArguments& a) { return a.queries + a.value_dim; }
 
-// z -> p in place; adds the rows' sums. `one` is 1, and 0 behind the last key.
+// z -> p in place; adds the rows' sums. `one` is 1, and 0 after the last key.
 static void polynomial(float* scores, long rows, long keys, const float* one, float* totals) {
   const Vec half = broadcast(0.5f), unit = broadcast(1.0f);
   for (long r = 0; r < rows; ++r) {
@@ -57,7 +57,7 @@ struct KeyTile {
         values(memory.take(KEY_TILE * value_ld)),
         one(memory.take(KEY_TILE)) {}
 
-  // Returns the number of keys, rounded up to whole vectors: zeros fill those rows.
+  // Returns the number of keys rounded up to whole vectors; the added rows are zero.
   long read(const TaylorArguments& a, const ValueShifts& shifts, TokenList list, long b, long h,
             long first, long count) {
     long round = whole(count);
@@ -98,9 +98,9 @@ struct DirectForward {
     fill(sums, rows * value_ld, 0);
     fill(below, rows, 0);
     for (long k = 0; k < list.count; k += KEY_TILE) {
-      long n = least(KEY_TILE, list.count - k), round = tile.read(a, shifts, list, b, h, k, n);
+      long n = min(KEY_TILE, list.count - k), round = tile.read(a, shifts, list, b, h, k, n);
       for (long q = 0; q < rows; q += QUERY_TILE) {
-        long m = least(QUERY_TILE, rows - q);
+        long m = min(QUERY_TILE, rows - q);
         matmul<false, false>(m, round, a.dim, queries + q * ld, ld, tile.columns, SCORE_LD, scores,
                              SCORE_LD);
         polynomial(scores, m, round, tile.one, below + q);
@@ -118,7 +118,7 @@ struct DirectForward {
 
 static int forward_direct(const TaylorArguments& a, const KeyLists& lists,
                           const ValueShifts& shifts) {
-  // With more queries at once their rows would leave the second-level cache.
+  // The rows of more queries would not stay in the L2 cache.
   long length = piece(a, a.queries, 2 * QUERY_TILE, 10 * QUERY_TILE);
   long floats = DirectForward(a, length, Carver{nullptr}).size;
   return each_piece(a, a.queries, length, floats, [&](long b, long h, long first, long last,

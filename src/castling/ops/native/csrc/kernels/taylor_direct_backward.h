@@ -1,7 +1,7 @@
-// Backward pass of the direct order: p is computed again, five products for each tile.
+// Backward pass of the direct order: p is recomputed; five products per tile.
 //
 // With g_i = ∂L/∂out_i over the row sum: ∂L/∂p_ij = ⟨g_i, v_j⟩ − ⟨g_i, out_i⟩, ∂L/∂z = ∂L/∂p·(1 + z),
-// dq̂ = ∂L/∂z·K̂, dk̂ = (∂L/∂z)ᵀ·Q̂, dv = Pᵀ·g. Both v and out have lost the shift.
+// dq̂ = ∂L/∂z·K̂, dk̂ = (∂L/∂z)ᵀ·Q̂, dv = Pᵀ·g. Both v and out are less the shift.
 #pragma once
 
 #include "taylor_direct.h"
@@ -32,8 +32,8 @@ struct DirectBackward {
         centre(memory.take(capacity)),
         size(memory.used) {}
 
-  // Reads queries [first, last). `forward` computes their outputs again where they were rounded:
-  // the same error in all slopes of a row would add up.
+  // Reads queries [first, last). Rounded outputs are recomputed by `forward`: their error, the same in
+  // all slopes of a row, would add up.
   void begin(const TaylorArguments& a, const ValueShifts& shifts, TokenList list, long b, long h,
              long first, long last, DirectForward& forward) {
     long rows = last - first;
@@ -52,7 +52,7 @@ struct DirectBackward {
     fill(query_gradients, rows * ld, 0);
   }
 
-  // Gradients of a tile of keys and values by the queries read, theirs by the tile added up.
+  // Gradients of a tile of keys and values from the queries read; adds the queries' from this tile.
   void keys(const TaylorArguments& a, const ValueShifts& shifts, TokenList list, long b, long h,
             long first, long n, long rows) {
     long round = tile.read(a, shifts, list, b, h, first, n);
@@ -60,7 +60,7 @@ struct DirectBackward {
     fill(key_gradients, n * ld, 0);
     fill(value_gradients, n * value_ld, 0);
     for (long q = 0; q < rows; q += QUERY_TILE) {
-      long m = least(QUERY_TILE, rows - q);
+      long m = min(QUERY_TILE, rows - q);
       const float *x = queries + q * ld, *g = gradients + q * value_ld;
       matmul<false, false>(m, round, a.dim, x, ld, tile.columns, SCORE_LD, scores, SCORE_LD);
       matmul<false, false>(m, round, a.value_dim, g, value_ld, value_columns, SCORE_LD, slopes,
@@ -84,13 +84,13 @@ static void finish_keys(const TaylorArguments& a, TokenList list, long b, long h
   write_rows(a, a.grad_value, list, b, h, first, count, a.value_dim, value_gradients, value_ld);
 }
 
-// Few heads are cut into chunks of queries, whose parts of dK̂ and dV are added up afterwards: in
-// an order, and from chunks, that depend on shapes alone, never on the number of threads.
+// With few heads, queries are divided into chunks whose parts of dK̂ and dV are added afterwards.
+// Chunks and order depend on shapes alone, never on the number of threads.
 static int backward_direct(const TaylorArguments& a, const KeyLists& lists,
                            const ValueShifts& shifts) {
   const long ld = padded(a.dim), value_ld = padded(a.value_dim), both = ld + value_ld;
   const long heads = a.batch * a.heads;
-  long wanted = least(ceil_divide(32, heads), ceil_divide(a.queries, 5 * QUERY_TILE));
+  long wanted = min(ceil_divide(32, heads), ceil_divide(a.queries, 5 * QUERY_TILE));
   const long length = ceil_divide(ceil_divide(a.queries, wanted), QUERY_TILE) * QUERY_TILE;
   const long chunks = ceil_divide(a.queries, length);
   castling::Scratch parts(chunks == 1 ? 16 : heads * chunks * a.keys * both);
@@ -105,7 +105,7 @@ static int backward_direct(const TaylorArguments& a, const KeyLists& lists,
     TokenList list = lists[b];
     chunk.begin(a, shifts, list, b, h, first, last, forward);
     for (long k = 0; k < list.count; k += KEY_TILE) {
-      long n = least(KEY_TILE, list.count - k);
+      long n = min(KEY_TILE, list.count - k);
       chunk.keys(a, shifts, list, b, h, k, n, last - first);
       if (chunks == 1) {
         finish_keys(a, list, b, h, k, n, chunk.tile.keys, chunk.tile.factors, ld,
@@ -124,7 +124,7 @@ static int backward_direct(const TaylorArguments& a, const KeyLists& lists,
   return each_piece(a, a.keys, KEY_TILE, KEY_TILE * (ld + 1) + 64, [&](long b, long h, long k,
                                                                       long last, float* memory) {
     TokenList list = lists[b];
-    long n = least(last, list.count) - k;
+    long n = min(last, list.count) - k;
     if (n <= 0) return;
     float *keys = memory, *factors = memory + KEY_TILE * ld;
     float* sums = parts.data + ((b * a.heads + h) * chunks * a.keys + k) * both;

@@ -1,8 +1,8 @@
 // Slices of the symmetric features of the exact Taylor attention, and the three products with them.
 //
 // With x₀ = 1 before the channels, the features are x_i·x_j for 0 ≤ i ≤ j ≤ d, and ½ on the squares
-// i = j > 0 makes their inner product 1 + z + z²/2. The halves sit in the table Σ_j φ(k_j)·v_jᵀ.
-// Tokens lie along the vectors: a block of 128 tokens has a row for each channel.
+// i = j > 0 makes their inner product 1 + z + z²/2. The halves are in the table Σ_j φ(k_j)·v_jᵀ.
+// Vectors run along the tokens: a block of 128 tokens has a row for each channel.
 #pragma once
 
 #include "matmul.h"
@@ -17,22 +17,22 @@ constexpr long STEP = STRIPE * LANES;
 
 CASTLING_INLINE long feature_count(long dim) { return (dim + 1) * (dim + 2) / 2; }
 CASTLING_INLINE long first_feature(long dim, long i) { return i * (dim + 1) - i * (i - 1) / 2; }
-// Rows of a table; a multiple of every instruction set's vectors.
+// Floats of a table's row: a multiple of every instruction set's vectors.
 CASTLING_INLINE long table_ld(long value_dim) { return ceil_divide(value_dim, 16) * 16; }
 
-// run(i, j, end, f): features i·j … i·(end − 1), the first of them f behind `first`.
+// run(i, j, end, f): features i·j … i·(end − 1), the first of them number first + f.
 template <class Run>
 static CASTLING_INLINE void each_row(long dim, long first, long last, const Run& run) {
   long i = 0;
   while (first_feature(dim, i + 1) <= first) ++i;
   for (long f = first; f < last; ++i) {
-    long j = i + f - first_feature(dim, i), end = least(dim + 1, j + last - f);
+    long j = i + f - first_feature(dim, i), end = min(dim + 1, j + last - f);
     run(i, j, end, f - first);
     f += end - j;
   }
 }
 
-// Σ_j φ(k_j)·v_jᵀ of shifted values, F rows, and behind it Σ_j φ(k_j).
+// Σ_j φ(k_j)·v_jᵀ of shifted values, F rows, followed by Σ_j φ(k_j).
 struct Table {
   float *rows, *sums;
   long ld;
@@ -131,7 +131,7 @@ static void gradient_of_features(long dim, const float* x, long tokens, long fir
     });
 }
 
-// A block of tokens: scaled rows, and channels first behind a row of ones; zeros behind the last.
+// A block of tokens: scaled rows, and their transpose after a row of ones; zeros after the last token.
 struct Block {
   long ld;
   float *rows, *factors, *columns, *slice;
@@ -158,7 +158,7 @@ struct Block {
                   long first, long last, const Table& table) const {
     long tokens = ceil_divide(count, STEP) * STEP;
     for (long f = first; f < last; f += SLICE) {
-      long end = least(last, f + SLICE);
+      long end = min(last, f + SLICE);
       features_and_sums(a.dim, columns, tokens, f, end, slice, u, table.sums);
       matmul<true, false>(end - f, a.value_dim, count, slice, TOKEN_LD, y, ldy,
                           table.rows + f * table.ld, table.ld);
@@ -172,7 +172,7 @@ struct Block {
     fill(y, count * ldy, 0);
     fill(totals, TOKENS, 0);
     for (long f = 0; f < features; f += SLICE) {
-      long end = least(features, f + SLICE);
+      long end = min(features, f + SLICE);
       features_and_totals(a.dim, columns, tokens, f, end, slice, table.sums, totals);
       matmul<true, true>(count, a.value_dim, end - f, slice, TOKEN_LD, table.rows + f * table.ld,
                          table.ld, y, ldy);
@@ -185,7 +185,7 @@ struct Block {
     long tokens = ceil_divide(count, STEP) * STEP, features = feature_count(a.dim);
     fill(gradient, (whole(a.dim) + 1) * TOKEN_LD, 0);
     for (long f = 0; f < features; f += SLICE) {
-      long end = least(features, f + SLICE);
+      long end = min(features, f + SLICE);
       matmul<false, false>(end - f, tokens, a.value_dim, table.rows + f * table.ld, table.ld,
                            y_columns, TOKEN_LD, slice, TOKEN_LD);
       gradient_of_features(a.dim, columns, tokens, f, end, slice, table.sums, u, gradient);

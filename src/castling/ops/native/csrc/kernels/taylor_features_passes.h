@@ -1,8 +1,8 @@
 // Exact Taylor attention in O(N): passes over blocks of tokens between them and the table.
 //
-// Forward: keys into the table, queries out of it. Backward: queries' gradients out of the table,
-// queries into the table's gradient, keys' and values' gradients out of that. Many heads: each is
-// one task from start to end; few: each pass is cut by features or by tokens, with the same sums.
+// Forward: keys to table, table to outputs. Backward: table to queries' gradients, queries to the
+// table's gradient, that to keys' and values' gradients. With many heads each is one task; with few,
+// each pass is divided by features or by tokens, with the same sums.
 #pragma once
 
 #include "taylor_features.h"
@@ -29,7 +29,7 @@ struct Pass {
         gradient_rows(memory.take((TOKENS + 4) * block.ld)),
         size(memory.used) {}
 
-  // `values` channels first, zeros behind the last token.
+  // `values` transposed, zeros after the last token.
   void transpose_values(const TaylorArguments& a, long count) const {
     fill(values + count * value_ld, (TOKENS - count) * value_ld, 0);
     transpose(values, value_ld, TOKENS, a.value_dim, columns, TOKEN_LD);
@@ -43,7 +43,7 @@ struct Pass {
                      long last, const Table& table) const {
     table.clear(first, last);
     for (long k = 0; k < list.count; k += TOKENS) {
-      long n = least(TOKENS, list.count - k);
+      long n = min(TOKENS, list.count - k);
       block.read(a, a.key, list, b, h, k, n);
       shifts.read(b, h, k, n, values);
       block.accumulate(a, values, value_ld, block.columns, n, first, last, table);
@@ -55,7 +55,7 @@ struct Pass {
                         long last, const Table& table, float* below) const {
     float offset = row_offset(a, list);
     for (long q = first; q < last; q += TOKENS) {
-      long m = least(TOKENS, last - q);
+      long m = min(TOKENS, last - q);
       block.read(a, a.query, ALL, b, h, q, m);
       block.apply(a, table, m, results, value_ld, totals);
       for (long i = 0; i < m; ++i) totals[i] += offset;
@@ -69,11 +69,11 @@ struct Pass {
   void table_to_query_gradients(const TaylorArguments& a, long b, long h, long first, long last,
                                 const Table& table, const float* below, float* centre) const {
     for (long q = first; q < last; q += TOKENS) {
-      long m = least(TOKENS, last - q);
+      long m = min(TOKENS, last - q);
       block.read(a, a.query, ALL, b, h, q, m);
       if (a.dtype == castling::FLOAT32) {
         shifts.read_outputs(b, h, q, m, results);
-      } else {  // a rounded output's error would be the same in all slopes of its row
+      } else {  // the error of a rounded output would be the same in all slopes of its row
         block.apply(a, table, m, results, value_ld, totals);
         shifts.divide(b, h, m, below + q, results);
       }
@@ -91,7 +91,7 @@ struct Pass {
                         const float* below, const float* centre, const Table& table) const {
     table.clear(first, last);
     for (long q = 0; q < a.queries; q += TOKENS) {
-      long m = least(TOKENS, a.queries - q);
+      long m = min(TOKENS, a.queries - q);
       block.read(a, a.query, ALL, b, h, q, m);
       read_gradients(a, b, h, q, m, below + q, values, value_ld);
       read_weights(centre + q, m);
@@ -103,7 +103,7 @@ struct Pass {
   void table_to_key_gradients(const TaylorArguments& a, TokenList list, long b, long h, long first,
                               long last, const Table& table) const {
     for (long k = first; k < last; k += TOKENS) {
-      long n = least(TOKENS, last - k);
+      long n = min(TOKENS, last - k);
       block.read(a, a.key, list, b, h, k, n);
       block.apply(a, table, n, results, value_ld, totals);
       write_rows(a, a.grad_value, list, b, h, k, n, a.value_dim, results, value_ld);
@@ -120,13 +120,13 @@ static long table_state(const TaylorArguments& a) {
   return Table::size(a) + a.queries + a.value_dim;
 }
 
-// Tables of all heads, `stride` floats apart: where the state is, with the row sums behind each.
+// Tables of all heads, `stride` floats apart in the state, each followed by row sums.
 struct Tables {
   const TaylorArguments& a;
   float* memory;
   long stride;
   Table operator()(long b, long h) const { return {a, memory + (b * a.heads + h) * stride}; }
-  float* behind(long b, long h) const {
+  float* after(long b, long h) const {
     return memory + (b * a.heads + h) * stride + Table::size(a);
   }
 };
@@ -135,7 +135,7 @@ CASTLING_INLINE bool head_by_head(const TaylorArguments& a) {
   return a.batch * a.heads >= 2 * a.threads;
 }
 
-constexpr long FEWEST_FEATURES = 24;  // of a task: whole register tiles
+constexpr long MIN_FEATURES = 24;  // of a task: whole register tiles
 
 static int forward_features(const TaylorArguments& a, const KeyLists& lists,
                             const ValueShifts& shifts) {
@@ -150,13 +150,13 @@ static int forward_features(const TaylorArguments& a, const KeyLists& lists,
       Table table = saved ? tables(b, h) : Table(a, memory + floats);
       pass.keys_to_table(a, lists[b], b, h, 0, features, table);
       pass.table_to_outputs(a, lists[b], b, h, 0, a.queries, table,
-                            saved ? tables.behind(b, h) : nullptr);
+                            saved ? tables.after(b, h) : nullptr);
     });
   }
   castling::Scratch own(saved ? 16 : heads * size);
   if (own.data == nullptr) return 1;
   const Tables tables{a, saved ? a.state : own.data, saved ? table_state(a) : size};
-  int failed = each_piece(a, features, piece(a, features, FEWEST_FEATURES, features), floats,
+  int failed = each_piece(a, features, piece(a, features, MIN_FEATURES, features), floats,
                           [&](long b, long h, long first, long last, float* memory) {
     Pass(a, shifts, Carver{memory}).keys_to_table(a, lists[b], b, h, first, last, tables(b, h));
   });
@@ -164,7 +164,7 @@ static int forward_features(const TaylorArguments& a, const KeyLists& lists,
   return each_piece(a, a.queries, piece(a, a.queries, TOKENS, a.queries), floats,
                     [&](long b, long h, long first, long last, float* memory) {
     Pass(a, shifts, Carver{memory}).table_to_outputs(a, lists[b], b, h, first, last, tables(b, h),
-                                             saved ? tables.behind(b, h) : nullptr);
+                                             saved ? tables.after(b, h) : nullptr);
   });
 }
 
@@ -178,7 +178,7 @@ static int backward_features(const TaylorArguments& a, const KeyLists& lists,
       long b = head / a.heads, h = head % a.heads;
       Pass pass(a, shifts, Carver{memory});
       Table slopes(a, memory + floats);
-      float *centre = memory + floats + size, *below = tables.behind(b, h);
+      float *centre = memory + floats + size, *below = tables.after(b, h);
       pass.table_to_query_gradients(a, b, h, 0, a.queries, tables(b, h), below, centre);
       pass.queries_to_table(a, b, h, 0, features, below, centre, slopes);
       pass.table_to_key_gradients(a, lists[b], b, h, 0, lists[b].count, slopes);
@@ -190,19 +190,19 @@ static int backward_features(const TaylorArguments& a, const KeyLists& lists,
   int failed = each_piece(a, a.queries, piece(a, a.queries, TOKENS, a.queries), floats,
                           [&](long b, long h, long first, long last, float* memory) {
     Pass(a, shifts, Carver{memory}).table_to_query_gradients(a, b, h, first, last, tables(b, h),
-                                                     tables.behind(b, h), slopes.behind(b, h));
+                                                     tables.after(b, h), slopes.after(b, h));
   });
   if (failed) return failed;
-  failed = each_piece(a, features, piece(a, features, FEWEST_FEATURES, features), floats,
+  failed = each_piece(a, features, piece(a, features, MIN_FEATURES, features), floats,
                       [&](long b, long h, long first, long last, float* memory) {
-    Pass(a, shifts, Carver{memory}).queries_to_table(a, b, h, first, last, tables.behind(b, h),
-                                             slopes.behind(b, h), slopes(b, h));
+    Pass(a, shifts, Carver{memory}).queries_to_table(a, b, h, first, last, tables.after(b, h),
+                                             slopes.after(b, h), slopes(b, h));
   });
   if (failed) return failed;
   return each_piece(a, a.keys, piece(a, a.keys, TOKENS, a.keys), floats,
                     [&](long b, long h, long first, long last, float* memory) {
     Pass(a, shifts, Carver{memory}).table_to_key_gradients(a, lists[b], b, h, first,
-                                                   least(last, lists[b].count), slopes(b, h));
+                                                   min(last, lists[b].count), slopes(b, h));
   });
 }
 

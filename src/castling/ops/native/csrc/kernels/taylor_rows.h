@@ -1,10 +1,10 @@
 // What the two orders of the exact Taylor attention share: rows of tokens read, scaled to
 // x̂ = x/√(‖x‖² + eps) or x/d^¼, transposed, and gradients taken back through that and written.
 //
-// Masked keys are left out when rows are read: they cost nothing, and what they hold is never seen.
+// Masked keys are skipped when rows are read: they take no time and their content is never read.
 #pragma once
 
-#include "../taylor.h"
+#include "../arguments.h"
 #include "rows.h"
 #include "tasks.h"
 #include "transpose.h"
@@ -58,7 +58,7 @@ class KeyLists {
   bool masked_;
 };
 
-// run(offset, token, count) for the stretches of neighbouring tokens among list[first …].
+// run(offset, token, count) for each run of consecutive tokens in list[first …].
 template <class Run>
 static CASTLING_INLINE void each_stretch(TokenList list, long first, long count, const Run& run) {
   if (list.tokens == nullptr) return run(0, first, count);
@@ -89,7 +89,7 @@ CASTLING_INLINE void scale(float* x, float factor, long count) {
   for (long c = 0; c < count; c += LANES) store(x + c, load(x + c) * broadcast(factor));
 }
 
-// Rows to unit rows (or x/d^¼) in place, their factors kept.
+// Rows to unit rows (or x/d^¼) in place; stores their factors.
 static void scale_rows(const TaylorArguments& a, float* rows, long ld, long count,
                        float* factors) {
   float eps = static_cast<float>(a.eps);
@@ -98,7 +98,7 @@ static void scale_rows(const TaylorArguments& a, float* rows, long ld, long coun
     float factor = 1 / __builtin_sqrtf(__builtin_sqrtf(static_cast<float>(a.dim)));
     if (a.normalise) {
       float squares = dot(row, row, a.dim);
-      // A row of zeros has no direction; without eps it is not a number, as in the plain norm.
+      // A row of zeros stays zero; without eps it becomes NaN, as with the plain norm.
       factor = squares == 0 && eps != 0 ? 0 : 1 / __builtin_sqrtf(squares + eps);
     }
     scale(row, factor, whole(a.dim));
@@ -120,7 +120,7 @@ static void unscale_gradients(const TaylorArguments& a, const float* rows, long 
 
 // What eps adds to a row's sum: the formula adds it to the mean.
 CASTLING_INLINE float row_offset(const TaylorArguments& a, TokenList list) {
-  return static_cast<float>(a.eps) * static_cast<float>(most(list.count, 1));
+  return static_cast<float>(a.eps) * static_cast<float>(max(list.count, 1));
 }
 
 // ∂L/∂out of some queries over their row sums, and its product with the outputs, which is minus
@@ -132,10 +132,10 @@ static void read_gradients(const TaylorArguments& a, long b, long h, long first,
     scale(gradients + q * ld, inverse(below[q]), whole(a.value_dim));
 }
 
-// Pieces of `step` or a multiple, at most `longest`, so many that all threads have work.
+// Length of a piece: a multiple of `step`, at most `longest`, short enough to occupy all threads.
 static long piece(const TaylorArguments& a, long total, long step, long longest) {
   long wanted = a.threads == 1 ? 1 : ceil_divide(4 * a.threads, a.batch * a.heads);
-  return least(ceil_divide(ceil_divide(total, wanted), step) * step, longest);
+  return min(ceil_divide(ceil_divide(total, wanted), step) * step, longest);
 }
 
 // run(batch, head, first, last, memory) for all pieces of `length` of all heads.
@@ -145,7 +145,7 @@ static int each_piece(const TaylorArguments& a, long total, long length, long fl
   long pieces = ceil_divide(total, length);
   return each_task(a.threads, a.batch * a.heads * pieces, floats, [&](long task, float* memory) {
     long head = task / pieces, first = task % pieces * length;
-    run(head / a.heads, head % a.heads, first, least(total, first + length), memory);
+    run(head / a.heads, head % a.heads, first, min(total, first + length), memory);
   });
 }
 

@@ -1,8 +1,7 @@
 // Values of exact Taylor attention, less a shift per head.
 //
-// Rows y = Σ_j w_j·v_j, Σ_j w_j = 1, lose with them whatever all values lose, and slopes ⟨g, v − y⟩ do
-// not change. Without this, values far from zero leave the slopes as small differences of large
-// sums, whose rounding is all that is left in queries' gradients.
+// Subtracting a row from all values subtracts it from y = Σ_j w_j·v_j, Σ_j w_j = 1, and ⟨g, v − y⟩ is
+// unchanged. Without it, values far from zero cancel to rounding errors in the queries' gradients.
 #pragma once
 
 #include "taylor_rows.h"
@@ -19,9 +18,8 @@ static void shift_rows(float* rows, long ld, long count, const float* mean, long
     }
 }
 
-// A mean with eight bits behind the first: with all of them, v − m would be rounded the same way
-// wherever v has the same exponent, and such errors add up. An infinite mean would make finite values
-// infinite.
+// A mean rounded to nine significant bits: with all bits, v − m would be rounded the same way for all v
+// of one exponent, and such errors add up. An infinite mean gives 0: finite values stay finite.
 static float rounded(float mean) {
   uint32_t bits;
   __builtin_memcpy(&bits, &mean, sizeof bits);
@@ -45,21 +43,21 @@ static void add_moments(const float* rows, long ld, long count, long channels, f
   }
 }
 
-// Sums of `count` rows become what they lose: their mean. Not where they differ by more than that:
-// little would be gained, and those near zero would lose digits.
+// Sums of `count` rows to their shift: the mean, or 0 where rows differ by more than it: there little is
+// gained, and values near zero would lose digits.
 static void shift_of_moments(float* sums, const float* squares, long count, long channels) {
-  const float share = 1.0f / most(1, count);
+  const float share = 1.0f / max(1, count);
   for (long c = 0; c < channels; ++c) {
     const float mean = sums[c] * share;
     sums[c] = 2 * mean * mean > squares[c] * share ? rounded(mean) : 0;
   }
 }
 
-// The shifts of all heads; threads change none of their bits.
+// The shifts of all heads, bit-identical for any number of threads.
 class ValueShifts {
  public:
-  // Forward, `find` them and leave them at the end of each head's `stride` floats of state, if there
-  // is one; backward they are there.
+  // Forward (`find`), computes them and stores them at the end of each head's `stride` floats of state,
+  // if there is one; backward, reads them from there.
   ValueShifts(const TaylorArguments& a, const KeyLists& lists, long stride, bool find)
       : a_(a),
         lists_(lists),
@@ -67,7 +65,7 @@ class ValueShifts {
         memory_(a.batch * a.heads * ld_),
         failed_(memory_.data == nullptr) {
     if (failed_) return;
-    constexpr long TOKENS_READ = 32;  // their rows stay in the first-level cache
+    constexpr long TOKENS_READ = 32;  // their rows stay in the L1 cache
     const size_t bytes = a.value_dim * sizeof(float);
     const auto prepare = [&](long head, float* rows) {
       float *shift = memory_.data + head * ld_, *squares = rows + TOKENS_READ * ld_;
@@ -80,7 +78,7 @@ class ValueShifts {
       const TokenList list = lists[head / a.heads];
       fill(squares, ld_, 0);
       for (long k = 0; k < list.count; k += TOKENS_READ) {
-        const long count = least(TOKENS_READ, list.count - k);
+        const long count = min(TOKENS_READ, list.count - k);
         read_rows(a, a.value, list, head / a.heads, head % a.heads, k, count, a.value_dim, rows,
                   ld_);
         add_moments(rows, ld_, count, whole(a.value_dim), shift, squares);
@@ -98,13 +96,13 @@ class ValueShifts {
     shift_rows<-1>(rows, ld_, count, shift(b, h), whole(a_.value_dim));
   }
 
-  // out − shift of some queries, for tensors that hold every bit of the outputs.
+  // out − shift of some queries, for float32 outputs.
   void read_outputs(long b, long h, long first, long count, float* rows) const {
     read_rows(a_, a_.out, ALL, b, h, first, count, a_.value_dim, rows, ld_);
     shift_rows<-1>(rows, ld_, count, shift(b, h), whole(a_.value_dim));
   }
 
-  // Σ_j p_j·(v_j − shift) -> out − shift: eps belongs to the row sums `below`, but to no key.
+  // Σ_j p_j·(v_j − shift) -> out − shift; the row sums `below` include eps, which has no key.
   void divide(long b, long h, long count, const float* below, float* rows) const {
     const Vec offset = broadcast(row_offset(a_, lists_[b]));
     for (long n = 0; n < count; ++n) {
@@ -116,7 +114,7 @@ class ValueShifts {
     }
   }
 
-  // Writes outputs; the rows are changed.
+  // Writes outputs; changes the rows.
   void write_outputs(long b, long h, long first, long count, float* rows) const {
     shift_rows<1>(rows, ld_, count, shift(b, h), whole(a_.value_dim));
     write_rows(a_, a_.out, ALL, b, h, first, count, a_.value_dim, rows, ld_);

@@ -1,4 +1,4 @@
-// Rows become columns, four by four.
+// Transposition in blocks of four by four.
 #pragma once
 
 #include "simd.h"

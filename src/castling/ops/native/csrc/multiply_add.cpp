@@ -1,5 +1,0 @@
-#include "multiply_add.h"
-
-#include "library.h"
-
-CASTLING_EXPORT(multiply_add_rate, castling::MultiplyAddArguments)
