@@ -1,4 +1,4 @@
-"""The folded CAS-ViT block: every path gives the formula; packed weights follow their sources."""
+"""The folded CAS-ViT block: all backends agree with the formula; packed weights follow sources."""
 
 import pytest
 import torch
@@ -60,8 +60,8 @@ def example(
     return x, weights
 
 
-def run(path: str, x: Tensor, weights: list[Tensor]) -> Tensor:
-    with torch.no_grad(), attention_backend(path):
+def run(backend: str, x: Tensor, weights: list[Tensor]) -> Tensor:
+    with torch.no_grad(), attention_backend(backend):
         return additive_block(x, weights)
 
 
@@ -73,34 +73,34 @@ def relative_error(result: Tensor, expected: Tensor) -> float:
     return float((result.double() - expected).norm() / expected.norm())
 
 
-@pytest.mark.parametrize("path", BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_path_gives_the_formula(path: str, shape: tuple) -> None:
+def test_every_backend_gives_the_formula(backend: str, shape: tuple) -> None:
     x, weights = example(*shape)
-    result = run(path, x, weights)
+    result = run(backend, x, weights)
     assert result.shape == x.shape
     assert result.is_contiguous(memory_format=torch.channels_last)
     assert relative_error(result, exact(x, weights)) <= 1e-6
 
 
-@pytest.mark.parametrize("path", BACKENDS)
-def test_any_strides(path: str) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_any_strides(backend: str) -> None:
     x, weights = example(2, 20, 80, 7, 9, True)
-    expected = run(path, x, weights)
+    expected = run(backend, x, weights)
     sliced = torch.empty(2, 9, 40, 14)[:, :, ::2, ::2].permute(0, 2, 3, 1)
     sliced.copy_(x)
-    torch.testing.assert_close(run(path, sliced, weights), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(run(backend, sliced, weights), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("path", BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision(path: str, dtype: torch.dtype) -> None:
+def test_half_precision(backend: str, dtype: torch.dtype) -> None:
     x, weights = example(2, 20, 80, 7, 9, True)
     x, weights = x.to(dtype), [weight.to(dtype) for weight in weights]
-    result = run(path, x, weights)
+    result = run(backend, x, weights)
     assert result.dtype == dtype
     # The native operator rounds its result alone, basic operators every step.
-    limit = 3e-3 if path == "native" else 3e-2
+    limit = 3e-3 if backend == "native" else 3e-2
     assert relative_error(result, exact(x, weights)) <= limit
 
 
@@ -167,11 +167,11 @@ def test_defaults_of_the_program_do_not_reach_the_packed_weights() -> None:
     assert relative_error(result, expected) <= 1e-6
 
 
-@pytest.mark.parametrize("path", BACKENDS)
-def test_an_image_of_other_channels_is_refused(path: str) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_image_of_other_channels_is_refused(backend: str) -> None:
     x, weights = example(1, 16, 64, 8, 8, True)
     with pytest.raises((ValueError, RuntimeError), match=r"16.*channels|channels.*16"):
-        run(path, x.repeat(1, 4, 1, 1), weights)
+        run(backend, x.repeat(1, 4, 1, 1), weights)
 
 
 @needs_native
@@ -197,11 +197,13 @@ def test_weights_in_a_row_and_back(local: bool) -> None:
     assert weights.down.weight.shape == (8, 16, 1, 1)
 
 
-@pytest.mark.parametrize("path", BACKENDS)
-def test_registered_as_an_operator(path: str) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_registered_as_an_operator(backend: str) -> None:
     x, weights = example(1, 8, 16, 4, 4, True)
     checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(torch.ops.castling.additive_block, (x, weights, path), test_utils=checks)
+    torch.library.opcheck(
+        torch.ops.castling.additive_block, (x, weights, backend), test_utils=checks
+    )
 
 
 def test_modules_are_left_to_compute_where_gradients_are_wanted() -> None:

@@ -1,4 +1,4 @@
-"""Every path of every kernel computes the same; PyTorch's compilers see one operator."""
+"""Every backend of every kernel computes the same; PyTorch's compilers see one operator."""
 
 import os
 import subprocess
@@ -24,9 +24,9 @@ from castling.ops.relu_linear import relu_linear
 from castling.ops.sigmoid_softmax import sigmoid_softmax
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
-BACKENDS = [path for path in available_backends("cpu") if path != "naive"]
+FAST_BACKENDS = [backend for backend in available_backends("cpu") if backend != "naive"]
 if INTERPRETING:
-    BACKENDS = ["triton"]
+    FAST_BACKENDS = ["triton"]
 GRID = (5, 7)
 
 
@@ -94,12 +94,12 @@ def inputs(name, *, dim=16, value_dim=16, heads=3, batch=2, dtype=torch.float32,
     return packed, *(x.unflatten(-1, (heads, -1)) for x in (q, k, v)), weight
 
 
-def run(name, path, dtype, **options):
+def run(name, backend, dtype, **options):
     """Output and gradients of packed projection and weight, in float64."""
     packed, q, k, v, weight = inputs(name, dtype=dtype, **options)
     mask = torch.ones(q.shape[:2], dtype=torch.bool)
     mask[0, -9:] = False
-    with castling.attention_backend(path):
+    with castling.attention_backend(backend):
         out = OPERATORS[name][0](q, k, v, weight, mask)
     generator = torch.Generator().manual_seed(1)
     grad = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.dtype)
@@ -112,32 +112,33 @@ def relative(result, reference):
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-@pytest.mark.parametrize("path", [path for path in BACKENDS if path != "compiled"])
+@pytest.mark.parametrize("backend", [backend for backend in FAST_BACKENDS if backend != "compiled"])
 @pytest.mark.parametrize("dims", [(16, 16), (24, 40)], ids=["16", "24x40"])
-def test_every_path_computes_the_same(name, path, dims, nan_memory):
+def test_every_backend_computes_the_same(name, backend, dims, nan_memory):
     dim, value_dim = dims
     expected = run(name, "naive", torch.float64, dim=dim, value_dim=value_dim)
-    found = run(name, path, torch.float32, dim=dim, value_dim=value_dim)
+    found = run(name, backend, torch.float32, dim=dim, value_dim=value_dim)
     limits = [1e-5] + [1e-4] * (len(found) - 1)
     for result, reference, limit in zip(found, expected, limits, strict=True):
         assert relative(result, reference) < limit
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-@pytest.mark.parametrize("path", [path for path in BACKENDS if path == "native"])
+@pytest.mark.parametrize("backend", [backend for backend in FAST_BACKENDS if backend == "native"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_half_precision_is_no_worse_than_twice_naive(name, path, dtype, nan_memory):
+def test_half_precision_is_no_worse_than_twice_naive(name, backend, dtype, nan_memory):
     # The reference sees the rounded input: what is measured is the arithmetic.
     expected = run(name, "naive", torch.float64)
     naive = run(name, "naive", dtype)
-    found = run(name, path, dtype)
+    found = run(name, backend, dtype)
     for result, plain_result, reference in zip(found, naive, expected, strict=True):
         assert relative(result, reference) < 2 * relative(plain_result, reference) + 1e-6
 
 
-@pytest.mark.skipif(INTERPRETING, reason="the compiled path does not know the interpreter")
+@pytest.mark.slow
+@pytest.mark.skipif(INTERPRETING, reason="the compiled backend does not support the interpreter")
 @pytest.mark.parametrize("name", ["angular_grid2d", "taylor_direct"])
-def test_the_compiled_path_computes_the_same(name):
+def test_the_compiled_backend_computes_the_same(name):
     try:
         found = run(name, "compiled", torch.float32)
     except torch._dynamo.exc.BackendCompilerFailed as error:
@@ -146,6 +147,7 @@ def test_the_compiled_path_computes_the_same(name):
         assert relative(result, reference) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(INTERPRETING, reason="runs this file once more")
 def test_triton_interpreted_computes_the_same():
     """In a process of its own: Triton reads its environment when it is imported."""
@@ -162,7 +164,7 @@ def test_triton_interpreted_computes_the_same():
             "no:cacheprovider",
             __file__,
             "-k",
-            f"test_every_path and 16 and not 24x40 and ({names})",
+            f"test_every_backend and 16 and not 24x40 and ({names})",
         ],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         cwd=Path(__file__).parents[2],
@@ -274,10 +276,10 @@ def test_onnx_gets_basic_operators_by_itself(name, already_exported, tmp_path):
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_operators_are_counted_like_their_formulas(name):
-    def count(path):
+    def count(backend):
         _, q, k, v, weight = inputs(name)
         counter = FlopCounterMode(display=False, custom_mapping=dict(_formulas))
-        with torch.no_grad(), castling.attention_backend(path), counter:
+        with torch.no_grad(), castling.attention_backend(backend), counter:
             OPERATORS[name][0](q, k, v, weight, None)
         return counter.get_total_flops()
 
@@ -289,7 +291,7 @@ def test_operators_are_counted_like_their_formulas(name):
 # --- choosing -----------------------------------------------------------------------------------
 
 
-def test_paths_are_forced_and_given_back():
+def test_backends_are_forced_and_given_back():
     q = torch.randn(1, 4, 1, 8)
     with pytest.raises(ValueError, match="naive, compiled, native, triton"):
         castling.attention_backend("fast").__enter__()
@@ -301,19 +303,19 @@ def test_paths_are_forced_and_given_back():
     assert set(describe_backends()) == {"naive", "compiled", "native", "triton"}
 
 
-def test_a_forced_path_compiles_without_a_graph_break():
+def test_a_forced_backend_compiles_without_a_graph_break():
     torch.compiler.reset()
     q = torch.randn(2, 9, 2, 8)
 
     def attend(x):
-        with castling.attention_backend(BACKENDS[0] if BACKENDS else "naive"):
+        with castling.attention_backend(FAST_BACKENDS[0] if FAST_BACKENDS else "naive"):
             return linear_angular(x, x, x)
 
     found = torch.compile(attend, fullgraph=True, backend="aot_eager")(q)
     torch.testing.assert_close(found, linear_angular(q, q, q))
 
 
-def test_a_forced_path_that_transforms_cannot_follow_says_so():
+def test_a_forced_backend_that_transforms_cannot_follow_says_so():
     q = torch.randn(3, 2, 4, 1, 8)
     if "native" not in available_backends("cpu"):
         pytest.skip("the C++ operators are not built")
@@ -368,7 +370,7 @@ def test_gradients_of_gradients_say_where_to_go():
         first.square().sum().backward()
 
 
-def test_function_transforms_take_the_naive_path():
+def test_function_transforms_take_the_naive_backend():
     q = torch.randn(3, 2, 4, 1, 8)
     out = torch.func.vmap(lambda x: linear_angular(x, x, x))(q)
     torch.testing.assert_close(out[1], linear_angular(q[1], q[1], q[1]))

@@ -147,8 +147,8 @@ def test_gradients_of_fused_attention_are_counted(config):
     attention = Attention(32, 2, config)
     tokens = torch.randn(1, 300, 32)
 
-    def count(path):
-        with castling.attention_backend(path), FlopCounterMode(display=False) as counter:
+    def count(backend):
+        with castling.attention_backend(backend), FlopCounterMode(display=False) as counter:
             out = attention(tokens, grid=(15, 20))
             forward = counter.get_total_flops()
             out.sum().backward()

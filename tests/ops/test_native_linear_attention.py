@@ -308,7 +308,7 @@ def test_half_precisions_lose_only_the_rounding_of_results(mechanism, dtype, shi
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 @pytest.mark.parametrize("n", [1, 2, 3, 9, 16, 17, 18, 33, 49, 50, 65, 66, 113, 128, 129, 130])
 @pytest.mark.parametrize("n_q", [None, 5])
-def test_keys_behind_the_last_whole_vector(mechanism, n, n_q):
+def test_keys_after_the_last_whole_vector(mechanism, n, n_q):
     residual = n_q is not None and mechanism != "relu"
     mask = key_mask(2, n) if n % 2 else None
     options = {"n_q": n_q, "mechanism": mechanism, "residual": residual, "mask": mask}
@@ -458,6 +458,7 @@ def test_nothing_to_do(sizes):
     assert not any(g.any() for g in gradients if g is not None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("instructions", ["portable", "avx2", "avx512"])
 def test_each_instruction_set(instructions):
     library = native.library

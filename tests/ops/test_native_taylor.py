@@ -9,18 +9,13 @@ from castling.ops import native
 from castling.ops.quadratic_taylor import naive_exact_taylor
 from castling.ops.taylor_inputs import TaylorOptions, TaylorTensors
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="the native operators are not built")
+pytestmark = [
+    pytest.mark.skipif(not native.available(), reason="the native operators are not built"),
+    pytest.mark.usefixtures("nan_memory"),
+]
 
 ORDERS = ("direct", "features")
 EPS = 1e-6
-
-
-@pytest.fixture(autouse=True)
-def _nan_in_fresh_memory():
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def make(batch=2, n_q=9, n_k=13, heads=3, dim=8, value_dim=5, *, dtype=torch.float32, shift=0.0):

@@ -113,11 +113,11 @@ def test_tangents_go_through(operator) -> None:
 
 
 @pytest.mark.parametrize("operator", [linear_angular, exact_taylor])
-def test_whether_something_watches_changes_no_bit(operator) -> None:
+def test_a_dispatch_mode_changes_no_bit(operator) -> None:
     found = []
-    for watcher in (contextlib.nullcontext(), FlopCounterMode(display=False)):
+    for mode in (contextlib.nullcontext(), FlopCounterMode(display=False)):
         tensors = leaves(2, 7, 3, 8)[:3]
-        with watcher:
+        with mode:
             out = operator(*tensors)
             found.append([out, *torch.autograd.grad(out, tensors, torch.ones_like(out))])
     assert all(map(torch.equal, *found))
@@ -202,7 +202,7 @@ def test_an_export_of_exact_taylor_attention_serves_every_size() -> None:
         torch.testing.assert_close(program.module()(x), Model()(x), rtol=1e-4, atol=1e-5)
 
 
-def test_a_forced_path_does_not_lose_tangents() -> None:
+def test_a_forced_backend_does_not_lose_tangents() -> None:
     if "native" not in available_backends("cpu"):
         pytest.skip("the C++ operators are not built")
     q = torch.randn(1, 4, 1, 8)
@@ -221,7 +221,7 @@ def test_without_channels_the_values_mean_has_its_gradient() -> None:
 X = torch.ones(2, 12, 2, 8)
 
 
-@pytest.mark.parametrize("path", ["naive", None])
+@pytest.mark.parametrize("backend", ["naive", None])
 @pytest.mark.parametrize(
     ("call", "said"),
     [
@@ -241,8 +241,8 @@ X = torch.ones(2, 12, 2, 8)
         (lambda: local(torch.ones(2, 1, 3, 1), None, 3), "need a grid"),
     ],
 )
-def test_bad_input_is_named_on_every_path(path, call, said) -> None:
-    with attention_backend(path), pytest.raises(ValueError, match=said):
+def test_bad_input_is_named_on_every_backend(backend, call, said) -> None:
+    with attention_backend(backend), pytest.raises(ValueError, match=said):
         call()
 
 

@@ -32,6 +32,7 @@ def compiled(tmp_path, *options):
     return done, json.loads(report.read_text())
 
 
+@pytest.mark.slow
 def test_linear_attention_compiles_without_spilling(tmp_path):
     options = ("--families", "linear_attention", "--only", "^d=64 bf16 n=4096 unit l2 grid2d$")
     done, report = compiled(tmp_path, *options)

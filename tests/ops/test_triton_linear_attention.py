@@ -53,6 +53,7 @@ def subprocess_of(*arguments, **environment):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(backend.why_never() is not None, reason="Triton is not installed")
 @pytest.mark.skipif(INSIDE, reason="this is the inner process")
 def test_kernels_in_the_interpreter():

@@ -23,6 +23,7 @@ ORDERS = ["direct", "features"]
 inner = pytest.mark.skipif(not INSIDE, reason="runs in the process with the interpreter")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(backend.why_never() is not None, reason="Triton is not installed")
 @pytest.mark.skipif(INSIDE, reason="this is the inner process")
 @pytest.mark.timeout(900)
