@@ -277,7 +277,13 @@ def test_errors_are_said_without_a_traceback(arguments, says, capsys):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["train", "--epochs", "many"], "--epochs: expected int. Got value: many"),
+        (
+            ["train", "--epochs", "many"],
+            "--epochs: must be a whole number of at least 1, got many",
+        ),
+        (["train", "--optim.lr", "-1"], "--optim.lr: must be a number above 0, got -1"),
+        (["train", "--optim.lr=x"], "--optim.lr: must be a number above 0"),
+        (["train", "--model.drop_path", "1.5"], "--model.drop_path: must be a number in [0, 1)"),
         (["train", "--config", "absent.yaml"], "no such recipe file: absent.yaml"),
         (["train", "--model.drop_path", "x"], "--model.drop_path: "),
         (["export", "absent", "--opset", "x"], "--opset: expected int"),

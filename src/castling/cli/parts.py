@@ -81,7 +81,17 @@ def argument_text(text: str) -> str:
     """What jsonargparse says about a wrong argument, in one line, the flag by its name."""
     text = re.sub(r"Parser key \"(.+?)\":", r"--\1:", text)
     text = re.sub(r"Expected an? <class '(\w+)'>", r"expected \1", text)
-    return " ".join(text.split())
+    text = " ".join(text.split())
+    numbers = re.findall(r"Not of type (\w+):", text)
+    flag = re.match(r"--\S+(?=: )", text)
+    if not numbers or not flag:
+        return text
+    from castling.utils.checks import describe_number
+
+    given = re.search(r"Given value: (.+)$|with base 10: '(.+)'$|: (\S+) does not conform", text)
+    value = next((each for each in given.groups() if each), "") if given else ""
+    wanted = " or ".join(dict.fromkeys(describe_number(name) for name in numbers))
+    return f"{flag[0]}: must be {wanted}" + (f", got {value}" if value else "")
 
 
 def read_size(text: str) -> tuple[int, int]:

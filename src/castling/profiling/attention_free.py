@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from castling.attention import AttentionCore, AttentionInputs, Kernel, Softmax
 from castling.attention.convolutional_additive import AdditiveTokenMixer
+from castling.attention.image_mixer import ImageMixer
 from castling.surgery import convertible, linearize_
 
 
@@ -35,7 +36,7 @@ class _PassMixer(nn.Module):
 
 def is_ours(module: nn.Module) -> bool:
     """Whether ``module`` is an attention of this package, deleted ones included."""
-    return isinstance(module, AttentionCore | AdditiveTokenMixer | _PassMixer)
+    return isinstance(module, AttentionCore | ImageMixer | _PassMixer)
 
 
 def without_attention(model: nn.Module) -> nn.Module:

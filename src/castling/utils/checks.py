@@ -169,6 +169,13 @@ def _fit_number(value: Any, kind: type) -> Any:
     return int(number) if whole else float(number)
 
 
+def describe_number(type_name: str) -> str:
+    """What a number type of an option allows, in words; the name where it is none of ours."""
+    return next(
+        (words for kind, words in _NUMBERS.items() if kind.__name__ == type_name), type_name
+    )
+
+
 def _fit_tuple(value: Any, members: tuple[Any, ...]) -> Any:
     if not isinstance(value, Sequence) or isinstance(value, str):
         return _WRONG
