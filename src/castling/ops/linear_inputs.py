@@ -60,7 +60,7 @@ class LinearOptions(NamedTuple):
         identity: ι, times the residual, or times the value at the query where there is none.
         gamma: γ.
         alpha: a.
-        kv_scale: s > 0; 0 stands for 1/N.
+        kv_scale: s > 0; 0 means 1/N.
         eps: under the root of every norm.
         row_eps: added to a row sum.
         grid: (h, w) of the tokens after the prefix; () for a convolution along the tokens.

@@ -37,12 +37,12 @@ def taylor_attention_forward(
     order = chosen_order(tensors, options)
     if out.numel() == 0:
         return out, state
-    beside = Tokens(key, value, key_mask)
-    key_scale, value_sums = problem.token_rows(beside)
+    key_tokens = Tokens(key, value, key_mask)
+    key_scale, value_sums = problem.token_rows(key_tokens)
     if order == "direct":
         _direct_output(problem, key_scale, value_sums, out)
     else:
-        sums = _feature_sums(problem, beside, key_scale)
+        sums = _feature_sums(problem, key_tokens, key_scale)
         # The queries' scales; the sums are not used.
         query_scale, _ = problem.token_rows(Tokens(query, query, None))
         _feature_output(problem, query, None, query_scale, sums, out, normalise=True)
@@ -127,9 +127,9 @@ def _direct_gradients(
     problem: Problem, gradient: Tensor, out: Tensor, d_query: Tensor, d_key: Tensor, d_value: Tensor
 ) -> None:
     queries, keys = problem.query.shape[1], problem.key.shape[1]
-    beside = Tokens(problem.key, problem.value, problem.key_mask)
-    key_scale, _ = problem.token_rows(beside)
-    square, linear = problem.moments(beside, key_scale, own=True)
+    key_tokens = Tokens(problem.key, problem.value, problem.key_mask)
+    key_scale, _ = problem.token_rows(key_tokens)
+    square, linear = problem.moments(key_tokens, key_scale, own=True)
     weights, offsets = (problem.empty(problem.rows, queries) for _ in range(2))
     tile = problem.tile("query_gradient")
     tiles = -(-queries // tile.block)
@@ -222,16 +222,18 @@ def _feature_output(
 def _feature_gradients(
     problem: Problem, gradient: Tensor, out: Tensor, d_query: Tensor, d_key: Tensor, d_value: Tensor
 ) -> None:
-    beside = Tokens(problem.key, problem.value, problem.key_mask)
-    key_scale, value_sums = problem.token_rows(beside)
+    key_tokens = Tokens(problem.key, problem.value, problem.key_mask)
+    key_scale, value_sums = problem.token_rows(key_tokens)
     centre = problem.mean_over_keys(value_sums)
-    beside = Tokens(problem.key, problem.value, problem.key_mask, centre)
-    sums = _feature_sums(problem, beside, key_scale)
-    at_queries = Tokens(problem.query, gradient, None)
-    query_scale, _ = problem.token_rows(at_queries)
+    key_tokens = Tokens(problem.key, problem.value, problem.key_mask, centre)
+    sums = _feature_sums(problem, key_tokens, key_scale)
+    query_tokens = Tokens(problem.query, gradient, None)
+    query_scale, _ = problem.token_rows(query_tokens)
     weights, offsets = (problem.empty(*query_scale.shape) for _ in range(2))
-    _feature_row_gradient(problem, at_queries, query_scale, sums, centre, d_query, weights, offsets)
-    sums = _feature_sums(problem, at_queries, query_scale, weights, offsets)
+    _feature_row_gradient(
+        problem, query_tokens, query_scale, sums, centre, d_query, weights, offsets
+    )
+    sums = _feature_sums(problem, query_tokens, query_scale, weights, offsets)
     _feature_output(
         problem,
         problem.key,
@@ -241,7 +243,7 @@ def _feature_gradients(
         d_value,
         normalise=False,
     )
-    _feature_row_gradient(problem, beside, key_scale, sums, centre, d_key)
+    _feature_row_gradient(problem, key_tokens, key_scale, sums, centre, d_key)
 
 
 def _feature_row_gradient(

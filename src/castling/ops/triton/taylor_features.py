@@ -10,7 +10,7 @@ above) and *gradient* (rows, w, S -> S₁w + Σ_b x̂_b S₂[·, b]w).
 
 - S₂ is symmetric. Channels are cut in blocks of eight and only pairs of blocks A ≤ B are kept, each
   a dense 8×8 tile: 2304 products of two channels at d = 64 where the triangle has 2080 and the
-  square 4096. In the sum above blocks A < B stand for both orders, blocks A = B are whole.
+  square 4096. In the sum above, blocks A < B count for both orders; blocks A = B are complete.
 - Products x_a·x_b are computed rather than x_a·w: each is multiplied with every channel of w, which
   needs the fewest of them per tensor-core multiplication.
 - All sums over the keys carry 1/N_k, so that nothing overflows and a row sum is near one.

@@ -116,7 +116,7 @@ class Problem:
         return sums / counts.clamp(min=1).repeat_interleave(self.query.shape[2])[:, None]
 
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """An uninitialised tensor beside the inputs."""
+        """An uninitialised tensor on the inputs' device."""
         return self.query.new_empty(shape, dtype=dtype)
 
     def token_rows(self, of: Tokens, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:

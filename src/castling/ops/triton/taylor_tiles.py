@@ -108,7 +108,7 @@ def row_scale_gradient(tile, scale, gradient, QK_NORM: tl.constexpr):
 def inverse_row_sum(below, count, eps):
     """1/(count + below + count·eps): of a row sum with its ones, ``count``, apart; 0 without keys.
 
-    Nothing stands above a row sum without keys, and eps alone may be as small as 0.
+    Without keys the numerator is zero, and the row sum, eps alone, may be 0 too.
     """
     ones = tl.zeros_like(below) + count
     total = tl.where(ones > 0.0, ones + below + ones * eps, 1.0)
