@@ -16,14 +16,14 @@ from types import FrameType
 VERBS = {
     "demo": "train, switch, export and measure small models on bundled digits; writes a report",
     "train": "train a model by a recipe, flags or both; resumes what was interrupted",
-    "evaluate": "accuracy of a trained model on a split of its data or of other images",
-    "switch": "cast a trained model's auxiliary softmax away, with a certificate",
-    "predict": "classify image files and folders with a trained model or an ONNX file",
-    "export": "write a trained model as ONNX and verify it in ONNX Runtime",
+    "evaluate": "metrics of a trained model on a split of its data or of other images",
+    "switch": "remove a trained model's auxiliary softmax branches, with a certificate",
+    "predict": "run a trained model or an exported file on images and folders",
+    "export": "write a trained model for ONNX Runtime, OpenVINO or torch.export, and verify it",
     "models": "list the models of this package; --macs adds parameters and MACs",
     "attentions": "list the attention mechanisms and their options",
     "bench": "time and memory of kernels (ops) and whole models (models) against softmax",
-    "plan": "measure a model's attention layers here; softmax stays where it is faster",
+    "plan": "measure a model's attention layers here; keep softmax where it is faster",
 }
 
 

@@ -208,15 +208,21 @@ def export(arguments: list[str]) -> int:
     """See VERBS."""
     parser = parser_for("export")
     parser.add_argument("model", help="folder of a run or of a saved model")
-    parser.add_argument("output", nargs="?", help="the file (default: MODEL/model.onnx)")
+    parser.add_argument(
+        "output", nargs="?", help=".onnx, .xml (OpenVINO) or .pt2 (default: MODEL/model.onnx)"
+    )
+    parser.add_argument("--target", help="onnx, openvino or program (default: by the suffix)")
+    parser.add_argument(
+        "--portable", action="store_true", help="a .pt2 file that runs without castling, slower"
+    )
     parser.add_argument("--size", help="HEIGHTxWIDTH or a side (default: that of training)")
     parser.add_argument("--verify", nargs="+", default=[], help="further sizes to verify at")
     parser.add_argument(
         "--dynamic",
-        choices=["auto", "all", "batch"],
+        choices=["auto", "all", "batch", "none"],
         default="auto",
-        help="what may change later: batch, height and width (all), or the batch alone; auto: all, "
-        "or batch where the model runs at one size only (default: auto)",
+        help="what may change later: batch, height and width (all), the batch alone, or nothing; "
+        "auto: all, or batch where the model or the file runs at one size only (default: auto)",
     )
     parser.add_argument("--opset", type=int, help="ONNX operator set (default: the exporter's)")
     parser.add_argument(
@@ -226,6 +232,7 @@ def export(arguments: list[str]) -> int:
     from castling.deploy import model_folder
     from castling.export import export as export_model
     from castling.models.saved import open_model
+    from castling.tasks import task_from_card
 
     model, card = open_model(model_folder(values.model))
     report = export_model(
@@ -233,8 +240,11 @@ def export(arguments: list[str]) -> int:
         values.output or Path(values.model) / "model.onnx",
         read_size(values.size) if values.size else card.image_size,
         verify_sizes=[read_size(text) for text in values.verify] or None,
+        target=values.target,
+        raw_outputs=task_from_card(card).raw_outputs,
         dynamic=values.dynamic,
         opset=values.opset,
+        portable=values.portable,
         tolerance=values.tolerance,
         card=card,
     )

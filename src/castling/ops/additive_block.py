@@ -28,10 +28,9 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from castling.ops import native
 from castling.ops.backends import select_backend
 from castling.ops.guards import differentiating
+from castling.ops.native.arguments import WITH_LOCAL
 from castling.ops.operators import library
 
-#: Number of tensors of a block that has a local integration.
-WITH_LOCAL = 24
 
 
 class ConvolutionWeights(NamedTuple):

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from castling.ops.additive_block import WITH_LOCAL
-from castling.ops.native.arguments import ADDITIVE_BLOCK
+from castling.ops.native.arguments import ADDITIVE_BLOCK, WITH_LOCAL
 from castling.ops.native.library import check, function
 from castling.ops.native.structures import packer
 

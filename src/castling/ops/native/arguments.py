@@ -132,6 +132,9 @@ ADDITIVE_BLOCK = Structure(
     ),
 )
 
+#: Number of weights of a block that has a local integration.
+WITH_LOCAL = 24
+
 MULTIPLY_ADD = Structure(
     "MultiplyAddArguments",
     "The rate of multiply-adds of one thread.",
