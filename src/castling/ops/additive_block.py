@@ -32,7 +32,6 @@ from castling.ops.native.arguments import WITH_LOCAL
 from castling.ops.operators import library
 
 
-
 class ConvolutionWeights(NamedTuple):
     """Weight (out, in / groups, k, k) and bias (out,) of a convolution."""
 
