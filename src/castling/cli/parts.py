@@ -17,8 +17,26 @@ if TYPE_CHECKING:
     from castling.data import DataConfig
 
 
+#: Number types of options, as help shows them.
+_RANGES = {
+    "PositiveInt": "int ≥ 1",
+    "NonNegativeInt": "int ≥ 0",
+    "PositiveFloat": "float > 0",
+    "NonNegativeFloat": "float ≥ 0",
+    "ClosedUnitInterval": "in [0, 1]",
+    "OpenUnitInterval": "in (0, 1)",
+    "RightOpenUnitInterval": "in [0, 1)",
+    "LeftOpenUnitInterval": "in (0, 1]",
+}
+
+
 class _HelpFormatter(DefaultHelpFormatter):
-    """Says a default once, and no default where it says nothing."""
+    """Shows each default once, none where it is empty, and ranges in place of type names."""
+
+    def format_help(self) -> str:
+        """The whole text; docstrings' double backticks are left out."""
+        text: str = super().format_help().replace("``", "")
+        return re.sub(r"\b(\w+)\b", lambda match: _RANGES.get(match[1], match[1]), text)
 
     def _get_help_string(self, action: Action) -> str:
         text = action.help or ""

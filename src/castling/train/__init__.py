@@ -18,13 +18,12 @@ from castling.train.recipe import (
 )
 from castling.train.recipe_file import (
     load_recipe,
-    parse_flags,
     parse_recipe,
     recipe_from_dict,
-    recipe_parser,
     recipe_to_dict,
     recipe_to_yaml,
 )
+from castling.train.recipe_parser import parse_flags, recipe_parser
 from castling.train.trainer import train
 
 __all__ = [

@@ -1,98 +1,28 @@
-"""Recipes to and from YAML, dictionaries and command-line flags.
-
-A recipe's options depend on its task and on its source of data, which are registered by name. So
-the two names are read first, from files and flags, and the parser is built for them:
-``castling train --task NAME --help`` shows the options of that task. A task or a source may be
-written as its name alone (``task: NAME``, ``--data.source digits``); any other text in place of a
-source is the path of a folder or zip file.
-"""
+"""Recipes to and from YAML and dictionaries."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentError
 
-from castling.data import DataConfig, LoaderConfig, SplitConfig
-from castling.data.registry import source_config_class, source_to_dict
-from castling.data.sources import split_shorthand
-from castling.tasks import DEFAULT_TASK, task_class, task_config_class, task_to_dict
-from castling.train.legacy import MOVED, is_old, upgrade
-from castling.train.recipe import SCALARS, SECTIONS, Recipe
+from castling.data.registry import source_to_dict
+from castling.tasks import task_to_dict
+from castling.train.recipe import Recipe
+from castling.train.recipe_parser import (
+    build_recipe,
+    normalised,
+    parse_flags,
+    pop_names,
+    recipe_parser,
+)
 
 #: sections that say where a run happens and what it writes, not what it computes
 _FREE_SECTIONS = ("hardware", "save")
-_USAGE = (
-    "%(prog)s [--config FILE] [--task NAME] [--data.source SOURCE] [--SECTION.OPTION VALUE ...]"
-)
-
-
-def recipe_parser(
-    task: str = DEFAULT_TASK.name, source: str = "digits", **kwargs: Any
-) -> ArgumentParser:
-    """A parser with one flag for every option of a recipe for a task and a kind of source.
-
-    Args:
-        task: a registered task.
-        source: a registered source.
-        **kwargs: as of jsonargparse.ArgumentParser.
-
-    Raises:
-        ValueError: no such task or source.
-    """
-    kwargs.setdefault("allow_abbrev", False)
-    kwargs.setdefault("usage", _USAGE)
-    parser = ArgumentParser(**kwargs)
-    parser.add_argument("--config", action="config", help="a recipe file (YAML)")
-    task_config = task_config_class(task)
-    parser.add_class_arguments(task_config, "task")
-    parser.add_class_arguments(source_config_class(source), "data.source")
-    parser.add_class_arguments(SplitConfig, "data.split")
-    parser.add_class_arguments(task_class(task_config()).transform_config, "data.transform")
-    parser.add_class_arguments(LoaderConfig, "data.loader")
-    defaults = {field.name: field.default for field in dataclasses.fields(Recipe)}
-    help_of = _attribute_docs(Recipe)
-    for name, kind in SCALARS.items():
-        parser.add_argument(f"--{name}", type=kind, default=defaults[name], help=help_of[name])
-    for name, config in SECTIONS.items():
-        parser.add_class_arguments(config, name)
-    return parser
-
-
-def parse_flags(
-    arguments: Sequence[str], *, extend: Any = None, **kwargs: Any
-) -> tuple[Recipe, Namespace]:
-    """A recipe from files and flags, and whatever else was parsed.
-
-    Flags win over files, later files over earlier ones.
-
-    Args:
-        arguments: such as ``["--config", "recipes/digits.yaml", "--optim.lr", "1e-3"]``.
-        extend: called with the parser, to add arguments that are not the recipe's.
-        **kwargs: as of jsonargparse.ArgumentParser.
-
-    Raises:
-        FileNotFoundError: no such recipe file.
-        ValueError: an unknown key, or a value of the wrong type; the message names it.
-    """
-    files, flags, chosen = _split_arguments(arguments)
-    values: dict[str, Any] = {}
-    for path in files:
-        values = _merged(values, _normalised(_read(path)))
-    values = _merged(values, chosen)
-    task, source = _pop_names(values)
-    parser = recipe_parser(task, source, **kwargs)
-    if extend is not None:
-        extend(parser)
-    known = parser.parse_object(values) if values else None
-    found = parser.parse_args(flags, namespace=known)
-    return _recipe(parser, found, task, source), found
 
 
 def parse_recipe(arguments: Sequence[str]) -> Recipe:
@@ -125,10 +55,10 @@ def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
         ValueError: an unknown key, or a value of the wrong type.
     """
     try:
-        own = _normalised(values)
-        task, source = _pop_names(own)
+        own = normalised(values)
+        task, source = pop_names(own)
         parser = recipe_parser(task, source, exit_on_error=False)
-        return _recipe(parser, parser.parse_object(own), task, source)
+        return build_recipe(parser, parser.parse_object(own))
     except (ArgumentError, TypeError, ValueError) as error:
         raise ValueError(f"recipe: {error}") from error
 
@@ -160,110 +90,6 @@ def recipe_differences(old: Recipe, new: Recipe) -> list[str]:
         and key.split(".")[0] not in _FREE_SECTIONS
         and key not in ignored
     ]
-
-
-def _recipe(parser: ArgumentParser, values: Namespace, task: str, source: str) -> Recipe:
-    built = parser.instantiate_classes(values)
-    data = DataConfig(
-        source=built.data.source,
-        split=built.data.split,
-        transform=built.data.transform,
-        loader=built.data.loader,
-    )
-    names = (*SECTIONS, *SCALARS)
-    return Recipe(task=built.task, data=data, **{name: built[name] for name in names})
-
-
-def _read(path: str) -> Mapping[str, Any]:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no such recipe file: {path}")
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} is not a recipe: it holds no sections such as model: and data:")
-    return values
-
-
-def _normalised(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values in the present form, names of task and source written out."""
-    own: dict[str, Any] = copy.deepcopy(dict(values))
-    if is_old(own):
-        own = upgrade(own)
-    if isinstance(own.get("task"), str):
-        own["task"] = {"name": own["task"]}
-    data = own.get("data")
-    if isinstance(data, dict) and isinstance(data.get("source"), str):
-        data["source"] = source_to_dict(split_shorthand(data["source"]))
-    return own
-
-
-def _pop_names(values: dict[str, Any]) -> tuple[str, str]:
-    """Take the names of task and source out of normalised values."""
-    task = values.get("task")
-    data = values.get("data")
-    source = data.get("source") if isinstance(data, dict) else None
-    return (
-        task.pop("name", DEFAULT_TASK.name) if isinstance(task, dict) else DEFAULT_TASK.name,
-        source.pop("name", "digits") if isinstance(source, dict) else "digits",
-    )
-
-
-def _split_arguments(
-    arguments: Sequence[str],
-) -> tuple[list[str], list[str], dict[str, Any]]:
-    """Recipe files, other flags, and the values of the flags that name task and source."""
-    files: list[str] = []
-    flags: list[str] = []
-    chosen: dict[str, Any] = {}
-    rest = list(arguments)
-    while rest:
-        argument = rest.pop(0)
-        flag, equals, value = argument.partition("=")
-        if flag in MOVED:
-            raise ValueError(f"{flag} is {MOVED[flag]} now")
-        named = ("--config", "--task", "--task.name", "--data.source", "--data.source.name")
-        if flag not in named:
-            flags.append(argument)
-            continue
-        if not equals:
-            if not rest:
-                raise ValueError(f"{flag} needs a value")
-            value = rest.pop(0)
-        if flag == "--config":
-            files.append(value)
-        elif flag.startswith("--task"):
-            chosen["task"] = {"name": value}
-        else:
-            by_name = flag.endswith(".name")
-            source = {"name": value} if by_name else source_to_dict(split_shorthand(value))
-            chosen["data"] = {"source": source}
-    return files, flags, chosen
-
-
-def _merged(first: dict[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """``second`` laid over ``first``; another task or source takes no options of the former."""
-    result = dict(first)
-    for key, value in second.items():
-        old = result.get(key)
-        if isinstance(old, dict) and isinstance(value, Mapping):
-            renamed = "name" in value and "name" in old and value["name"] != old["name"]
-            replaced = renamed or key in ("kwargs", "attention", "where")
-            result[key] = dict(value) if replaced else _merged(old, value)
-        else:
-            result[key] = copy.deepcopy(value)
-    return result
-
-
-def _attribute_docs(config: type) -> dict[str, str]:
-    """The lines of a class's ``Attributes`` section, by name."""
-    found: dict[str, str] = {}
-    for line in (config.__doc__ or "").split("Attributes:")[-1].splitlines():
-        name, colon, text = line.strip().partition(": ")
-        if colon:
-            found[name] = text.rstrip(".")
-    return found
 
 
 def _plain(value: Any) -> Any:
