@@ -32,6 +32,7 @@ from castling.attention import (
     list_kernels,
 )
 from castling.surgery import strip_
+from castling.train import recipe_from_dict
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "benchmarks" / "results"
@@ -127,12 +128,13 @@ def results_page() -> str:
     """What was measured: the files under benchmarks/results."""
     lines = ["# Results\n", "Every figure here stands in a file that the named command wrote.\n"]
     study = json.loads((RESULTS / "study_cifar10.json").read_text(encoding="utf-8"))
-    recipe, data = study["recipe"], study["recipe"]["data"]
+    recipe = recipe_from_dict(study["recipe"])
+    subset, size = recipe.data.split.subset, recipe.data.transform.image_size
     lines += [
         "## What each part of Castling-ViT is worth\n",
         f"`{study['command']}` → [study_cifar10.json](../benchmarks/results/study_cifar10.json). "
-        f"{data['subset']:,} CIFAR-10 training images (a re-encoded copy, a little below the "
-        f"original), {data['image_size']} px, {recipe['epochs']} epochs; top-1 on the 10,000 test "
+        f"{subset:,} CIFAR-10 training images (a re-encoded copy, a little below the "
+        f"original), {size} px, {recipe.epochs} epochs; top-1 on the 10,000 test "
         f"images in percent, mean ± standard deviation over the seeds. {facts(study['machine'])}\n",
         (RESULTS / "study_cifar10.md").read_text(encoding="utf-8"),
         (RESULTS / "study_cifar10_remarks.md").read_text(encoding="utf-8"),
