@@ -1,17 +1,16 @@
-"""The whole road on images that are bundled: train, switch, evaluate, export, measure, report.
+"""``castling demo``: train, switch, evaluate, export, measure and report, on bundled images.
 
-Everything goes through the public functions that a user's own script would call.
+It calls public functions only, as a user's own script would.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
 from castling.data import BatchKey, DataConfig, DigitsConfig, LoaderConfig
@@ -27,6 +26,7 @@ from castling.profiling.bench_ops import bench_ops, settings_of
 from castling.profiling.candidates import model_candidate, read_attention
 from castling.profiling.model_results import ModelsResult
 from castling.profiling.op_results import OpsResult
+from castling.profiling.timing import cpu_threads
 from castling.tasks import task_from_card
 from castling.tasks.classification import ClassificationPrediction
 from castling.tasks.result import RESULT, TrainResult
@@ -54,6 +54,7 @@ MODELS = {
     "qt_vit": ("QT-ViT", ModelConfig(name="qt_vit_pico")),
     "cas_vit": ("CAS-ViT", ModelConfig(name="cas_vit_pico")),
 }
+Models = dict[str, tuple[str, ModelConfig]]
 #: The digits fill their frame: shifting them by more than two pixels cuts them.
 _TRANSFORM = ClassificationTransformConfig(image_size=32, crop="pad", padding=2)
 _EXAMPLES = 16
@@ -109,6 +110,9 @@ def run_demo(
     epochs: int = 10,
     progress: bool = True,
     seconds_per_size: float = 2.0,
+    models: Sequence[str] = tuple(MODELS),
+    tokens: Sequence[int] = (64, 256, 1024, 4096),
+    sides: Sequence[int] = (64, 128, 256, 512),
 ) -> DemoResult:
     """Run the demo.
 
@@ -118,29 +122,37 @@ def run_demo(
         epochs: per model.
         progress: live display of each training.
         seconds_per_size: time limit of the speed measurements.
+        models: which of ``MODELS``; ``"softmax"`` and ``"castling"`` are needed.
+        tokens: numbers of tokens at which attention alone is measured.
+        sides: image sides in pixels at which whole models are measured.
 
     Returns:
         The report's path, and results.
     """
     started = time.perf_counter()
-    threads = torch.get_num_threads()
+    folder = Path(folder)
+    chosen = {key: MODELS[key] for key in models}
     # Models this small gain nothing from a second thread, and lose much when a core is busy.
-    torch.set_num_threads(1)
-    try:
-        path, results, exported = _run(Path(folder), say, epochs, progress, seconds_per_size)
-    finally:
-        torch.set_num_threads(threads)
-    return DemoResult(str(path), results, exported, time.perf_counter() - started)
+    with cpu_threads(1):
+        results, counts = _train(folder, say, chosen, epochs, progress)
+        say("exporting the switched Castling-ViT to ONNX, and running the file again")
+        exported = _export(folder)
+        say(str(exported))
+        say("measuring time against resolution")
+        speed = _measure(folder, chosen, tokens, sides, seconds_per_size)
+        page = _report(folder, chosen, results, counts, exported, speed, epochs)
+    return DemoResult(str(page), results, exported, time.perf_counter() - started)
 
 
-def _run(
-    folder: Path, say: Callable[[str], None], epochs: int, progress: bool, seconds_per_size: float
-) -> tuple[Path, dict[str, TrainResult], ExportReport]:
+def _train(
+    folder: Path, say: Callable[[str], None], chosen: Models, epochs: int, progress: bool
+) -> tuple[dict[str, TrainResult], dict[str, int]]:
+    """Results and MACs of the models, by their names in the report."""
     results: dict[str, TrainResult] = {}
     counts: dict[str, int] = {}
-    for number, (key, (name, model)) in enumerate(MODELS.items(), 1):
+    for number, (key, (name, model)) in enumerate(chosen.items(), 1):
         say(
-            f"[{number}/{len(MODELS)}] {name} ({model.name}), {epochs} epochs on handwritten digits"
+            f"[{number}/{len(chosen)}] {name} ({model.name}), {epochs} epochs on handwritten digits"
         )
         if (folder / key / RESULT).is_file():
             say(f"      trained earlier; delete {folder} to train anew")
@@ -153,26 +165,38 @@ def _run(
                 f"      after the switch {result.switched_metrics['test_top1']:.2f} %, "
                 f"largest gap of the outputs {result.switch['max_gap']:.1e}"
             )
-    say("exporting the switched Castling-ViT to ONNX, and running the file again")
+    return results, counts
+
+
+def _export(folder: Path) -> ExportReport:
     network, card = open_model(model_folder(folder / "castling"))
-    exported = export(
+    return export(
         network,
         folder / "castling.onnx",
         card.image_size,
         card=card,
         raw_outputs=task_from_card(card).raw_outputs,
     )
-    say(str(exported))
-    say("measuring time against resolution")
-    kernels, models = _measure(folder, seconds_per_size)
+
+
+def _report(
+    folder: Path,
+    chosen: Models,
+    results: dict[str, TrainResult],
+    counts: dict[str, int],
+    exported: ExportReport,
+    speed: tuple[OpsResult, ModelsResult],
+    epochs: int,
+) -> Path:
+    kernels, models = speed
     page = report.new_page(
         "castling demo",
-        "Four small vision transformers trained on handwritten digits: one with softmax attention, "
-        "three whose attention costs O(N). One machine, one sitting, nothing downloaded. "
+        "Small vision transformers trained on handwritten digits: one with softmax attention, the "
+        "others with attention that costs O(N). All on one machine, nothing downloaded. "
         f"{epochs} epochs on some 1,260 images: the accuracies show how fast each model learns "
         "here, not how far it can go.",
     )
-    runs = {name: folder / key for key, (name, _) in MODELS.items()}
+    runs = {name: folder / key for key, (name, _) in chosen.items()}
     report.add_accuracy(page, results, counts)
     report.add_training(page, runs)
     report.add_trajectories(page, folder / "castling")
@@ -186,20 +210,22 @@ def _run(
     )
     report.add_export(page, exported.to_dict())
     report.add_predictions(page, _examples(folder), "the exported ONNX file of Castling-ViT")
-    return page.write(folder / "report.html"), results, exported
+    return page.write(folder / "report.html")
 
 
-def _measure(folder: Path, seconds: float) -> tuple[OpsResult, ModelsResult]:
+def _measure(
+    folder: Path, chosen: Models, tokens: Sequence[int], sides: Sequence[int], seconds: float
+) -> tuple[OpsResult, ModelsResult]:
     kernels = bench_ops(
         {name: read_attention(name) for name in ("linear_angular", "quadratic_taylor")},
-        settings_of([64, 256, 1024, 4096], heads=[3]),
+        settings_of(tokens, heads=[3]),
         paths=available_backends("cpu")[:1],
         seconds=seconds,
     )
     softmax = MODELS["softmax"][1].name
     models = bench_models(
-        [model_candidate(m.name, kwargs=m.kwargs, hosts=[softmax]) for _, m in MODELS.values()],
-        [(side, side) for side in (64, 128, 256, 512)],
+        [model_candidate(m.name, kwargs=m.kwargs, hosts=[softmax]) for _, m in chosen.values()],
+        [(side, side) for side in sides],
         seconds=seconds,
         rounds=15,
     )
