@@ -91,6 +91,10 @@ def test_arrays_tensors_and_pillow_images(predictor):
     wrong, grey = predictor([pixels.astype(np.float32), pixels[..., 0]])
     assert "uint8" in wrong.error
     assert not grey.error
+    chw, empty, good = predictor([pixels.transpose(2, 0, 1), pixels[:0], pixels])
+    assert "(3, 20, 40)" in chw.error
+    assert "empty" in empty.error
+    assert good.classes[0] == "green"
 
 
 def test_one_image_at_a_time_gives_what_batches_give(predictor, images):

@@ -138,6 +138,7 @@ def evaluate(arguments: list[str]) -> int:
         f"{folder}, {result.images} {result.split} images",
         describe_metrics(result.metrics, percentages),
         f"{result.images_per_second:.0f} images/s with loading",
+        *(f"note: {note}" for note in result.notes),
     ]
     show(values, {"model": str(folder), **result.to_dict()}, "\n".join(lines))
     return 0
@@ -184,12 +185,13 @@ def predict(arguments: list[str]) -> int:
     parser.add_argument("images", nargs="+", help="image files and folders")
     parser.add_argument("--top", type=PositiveInt, default=5, help="classes per image (default: 5)")
     parser.add_argument("--batch_size", type=PositiveInt, default=32, help="(default: 32)")
+    parser.add_argument("--device", default="cpu", help="of PyTorch models (default: cpu)")
     parser.add_argument("--csv", help="write the predictions as a table to this file")
     values = parser.parse_args(arguments)
     from castling.deploy import Predictor
     from castling.tasks.classification import ClassificationPrediction
 
-    predictor = Predictor(values.model, batch_size=values.batch_size)
+    predictor = Predictor(values.model, batch_size=values.batch_size, device=values.device)
     found = [
         one.top(values.top) if isinstance(one, ClassificationPrediction) else one
         for one in predictor(values.images)

@@ -133,8 +133,10 @@ def _hold_out_missing(
         shuffle=info.shuffle,
     )
     splits["train"] = everything.part(parts[0])
-    for (split, share), part in zip(missing, parts[1:], strict=True):
+    for (split, _), part in zip(missing, parts[1:], strict=True):
         splits[split] = everything.part(part)
+        # Every class gives at least one image, so the share may be larger than the one asked for.
+        share = len(part) / len(everything)
         notes.append(f"{len(part)} images ({share:.0%}) of training are held out for {split}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 import torch
@@ -64,4 +65,5 @@ def evaluate(
     images = open_saved_data(made, card, data)
     if device is not None:
         model.to(device)
-    return evaluate_loader(made, model, images.loader(split), split)
+    found = evaluate_loader(made, model, images.loader(split), split)
+    return dataclasses.replace(found, notes=images.notes)

@@ -25,7 +25,8 @@ from castling.tasks import Prediction, Task, task_from_card
 from castling.utils.files import write_csv
 from castling.utils.modes import eval_mode
 
-#: A file, a folder, a Pillow image, an (H, W, 3) or (H, W) array or a (3, H, W) tensor of uint8.
+#: A file, a folder, a Pillow image, an array (H, W), (H, W, 3) or (H, W, 4) of uint8, or a tensor
+#: (3, H, W) of uint8.
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 
 
@@ -107,8 +108,9 @@ class Predictor:
     def __call__(self, images: ImageLike | Iterable[ImageLike]) -> list[Prediction]:
         """Predictions of images, in order; folders count as the images in them, sorted by name.
 
-        A file that is missing or cannot be read gives a prediction with ``error`` and does not stop
-        the others; so does a folder without images.
+        An image is a file's path, a Pillow image, a uint8 array (H, W), (H, W, 3) or (H, W, 4), or
+        a uint8 tensor (3, H, W). One that is missing or cannot be read gives a prediction with
+        ``error`` and does not stop the others; so does a folder without images.
         """
         return list(self.stream(images))
 
@@ -174,15 +176,19 @@ def _pillow(image: ImageLike) -> Image.Image:
         return open_image(Path(image))
     if isinstance(image, Image.Image):
         return to_rgb(image)
+    if 0 in image.shape:
+        raise DataError(f"the image is empty: its shape is {tuple(image.shape)}")
     if isinstance(image, Tensor):
         if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != 3:
             raise DataError(
                 f"a tensor must be (3, H, W) of uint8, got {tuple(image.shape)} of {image.dtype}"
             )
         return Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
-    if image.dtype != np.uint8 or image.ndim not in (2, 3):
+    colours = image.ndim == 3 and image.shape[2] in (3, 4)
+    if image.dtype != np.uint8 or not (colours or image.ndim == 2):
         raise DataError(
-            f"an array must be (H, W, 3) or (H, W) of uint8, got {image.shape} of {image.dtype}"
+            "an array must be (H, W), (H, W, 3) or (H, W, 4) of uint8, got "
+            f"{image.shape} of {image.dtype}"
         )
     return to_rgb(Image.fromarray(image))
 

@@ -27,6 +27,7 @@ class EvaluateResult:
         images: number of images.
         images_per_second: with loading.
         split: which images.
+        notes: what a person should know about the images.
     """
 
     metrics: dict[str, float]
@@ -34,6 +35,7 @@ class EvaluateResult:
     images: int
     images_per_second: float
     split: str
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
