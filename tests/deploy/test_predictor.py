@@ -58,7 +58,7 @@ def test_folder_with_a_broken_file(predictor, images):
 
 def test_files_keep_their_order(predictor, images):
     found = predictor([images / "red.png", images / "blue.png", str(images / "red.png")])
-    assert [p.classes[0] for p in found] == ["red", "blue"]
+    assert [p.classes[0] for p in found] == ["red", "blue", "red"]
     assert all(sum(p.probabilities) == pytest.approx(1) for p in found)
 
 
@@ -71,6 +71,10 @@ def test_missing_paths_do_not_stop_the_others(predictor, images):
     assert "not an image" in broken.error
     assert "remove" not in broken.error
     assert "empty holds no image" in empty.error
+    long, null, good = predictor([images / ("x" * 5000), "a\0b.png", images / "red.png"])
+    assert "too long" in long.error
+    assert "null" in null.error
+    assert good.classes[0] == "red"
 
 
 def test_arrays_tensors_and_pillow_images(predictor):

@@ -259,3 +259,16 @@ def test_bad_input_fails_before_work(convolutional, tmp_path):
     with pytest.raises(ValueError, match=r"metadata must not name multiple"):
         export(patches, tmp_path / "m.onnx", (32, 32), metadata={"multiple": 3})
     assert not list(tmp_path.iterdir())
+
+
+def test_folders_are_not_replaced(one_block, tmp_path):
+    inside = tmp_path / "model.onnx"
+    inside.mkdir()
+    (inside / "notes.txt").write_text("keep")
+    with pytest.raises(ValueError, match="is a folder"):
+        export(one_block, inside, (32, 32))
+    (tmp_path / "other.onnx.json").mkdir()
+    with pytest.raises(ValueError, match="is a folder"):
+        export(one_block, tmp_path / "other.onnx", (32, 32))
+    assert (inside / "notes.txt").read_text() == "keep"
+    assert not (tmp_path / "other.onnx").exists()

@@ -188,3 +188,20 @@ def test_both_files_follow_the_umask(tmp_path):
     finally:
         os.umask(before)
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"classes": "abc"}, "not a list of names"),
+        ({"classes": ["a", "a"]}, "names a class twice"),
+        ({"task": None}, '"task" is None'),
+        ({"kwargs": None}, '"kwargs" is None'),
+        ({"name": 3}, '"name" is 3'),
+        ({"preprocessing": {**PREPROCESSING, "std": [0.0, 1, 1]}}, '"std" is'),
+        ({"preprocessing": {**PREPROCESSING, "mean": [float("nan"), 1, 1]}}, '"mean" is'),
+    ],
+)
+def test_card_without_a_meaning_is_refused(entries, message):
+    with pytest.raises(ValueError, match=message):
+        ModelCard.from_dict({**card().to_dict(), **entries})

@@ -67,3 +67,14 @@ def test_a_common_shift_of_exp_keys_cancels():
 def test_elu_features_keep_their_digits_far_below_zero():
     x = torch.tensor([-30.0, -1.0, 0.0, 2.0])
     torch.testing.assert_close(elu_features(x), torch.tensor([9.3576e-14, 0.36788, 1.0, 3.0]))
+
+
+def test_plain_exponentials_whose_largest_features_never_meet():
+    identity = torch.eye(4)[None], torch.zeros(1, 4)
+    q, k = (torch.zeros(1, 1, 1, 4) for _ in range(2))
+    q[..., 0], k[..., 1] = 25.0, 25.0
+    value = torch.ones(1, 1, 1, 2)
+    out = hedgehog(q, k, value, identity, identity, activation="exp")
+    torch.testing.assert_close(out, value)
+    none = torch.zeros(1, 0, 1, 4)
+    assert hedgehog(q, none, none[..., :2], identity, identity, activation="exp").eq(0).all()

@@ -10,7 +10,9 @@ from torch import nn
 
 from castling.data import Batch, DataInfo, MixConfig
 from castling.data.transforms import ClassificationTransformConfig
+from castling.models.builder import build_model
 from castling.models.card import ModelCard
+from castling.models.saved import save_model
 from castling.tasks import Step, build_task, list_tasks, task_config_class, task_from_card
 from castling.tasks.classification import (
     ClassificationConfig,
@@ -135,9 +137,33 @@ def test_teacher_sees_images_in_its_own_normalisation():
 
 def test_unusable_teachers_are_named():
     with pytest.raises(ValueError, match="neither a timm model nor a folder"):
-        load_teacher(DistillConfig(kind="hard", teacher="no_such_net"), 3)
+        load_teacher(DistillConfig(kind="hard", teacher="no_such_net"), ["a"])
     with pytest.raises(FileNotFoundError, match=r"weights\.pth"):
-        load_teacher(DistillConfig(kind="hard", teacher="deit_pico", checkpoint="weights.pth"), 3)
+        load_teacher(
+            DistillConfig(kind="hard", teacher="deit_pico", checkpoint="weights.pth"), ["a"]
+        )
+
+
+def test_teacher_of_a_run_must_know_the_classes_in_their_order(tmp_path):
+    card = ModelCard(
+        name="deit_pico",
+        classes=["a", "b"],
+        preprocessing={"image_size": 32, "mean": HALF, "std": HALF},
+        kwargs={"num_classes": 2, "depth": 1},
+    )
+    save_model(build_model(card.name, card.kwargs), tmp_path, card)
+    config = DistillConfig(kind="hard", teacher=str(tmp_path))
+    assert load_teacher(config, ["a", "b"]).mean == HALF
+    with pytest.raises(ValueError, match="names and order must be the same"):
+        load_teacher(config, ["b", "a"])
+    with pytest.raises(ValueError, match="for timm models"):
+        load_teacher(DistillConfig(kind="hard", teacher=str(tmp_path), checkpoint="x"), ["a", "b"])
+
+
+def test_logits_must_match_the_classes():
+    task = task_of(3)
+    with pytest.raises(ValueError, match="4 logits for 3 classes"):
+        task.predict(Heads(torch.zeros(1, 4)), batch())
 
 
 def test_mixing_and_erasing_are_functions_of_their_position():

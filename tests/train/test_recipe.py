@@ -193,6 +193,45 @@ def test_recipe_of_the_first_layout_is_read(tmp_path):
     assert recipe_differences(recipe, recipe_from_dict(recipe_to_dict(recipe))) == []
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("task: 3", "task is 3; it must be a mapping"),
+        ("task: [classification]", "it must be a mapping"),
+        ("task: {name: 3}", "task.name is 3"),
+        ("optim: {lr: 1.0}\noptim: {weight_decay: 0.1}", "'optim' is given twice"),
+        ("task: {erase: 0.1}\ndata: {batch_size: 64}", "data.batch_size is data.loader.batch_size"),
+        ("optimiser: {lr: 1}", "unknown section 'optimiser'; did you mean optim"),
+        ("config: other.yaml", "unknown section 'config'"),
+        ("optim: {lr: .inf}", "optim.lr"),
+        ("data: {source: {name: folder}}", "path"),
+        ("data: [digits]", "data is ['digits']"),
+    ],
+)
+def test_recipe_without_a_meaning_is_refused(tmp_path, text, message):
+    file = tmp_path / "r.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_recipe(file)
+
+
+def test_empty_sections_say_nothing(tmp_path):
+    file = tmp_path / "r.yaml"
+    file.write_text("task:\noptim:\ndata: {source: null, loader: {batch_size: 8}}\nema: null\n")
+    recipe = load_recipe(file)
+    assert recipe.data.loader.batch_size == 8
+    assert (
+        recipe_differences(recipe, recipe_from_dict({"data": {"loader": {"batch_size": 8}}})) == []
+    )
+
+
+def test_source_by_name_and_options_on_the_command_line():
+    source = parse_recipe(["--data.source.name", "folder", "--data.source.path", "ds"]).data.source
+    assert (source.name, source.path) == ("folder", "ds")
+    flags = ["--data.source=torchvision:CIFAR10", "--data.source.download=true"]
+    assert parse_recipe(flags).data.source.download is True
+
+
 def test_old_option_that_is_gone_is_refused_where_it_mattered(tmp_path):
     file = tmp_path / "old.yaml"
     file.write_text("loss: {smoothing: 0.1}\noptim: {momentum: 0.5}\n")

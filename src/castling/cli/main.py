@@ -101,6 +101,8 @@ def train(arguments: list[str]) -> int:
     source = Path(str(recipe.data.source).split(":")[-1]).stem
     folder = values.run or f"runs/{recipe.model.name}-{source}"
     result = train_model(recipe, folder, resume=values.resume)
+    if not result.metrics:  # one of several processes; the first one reports
+        return 0
     from castling.profiling.report import write_run_report
 
     page = write_run_report(folder)

@@ -106,7 +106,10 @@ def argument_text(text: str) -> str:
         return text
     from castling.utils.checks import describe_number
 
-    given = re.search(r"Given value: (.+)$|(?:with base 10|string to float): '(.+)'$|: (\S+) does not conform", text)
+    given = re.search(
+        r"Given value: (.+)$|(?:with base 10|string to float): '(.+)'$|: (\S+) does not conform",
+        text,
+    )
     value = next((each for each in given.groups() if each), "") if given else ""
     wanted = " or ".join(dict.fromkeys(describe_number(name) for name in numbers))
     return f"{flag[0]}: must be {wanted}" + (f", got {value}" if value else "")

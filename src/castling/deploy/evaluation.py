@@ -8,7 +8,7 @@ import os
 import torch
 from torch import nn
 
-from castling.data import DataConfig, open_source
+from castling.data import DataConfig, SplitConfig, open_source
 from castling.deploy.saved_data import open_saved_data, run_data
 from castling.models.card import ModelCard
 from castling.models.saved import open_model
@@ -57,7 +57,12 @@ def evaluate(
         path = model
         model, card = open_model(path)
         made = task_from_card(card)
-        data = data or run_data(path, made)
+        own = run_data(path, made)
+        if data is None:
+            data = own
+        elif own is not None and (data.source, data.split) == (own.source, SplitConfig()):
+            # The run's own images are divided as they were for training.
+            data = dataclasses.replace(data, split=own.split)
         if data is None:
             raise ValueError(
                 f"{path} is not a run's folder, so its images are not known: name them with --data"

@@ -87,6 +87,8 @@ class Predictor:
             self.card = ModelCard.from_dict(exported.metadata["castling"])
             self.task = task or task_from_card(self.card)
             self._run = lambda batch: exported(self.task.preprocess(batch.images))
+            fixed = exported.input_shape[0]
+            self.batch_size = min(batch_size, fixed) if fixed else batch_size
         self.transform = self.task.transform(training=False)
 
     def _pytorch(
@@ -127,7 +129,7 @@ class Predictor:
         for index, image in chunk:
             try:
                 samples.append(self.transform.resize(_sample(index, image)))
-            except (OSError, DataError) as error:
+            except (OSError, ValueError) as error:  # a DataError is a ValueError
                 results[index] = self.task.prediction_class(
                     name=_name(index, image), error=_complaint(image, error)
                 )
@@ -149,26 +151,29 @@ class Predictor:
 
 
 def _expanded(images: ImageLike | Iterable[ImageLike]) -> Iterator[ImageLike]:
-    """Single images; files that are named twice count once."""
+    """Single images, in the place of folders those inside."""
     if isinstance(images, (str, os.PathLike, Image.Image, np.ndarray, Tensor)):
         images = [images]
-    seen: set[Path] = set()
     for image in images:
         if not isinstance(image, (str, os.PathLike)):
             yield image
             continue
         path = Path(image)
         inside = []
-        if path.is_dir():
+        if _is_folder(path):
             inside = sorted(
                 file
                 for file in path.rglob("*")
                 if file.suffix.lower().lstrip(".") in IMAGE_ENDINGS and file.is_file()
             )
-        for file in inside or [path]:
-            if file not in seen:
-                seen.add(file)
-                yield file
+        yield from inside or [path]
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # a name that the system refuses; opening it says why
+        return False
 
 
 def _pillow(image: ImageLike) -> Image.Image:

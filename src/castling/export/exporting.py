@@ -109,6 +109,9 @@ def export(
         raise FileNotFoundError(
             f"no such folder: {path.parent}; make it first, or export to another"
         )
+    for written in (path, path.with_name(path.name + ".json")):
+        if written.is_dir():
+            raise ValueError(f"{written} is a folder: choose another file")
     if dynamic not in _DYNAMIC:
         raise ValueError(f"dynamic must be one of {', '.join(_DYNAMIC)}, got {dynamic!r}")
     if dynamic in ("batch", "none") and verify_sizes:
@@ -225,6 +228,7 @@ def _metadata(
         "exported_by": f"castling {VERSION}",
     }
     if card is not None:
+        card = card.at_size(input_size)
         values |= {"classes": card.classes, "mean": list(card.mean), "std": list(card.std)}
         values["castling"] = card.to_dict()
     taken = sorted({*values, "portable"} & set(further or {}))

@@ -32,7 +32,7 @@ class OneSizeError(ValueError):
 def random_images(shape: Sequence[int], seed: int = 0) -> Tensor:
     """Standard-normal images (B, 3, H, W), float32 on the CPU, seeded by shape and ``seed``."""
     generator = torch.Generator().manual_seed(sum(shape) + seed)
-    return torch.randn(tuple(shape), generator=generator)
+    return torch.randn(tuple(shape), generator=generator, dtype=torch.float32)
 
 
 def run_once(model: NamedOutputs, shape: Sequence[int]) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,35 @@ class ModelCard:
     castling_version: str = VERSION
 
     def __post_init__(self) -> None:
-        """Raise ValueError where the preprocessing lacks what every task needs."""
+        """Raise ValueError where an entry has no meaning."""
+        for name, kind in (
+            ("name", str),
+            ("preprocessing", dict),
+            ("task", dict),
+            ("kwargs", dict),
+        ):
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f'"{name}" is {getattr(self, name)!r}, not a {kind.__name__}')
+        classes: Any = self.classes
+        if not isinstance(classes, list) or not all(isinstance(each, str) for each in classes):
+            raise ValueError(f'"classes" is not a list of names: {classes!r}')
+        if len(set(classes)) < len(classes):
+            raise ValueError('"classes" names a class twice')
         missing = [key for key in ("image_size", "mean", "std") if key not in self.preprocessing]
         if missing:
             raise ValueError(f'"preprocessing" lacks {", ".join(missing)}')
+        for key, usable in (("mean", math.isfinite), ("std", lambda x: 0 < x < math.inf)):
+            values = self.preprocessing[key]
+            if not isinstance(values, (list, tuple)) or not all(
+                isinstance(value, (int, float)) and usable(value) for value in values
+            ):
+                raise ValueError(f'"{key}" is {values!r}; images cannot be normalised by it')
+
+    def at_size(self, size: tuple[int, int]) -> ModelCard:
+        """The card of the same model for images of another (height, width) in pixels."""
+        return dataclasses.replace(
+            self, preprocessing=self.preprocessing | {"image_size": list(size)}
+        )
 
     @property
     def image_size(self) -> tuple[int, int]:

@@ -19,6 +19,10 @@ from castling.ops.linear_inputs import LinearOptions, LinearTensors
 Activation = Literal["softmax", "exp"]
 
 
+#: ε of plain exponentials, against which similarities of 1e-17 of the largest are still exact.
+_EXP_EPS = 1e-24
+
+
 def project_heads(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """W_h x + b_h in each head: (B, N, H, d), (H, D, d), (H, D) -> (B, N, H, D)."""
     projected = (x.transpose(1, 2) @ weight.to(x.dtype).transpose(1, 2)).transpose(1, 2)
@@ -66,7 +70,7 @@ def hedgehog(
         query_map: W (H, d, d) and b (H, d) of the queries.
         key_map: the same of the keys.
         activation: ``"softmax"`` or ``"exp"``, see :func:`hedgehog_features`.
-        eps: added to the mean of a row of similarities.
+        eps: added to the mean of a row of similarities; at most 1e-24 with ``"exp"``.
         key_mask: (B, N_k) boolean, True where a key takes part.
 
     Returns:
@@ -76,6 +80,12 @@ def hedgehog(
         ValueError: shapes disagree.
     """
     check_qkv(query, key, value, key_mask)
+    if key.shape[1] == 0:
+        return value.new_zeros(*query.shape[:3], value.shape[-1])
+    if activation == "exp":
+        # Similarities are relative to the largest feature of query and keys: nearly all of them
+        # can be small, and must stay large against ε.
+        eps = min(eps, _EXP_EPS)
     with autocast_off(value):
         q, k, v = upcast(query, key, value)
         # Masked before the exponential, whose gradient at a padded NaN would be NaN.

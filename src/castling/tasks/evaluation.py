@@ -57,6 +57,8 @@ def evaluate_loader(
     device = torch.device("cpu") if parameter is None else parameter.device
     task.to(device)
     metric = task.metrics().to(device)
+    # This process sees all images: nothing is added up over processes, which may have ended.
+    metric.sync_on_compute = False
     started = time.perf_counter()
     count = 0
     with eval_mode(model):

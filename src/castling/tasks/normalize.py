@@ -22,8 +22,10 @@ class Normalize(nn.Module):
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.mean, self.std = tuple(mean), tuple(std)
-        scale = (1 / (255 * torch.tensor(std))).view(-1, 1, 1)
-        shift = (torch.tensor(mean) / torch.tensor(std)).view(-1, 1, 1)
+        scale = (1 / (255 * torch.tensor(std, dtype=torch.float32))).view(-1, 1, 1)
+        shift = (
+            torch.tensor(mean, dtype=torch.float32) / torch.tensor(std, dtype=torch.float32)
+        ).view(-1, 1, 1)
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
 

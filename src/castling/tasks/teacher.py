@@ -102,6 +102,11 @@ def check_teacher(config: DistillConfig) -> None:
     """
     if config.kind == "none":
         return
+    if Path(config.teacher).is_dir() and (config.checkpoint or config.kwargs):
+        raise ValueError(
+            "task.distill.checkpoint and .kwargs are for timm models: a run's folder has its own "
+            "weights and arguments"
+        )
     if config.checkpoint and not Path(config.checkpoint).is_file():
         raise FileNotFoundError(f"task.distill.checkpoint: no such file: {config.checkpoint}")
     name = config.teacher.split(".")[0]
@@ -112,12 +117,12 @@ def check_teacher(config: DistillConfig) -> None:
         )
 
 
-def load_teacher(config: DistillConfig, classes: int) -> Teacher:
+def load_teacher(config: DistillConfig, classes: Sequence[str]) -> Teacher:
     """Build the teacher that ``config`` names.
 
     Args:
         config: says which.
-        classes: number of classes K of the student.
+        classes: names of the student's K classes, in the order of its labels.
 
     Raises:
         FileNotFoundError: the checkpoint does not exist.
@@ -126,16 +131,16 @@ def load_teacher(config: DistillConfig, classes: int) -> Teacher:
     check_teacher(config)
     if Path(config.teacher).is_dir():
         model, card = open_model(config.teacher)
-        if len(card.classes) != classes:
+        if card.classes != list(classes):
             raise ValueError(
-                f"the teacher {config.teacher} knows {len(card.classes)} classes, "
-                f"the data {classes}"
+                f"the teacher {config.teacher} knows the classes {', '.join(card.classes[:5])} …, "
+                f"the data {', '.join(classes[:5])} …: names and order must be the same"
             )
         return Teacher(model, card.mean, card.std)
     model = timm.create_model(
         config.teacher,
         pretrained=config.pretrained and not config.checkpoint,
-        num_classes=classes,
+        num_classes=len(classes),
         **config.kwargs,
     )
     if config.checkpoint:

@@ -50,12 +50,27 @@ _GONE: dict[tuple[str, str], Any] = {
 def is_old(values: dict[str, Any]) -> bool:
     """Whether a recipe's values are in the old form."""
     ema = values.get("ema") or {}
+    data = values.get("data") or {}
     return (
         "loss" in values
         or "distill" in values
         or any(name in ema for name in ("self_distill", "self_distill_start"))
-        or bool(set(values.get("data") or {}) - {"source", "split", "transform", "loader"})
+        or (isinstance(data, dict) and bool(set(data) - {"source", "split", "transform", "loader"}))
     )
+
+
+def _moved_in(values: dict[str, Any]) -> list[tuple[str, str]]:
+    """Old flags of the options that ``values`` holds, with the new ones."""
+
+    def holds(flag: str) -> bool:
+        section: Any = values
+        for name in flag.removeprefix("--").split("."):
+            if not isinstance(section, dict) or name not in section:
+                return False
+            section = section[name]
+        return True
+
+    return [(old, new) for old, new in MOVED.items() if holds(old)]
 
 
 def upgrade(values: dict[str, Any]) -> dict[str, Any]:
@@ -65,6 +80,11 @@ def upgrade(values: dict[str, Any]) -> dict[str, Any]:
         ValueError: an option that is gone has a value that mattered.
     """
     values = {k: dict(v) if isinstance(v, dict) else v for k, v in values.items()}
+    if isinstance(values.get("task"), dict):
+        raise ValueError(
+            "the recipe mixes two layouts: it has a task section, and options in their old place: "
+            + ", ".join(f"{old[2:]} is {new[2:]} now" for old, new in _moved_in(values))
+        )
     for (section, name), harmless in _GONE.items():
         if name in values.get(section, {}):
             value = values[section].pop(name)

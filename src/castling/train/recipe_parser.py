@@ -25,6 +25,7 @@ from castling.data.sources import split_shorthand
 from castling.tasks import DEFAULT_TASK, list_tasks, task_class, task_config_class
 from castling.train.legacy import MOVED, is_old, upgrade
 from castling.train.recipe import SCALARS, SECTIONS, Recipe
+from castling.utils.text import did_you_mean
 
 _USAGE = (
     "%(prog)s [--config FILE] [--task NAME] [--data.source SOURCE] [--SECTION.OPTION VALUE ...]"
@@ -128,16 +129,38 @@ def build_recipe(parser: ArgumentParser, values: Namespace) -> Recipe:
 
 
 def normalised(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values in the present form, names of task and source written out."""
-    own: dict[str, Any] = copy.deepcopy(dict(values))
+    """Values in the present form, names of task and source written out.
+
+    Raises:
+        ValueError: an unknown section, or one that is not a mapping.
+    """
+    # An empty section says nothing.
+    own: dict[str, Any] = {k: copy.deepcopy(v) for k, v in values.items() if v is not None}
     if is_old(own):
         own = upgrade(own)
+    known = ("task", "data", *SECTIONS, *SCALARS)
+    for name in own:
+        if name not in known:
+            raise ValueError(f"unknown section {name!r}{did_you_mean(str(name), known)}")
     if isinstance(own.get("task"), str):
         own["task"] = {"name": own["task"]}
     data = own.get("data")
-    if isinstance(data, dict) and isinstance(data.get("source"), str):
-        data["source"] = source_to_dict(split_shorthand(data["source"]))
+    if isinstance(data, dict):
+        data = own["data"] = {k: v for k, v in data.items() if v is not None}
+        if isinstance(data.get("source"), str):
+            data["source"] = source_to_dict(split_shorthand(data["source"]))
+        _require_section(data, "source", "data.source")
+    for name in ("task", "data", *SECTIONS):
+        _require_section(own, name, name)
     return own
+
+
+def _require_section(values: Mapping[str, Any], name: str, label: str) -> None:
+    section = values.get(name, {})
+    if not isinstance(section, dict):
+        raise ValueError(f"{label} is {section!r}; it must be a mapping of options")
+    if not isinstance(section.get("name", ""), str):
+        raise ValueError(f"{label}.name is {section['name']!r}; it must be a name")
 
 
 def pop_names(values: dict[str, Any]) -> tuple[str, str]:
@@ -164,8 +187,8 @@ def _split_arguments(
         flag, equals, value = argument.partition("=")
         if flag in MOVED:
             raise ValueError(f"{flag} is {MOVED[flag]} now")
-        named = ("--config", "--task", "--task.name", "--data.source", "--data.source.name")
-        if flag not in named:
+        named = ("--config", "--task", "--task.name", "--data.source")
+        if flag not in named and not flag.startswith("--data.source."):
             flags.append(argument)
             continue
         if not equals:
@@ -176,10 +199,13 @@ def _split_arguments(
             files.append(value)
         elif flag.startswith("--task"):
             chosen["task"] = {"name": value}
+        elif flag == "--data.source":
+            chosen["data"] = {"source": source_to_dict(split_shorthand(value))}
         else:
-            by_name = flag.endswith(".name")
-            source = {"name": value} if by_name else source_to_dict(split_shorthand(value))
-            chosen["data"] = {"source": source}
+            # Read here, because the options of a source depend on its name.
+            option = flag.removeprefix("--data.source.")
+            read = value if option in ("name", "path") else yaml.safe_load(value)
+            chosen.setdefault("data", {"source": {}})["source"][option] = read
     return files, flags, chosen
 
 
@@ -197,11 +223,28 @@ def _merged(first: dict[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a mapping that names a key twice, of which YAML would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping; raises ConstructorError at a repeated key."""
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str) and key != "<<" and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key!r} is given twice", key_node.start_mark
+                )
+            if isinstance(key, str):
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
 def _read(path: str) -> Mapping[str, Any]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no such recipe file: {path}")
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):

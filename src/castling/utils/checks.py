@@ -8,6 +8,7 @@ stated once, in the annotation.
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -165,6 +166,8 @@ def _fit_number(value: Any, kind: type) -> Any:
     try:
         number = kind(value)
     except ValueError:  # jsonargparse's types refuse what lies out of their range
+        return _WRONG
+    if not math.isfinite(number):
         return _WRONG
     return int(number) if whole else float(number)
 

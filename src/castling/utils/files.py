@@ -8,6 +8,7 @@ never sees half a file and an interruption loses nothing.
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -75,6 +76,9 @@ def replacing_together(folder: str | os.PathLike[str]) -> Iterator[Path]:
 
 def _move_together(source: Path, folder: Path) -> None:
     names = sorted(path.name for path in source.iterdir())
+    for name in names:
+        if (folder / name).is_dir() and not (source / name).is_dir():
+            raise IsADirectoryError(errno.EISDIR, "is a folder, not a file", str(folder / name))
     if len(names) == 1 and not (folder / names[0]).is_dir():
         os.replace(source / names[0], folder / names[0])
         return

@@ -95,7 +95,7 @@ class ClassificationTask(Task):
         """Load the teacher, and let timm's distilled models return both heads."""
         config = self.config.distill
         if config.kind != "none":
-            self.set_teacher(load_teacher(config, len(self.info.classes)))
+            self.set_teacher(load_teacher(config, self.info.classes))
         set_distilled: Callable[[bool], None] | None = getattr(
             model, "set_distilled_training", None
         )
@@ -173,6 +173,7 @@ class ClassificationTask(Task):
 
     def decode(self, raw: dict[str, Tensor], batch: Batch) -> list[Prediction]:
         """All classes of every image, best first."""
+        self._require_classes(raw["logits"])
         best = raw["logits"].float().softmax(-1).cpu().sort(dim=-1, descending=True, stable=True)
         found: list[Prediction] = []
         for index, name in enumerate(batch.names):
@@ -197,12 +198,16 @@ class ClassificationTask(Task):
     def evaluation_step(self, model: nn.Module, batch: Batch, metric: torchmetrics.Metric) -> None:
         """Take the logits of one batch into the metric."""
         logits = self.raw_outputs(model, self.preprocess(batch.images))["logits"]
-        if logits.shape[1] != len(self.info.classes):
-            raise ValueError(
-                f"the model has {logits.shape[1]} classes, the data {len(self.info.classes)}: "
-                "it was trained on other data"
-            )
+        self._require_classes(logits)
         metric.update(logits, labels_of(batch))
+
+    def _require_classes(self, logits: Tensor) -> None:
+        known = len(self.info.classes)
+        if logits.shape[1] != known:
+            raise ValueError(
+                f"the model gives {logits.shape[1]} logits for {known} classes: its card or the "
+                "data are those of another model"
+            )
 
     def class_metrics(self, metric: torchmetrics.Metric) -> dict[str, float | None]:
         """Percent right of each class; None for a class without an image."""
