@@ -1,10 +1,14 @@
 """Two CPU processes train one model."""
 
 import csv
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import castling
 from castling.models.saved import open_model
 from castling.train import recipe_from_dict, train
 
@@ -60,3 +64,26 @@ def test_two_processes_leave_a_whole_run(two):
     assert card.switched
     assert result.switched_metrics == pytest.approx(result.metrics)
     assert sum(p.numel() for p in model.parameters()) == result.switch["parameters_after"]
+
+
+def test_the_command_line_starts_two_processes_that_both_end(tmp_path):
+    """Strategy ddp runs the command a second time; only the first process reports."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "castling_launcher", "train", "--run", str(tmp_path / "run")),
+            *("--model.kwargs", '{"depth": 1}', "--data.transform.image_size", "16"),
+            *("--data.split.subset", "32", "--data.loader.batch_size", "8", "--epochs", "1"),
+            *("--hardware.accelerator", "cpu", "--hardware.devices", "2"),
+            *("--hardware.strategy", "ddp"),
+        ],
+        env=os.environ
+        | {"PYTHONPATH": str(Path(castling.__file__).parents[1]), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("report: ") == 1
+    assert (tmp_path / "run" / "result.json").is_file()
+    assert (tmp_path / "run" / "switched" / "model.safetensors").is_file()

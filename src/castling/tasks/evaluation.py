@@ -42,6 +42,10 @@ class EvaluateResult:
         return dataclasses.asdict(self)
 
 
+def _never() -> bool:
+    return False
+
+
 @torch.inference_mode()
 @plain_data_errors()
 def evaluate_loader(
@@ -57,8 +61,9 @@ def evaluate_loader(
     device = torch.device("cpu") if parameter is None else parameter.device
     task.to(device)
     metric = task.metrics().to(device)
-    # This process sees all images: nothing is added up over processes, which may have ended.
-    metric.sync_on_compute = False
+    # This process sees all images; the others of a distributed run may have ended.
+    for part in metric.modules():
+        part.distributed_available_fn = _never  # type: ignore[assignment]
     started = time.perf_counter()
     count = 0
     with eval_mode(model):
