@@ -50,7 +50,7 @@ def kernels_section(title: str, results: Mapping[str, OpsResult]) -> list[str]:
         return []
     cells: dict[str, dict[int, str]] = {}
     for result in results.values():
-        for row in [r for r in result.measurements if r.path == SDPA]:
+        for row in [r for r in result.measurements if r.backend == SDPA]:
             cells.setdefault(row.kernel, {})[row.tokens] = f"{short(row.milliseconds)} ms"
         for row in default_backend(result):
             said = f"{short(row.milliseconds)} ms, {ratio(row.against_sdpa)}"
@@ -148,9 +148,9 @@ def memory_section(results: Mapping[str, OpsResult]) -> list[str]:
     tokens = max(row.tokens for row in rows)
     default = [row for result in results.values() for row in default_backend(result)]
     groups = {
-        "softmax": [row for row in rows if row.path == SDPA],
+        "softmax": [row for row in rows if row.backend == SDPA],
         "castling": default,
-        "the authors' code": [row for row in rows if row.path == REFERENCE],
+        "the authors' code": [row for row in rows if row.backend == REFERENCE],
     }
     peaks = {
         what: max((r.peak_megabytes or 0.0 for r in mine if r.tokens == tokens), default=0.0)

@@ -112,7 +112,7 @@ def default_backend(result: OpsResult) -> list[OpMeasurement]:
     """Of each kernel and setting, the backend that castling chooses: the first one measured."""
     first: dict[tuple[Any, ...], OpMeasurement] = {}
     for row in result.measurements:
-        if row.path not in (SDPA, REFERENCE) and row.milliseconds is not None:
+        if row.backend not in (SDPA, REFERENCE) and row.milliseconds is not None:
             first.setdefault((row.kernel, row.shape, row.tokens), row)
     return list(first.values())
 

@@ -148,7 +148,7 @@ def test_models_and_attentions(capsys):
 def test_bench_ops(tmp_path, capsys):
     code = run(
         *("bench", "ops", "--kernels", "relu_linear", "linear_angular:local=token1d"),
-        *("--tokens", 16, 25, "--dims", 8, "--heads", 2, "--paths", "naive", "--json"),
+        *("--tokens", 16, 25, "--dims", 8, "--heads", 2, "--backends", "naive", "--json"),
         *("--rounds", 3, "--seconds", 0, "--plot", tmp_path / "ops.png"),
         *("--csv", tmp_path / "ops.csv", "--output", tmp_path / "ops.json"),
     )

@@ -188,7 +188,7 @@ def test_what_the_benchmark_writes_can_be_shown(page, tmp_path):
     result = bench_ops(
         {"linear_angular": LinearAngular()},
         settings_of([16], heads=[1], dims=[8], dtypes=[torch.float32]),
-        paths=["naive"],
+        backends=["naive"],
         rounds=1,
         timer=lambda call, repeats: 0.01 * repeats,
         roofline=Roofline(1.0, 1.0),

@@ -219,7 +219,7 @@ def _measure(
     kernels = bench_ops(
         {name: read_attention(name) for name in ("linear_angular", "quadratic_taylor")},
         settings_of(tokens, heads=[3]),
-        paths=available_backends("cpu")[:1],
+        backends=available_backends("cpu")[:1],
         seconds=seconds,
     )
     softmax = MODELS["softmax"][1].name

@@ -17,9 +17,9 @@ from castling.profiling.checks import exact_result, relative_rms
 from castling.profiling.machine import Roofline
 from castling.profiling.op_candidates import (
     Setting,
+    backend_taken,
     core_for,
     operations,
-    path_taken,
 )
 from castling.profiling.op_results import OpMeasurement, OpsResult
 from castling.profiling.references import MAX_BYTES, reference_for
@@ -92,13 +92,13 @@ def test_rows_ratios_and_roofline(quick):
     result = bench_ops(
         {"relu_linear": ReLULinear()},
         settings_of([16], heads=[2], dims=[8]),
-        paths=["naive"],
+        backends=["naive"],
         report=seen.append,
         **quick,
     )
     assert seen == list(result.measurements)
     softmax, block, naive = result.measurements
-    assert [row.path for row in result.measurements] == ["sdpa", "reference", "naive"]
+    assert [row.backend for row in result.measurements] == ["sdpa", "reference", "naive"]
     assert [row.milliseconds for row in (softmax, block, naive)] == pytest.approx([1, 2, 3])
     assert naive.against_sdpa == pytest.approx(1 / 3)
     assert naive.against_reference == pytest.approx(2 / 3)
@@ -115,7 +115,7 @@ def test_rows_ratios_and_roofline(quick):
 def test_gradients_are_checked_and_timed(quick):
     settings = settings_of([9], heads=[2], dims=[4], dtypes=[torch.float32, torch.bfloat16])
     kernels = {"linear_angular": LinearAngular()}
-    result = bench_ops(kernels, settings, paths=["naive"], backward=True, **quick)
+    result = bench_ops(kernels, settings, backends=["naive"], backward=True, **quick)
     assert not any(row.error for row in result.measurements)
     assert all(row.backward for row in result.measurements)
     assert result.measurements[2].relative_rms < 1e-5
@@ -126,7 +126,11 @@ def test_a_wrong_gradient_gets_no_time(quick):
     settings = settings_of([9], heads=[2], dims=[4])
     with wrong_in_float32(LinearAngularKernel, WrongGradient.apply):
         *_, block, naive = bench_ops(
-            {"linear_angular": LinearAngular()}, settings, paths=["naive"], backward=True, **quick
+            {"linear_angular": LinearAngular()},
+            settings,
+            backends=["naive"],
+            backward=True,
+            **quick,
         ).measurements
     assert block.milliseconds is not None
     assert naive.milliseconds is None
@@ -137,7 +141,7 @@ def test_a_wrong_output_gets_no_time(quick):
     settings = settings_of([16], heads=[1], dims=[8])
     with wrong_in_float32(ReLULinearKernel, lambda out: 2 * out):
         *_, block, naive = bench_ops(
-            {"r": ReLULinear()}, settings, paths=["naive"], **quick
+            {"r": ReLULinear()}, settings, backends=["naive"], **quick
         ).measurements
     assert block.milliseconds is not None
     assert naive.milliseconds is None
@@ -148,7 +152,7 @@ def test_long_quadratic_forms_are_compared_at_some_queries(quick):
     result = bench_ops(
         {"t": QuadraticTaylor(form="exact")},
         settings_of([1030], heads=[1], dims=[4]),
-        paths=["naive"],
+        backends=["naive"],
         backward=True,
         **quick,
     )
@@ -164,7 +168,7 @@ def test_long_quadratic_forms_are_compared_at_some_queries(quick):
 def test_a_backend_that_did_not_run_is_not_timed(quick):
     settings = settings_of([16], heads=[1], dims=[8])
     kernels = {"quadratic_angular": read_attention("quadratic_angular")}
-    *_, row = bench_ops(kernels, settings, paths=["compiled"], **quick).measurements
+    *_, row = bench_ops(kernels, settings, backends=["compiled"], **quick).measurements
     assert "no compiled backend, it ran on the naive one" in row.error
 
 
@@ -174,11 +178,11 @@ def test_which_backend_a_call_used():
     library.define("probe(Tensor x, str path) -> Tensor")
     library.impl("probe", lambda x, path: x + 1, "CPU")
     x = torch.zeros(1)
-    assert path_taken(lambda: torch.ops.castling.probe(x, "native"), "native") == (1, "native")
-    assert path_taken(lambda: x + 1, "native") == (1, "naive")
+    assert backend_taken(lambda: torch.ops.castling.probe(x, "native"), "native") == (1, "native")
+    assert backend_taken(lambda: x + 1, "native") == (1, "naive")
     compiled = torch.compile(lambda x: x + 1, backend="eager")
-    assert path_taken(lambda: compiled(x), "compiled") == (1, "compiled")
-    assert path_taken(lambda: x + 1, "compiled") == (1, "naive")
+    assert backend_taken(lambda: compiled(x), "compiled") == (1, "compiled")
+    assert backend_taken(lambda: x + 1, "compiled") == (1, "naive")
 
 
 def test_operations():
@@ -199,9 +203,9 @@ def test_settings_and_their_grids():
 def test_authors_code_that_needs_too_much_memory_is_refused(quick):
     setting = Setting(1, 8000, 1, 64)
     kernels = {"t": QuadraticTaylor(form="exact")}
-    softmax, block = bench_ops(kernels, [setting], paths=[], **quick).measurements
+    softmax, block = bench_ops(kernels, [setting], backends=[], **quick).measurements
     assert softmax.milliseconds is not None
-    assert (block.path, block.milliseconds) == ("reference", None)
+    assert (block.backend, block.milliseconds) == ("reference", None)
     assert block.error == "the authors' code would need 1 GB of features"
 
 
@@ -231,7 +235,7 @@ def test_the_crossover_is_where_it_stays_faster(tmp_path):
         reader = csv.DictReader(stream)
         assert len(list(reader)) == len(rows)
     # Setting first, measured values after it.
-    assert reader.fieldnames[:3] == ["kernel", "path", "tokens"]
+    assert reader.fieldnames[:3] == ["kernel", "backend", "tokens"]
     assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
     assert not list(tmp_path.glob("*.part"))
 

@@ -197,4 +197,4 @@ def test_the_number_of_threads_is_restored():
 def test_facts_of_this_machine():
     facts = machine_facts(CPU)
     assert facts["torch"] == torch.__version__
-    assert "naive" in facts["paths"]
+    assert "naive" in facts["backends"]

@@ -30,7 +30,7 @@ def a_plan(*choices):
         device="cpu (some)",
         threads=1,
         torch="2.15.0",
-        paths=("native", "naive"),
+        backends=("native", "naive"),
         image_size=(32, 64),
         batch=2,
         layers=tuple(layer(f"blocks.{i}.attn", choice) for i, choice in enumerate(choices)),
@@ -140,8 +140,8 @@ def in_layer(**entries):
         (changed(model="a" * 501), "model"),
         (changed(image_size=[32]), "image_size"),
         (changed(image_size="3232"), "image_size"),
-        (changed(paths=[]), "paths"),
-        (changed(paths=[7]), "paths"),
+        (changed(backends=[]), "backends"),
+        (changed(backends=[7]), "backends"),
         (changed(layers={}), "layers must be a list"),
         (changed(layers=[]), "layers must be a list"),
         (changed(layers=[3]), "a layer must be an object"),
@@ -191,3 +191,10 @@ def test_public_names():
     model = a_model().eval()
     castling.linearize_(model, LINEAR, where=a_plan())
     assert model(torch.randn(1, 3, 32, 32)).isfinite().all()
+
+
+def test_plan_of_an_earlier_version_is_read():
+    plan = a_plan()
+    values = plan.to_dict()
+    values["paths"] = values.pop("backends")
+    assert Plan.from_dict(values) == plan

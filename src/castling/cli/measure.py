@@ -50,7 +50,9 @@ def bench_ops(arguments: list[str]) -> int:
         help=f"{_ATTENTION} (default: {' '.join(KERNELS)})",
     )
     parser.add_argument(
-        "--paths",
+        "--backends",
+        "--paths",  # its name in earlier versions
+        dest="backends",
         nargs="+",
         default=[],
         help="naive, compiled, native, triton (default: all that work on the device)",
@@ -84,7 +86,7 @@ def bench_ops(arguments: list[str]) -> int:
 
     dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in LIMITS}
     _check("--dtypes", values.dtypes, dtypes)
-    _check("--paths", values.paths, BACKENDS)
+    _check("--backends", values.backends, BACKENDS)
     settings = ops.settings_of(
         values.tokens,
         batches=values.batches,
@@ -95,7 +97,7 @@ def bench_ops(arguments: list[str]) -> int:
     result = ops.bench_ops(
         {text: read_attention(text) for text in values.kernels if text != SOFTMAX},
         settings,
-        paths=values.paths or None,
+        backends=values.backends or None,
         backward=values.backward,
         report=_progress,
         **_timing(values),

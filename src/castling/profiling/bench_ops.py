@@ -29,10 +29,10 @@ from castling.profiling.op_candidates import (
     SOFTMAX,
     OpCandidate,
     Setting,
+    backend_taken,
     moved_bytes,
     op_candidates,
     operations,
-    path_taken,
 )
 from castling.profiling.op_results import OpMeasurement, OpsResult
 from castling.profiling.timing import Call, Clock, Timer, cpu_threads, specialised, timer_for
@@ -45,7 +45,7 @@ def bench_ops(
     kernels: Mapping[str, AttentionConfig],
     settings: Sequence[Setting],
     *,
-    paths: Sequence[str] | None = None,
+    backends: Sequence[str] | None = None,
     backward: bool = False,
     rounds: int = 15,
     seconds: float = 5.0,
@@ -61,7 +61,7 @@ def bench_ops(
     Args:
         kernels: text → configuration. PyTorch's fused softmax is always measured too.
         settings: shapes, one comparison each.
-        paths: backends to force; None is all that work on the device.
+        backends: to force; None is all that work on the device.
         backward: time output and gradients instead of the output alone.
         rounds: maximum number of timed runs per candidate.
         seconds: time limit per setting, shared evenly; each candidate runs at least three times.
@@ -87,7 +87,7 @@ def bench_ops(
     everything = {SOFTMAX: Softmax()} | dict(kernels)
     with cpu_threads(threads):
         timer = timer or timer_for(device, clock)
-        chosen = available_backends(device) if paths is None else paths
+        chosen = available_backends(device) if backends is None else backends
         rooflines: dict[torch.dtype, Roofline] = {}
         found: list[OpMeasurement] = []
         for setting in settings:
@@ -124,19 +124,19 @@ class _Bench:
         self.bounds: dict[str, float | None] = {}
 
     def entered(
-        self, kernels: Mapping[str, AttentionConfig], paths: Sequence[str]
+        self, kernels: Mapping[str, AttentionConfig], backends: Sequence[str]
     ) -> Comparison[_Key, OpMeasurement]:
         """All kernels on all backends, checked."""
         found: Comparison[_Key, OpMeasurement] = Comparison()
         for kernel, config in kernels.items():
             self.bounds[kernel] = self._bound(config)
             expected: Expected | None = None
-            for candidate in op_candidates(kernel, config, paths, self.setting, self.packed):
+            for candidate in op_candidates(kernel, config, backends, self.setting, self.packed):
                 if not isinstance(candidate, OpCandidate):
-                    _, path, reason = candidate
-                    found.refuse((kernel, path), self._row(kernel, path), reason)
+                    _, backend, reason = candidate
+                    found.refuse((kernel, backend), self._row(kernel, backend), reason)
                     continue
-                key = kernel, candidate.path
+                key = kernel, candidate.backend
                 with found.trying(key, self._row(*key)):
                     expected = expected or self._expected(candidate)
                     found.enter(key, *self._ready(candidate, expected))
@@ -155,21 +155,21 @@ class _Bench:
             CheckError: the result is wrong, or another backend ran.
         """
         with torch.set_grad_enabled(self.backward):
-            out, path = path_taken(lambda: candidate.call(self.packed), candidate.path)
-        foreign = candidate.path in (SDPA, REFERENCE)
+            out, backend = backend_taken(lambda: candidate.call(self.packed), candidate.backend)
+        foreign = candidate.backend in (SDPA, REFERENCE)
         limits = (FOREIGN_LIMITS if foreign else LIMITS)[self.setting.dtype]
         error = expected.error(out, self._leaves(candidate), limits)
         del out
-        if not foreign and path != candidate.path:
+        if not foreign and backend != candidate.backend:
             raise CheckError(
-                f"this kernel has no {candidate.path} backend, it ran on the {path} one"
+                f"this kernel has no {candidate.backend} backend, it ran on the {backend} one"
             )
         call = self._call(candidate)
         call()  # warm-up: compile without gradients too
         # Operators inside compiled code cannot be traced.
-        peak = None if path == "compiled" else peak_megabytes(call, self.device)
+        peak = None if backend == "compiled" else peak_megabytes(call, self.device)
         resident = resident_megabytes(call) if self.device.type == "cpu" else None
-        row = self._row(candidate.kernel, candidate.path)
+        row = self._row(candidate.kernel, candidate.backend)
         row = replace(row, relative_rms=error, peak_megabytes=peak, resident_megabytes=resident)
         return call, row
 
@@ -189,10 +189,10 @@ class _Bench:
 
         return both if self.backward else forward
 
-    def _row(self, kernel: str, path: str) -> OpMeasurement:
+    def _row(self, kernel: str, backend: str) -> OpMeasurement:
         s = self.setting
         return OpMeasurement(
-            kernel, path, s.tokens, s.batch, s.heads, s.dim, _name(s.dtype), self.backward
+            kernel, backend, s.tokens, s.batch, s.heads, s.dim, _name(s.dtype), self.backward
         )
 
     def _bound(self, config: AttentionConfig) -> float | None:

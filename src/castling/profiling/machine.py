@@ -33,7 +33,7 @@ def machine_facts(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "paths": ", ".join(available_backends(device)),
+        "backends": ", ".join(available_backends(device)),
     }
     if device.type == "cpu":
         facts["instructions"] = f"{torch.backends.cpu.get_cpu_capability()} in PyTorch"

@@ -75,13 +75,13 @@ class OpCandidate:
 
     Attributes:
         kernel: its text, as ``castling.profiling.candidates.read_attention`` takes it.
-        path: a backend, ``"sdpa"`` or ``"reference"``.
+        backend: one of BACKENDS, ``"sdpa"`` or ``"reference"``.
         core: the attention.
         call: (B, N, 3, H, d) to (B, N, H·d).
     """
 
     kernel: str
-    path: str
+    backend: str
     core: AttentionCore
     call: Packed
 
@@ -94,12 +94,12 @@ def core_for(config: AttentionConfig, setting: Setting, device: torch.device) ->
 
 
 def op_candidates(
-    kernel: str, config: AttentionConfig, paths: Sequence[str], setting: Setting, packed: Tensor
+    kernel: str, config: AttentionConfig, backends: Sequence[str], setting: Setting, packed: Tensor
 ) -> list[OpCandidate | tuple[str, str, str]]:
     """The authors' code for a kernel, then the kernel on every backend.
 
     Returns:
-        Candidates; (kernel, path, reason) in place of one that cannot run.
+        Candidates; (kernel, backend, reason) in place of one that cannot run.
     """
     core = core_for(config, setting, packed.device)
     if isinstance(config, Softmax):
@@ -111,15 +111,15 @@ def op_candidates(
             found.append(OpCandidate(kernel, REFERENCE, core, reference))
     except ValueError as error:
         found.append((kernel, REFERENCE, str(error)))
-    for path in paths:
+    for backend in backends:
         # Forcing a backend costs microseconds: do not force the one that is chosen anyway.
-        chosen = select_backend(packed) == path
-        call = _on_path(core, None if chosen else path, setting)
-        found.append(OpCandidate(kernel, path, core, call))
+        chosen = select_backend(packed) == backend
+        call = _on_backend(core, None if chosen else backend, setting)
+        found.append(OpCandidate(kernel, backend, core, call))
     return found
 
 
-def _on_path(core: AttentionCore, path: str | None, setting: Setting) -> Packed:
+def _on_backend(core: AttentionCore, backend: str | None, setting: Setting) -> Packed:
     grid, prefix = setting.grid, setting.prefix
 
     def attend(packed: Tensor) -> Tensor:
@@ -127,10 +127,10 @@ def _on_path(core: AttentionCore, path: str | None, setting: Setting) -> Packed:
         return core.attend(query, key, value, grid=grid, num_prefix_tokens=prefix).flatten(2)
 
     def forced(packed: Tensor) -> Tensor:
-        with attention_backend(path):
+        with attention_backend(backend):
             return attend(packed)
 
-    return attend if path is None else forced
+    return attend if backend is None else forced
 
 
 def operations(config: AttentionConfig, setting: Setting) -> float | None:
@@ -169,7 +169,7 @@ class _Backends(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def path_taken(call: Callable[[], Tensor], asked: str) -> tuple[Tensor, str]:
+def backend_taken(call: Callable[[], Tensor], asked: str) -> tuple[Tensor, str]:
     """The result of a call, and the backend that ran.
 
     Args:

@@ -17,7 +17,7 @@ class OpMeasurement(Measurement):
 
     Attributes:
         kernel: its text, as given; ``"softmax"`` is PyTorch's fused kernel.
-        path: the backend: ``"naive"``, ``"compiled"``, ``"native"``, ``"triton"``; ``"sdpa"`` for
+        backend: ``"naive"``, ``"compiled"``, ``"native"``, ``"triton"``; ``"sdpa"`` for
             PyTorch's fused softmax, ``"reference"`` for the authors' block.
         tokens: N.
         batch: B.
@@ -34,7 +34,7 @@ class OpMeasurement(Measurement):
     """
 
     kernel: str
-    path: str
+    backend: str
     tokens: int
     batch: int
     heads: int
@@ -49,7 +49,7 @@ class OpMeasurement(Measurement):
     @property
     def label(self) -> str:
         """Kernel and backend."""
-        return f"{self.kernel} ({self.path})"
+        return f"{self.kernel} ({self.backend})"
 
     @property
     def size(self) -> float:
@@ -73,7 +73,7 @@ class OpsResult(BenchResult[OpMeasurement]):
 
     row_class: ClassVar[type[Measurement]] = OpMeasurement
     head: ClassVar[tuple[str, ...]] = (
-        *("kernel", "path", "N", "B", "H", "d", "dtype", "ms", "quartiles"),
+        *("kernel", "backend", "N", "B", "H", "d", "dtype", "ms", "quartiles"),
         *("×SDPA", "×ref", "of roofline", "rel. RMS", "peak MB", "RSS MB"),
     )
     axis: ClassVar[str] = "tokens"
@@ -89,7 +89,14 @@ class OpsResult(BenchResult[OpMeasurement]):
     def cells(self, row: OpMeasurement) -> tuple[str, ...]:
         """See :class:`BenchResult`."""
         return (
-            *(row.kernel, row.path, str(row.tokens), str(row.batch), str(row.heads), str(row.dim)),
+            *(
+                row.kernel,
+                row.backend,
+                str(row.tokens),
+                str(row.batch),
+                str(row.heads),
+                str(row.dim),
+            ),
             *(row.dtype, short(row.milliseconds), row.quartiles),
             *(ratio(row.against_sdpa), ratio(row.against_reference), percent(row.roofline_share)),
             shown(row.relative_rms, ".0e"),
@@ -112,10 +119,10 @@ class OpsResult(BenchResult[OpMeasurement]):
         """
         first = self.measurements[0]
         panels: Panels = {}
-        for row in sorted(self.measurements, key=lambda row: row.path == REFERENCE):
-            if row.against_sdpa is None or row.path == SDPA or row.shape != first.shape:
+        for row in sorted(self.measurements, key=lambda row: row.backend == REFERENCE):
+            if row.against_sdpa is None or row.backend == SDPA or row.shape != first.shape:
                 continue
-            panel = "authors' code" if row.path == REFERENCE else f"{row.path} backend"
+            panel = "authors' code" if row.backend == REFERENCE else f"{row.backend} backend"
             kernels = panels.setdefault(panel, {})
             xs, ys = kernels.setdefault(row.kernel, {}).setdefault("", ([], []))
             xs.append(row.tokens)

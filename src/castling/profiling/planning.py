@@ -100,7 +100,7 @@ def plan(
             device=facts["device"],
             threads=torch.get_num_threads(),
             torch=torch.__version__,
-            paths=available_backends(device),
+            backends=available_backends(device),
             image_size=(size[0], size[1]),
             batch=batch,
             layers=_layers(linear, timed, tokens),

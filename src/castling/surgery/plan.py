@@ -97,7 +97,7 @@ class Plan:
         device: that measured it.
         threads: CPU threads.
         torch: version.
-        paths: attention paths that were there, the one used first.
+        backends: of attention that were available, the one used first.
         image_size: (height, width) in pixels.
         batch: images a call.
         layers: in order of execution.
@@ -110,7 +110,7 @@ class Plan:
     device: str
     threads: int
     torch: str
-    paths: tuple[str, ...]
+    backends: tuple[str, ...]
     image_size: tuple[int, int]
     batch: int
     layers: tuple[PlannedLayer, ...]
@@ -145,13 +145,14 @@ class Plan:
             found = values.get("schema") if isinstance(values, dict) else type(values).__name__
             raise PlanError(f'"schema" is not "{SCHEMA}" but {found!r:.60}: measure a new plan')
         values = {key: value for key, value in values.items() if key != "schema"}
+        backends = values.pop("paths", values.get("backends"))  # the name of earlier versions
         layers = entries(values.get("layers"), "layers")
         plan = build(
             cls,
             values,
             "the plan",
             attention=attention_of(values.get("attention")),
-            paths=tuple(text(path, "paths") for path in entries(values.get("paths"), "paths")),
+            backends=tuple(text(one, "backends") for one in entries(backends, "backends")),
             image_size=size_of(values.get("image_size")),
             layers=tuple(build(PlannedLayer, layer, "a layer") for layer in layers),
             predicted=build(Predicted, values.get("predicted"), "predicted"),
@@ -203,7 +204,7 @@ class Plan:
         side = "×".join(map(str, self.image_size))
         lines = [
             f"{self.model}, {side} pixels, batch {self.batch}, {self.device}, "
-            f"{self.threads} threads, torch {self.torch}, {self.paths[0]} path",
+            f"{self.threads} threads, torch {self.torch}, {self.backends[0]} backend",
             f"{'layer':32}{'tokens':>8}{'heads':>7}{'softmax ms':>12}{'linear ms':>11}  choice",
         ]
         lines += [
