@@ -195,6 +195,6 @@ def test_public_names():
 
 def test_plan_of_an_earlier_version_is_read():
     plan = a_plan()
-    values = plan.to_dict()
+    values = json.loads(json.dumps(plan.to_dict()))
     values["paths"] = values.pop("backends")
     assert Plan.from_dict(values) == plan

@@ -145,14 +145,17 @@ class Plan:
             found = values.get("schema") if isinstance(values, dict) else type(values).__name__
             raise PlanError(f'"schema" is not "{SCHEMA}" but {found!r:.60}: measure a new plan')
         values = {key: value for key, value in values.items() if key != "schema"}
-        backends = values.pop("paths", values.get("backends"))  # the name of earlier versions
+        if "paths" in values:  # the name of earlier versions
+            values["backends"] = values.pop("paths")
         layers = entries(values.get("layers"), "layers")
         plan = build(
             cls,
             values,
             "the plan",
             attention=attention_of(values.get("attention")),
-            backends=tuple(text(one, "backends") for one in entries(backends, "backends")),
+            backends=tuple(
+                text(one, "backends") for one in entries(values.get("backends"), "backends")
+            ),
             image_size=size_of(values.get("image_size")),
             layers=tuple(build(PlannedLayer, layer, "a layer") for layer in layers),
             predicted=build(Predicted, values.get("predicted"), "predicted"),
