@@ -86,7 +86,7 @@ class AttentionCore(TokenMixer):
             ValueError: a local residual or an identity term is asked for where N_q ≠ N_k and the
                 host does not say how to reach the queries' positions.
         """
-        # Read `_modules` directly: `Module.__getattr__` costs as much as all shape checks.
+        # Read ``_modules`` directly: ``Module.__getattr__`` costs as much as all shape checks.
         children = self._modules
         kernel: Any = children.get("kernel")
         dconv: Any = children.get("dconv")

@@ -181,7 +181,7 @@ def _in_basic_operators(x: Tensor, weights: Sequence[Tensor], backend: str) -> T
     return naive_additive_block(x, weights)
 
 
-# The last argument keeps the name `path`: programs exported by earlier versions hold it.
+# The last argument keeps the name ``path``: programs exported by earlier versions hold it.
 library.define("additive_block(Tensor x, Tensor[] weights, str path) -> Tensor")
 library.impl("additive_block", _compute, "CompositeExplicitAutograd")
 torch.library.register_fake("castling::additive_block", _fake, lib=library)

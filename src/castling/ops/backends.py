@@ -79,7 +79,7 @@ def backend_module(backend: str, tensor: Tensor) -> ModuleType | None:
     """The package of a fused backend, or None where it cannot run on this tensor."""
     if tensor.numel() == 0:
         return None
-    # `is_cpu` first: `Tensor.device` takes longer than everything else here.
+    # ``is_cpu`` first: ``Tensor.device`` takes longer than everything else here.
     if backend == "native":
         return native if tensor.is_cpu and native.available() else None
     return _module_on(backend, tensor.device)

@@ -35,6 +35,6 @@ def separable(
         if key_mask is not None:
             s = s.masked_fill(~key_mask[:, :, None, None], -1e30)
             k, v = mask_tokens(k, key_mask), mask_tokens(v, key_mask)
-        # Σ_j weight_j·k_j as a matrix product, which `castling.macs` counts.
+        # Σ_j weight_j·k_j as a matrix product, which ``castling.macs`` counts.
         context = s.softmax(dim=1).permute(0, 2, 3, 1) @ k.transpose(1, 2)  # (B, H, 1, d)
         return (v.relu() * context.transpose(1, 2)).to(value.dtype)
