@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -8,7 +9,7 @@ import torch
 from lightning.pytorch import Callback
 from PIL import Image
 
-from castling.data import DataError
+from castling.data import DataConfig, DataError, DigitsConfig, SplitConfig
 from castling.deploy import evaluate
 from castling.models.saved import open_model
 from castling.train import (
@@ -117,6 +118,14 @@ def test_saved_models_give_the_reported_figures(run):
             assert found.metrics["loss"] == pytest.approx(metrics[f"{split}_loss"], rel=1e-5)
             assert len(found.per_class) == 10
     assert evaluate(folder, split="train").images == 96
+
+
+def test_images_of_the_run_are_divided_as_for_training(run):
+    folder, result = run
+    named = DataConfig(source=DigitsConfig())  # as --data digits says it
+    assert evaluate(folder, named, split="train").images == result.images["train"] == 96
+    other = dataclasses.replace(named, split=SplitConfig(subset=50))
+    assert evaluate(folder, other, split="train").images == 50
 
 
 def test_evaluation_of_a_network_puts_its_mode_back(run):
