@@ -205,6 +205,11 @@ def test_recipe_of_the_first_layout_is_read(tmp_path):
         ("config: other.yaml", "unknown section 'config'"),
         ("optim: {lr: .inf}", "optim.lr"),
         ("data: {source: {name: folder}}", "path"),
+        ("task: {erase: 0.1}\ndata: {trnsform: {}}", "trnsform"),
+        ("data: {trnsform: {}}", "trnsform"),
+        ("task: {loss: {}, los: {}}", "'los' in task; did you mean loss"),
+        ("task: {mix: {mixupp: {}}}", "'mixupp' in task.mix; did you mean mixup"),
+        ("data: {loader: {batchsize: {}}}", "did you mean batch_size"),
         ("data: [digits]", "data is ['digits']"),
     ],
 )

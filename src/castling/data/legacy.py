@@ -52,6 +52,12 @@ _MIXING = {
 }
 _SOURCE = ("source", "root", "download", "seed")
 _NEW = ("source", "split", "transform", "loader")
+_KNOWN = (*_SOURCE, *_SPLIT, *_LOADER, *_TRANSFORM, "augment")
+
+
+def is_old_data(values: Mapping[str, Any]) -> bool:
+    """Whether a data section has an option that only the old layout has in this place."""
+    return any(name in _KNOWN and name not in _NEW for name in values)
 
 
 def upgrade_data(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -74,8 +80,7 @@ def upgrade_data(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, A
     """
     if all(name in _NEW for name in values):
         return dict(values), {}
-    known = (*_SOURCE, *_SPLIT, *_LOADER, *_TRANSFORM, "augment")
-    check_known(values, dict.fromkeys(known), "data")
+    check_known(values, dict.fromkeys(_KNOWN), "data")
     augment = values.get("augment") or {}
     check_known(augment, dict.fromkeys((*_AUGMENT, *_MIXING)), "data.augment")
     data: dict[str, Any] = {}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from castling.data.legacy import upgrade_data
+from castling.data.legacy import is_old_data, upgrade_data
 from castling.tasks import DEFAULT_TASK
 
 #: Flags that moved, for whoever types an old one.
@@ -55,7 +55,7 @@ def is_old(values: dict[str, Any]) -> bool:
         "loss" in values
         or "distill" in values
         or any(name in ema for name in ("self_distill", "self_distill_start"))
-        or (isinstance(data, dict) and bool(set(data) - {"source", "split", "transform", "loader"}))
+        or (isinstance(data, dict) and is_old_data(data))
     )
 
 

@@ -19,6 +19,7 @@ from castling.train.recipe_parser import (
     parse_flags,
     pop_names,
     recipe_parser,
+    require_known,
 )
 
 #: sections that say where a run happens and what it writes, not what it computes
@@ -57,6 +58,7 @@ def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
     try:
         own = normalised(values)
         task, source = pop_names(own)
+        require_known(own, task, source)
         parser = recipe_parser(task, source, exit_on_error=False)
         return build_recipe(parser, parser.parse_object(own))
     except (ArgumentError, TypeError, ValueError) as error:

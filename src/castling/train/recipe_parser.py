@@ -14,7 +14,7 @@ import dataclasses
 from argparse import SUPPRESS
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
@@ -25,6 +25,7 @@ from castling.data.sources import split_shorthand
 from castling.tasks import DEFAULT_TASK, list_tasks, task_class, task_config_class
 from castling.train.legacy import MOVED, is_old, upgrade
 from castling.train.recipe import SCALARS, SECTIONS, Recipe
+from castling.utils.checks import check_known
 from castling.utils.text import did_you_mean
 
 _USAGE = (
@@ -107,6 +108,7 @@ def parse_flags(
         values = _merged(values, normalised(_read(path)))
     values = _merged(values, chosen)
     task, source = pop_names(values)
+    require_known(values, task, source)
     parser = recipe_parser(task, source, **kwargs)
     if extend is not None:
         extend(parser)
@@ -153,6 +155,43 @@ def normalised(values: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("task", "data", *SECTIONS):
         _require_section(own, name, name)
     return own
+
+
+def require_known(values: Mapping[str, Any], task: str, source: str) -> None:
+    """Refuse unknown options; jsonargparse drops those whose value is an empty mapping.
+
+    Args:
+        values: normalised, without the names of task and source.
+        task: a registered task.
+        source: a registered source.
+
+    Raises:
+        ValueError: an option is unknown; the message names it and the nearest one.
+    """
+    task_config = task_config_class(task)
+    data: dict[str, type] = {
+        "source": source_config_class(source),
+        "split": SplitConfig,
+        "transform": task_class(task_config()).transform_config,
+        "loader": LoaderConfig,
+    }
+    check_known(values.get("data", {}), data, "data")
+    sections = {"task": task_config, **SECTIONS}
+    for name, config in sections.items():
+        _require_fields(values.get(name, {}), config, name)
+    for name, config in data.items():
+        _require_fields(values.get("data", {}).get(name, {}), config, f"data.{name}")
+
+
+def _require_fields(values: Any, config: type, section: str) -> None:
+    if not isinstance(values, Mapping):
+        return
+    hints = get_type_hints(config)
+    known = [field.name for field in dataclasses.fields(config)]
+    check_known(values, dict.fromkeys(known), section)
+    for name, value in values.items():
+        if dataclasses.is_dataclass(hints[name]):
+            _require_fields(value, hints[name], f"{section}.{name}")
 
 
 def _require_section(values: Mapping[str, Any], name: str, label: str) -> None:
