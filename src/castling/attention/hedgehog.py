@@ -58,6 +58,12 @@ class HeadMap(nn.Module):
         self.weight = nn.Parameter(torch.eye(head_dim).repeat(num_heads, 1, 1))
         self.bias = nn.Parameter(torch.zeros(num_heads, head_dim))
 
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """The identity again, and zero."""
+        self.weight.copy_(torch.eye(self.weight.shape[-1]).expand_as(self.weight))
+        self.bias.zero_()
+
 
 @register_attention(Hedgehog)
 class HedgehogKernel(AveragingKernel):
