@@ -124,7 +124,8 @@ def _from_host(
     cfg = pretrained_cfg
     if isinstance(cfg, PretrainedCfg):
         cfg = cfg.to_dict()
-    saved = isinstance(cfg, Mapping) and cfg.get("architecture") == name
+    # timm's loaders of saved models leave the architecture out.
+    saved = isinstance(cfg, Mapping) and cfg.get("architecture") in (None, name)
     source: dict[str, Any] = {"pretrained": pretrained and not saved}
     overlay = dict(pretrained_cfg_overlay or {})
     if source["pretrained"]:

@@ -12,4 +12,4 @@ class FeatureGetter(FeatureGetterNet):
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute blocks in the backward pass, as the wrapped model does alone."""
-        self.model.set_grad_checkpointing(enable)  # type: ignore[operator]
+        self.model.set_grad_checkpointing(enable)
