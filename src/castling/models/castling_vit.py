@@ -70,7 +70,7 @@ def _own_cfg(name: str, host: str) -> dict[str, Any]:
 def build_converted(
     name: str,
     host: Callable[..., nn.Module],
-    out_indices: int | tuple[int, ...],
+    levels: int | tuple[int, ...],
     pretrained: bool,
     attention: Attention | None = None,
     where: Where | None = None,
@@ -81,7 +81,7 @@ def build_converted(
     Args:
         name: the model's own, under which its metadata are registered.
         host: from the arguments of the network to a model not yet converted.
-        out_indices: levels that ``features_only`` gives by default.
+        levels: what ``features_only`` gives by default, as timm's ``out_indices``.
         pretrained: load the weights of a model of this name.
         attention: see :func:`castle`.
         where: see :func:`castle`.
@@ -98,7 +98,7 @@ def build_converted(
         name,
         pretrained,
         feature_cfg={
-            "out_indices": kwargs.pop("out_indices", out_indices),
+            "out_indices": kwargs.pop("out_indices", levels),
             "feature_cls": FeatureGetter,
         },
         **kwargs,
@@ -109,7 +109,7 @@ def build_converted(
 def _from_host(
     name: str,
     host: str,
-    out_indices: int | tuple[int, ...],
+    levels: int | tuple[int, ...],
     pretrained: bool,
     pretrained_cfg: str | Mapping[str, Any] | PretrainedCfg | None = None,
     pretrained_cfg_overlay: dict[str, Any] | None = None,
@@ -140,7 +140,7 @@ def _from_host(
     return build_converted(
         name,
         partial(entrypoint, **source),
-        out_indices,
+        levels,
         pretrained and saved,
         pretrained_cfg=cfg or _own_cfg(name, host),
         pretrained_cfg_overlay={**overlay, "architecture": name},
