@@ -62,8 +62,8 @@ def models_page() -> str:
         "`init_weights()` (but for MViTv2, whose host has none), `torch.fx`, in whose graphs an "
         "attention is one node. They cannot be "
         "compiled by `torch.jit.script`: use `torch.jit.trace` or `torch.export`. "
-        "`castling.create_model(NAME, attention=…)` puts an attention into any model here, and into "
-        "any of timm's that can be converted.\n",
+        "`castling.create_model(NAME, attention=…)` puts an attention into any model here, and "
+        "into any of timm's that can be converted.\n",
         "| model | parameters (M) | MACs (G) | image | strides of `features_only` | what it is |",
         "|---|---|---|---|---|---|",
     ]
