@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from castling.attention import AttentionConfig
-from castling.surgery.geometry import Geometry, Grid
+from castling.surgery.geometry import Geometry, Grid, GridUnknownError
 from castling.surgery.hosts.base import (
     HostAttention,
     Place,
@@ -27,6 +27,7 @@ from castling.surgery.hosts.base import (
     shared_geometry,
     symbolic,
     tokens_to_grid,
+    watch_tokens,
 )
 
 
@@ -61,11 +62,13 @@ class _LevitAttention(HostAttention):
         places = {}
         for prefix, levit in named_hosts(model, Levit):
             geometry = shared_geometry(levit, levit.stem, Geometry.watch_stem)
-            level = 0
+            level, inside = 0, {}
             for name, module in levit.named_modules():
                 if isinstance(module, TimmAttention | TimmAttentionDownsample | _LevitAttention):
-                    places[join(prefix, name)] = Place(geometry, level=level)
+                    inside[name] = Place(geometry, level=level)
                 level += isinstance(module, TimmAttentionDownsample | LevitAttentionDownsample)
+            watch_tokens(levit, geometry, inside)
+            places.update({join(prefix, name): place for name, place in inside.items()})
         return places
 
     @classmethod
@@ -76,12 +79,18 @@ class _LevitAttention(HostAttention):
         x = args[0] if args else kwargs["x"]
         if module.use_conv:
             return x.shape[-2], x.shape[-1]
-        height, width = place.grid or module.resolution
-        return height, width
+        height, width = module.resolution
+        try:
+            return place.grid_of(x) or (height, width)
+        except GridUnknownError as error:
+            # A layer called alone is bound to the grid it was made for, as the host's is.
+            if error.never_embedded and x.shape[1] == height * width:
+                return height, width
+            raise
 
-    def known_grid(self, x: Tensor) -> Grid:
-        """(h, w) of the keys."""
-        return self.call_grid(self, self.place, (x,), {})
+    def known_grid(self, tokens: Tensor) -> Grid:
+        """(h, w) of the keys, which this attention always needs."""
+        return self.call_grid(self, self.place, (tokens,), {})
 
     def tokens(self, projected: Tensor) -> Tensor:
         """(B, N, H·c) rows or (B, H·c, h, w) maps -> (B, N, H, c)."""
