@@ -113,6 +113,7 @@ class Geometry:
             found = self._find(records, tokens, place)
         if isinstance(found, str):
             raise GridUnknownError(found)
+        self._record(tokens, found)
         count = tokens.shape[1] - place.num_prefix_tokens
         if found.tokens(place.level) != count:
             height, width = found.at(place.level)
@@ -241,8 +242,10 @@ class Geometry:
             call = records.calls.pop()
             if call.owner is watch:
                 break
-        if not records.calls and call.grid is not None and isinstance(output, Tensor):
-            records.returned(output, call.grid)
+        if call.grid is not None and isinstance(output, Tensor):
+            self._record(output, call.grid)
+            if not records.calls:
+                records.returned(output, call.grid)
 
     def _watch_projection(self, patch_embed: Any) -> None:
         """Hook the module that makes (B, C, h, w) of the image: own forwards may call it alone."""
@@ -283,7 +286,7 @@ class Geometry:
         return found
 
     def _record(self, tokens: Any, found: TokenGrid | str) -> None:
-        """Remember an input that a backward pass may compute again."""
+        """Remember tokens from which a backward pass may compute again."""
         if isinstance(found, str) or not isinstance(tokens, Tensor):
             return
         self._seen.add(found)

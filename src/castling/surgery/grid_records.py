@@ -154,6 +154,7 @@ class ThreadRecords:
         unread = [group for group in groups if not group[0].readers]
         groups = unread or groups
         if len(groups) > 1:
+            self.embeddings.clear()  # what embedded them is refused here
             return (
                 f"images of {_listed(group[0].grid for group in groups)} patches were embedded "
                 "and the tokens could be of either"
@@ -205,6 +206,8 @@ class InputGrids:
 
     def record(self, tokens: Tensor, grid: TokenGrid) -> None:
         """Remember ``tokens`` for as long as they live."""
+        if self.find(tokens) == grid:
+            return
         try:
             storage = tokens.untyped_storage()
             entry = (StorageWeakRef(storage), tokens._version, grid)  # type: ignore[no-untyped-call]
