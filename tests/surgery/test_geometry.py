@@ -233,7 +233,7 @@ def test_offloaded_inputs_are_found_by_their_only_grid_or_refused():
 
     expected = gradients(model, sum(total(model.forward_features(x)) for x in (first, other)))
     check_equal(expected, gradients(model, loss(first, other)))
-    with pytest.raises(ValueError, match="recomputed.* 4×16 or 8×8"):
+    with pytest.raises(ValueError, match=r"recomputed.* 4×16 or 8×8"):
         loss(first, second).backward()
 
 
@@ -260,7 +260,9 @@ def test_own_forward_that_embeds_without_the_patch_embedding_is_refused():
     x, other = images((32, 32), (16, 64))
 
     def own(x):
-        patches = x.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+        patches = (
+            x.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+        )
         tokens = nn.functional.linear(patches, model.patch_embed.proj.weight.flatten(1))
         tokens = torch.cat([model.cls_token.expand(len(x), -1, -1), tokens], 1) + model.pos_embed
         return model.blocks(tokens)
@@ -290,7 +292,7 @@ def test_crops_embedded_first_and_run_afterwards(gradients):
         same = [embedded(model, crop) for crop in images((32, 32), (32, 32))]
         for x in same:
             model.blocks(x)
-        wide, high = (embedded(model, crop) for crop in images((16, 64), (64, 16)))
+        wide, _ = (embedded(model, crop) for crop in images((16, 64), (64, 16)))
         with pytest.raises(ValueError, match="could be of either"):
             model.blocks(wide)
         # One after the other, they are known, block by block too.

@@ -114,11 +114,11 @@ class Geometry:
         if isinstance(found, str):
             raise GridUnknownError(found)
         self._record(tokens, found)
+        height, width = grid = found.at(place.level)
         count = tokens.shape[1] - place.num_prefix_tokens
-        if found.tokens(place.level) != count:
-            height, width = found.at(place.level)
+        if height * width != count:
             raise GridUnknownError(f"{count} tokens do not make its image's {height}×{width} grid")
-        return found.at(place.level)
+        return grid
 
     def watch_patch_embed(self, patch_embed: Any) -> None:
         """Take the grid from what timm's ``PatchEmbed`` or ``HybridEmbed`` projects."""
@@ -219,30 +219,28 @@ class Geometry:
         records = self._records()
         found: TokenGrid | str
         if records.calls:
-            found = records.calls[-1].grid or records.calls[-1].why
-            self._record(tokens, found)
-        elif isinstance(tokens, Tensor) and tokens.dim() == 3:
+            outer = records.calls[-1]
+            self._record(tokens, outer.grid)
+            records.calls.append(Call(watch, outer.grid, outer.why))
+            return
+        if isinstance(tokens, Tensor) and tokens.dim() == 3:
             found = records.given.get(id(watch)) or self._find(records, tokens, watch)
-            self._record(tokens, found)
         else:
             found = NO_IMAGE
         if isinstance(found, str):
             records.calls.append(Call(watch, None, found))
             return
+        self._seen.add(found)
+        self._record(tokens, found)
         records.calls.append(Call(watch, found, ""))
         if not self._by_graph:
-            self._latest = found.at(0) if not found.level else None
+            self._latest = None if found.level else found[:2]
 
     def leave(self, watch: Watch, output: Any) -> None:
         """A watched module has returned, or raised."""
         records = self._records()
-        if all(call.owner is not watch for call in records.calls):
-            return
-        while True:
-            call = records.calls.pop()
-            if call.owner is watch:
-                break
-        if call.grid is not None and isinstance(output, Tensor):
+        call = records.leave(watch)
+        if call is not None and call.grid is not None and isinstance(output, Tensor):
             self._record(output, call.grid)
             if not records.calls:
                 records.returned(output, call.grid)
@@ -258,18 +256,18 @@ class Geometry:
                 patch_embed.strict_img_size and patch_embed.img_size
             )
 
-    def _find(
-        self, records: ThreadRecords, tokens: Tensor, place: Position
-    ) -> TokenGrid | str:
+    def _find(self, records: ThreadRecords, tokens: Tensor, place: Position) -> TokenGrid | str:
         """The grid of tokens that no running module was called with, or why it is not known."""
-        grid = records.output_grid(tokens) or self._inputs.find(tokens)
-        if grid is not None:
-            return grid
+        found: TokenGrid | str | None = records.output_grid(tokens) or self._inputs.find(tokens)
+        if found is not None:
+            return found
         backward = _backward_pass()
         if self._by_graph and backward == _NO_BACKWARD and type(self._latest[0]) is int:
-            return TokenGrid(*self._latest)
+            found = TokenGrid(*self._latest)
+            self._seen.add(found)
+            return found
         level, prefix = place.level, place.num_prefix_tokens
-        found: TokenGrid | str = NO_IMAGE
+        found = NO_IMAGE
         if records.task == backward:
             found = records.embedding_grid(
                 tokens, id(place), level, prefix, one_size=self._one_size
@@ -285,14 +283,15 @@ class Geometry:
             return fitting[0] if len(fitting) == 1 else recomputed(fitting)
         return found
 
-    def _record(self, tokens: Any, found: TokenGrid | str) -> None:
+    def _record(self, tokens: Any, grid: TokenGrid | None) -> None:
         """Remember tokens from which a backward pass may compute again."""
-        if isinstance(found, str) or not isinstance(tokens, Tensor):
-            return
-        self._seen.add(found)
         # A reentrant checkpoint runs its forward without gradients, on inputs that require them.
-        if torch.is_grad_enabled() or tokens.requires_grad:
-            self._inputs.record(tokens, found)
+        if (
+            grid is not None
+            and isinstance(tokens, Tensor)
+            and (torch.is_grad_enabled() or tokens.requires_grad)
+        ):
+            self._inputs.record(tokens, grid)
 
     def _records(self) -> ThreadRecords:
         records: ThreadRecords | None = getattr(self._threads, "records", None)
@@ -339,7 +338,7 @@ _NO_BACKWARD = -1
 
 
 def _backward_pass() -> int:
-    """The number of the backward pass that this thread is in, as checkpointing tells; -1 outside."""
+    """The backward pass that this thread is in, as checkpointing numbers them; -1 outside."""
     return torch._C._current_graph_task_id()
 
 

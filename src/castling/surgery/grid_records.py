@@ -8,7 +8,7 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -37,7 +37,8 @@ class TokenGrid(NamedTuple):
 
     def at(self, level: int) -> Grid:
         """(h, w) after ``level`` downsamplings in all, each rounding up."""
-        return downsampled((self.height, self.width), level - self.level)
+        grid = self[:2]
+        return grid if level == self[2] else downsampled(grid, level - self[2])
 
     def tokens(self, level: int) -> int:
         """h·w at ``level``."""
@@ -107,6 +108,15 @@ class ThreadRecords:
         if task != self.task:
             self.begin(task, in_call=False)
         self.embeddings.append(Embedding(grid, batch))
+
+    def leave(self, owner: object) -> Call | None:
+        """The call of the module that ends here, with those inside it that were interrupted."""
+        if all(call.owner is not owner for call in self.calls):
+            return None
+        while True:
+            call = self.calls.pop()
+            if call.owner is owner:
+                return call
 
     def returned(self, tokens: Tensor, grid: TokenGrid) -> None:
         """The outermost running module returned ``tokens``."""
@@ -183,8 +193,7 @@ def _misfit(embeddings: Iterable[Embedding], prefix: int) -> str:
     last = list(embeddings)[-1]
     front = f" behind {prefix} prefix tokens" if prefix else ""
     return (
-        f"the images embedded last make {last.batch}×({last.grid.height}×{last.grid.width})"
-        f"{front}"
+        f"the images embedded last make {last.batch}×({last.grid.height}×{last.grid.width}){front}"
     )
 
 
@@ -206,29 +215,26 @@ class InputGrids:
 
     def record(self, tokens: Tensor, grid: TokenGrid) -> None:
         """Remember ``tokens`` for as long as they live."""
-        if self.find(tokens) == grid:
-            return
         try:
-            storage = tokens.untyped_storage()
-            entry = (StorageWeakRef(storage), tokens._version, grid)  # type: ignore[no-untyped-call]
+            storage, version = tokens.untyped_storage(), tokens._version
+            key = (storage._cdata, int(tokens.storage_offset()))
+            known = self._entries.get(key)
+            if known is not None and known[1] == version and known[2] == grid:
+                return
+            self._entries[key] = (StorageWeakRef(storage), version, grid)
         except (NotImplementedError, RuntimeError):  # tensors without memory or without versions
             return
-        self._entries[storage._cdata, _offset(tokens)] = entry
         if len(self._entries) > self._limit:
             for key, (reference, *_) in list(self._entries.items()):
-                if reference.expired():  # type: ignore[no-untyped-call]
+                if reference.expired():
                     self._entries.pop(key, None)
             self._limit = max(64, 2 * len(self._entries))
 
     def find(self, tokens: Tensor) -> TokenGrid | None:
-        """The recorded grid. (A weak reference keeps its address from being used again.)"""
+        """The recorded grid; a weak reference keeps its address from being used again."""
         try:
-            key = (tokens.untyped_storage()._cdata, _offset(tokens))
+            key = (tokens.untyped_storage()._cdata, int(tokens.storage_offset()))
             entry = self._entries.get(key)
             return entry[2] if entry is not None and entry[1] == tokens._version else None
         except (NotImplementedError, RuntimeError):
             return None
-
-
-def _offset(tokens: Any) -> int:
-    return int(tokens.storage_offset())

@@ -220,6 +220,7 @@ def watch_tokens(host: nn.Module, geometry: Geometry, places: dict[str, Place]) 
 
     Args:
         host: the whole model.
+        geometry: of the host.
         places: of its attentions, by name from the host, in order of execution.
     """
     geometry.watch_host(host)
