@@ -25,6 +25,7 @@ from castling.attention.base import AttentionCore
 from castling.attention.config import AttentionConfig
 from castling.attention.quadratic_taylor import QuadraticTaylor
 from castling.attention.registry import attention_config
+from castling.utils.plain import is_plain
 
 
 def resize_table(table: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -39,8 +40,10 @@ def _aggregated(x: Tensor, branch: nn.Module) -> Tensor:
     A grouped 1×1 convolution is a batch of small products; convolution libraries compute it group
     by group, up to ten times slower.
     """
+    if not is_plain(branch, nn.Sequential):
+        return branch(x)
     for layer in branch.children():
-        if not (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.groups > 1):
+        if not (isinstance(layer, nn.Conv2d) and _is_grouped_product(layer)):
             x = layer(x)
             continue
         weight = layer.weight.flatten(1).unflatten(0, (layer.groups, -1))
@@ -48,6 +51,17 @@ def _aggregated(x: Tensor, branch: nn.Module) -> Tensor:
         out = torch.matmul(weight, groups).flatten(1, 2).unflatten(2, x.shape[-2:])
         x = out if layer.bias is None else out + layer.bias[:, None, None]
     return x
+
+
+def _is_grouped_product(layer: nn.Conv2d) -> bool:
+    """Whether the layer may be computed from its weights as products of matrices."""
+    return (
+        is_plain(layer, nn.Conv2d)
+        and layer.kernel_size == (1, 1)
+        and layer.groups > 1
+        and layer.stride == (1, 1)
+        and layer.padding in ((0, 0), "valid", "same")
+    )
 
 
 class MultiScaleAttention(AttentionCore):

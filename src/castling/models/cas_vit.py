@@ -25,6 +25,7 @@ from castling.models.cas_vit_backbone import CASViTBackbone
 from castling.models.cas_vit_blocks import channels_last
 from castling.surgery.fold import register_fold
 from castling.surgery.fold_layers import absorb_preceding, average, can_precede
+from castling.utils.plain import is_plain
 
 
 class CASViT(CASViTBackbone):
@@ -130,6 +131,8 @@ def _fold_cas_vit(model: CASViT) -> list[str]:
     """
     channels_last(*(layer for layer in model.patch_embed if isinstance(layer, nn.Conv2d)))
     heads = [head for head in (model.head, model.dist_head) if isinstance(head, nn.Linear)]
+    if not all(is_plain(head, nn.Linear) for head in heads):
+        return []
     done = []
     if heads and all(can_precede(model.norm, head) for head in heads):
         model.norm = absorb_preceding(model.norm, *heads)

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 
 from castling.attention import AttentionConfig, AttentionCore, SoftmaxKernel
-from castling.attention.local import GridConv
 from castling.surgery.geometry import Geometry, Grid
 
 
@@ -117,7 +116,7 @@ class HostAttention(AttentionCore):
     @property
     def uses_grid(self) -> bool:
         """Whether some part of this attention depends on the grid."""
-        return self.kernel.needs_grid or isinstance(self.dconv, GridConv)
+        return self.kernel.needs_grid or self.config.local == "grid2d"
 
     def known_grid(self, tokens: Tensor) -> Grid | None:
         """(h, w) of this layer's keys; None where it has no use for it or no host to ask.

@@ -7,11 +7,13 @@ bilinearly.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import torch
 from timm.models.levit import Attention as TimmAttention
 from timm.models.levit import AttentionDownsample as TimmAttentionDownsample
+from timm.models.levit import Downsample as TimmDownsample
 from timm.models.levit import Levit
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -147,6 +149,24 @@ class LevitAttention(_LevitAttention):
         return self.project(self.attend(query, key, value, grid=grid, bias=bias), grid)
 
 
+class GridDownsample(nn.Module):
+    """LeViT's ``q.down`` on any grid; the host's own is bound to the one it was made for.
+
+    Args:
+        host: the module to replace.
+    """
+
+    def __init__(self, host: TimmDownsample) -> None:
+        super().__init__()
+        self.stride, self.pool = host.stride, host.pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, h, w, C) -> (B, ⌈h/2⌉·⌈w/2⌉, C)."""
+        if self.pool is None:
+            return x[:, :: self.stride, :: self.stride].flatten(1, 2)
+        return self.pool(x.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
+
+
 @register_host(TimmAttentionDownsample)
 class LevitAttentionDownsample(_LevitAttention):
     """LeViT's downsampling attention: queries at every second row and column of the keys."""
@@ -158,15 +178,9 @@ class LevitAttentionDownsample(_LevitAttention):
     def __init__(self, host: Any, config: AttentionConfig, place: Place) -> None:
         super().__init__(host, config, place)
         self.take(host, "stride", "kv", "q")
-
-    def subsample(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """The host's ``q.down`` on any grid; its own module is bound to one."""
-        if self.use_conv:
-            return self.q.down(x)
-        image = tokens_to_grid(x, grid)
-        if self.q.down.pool is None:
-            return image[:, :: self.stride, :: self.stride].flatten(1, 2)
-        return self.q.down.pool(image.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
+        if type(self.q.down) is TimmDownsample:  # the host keeps its own, until all is built
+            down = GridDownsample(self.q.down)
+            self.q = nn.Sequential(OrderedDict(down=down, ln=self.q.ln))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, ⌈h/2⌉·⌈w/2⌉, C'), or maps in the convolutional variants."""
@@ -177,7 +191,7 @@ class LevitAttentionDownsample(_LevitAttention):
         def to_queries(tokens: Tensor) -> Tensor:
             return tokens_to_grid(tokens, grid)[:, :: self.stride, :: self.stride].flatten(1, 2)
 
-        query = self.tokens(self.q.ln(self.subsample(x, grid)))
+        query = self.tokens(self.q(x if self.use_conv else tokens_to_grid(x, grid)))
         bias = self.score_bias(query_grid, grid, self.stride)
         out = self.attend(query, key, value, grid=grid, bias=bias, to_queries=to_queries)
         return self.project(out, query_grid)
