@@ -20,9 +20,9 @@ class GridAttention(Attention):
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """(B, C, h, w) -> (B, C, h, w)."""
-        height, width = x.shape[-2:]
+        batch, channels, height, width = x.shape
         tokens = super().forward(x.flatten(2).transpose(1, 2), grid=(height, width))
-        return tokens.transpose(1, 2).unflatten(2, (height, width))
+        return tokens.transpose(1, 2).reshape(batch, channels, height, width)
 
 
 class AdditiveBlock(nn.Module):

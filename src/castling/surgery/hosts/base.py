@@ -244,4 +244,5 @@ def tokens_to_grid(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
 
 def symbolic(*sizes: int) -> bool:
     """Whether a program is being traced that leaves any of these sizes open."""
-    return any(isinstance(size, torch.SymInt) for size in sizes)
+    # ``torch.jit.trace`` hands out sizes as tensors.
+    return any(isinstance(size, torch.SymInt | Tensor) for size in sizes)

@@ -98,7 +98,8 @@ class _LevitAttention(HostAttention):
         """(B, N, H·c) rows or (B, H·c, h, w) maps -> (B, N, H, c)."""
         if self.use_conv:
             projected = projected.flatten(2).transpose(1, 2)
-        return projected.unflatten(-1, (self.num_heads, -1))
+        batch, count, channels = projected.shape
+        return projected.reshape(batch, count, self.num_heads, channels // self.num_heads)
 
     def score_bias(
         self, query_grid: tuple[int, int], key_grid: tuple[int, int], stride: int
@@ -123,9 +124,10 @@ class _LevitAttention(HostAttention):
 
     def project(self, out: Tensor, grid: tuple[int, int]) -> Tensor:
         """Heads joined and projected, in the layout that the host expects."""
-        out = out.flatten(2)
+        batch, count = out.shape[:2]
+        out = out.reshape(batch, count, self.val_attn_dim)
         if self.use_conv:
-            out = out.transpose(1, 2).unflatten(2, grid)
+            out = out.transpose(1, 2).reshape(batch, self.val_attn_dim, *grid)
         return self.proj(out)
 
 
