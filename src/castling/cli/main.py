@@ -89,17 +89,19 @@ def train(arguments: list[str]) -> int:
             help="go on with an interrupted run of the same recipe (default: auto)",
         )
         parser.add_argument(
-            "--dry_run", action="store_true", help="only try a step, on generated images"
+            "--dry_run",
+            action="store_true",
+            help="check everything, and try a step on generated images; writes nothing",
         )
         add_json(parser)
 
     recipe, values = parse_flags(arguments, extend=extend, **parser_options("train"))
-    if values.dry_run:
-        dry_run(recipe)
-        show(values, {"dry_run": "passed"}, "dry run passed: the recipe starts and steps")
-        return 0
     source = Path(str(recipe.data.source).split(":")[-1]).stem
     folder = values.run or f"runs/{recipe.model.name}-{source}"
+    if values.dry_run:
+        dry_run(recipe, run_dir=folder, resume=values.resume)
+        show(values, {"dry_run": "passed"}, "dry run passed: the recipe starts and steps")
+        return 0
     result = train_model(recipe, folder, resume=values.resume)
     if not result.metrics:  # one of several processes; the first one reports
         return 0

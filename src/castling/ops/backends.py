@@ -52,7 +52,8 @@ def _from_environment() -> str | None:
 
 #: A context variable: what one thread or asyncio task forces must not reach the others, nor outlive
 #: its own context because theirs overlap. ``torch.compile`` guards on its value.
-_forced: ContextVar[str | None] = ContextVar("castling_backend", default=_from_environment())
+_of_process = _from_environment()
+_forced: ContextVar[str | None] = ContextVar("castling_backend", default=_of_process)
 #: What a context inside a compiled function forces, known while it is traced; "" is nothing.
 #: TorchDynamo follows assignments to globals, not to context variables.
 _traced: str | None = ""
