@@ -45,6 +45,8 @@ class StopRequest:
         self.signum = 0
         self.noted_at = 0.0
         self.training = False
+        #: Those handled here: none in a thread, where Python allows no handlers.
+        self.signals: tuple[int, ...] = ()
         #: Passes a signal on to processes that train for this one.
         self.forward: Callable[[int], Any] | None = None
 
@@ -61,11 +63,11 @@ class StopRequest:
         Raises:
             TrainingInterrupted: training was stopped by a signal.
         """
-        main = threading.current_thread() is threading.main_thread()
-        previous: dict[int, _Handler] = {}
-        if main:
-            previous = {signum: signal.getsignal(signum) for signum in _signals()}
-            self.handle()
+        if threading.current_thread() is threading.main_thread():
+            free = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+            self.signals = (signal.SIGINT, signal.SIGTERM) if free else (signal.SIGINT,)
+        previous: dict[int, _Handler] = {each: signal.getsignal(each) for each in self.signals}
+        self.handle()
         try:
             yield
         except (KeyboardInterrupt, _Terminated, SystemExit) as error:
@@ -83,10 +85,8 @@ class StopRequest:
                     signal.signal(each, handler)
 
     def handle(self) -> None:
-        """Install the handlers, in the main thread of any process that trains."""
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for signum in _signals():
+        """Install the handlers, in this process or in one that trains for it."""
+        for signum in self.signals:
             signal.signal(signum, self._on_signal)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
@@ -112,10 +112,3 @@ class StopRequest:
             return signal.SIGTERM
         # Lightning turns a KeyboardInterrupt into an exit.
         return signal.SIGINT if isinstance(error.__context__, KeyboardInterrupt) else None
-
-
-def _signals() -> list[int]:
-    """The signals to handle here: SIGTERM only where nobody else does."""
-    ours = getattr(signal.getsignal(signal.SIGTERM), "__func__", None) is StopRequest._on_signal
-    free = ours or signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    return [signal.SIGINT, signal.SIGTERM] if free else [signal.SIGINT]
