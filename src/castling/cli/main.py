@@ -19,6 +19,7 @@ from castling.cli.measure import bench, plan
 from castling.cli.parts import (
     add_data,
     add_json,
+    add_overwrite,
     argument_text,
     data_of,
     parser_for,
@@ -159,6 +160,7 @@ def switch(arguments: list[str]) -> int:
         "--tolerance", type=float, default=1e-3, help="largest relative gap (default: 0.001)"
     )
     parser.add_argument("--force", action="store_true", help="switch above the tolerance too")
+    add_overwrite(parser)
     values = parser.parse_args(arguments)
     from castling.deploy import switch_saved
     from castling.surgery import SwitchRefusedError
@@ -171,6 +173,7 @@ def switch(arguments: list[str]) -> int:
             images=values.images,
             tolerance=values.tolerance,
             force=values.force,
+            overwrite=values.overwrite,
         )
     except SwitchRefusedError as error:  # its advice is for Python
         raise RuntimeError(
@@ -234,6 +237,7 @@ def export(arguments: list[str]) -> int:
     parser.add_argument(
         "--tolerance", type=float, default=1e-4, help="largest difference (default: 0.0001)"
     )
+    add_overwrite(parser)
     values = parser.parse_args(arguments)
     from castling.deploy import model_folder
     from castling.export import export as export_model
@@ -253,6 +257,7 @@ def export(arguments: list[str]) -> int:
         portable=values.portable,
         tolerance=values.tolerance,
         card=card,
+        overwrite=values.overwrite,
     )
     show(values, report.to_dict(), str(report))
     return 0

@@ -87,6 +87,11 @@ def add_data(parser: ArgumentParser, what: str) -> None:
     )
 
 
+def add_overwrite(parser: ArgumentParser) -> None:
+    """``--overwrite``, for verbs that write files under a name that may be taken."""
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+
+
 def data_of(source: str | None) -> DataConfig | None:
     """The data that ``--data`` names; None without it."""
     from castling.data import DataConfig

@@ -24,6 +24,8 @@ from castling.surgery import strip_
 from castling.utils.files import write_bytes, write_text
 
 WEIGHTS = "model.safetensors"
+#: What the switch measured, beside a switched model.
+CERTIFICATE = "certificate.json"
 
 
 def save_model(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from castling.attention import auxiliaries, set_progress
 from castling.models.card import CARD, ModelCard
-from castling.models.saved import save_model
+from castling.models.saved import CERTIFICATE, save_model
 from castling.surgery import SwitchRefusedError, switch_
 from castling.tasks import evaluate_loader
 from castling.tasks.result import RESULT, TrainResult
@@ -170,7 +170,7 @@ def _switch(
     folder = folder / "switched"
     card = dataclasses.replace(card, switched=True, metrics=metrics)
     save_model(model, folder, card, certificate=report.to_dict(), **_page(module))
-    write_json(folder / "certificate.json", report.to_dict())
+    write_json(folder / CERTIFICATE, report.to_dict())
     return {
         "switched_metrics": metrics,
         "switch": report.to_dict(),

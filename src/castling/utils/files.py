@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,16 @@ def _move_together(source: Path, folder: Path) -> None:
         for name in set_aside:
             os.replace(old / name, folder / name)
         raise
+
+
+def refuse_existing(paths: Iterable[str | os.PathLike[str]], overwrite: bool) -> None:
+    """Raise FileExistsError where one of the files is there and ``overwrite`` is False."""
+    for path in paths:
+        if not overwrite and os.path.lexists(path):
+            raise FileExistsError(
+                f"{path} exists: choose another name, or replace it with overwrite=True "
+                "(--overwrite)"
+            )
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
