@@ -18,10 +18,12 @@ from jsonargparse.typing import PositiveInt
 from castling.cli.measure import bench, plan
 from castling.cli.parts import (
     add_data,
+    add_device,
     add_json,
     add_overwrite,
     argument_text,
     data_of,
+    device_of,
     parser_for,
     parser_options,
     read_size,
@@ -128,7 +130,7 @@ def evaluate(arguments: list[str]) -> int:
     parser.add_argument(
         "--unswitched", action="store_true", help="the model as trained, with its auxiliary branch"
     )
-    parser.add_argument("--device", default="cpu")
+    add_device(parser)
     values = parser.parse_args(arguments)
     from castling.deploy import evaluate as evaluate_model
     from castling.deploy import model_folder
@@ -136,8 +138,9 @@ def evaluate(arguments: list[str]) -> int:
     from castling.tasks import task_from_card
     from castling.tasks.result import describe_metrics
 
+    device = device_of(values)
     folder = Path(values.model) if values.unswitched else model_folder(values.model)
-    result = evaluate_model(folder, data_of(values.data), split=values.split, device=values.device)
+    result = evaluate_model(folder, data_of(values.data), split=values.split, device=device)
     percentages = task_from_card(read_card(folder / "model.json")).percentages
     lines = [
         f"{folder}, {result.images} {result.split} images",
@@ -192,13 +195,13 @@ def predict(arguments: list[str]) -> int:
     parser.add_argument("images", nargs="+", help="image files and folders")
     parser.add_argument("--top", type=PositiveInt, default=5, help="classes per image (default: 5)")
     parser.add_argument("--batch_size", type=PositiveInt, default=32, help="(default: 32)")
-    parser.add_argument("--device", default="cpu", help="of PyTorch models (default: cpu)")
+    add_device(parser, "where PyTorch models run")
     parser.add_argument("--csv", help="write the predictions as a table to this file")
     values = parser.parse_args(arguments)
     from castling.deploy import Predictor
     from castling.tasks.classification import ClassificationPrediction
 
-    predictor = Predictor(values.model, batch_size=values.batch_size, device=values.device)
+    predictor = Predictor(values.model, batch_size=values.batch_size, device=device_of(values))
     found = [
         one.top(values.top) if isinstance(one, ClassificationPrediction) else one
         for one in predictor(values.images)

@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import (
     WandbLogger,
 )
 
+from castling.utils.checks import check_known
 from castling.utils.text import did_you_mean
 
 
@@ -69,12 +70,8 @@ def check_loggers(loggers: Sequence[str | Mapping[str, Any]]) -> None:
             )
         parameters = inspect.signature(kind.make).parameters
         open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        unknown = [option for option in options if option not in parameters]
-        if unknown and not open_ended:
-            raise ValueError(
-                f"save.loggers: {name} has no option {unknown[0]!r}"
-                f"{did_you_mean(unknown[0], parameters)}"
-            )
+        if not open_ended:
+            check_known(options, parameters, f"save.loggers, {name}")
 
 
 def make_loggers(loggers: Sequence[str | Mapping[str, Any]], run_dir: Path) -> list[Logger]:

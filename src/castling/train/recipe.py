@@ -199,7 +199,7 @@ class SaveConfig:
         every_epochs: write checkpoints/last.ckpt after every so many epochs.
         every_steps: also within epochs, every so many steps; 0 is off.
         validate_epochs: evaluate after every so many epochs, and after the last.
-        log_steps: write the loss to TensorBoard and the live display every so many steps.
+        log_steps: write the loss to the loggers and the live display every so many steps.
         best: keep the weights of the best evaluation, by the task's headline metric on the
             validation images. Counted are evaluations at which the switch is possible, that is
             with the auxiliary masks empty; of equals the later one wins.

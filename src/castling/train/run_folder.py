@@ -14,6 +14,7 @@ import torch
 
 from castling.models.saved import check_model_files
 from castling.tasks.result import RESULT, TrainResult, read_result
+from castling.tasks.run_recipe import read_run_recipe
 from castling.train.recipe import Recipe
 from castling.train.recipe_file import load_recipe, recipe_differences, recipe_to_yaml
 from castling.utils.files import write_text
@@ -80,12 +81,12 @@ def find_run(
 def _recipe_of(run_dir: Path) -> Recipe:
     path = run_dir / "recipe.yaml"
     try:
+        read_run_recipe(path)
         return load_recipe(path)
-    except (FileNotFoundError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(
-            f"{path} is missing or damaged ({first_line(error)}), so it cannot be seen whether "
-            "this is the same run: put the recipe that it was started with there, or choose "
-            "another --run"
+            f"{first_line(error)}, so it cannot be seen whether this is the same run: put the "
+            f"recipe of the run there, as {path.name} of such a run has it, or choose another --run"
         ) from error
 
 

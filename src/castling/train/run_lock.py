@@ -93,7 +93,7 @@ def check_unlocked(run_dir: Path) -> None:
     path = run_dir / LOCK
     try:
         descriptor = os.open(path, os.O_RDWR)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     try:
         _check_holder(read_holder(path), path, _guard(descriptor, path))

@@ -21,13 +21,15 @@ def read_device(text: str | torch.device, option: str = "device") -> torch.devic
 
     Args:
         text: ``auto`` (the first GPU where CUDA works, else the CPU), ``cpu``, ``cuda``,
-            ``cuda:1``, ``mps``; a ``torch.device`` is only checked.
+            ``cuda:1``, ``mps``; a ``torch.device`` of any kind is given back.
         option: what the word was given for, for the message.
 
     Raises:
         ValueError: no such word, or no such device; the message says what there is.
     """
     if isinstance(text, torch.device):
+        if text.type not in ("cuda", "mps"):
+            return text
         text = str(text)
     check_device_word(text, option)
     if text == "auto":
