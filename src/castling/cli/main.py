@@ -6,6 +6,7 @@ standard error.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import traceback
@@ -178,7 +179,10 @@ def switch(arguments: list[str]) -> int:
             force=values.force,
             overwrite=values.overwrite,
         )
-    except SwitchRefusedError as error:  # its advice is for Python
+    except SwitchRefusedError as error:
+        if math.isnan(error.report.max_gap):
+            raise
+        # Its advice is for Python.
         raise RuntimeError(
             f"the outputs would change by up to {error.report.max_gap:.2e} of their size, above "
             f"the tolerance {error.report.tolerance:g}: train to the end of the branch's schedule "

@@ -151,6 +151,7 @@ def prepare(
     seed_everything(recipe.seed)
     data, task = open_data(recipe)
     model, card = build(recipe, task)
+    task.see_training_labels(data.dataset("train").selection.labels)
     check_early_stopping(recipe.early_stopping, model)
     start = (0, 0)
     if checkpoint is not None:
