@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser
 
-from castling.cli.parts import parser_for, read_size, say, show
+from castling.cli.parts import add_device, device_of, parser_for, read_size, say, show
 
 if TYPE_CHECKING:
     from castling.profiling.results import BenchResult
@@ -170,14 +170,14 @@ def plan(arguments: list[str]) -> int:
     from castling.profiling.planning import WITHIN
     from castling.profiling.planning import plan as make_plan
 
-    size = read_size(values.image_size)
+    size, timing = read_size(values.image_size), _timing(values)
     found = make_plan(
         _model(values.model, values.checkpoint, size),
         read_attention(values.attention),
         image_size=size,
         batch=values.batch,
         name=values.model,
-        **_timing(values),
+        **timing,
     )
     found.save(values.output)
     assert found.error is not None
@@ -221,13 +221,13 @@ def _add_timing(parser: ArgumentParser, rounds: int, seconds: float) -> None:
         default="wall",
         help="wall, or cpu on a busy machine, with --threads 1 (default: wall)",
     )
-    parser.add_argument("--device", default="cpu")
+    add_device(parser)
 
 
 def _timing(values: Any) -> dict[str, Any]:
     """The arguments of ``_add_timing``, as all measuring functions take them."""
-    names = ("rounds", "seconds", "threads", "clock", "device")
-    return {name: getattr(values, name) for name in names}
+    names = ("rounds", "seconds", "threads", "clock")
+    return {name: getattr(values, name) for name in names} | {"device": device_of(values)}
 
 
 def _add_timing_and_files(parser: ArgumentParser, rounds: int, seconds: float) -> None:

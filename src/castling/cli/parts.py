@@ -87,6 +87,27 @@ def add_data(parser: ArgumentParser, what: str) -> None:
     )
 
 
+def add_device(parser: ArgumentParser, what: str = "where it runs") -> None:
+    """``--device``, in the words of recipes; see :func:`device_of`."""
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        help=f"{what}: auto, cpu, cuda, cuda:1 or mps (default: cpu)",
+    )
+
+
+def device_of(values: Any) -> str:
+    """The device that ``--device`` names; ValueError says what there is where it is missing."""
+    from castling.utils.devices import read_device
+
+    return str(read_device(values.device, "--device"))
+
+
+def add_overwrite(parser: ArgumentParser) -> None:
+    """``--overwrite``, for verbs that write files under a name that may be taken."""
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+
+
 def data_of(source: str | None) -> DataConfig | None:
     """The data that ``--data`` names; None without it."""
     from castling.data import DataConfig

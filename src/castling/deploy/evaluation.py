@@ -20,6 +20,7 @@ from castling.tasks import (
     evaluate_loader,
     task_from_card,
 )
+from castling.utils.devices import read_device
 
 SPLITS = ("train", "val", "test")
 
@@ -69,6 +70,6 @@ def evaluate(
             )
     images = open_saved_data(made, card, data)
     if device is not None:
-        model.to(device)
+        model.to(read_device(device))
     found = evaluate_loader(made, model, images.loader(split), split)
     return dataclasses.replace(found, notes=images.notes)

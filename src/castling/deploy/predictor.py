@@ -22,6 +22,7 @@ from castling.export import open_exported
 from castling.models.card import ModelCard
 from castling.models.saved import open_model
 from castling.tasks import Prediction, Task, task_from_card
+from castling.utils.devices import read_device
 from castling.utils.files import write_csv
 from castling.utils.modes import eval_mode
 
@@ -95,7 +96,7 @@ class Predictor:
         self, network: nn.Module, device: str | torch.device | None
     ) -> Callable[[Batch], dict[str, Tensor]]:
         if device is not None:
-            network.to(device)
+            network.to(read_device(device))
         parameter = next(network.parameters(), None)
         place = torch.device("cpu") if parameter is None else parameter.device
         self.task.to(place)

@@ -24,6 +24,8 @@ from castling.surgery import strip_
 from castling.utils.files import write_bytes, write_text
 
 WEIGHTS = "model.safetensors"
+#: What the switch measured, beside a switched model.
+CERTIFICATE = "certificate.json"
 
 
 def save_model(
@@ -100,6 +102,26 @@ def open_model(path: str | os.PathLike[str]) -> tuple[nn.Module, ModelCard]:
         fold_(model)
     _load_strictly(model, _read_weights(folder / WEIGHTS), folder / WEIGHTS)
     return model, card
+
+
+def check_model_files(folder: str | os.PathLike[str]) -> None:
+    """Check that both files of a saved model are there and whole; weights are not read.
+
+    Raises:
+        FileNotFoundError: one is missing; the message names it.
+        ValueError: one is damaged; the message names it.
+    """
+    folder = Path(folder)
+    for name in (WEIGHTS, CARD):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name} is missing")
+    read_card(folder / CARD)
+    path = folder / WEIGHTS
+    try:
+        with safetensors.safe_open(path, framework="pt"):  # compares the header with the length
+            pass
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error})") from error
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:

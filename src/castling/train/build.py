@@ -15,6 +15,8 @@ from castling.models.builder import build_model
 from castling.models.card import ModelCard, describe_attention
 from castling.models.saved import load_weights
 from castling.tasks import Task, build_task, task_class, task_to_dict
+from castling.train.hardware import check_hardware
+from castling.train.loggers import check_loggers
 from castling.train.optimization import check_optimizer
 from castling.train.recipe import Recipe
 
@@ -25,23 +27,16 @@ def check(recipe: Recipe) -> None:
     Raises:
         ValueError: with what is wrong and what to do.
         FileNotFoundError: weights or a teacher that do not exist.
+        ModuleNotFoundError: a logger's package is not installed.
     """
     check_optimizer(recipe.optim)
-    check_hardware(recipe)
+    check_hardware(recipe.hardware)
+    check_loggers(recipe.save.loggers)
     if recipe.model.checkpoint and not Path(recipe.model.checkpoint).exists():
         raise FileNotFoundError(f"model.checkpoint: there is nothing at {recipe.model.checkpoint}")
     if recipe.model.attention is not None:
         attention_config(recipe.model.attention)
     task_class(recipe.task).check(recipe)
-
-
-def check_hardware(recipe: Recipe) -> None:
-    """Raise ValueError where the recipe asks for a GPU that is not there."""
-    if recipe.hardware.accelerator == "gpu" and not torch.cuda.is_available():
-        raise ValueError(
-            "hardware.accelerator is gpu, but PyTorch finds none on this machine: leave it at "
-            "auto, or choose cpu"
-        )
 
 
 def open_data(recipe: Recipe) -> tuple[DataModule, Task]:
