@@ -121,6 +121,23 @@ class Task(nn.Module):
         values = {name: getattr(self.transform_options, name) for name in names}
         return values | {"mean": self.preprocess.mean, "std": self.preprocess.std}
 
+    def input_format(self) -> dict[str, Any]:
+        """How to turn an image file into the model's input, for readers that lack castling.
+
+        Plain values, stored in exported files. Here what all tasks share; a task adds how its
+        images are resized.
+        """
+        height, width = self.transform_options.size
+        return {
+            "input_size": [height, width],
+            "mean": list(self.preprocess.mean),
+            "std": list(self.preprocess.std),
+            "channel_order": "RGB",
+            "value_range": [0, 1],
+            "layout": "NCHW",
+            "dtype": "float32",
+        }
+
     def transform(self, *, training: bool) -> Transform:
         """From samples to batches."""
         raise NotImplementedError

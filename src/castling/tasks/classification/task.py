@@ -118,6 +118,11 @@ class ClassificationTask(Task):
             teacher._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
+    def input_format(self) -> dict[str, Any]:
+        """Classes, and how images are scaled and cropped; see ``docs/reference/file-formats.md``."""
+        steps = ClassificationEvalTransform(self.transform_options)
+        return {"classes": list(self.info.classes)} | super().input_format() | steps.description()
+
     def transform(self, *, training: bool) -> Transform:
         """Augmentation for training, scale and crop otherwise."""
         options = self.transform_options
