@@ -77,7 +77,7 @@ def demo(arguments: list[str]) -> int:
 
 def train(arguments: list[str]) -> int:
     """See VERBS."""
-    from castling.train import dry_run, parse_flags
+    from castling.train import dry_run, parse_flags, recipe_changes
     from castling.train import train as train_model
 
     def extend(parser: ArgumentParser) -> None:
@@ -103,9 +103,9 @@ def train(arguments: list[str]) -> int:
     result = train_model(recipe, folder, resume=values.resume)
     if not result.metrics:  # one of several processes; the first one reports
         return 0
-    from castling.profiling.report import write_run_report
+    from castling.profiling.run_report import write_run_report
 
-    page = write_run_report(folder)
+    page = write_run_report(folder, recipe_changes(recipe))
     text = f"{result}\nreport: {page}"
     if result.already_finished:
         text = (

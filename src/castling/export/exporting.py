@@ -141,8 +141,7 @@ def export(
                 outputs=outputs,
                 dynamic=plan.dynamic,
                 metadata={
-                    str(key): json.dumps(value, ensure_ascii=False)
-                    for key, value in values.items()
+                    str(key): json.dumps(value, ensure_ascii=False) for key, value in values.items()
                 },
                 opset=opset,
                 portable=portable,

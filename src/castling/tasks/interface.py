@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
@@ -12,6 +13,7 @@ from castling.data.registry import DataInfo
 from castling.data.sample import Batch
 from castling.tasks.normalize import Normalize
 from castling.tasks.prediction import Prediction
+from castling.tasks.reporting import ReportPart
 
 if TYPE_CHECKING:
     import torchmetrics
@@ -89,6 +91,8 @@ class Task(nn.Module):
     prediction_class: ClassVar[type[Prediction]] = Prediction
     #: Configuration class of its transforms.
     transform_config: ClassVar[type[TransformConfig]]
+    #: Columns of a run's ``predictions.csv`` after ``name``; empty for a task that writes none.
+    record_columns: ClassVar[tuple[str, ...]] = ()
     #: Options of the transforms that evaluation needs.
     preprocessing_options: ClassVar[tuple[str, ...]] = ("image_size",)
 
@@ -172,6 +176,18 @@ class Task(nn.Module):
     def class_metrics(self, metric: torchmetrics.Metric) -> dict[str, float | None]:
         """One figure per class; None for a class without images, empty where there is none."""
         return {}
+
+    def record(self, prediction: Prediction, target: Mapping[str, Tensor]) -> dict[str, Any]:
+        """``record_columns`` of one labelled image, for ``predictions.csv``."""
+        raise NotImplementedError
+
+    def choose_examples(self, records: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Positions of the records whose images a report shows; a few dozen at most."""
+        return []
+
+    def report_parts(self, records: Sequence[Mapping[str, str]]) -> list[ReportPart]:
+        """Tables and examples for a report, from the rows of ``predictions.csv``."""
+        return []
 
     def draw(
         self,

@@ -16,6 +16,7 @@ from castling.models.card import ModelCard
 from castling.models.saved import save_model
 from castling.surgery import SwitchRefusedError, switch_
 from castling.tasks import evaluate_loader
+from castling.tasks.records import write_records
 from castling.tasks.result import RESULT, TrainResult
 from castling.train.callbacks import History, WeightAverage, reestimate_batchnorm
 from castling.train.callbacks.batchnorm import training_images
@@ -69,6 +70,7 @@ def finish(
     )
     if auxiliaries(model) and module.recipe.switch.enabled:
         result = _switch(model, module, card, run_dir, result)
+    write_records(module.task, model, module.data, run_dir)
     write_json(run_dir / RESULT, result.to_dict())
     return result
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -20,6 +20,7 @@ from castling.data.transforms.classification import (
     ClassificationTrainTransform,
     ClassificationTransformConfig,
 )
+from castling.tasks.classification import report
 from castling.tasks.classification.config import ClassificationConfig
 from castling.tasks.classification.losses import (
     distillation_loss,
@@ -31,6 +32,7 @@ from castling.tasks.classification.prediction import ClassificationPrediction
 from castling.tasks.interface import RecipeLike, Step, Task
 from castling.tasks.prediction import Prediction
 from castling.tasks.registry import register_task
+from castling.tasks.reporting import ReportPart
 from castling.tasks.teacher import Teacher, check_teacher, load_teacher
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ class ClassificationTask(Task):
     kinds = frozenset({"classification"})
     pipeline_tag = "image-classification"
     prediction_class = ClassificationPrediction
+    record_columns = report.COLUMNS
     transform_config = ClassificationTransformConfig
     preprocessing_options: ClassVar[tuple[str, ...]] = (
         "image_size",
@@ -119,7 +122,7 @@ class ClassificationTask(Task):
         return super()._apply(fn, recurse)
 
     def input_format(self) -> dict[str, Any]:
-        """Classes, and how images are scaled and cropped; see ``docs/reference/file-formats.md``."""
+        """Classes, and how images are scaled and cropped."""
         steps = ClassificationEvalTransform(self.transform_options)
         return {"classes": list(self.info.classes)} | super().input_format() | steps.description()
 
@@ -218,6 +221,23 @@ class ClassificationTask(Task):
         """Percent right of each class; None for a class without an image."""
         values: list[float | None] = metric.class_accuracy()  # type: ignore[operator]
         return dict(zip(self.info.classes, values, strict=True))
+
+    def record(self, prediction: Prediction, target: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Label, best class and its probability."""
+        assert isinstance(prediction, ClassificationPrediction)
+        return {
+            "label": self.info.classes[int(target["label"])],
+            "predicted": prediction.classes[0],
+            "probability": round(prediction.probabilities[0], 6),
+        }
+
+    def choose_examples(self, records: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Confident mistakes, and right ones of many classes."""
+        return report.choose_examples(records)
+
+    def report_parts(self, records: Sequence[Mapping[str, str]]) -> list[ReportPart]:
+        """Confusions, classes, examples."""
+        return report.report_parts(records, self.info.classes)
 
     def draw(
         self,
