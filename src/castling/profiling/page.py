@@ -19,6 +19,8 @@ from castling.utils.files import write_text
 
 #: Up to this side (pixels) an image is enlarged with its pixels visible.
 _DOTS = 64
+#: Up to so many columns a table fits the screen of a phone.
+_NARROW = 5
 
 
 @dataclass
@@ -79,18 +81,19 @@ def table(
 ) -> str:
     """A table; the first column is left-aligned, row ``best`` is highlighted.
 
-    Narrow screens show every row as a block of its own, so that nothing is cut. A table of more
-    than ``fold_after`` rows is folded.
+    Narrow screens show every row of a wide table as a block of its own, so that nothing is cut. A
+    table of more than ``fold_after`` rows is folded.
     """
+    kind = "rows" if len(head) <= _NARROW else "rows wide"
     lines = ["<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in head) + "</tr>"]
     for index, row in enumerate(rows):
-        kind = ' class="best"' if index == best else ""
+        mark = ' class="best"' if index == best else ""
         cells = "".join(
             f'<td data-label="{html.escape(label)}">{html.escape(cell)}</td>'
             for label, cell in zip(head, row, strict=True)
         )
-        lines.append(f"<tr{kind}>{cells}</tr>")
-    text = '<table class="rows">\n' + "\n".join(lines) + "\n</table>"
+        lines.append(f"<tr{mark}>{cells}</tr>")
+    text = f'<table class="{kind}">\n' + "\n".join(lines) + "\n</table>"
     count = len(lines) - 1
     return details(f"all {count}", text) if count > fold_after else text
 

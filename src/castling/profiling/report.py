@@ -10,7 +10,16 @@ from typing import Any
 from PIL import Image
 
 from castling.profiling.formatting import short
-from castling.profiling.page import Page, badge, cards, figures, gallery, subheading, table
+from castling.profiling.page import (
+    Page,
+    badge,
+    cards,
+    figures,
+    gallery,
+    paragraph,
+    subheading,
+    table,
+)
 from castling.profiling.plots import Curve, Plot, lines
 from castling.profiling.results import BenchResult
 from castling.tasks.result import TrainResult, metric_label
@@ -23,7 +32,10 @@ def new_page(title: str, subtitle: str, headline: str = "") -> Page:
 
 
 def add_accuracy(
-    page: Page, results: Mapping[str, TrainResult], macs: Mapping[str, int] | None = None
+    page: Page,
+    results: Mapping[str, TrainResult],
+    macs: Mapping[str, int] | None = None,
+    remark: str = "",
 ) -> None:
     """One row per run: accuracy before and after the switch, size, training time.
 
@@ -31,6 +43,7 @@ def add_accuracy(
         page: is added to.
         results: name → result.
         macs: name → multiply-accumulates of the model in use.
+        remark: a paragraph below the table.
     """
     rows = []
     for name, result in results.items():
@@ -53,6 +66,7 @@ def add_accuracy(
             ["model", "validation", "test", "test, switched", "parameters", "MACs", "training"],
             rows,
         ),
+        *([paragraph(remark)] if remark else []),
         note=f"{_label(results)} on images that were not trained on. “Switched” is the model in "
         "use: its softmax branch, there for training only, has been cast away. MACs count every "
         "matrix product of one image.",
@@ -210,12 +224,14 @@ def _speed_table(result: BenchResult[Any]) -> str:
             cells.append(
                 "–"
                 if row is None or row.milliseconds is None
-                else f"{short(row.milliseconds)} ({short(row.low)}–{short(row.high)})"
+                # word joiners: a range is not broken
+                else f"{short(row.milliseconds)} ({short(row.low)}\u2060–\u2060{short(row.high)})"
             )
         tokens = crossovers.get(label)
         said = f"{tokens} tokens" if tokens else "not here"
         lines.append([*cells, said if label in crossovers else "–"])
-    head = [f"ms (quartiles) by {result.axis}", *(f"{size:g}" for size in sizes)]
+    unit = "px" if "pixels" in result.axis else result.axis
+    head = ["ms (quartiles)", *(f"{size:g} {unit}" for size in sizes)]
     return table([*head, "beats softmax from"], lines)
 
 
