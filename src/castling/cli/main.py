@@ -13,36 +13,43 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser
-from jsonargparse.typing import PositiveInt
 
+from castling.cli.compare import compare
+from castling.cli.lists import attentions, models
 from castling.cli.measure import bench, plan
 from castling.cli.parts import (
     add_data,
     add_json,
+    add_quiet,
     argument_text,
+    class_table,
     data_of,
     parser_for,
     parser_options,
+    progress_of,
     read_size,
-    say,
     show,
 )
+from castling.cli.predict import predict
+from castling_launcher import INTERRUPTED, REFUSED
 
 Verb = Callable[[list[str]], int]
+#: Up to so many classes ``evaluate`` prints their table unasked.
+_FEW_CLASSES = 20
 
 
 def run(verb: str, arguments: list[str]) -> int:
     """Run a verb.
 
     Returns:
-        the exit code: 0; 1 where some inputs of many failed; 130 after Ctrl-C; 2 for whatever else
-        went wrong, with one line on standard error. ``CASTLING_DEBUG=1`` shows the traceback.
+        the exit code; see ``castling_launcher.EXIT_CODES``. ``CASTLING_DEBUG=1`` shows the
+        traceback of an error.
     """
     try:
         return FUNCTIONS[verb](arguments)
     except KeyboardInterrupt:
         print(f"castling {verb}: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -59,7 +66,7 @@ def run(verb: str, arguments: list[str]) -> int:
         print(f"castling {verb}: {text}", file=sys.stderr)
         if not expected:
             print("CASTLING_DEBUG=1 shows where it happened", file=sys.stderr)
-        return getattr(error, "exit_code", 2)
+        return getattr(error, "exit_code", REFUSED)
 
 
 def demo(arguments: list[str]) -> int:
@@ -67,10 +74,13 @@ def demo(arguments: list[str]) -> int:
     parser = parser_for("demo")
     parser.add_argument("--folder", default="runs/demo", help="where runs and report go")
     parser.add_argument("--epochs", type=int, default=10, help="per model (default: 10)")
+    add_quiet(parser)
     values = parser.parse_args(arguments)
     from castling.demo import run_demo
 
-    result = run_demo(values.folder, say, epochs=values.epochs)
+    result = run_demo(
+        values.folder, progress_of(values), epochs=values.epochs, progress=not values.quiet
+    )
     show(values, result.to_dict(), f"\nreport: {result.report}  ({result.seconds:.0f} s in all)")
     return 0
 
@@ -92,6 +102,7 @@ def train(arguments: list[str]) -> int:
             "--dry_run", action="store_true", help="only try a step, on generated images"
         )
         add_json(parser)
+        add_quiet(parser)
 
     recipe, values = parse_flags(arguments, extend=extend, **parser_options("train"))
     if values.dry_run:
@@ -100,7 +111,7 @@ def train(arguments: list[str]) -> int:
         return 0
     source = Path(str(recipe.data.source).split(":")[-1]).stem
     folder = values.run or f"runs/{recipe.model.name}-{source}"
-    result = train_model(recipe, folder, resume=values.resume)
+    result = train_model(recipe, folder, resume=values.resume, progress=not values.quiet)
     if not result.metrics:  # one of several processes; the first one reports
         return 0
     from castling.profiling.run_report import write_run_report
@@ -125,6 +136,11 @@ def evaluate(arguments: list[str]) -> int:
     parser.add_argument(
         "--unswitched", action="store_true", help="the model as trained, with its auxiliary branch"
     )
+    parser.add_argument(
+        "--per_class",
+        action="store_true",
+        help=f"print the table of classes (default: with at most {_FEW_CLASSES} classes)",
+    )
     parser.add_argument("--device", default="cpu")
     values = parser.parse_args(arguments)
     from castling.deploy import evaluate as evaluate_model
@@ -137,11 +153,13 @@ def evaluate(arguments: list[str]) -> int:
     result = evaluate_model(folder, data_of(values.data), split=values.split, device=values.device)
     percentages = task_from_card(read_card(folder / "model.json")).percentages
     lines = [
-        f"{folder}, {result.images} {result.split} images",
+        f"{folder} on {result.describe()}",
         describe_metrics(result.metrics, percentages),
         f"{result.images_per_second:.0f} images/s with loading",
         *(f"note: {note}" for note in result.notes),
     ]
+    if values.per_class or len(result.class_figures) <= _FEW_CLASSES:
+        lines += class_table(result.class_figures)
     show(values, {"model": str(folder), **result.to_dict()}, "\n".join(lines))
     return 0
 
@@ -178,34 +196,6 @@ def switch(arguments: list[str]) -> int:
         ) from error
     show(values, {**report.to_dict(), "folder": str(folder)}, f"{report}\nwritten to {folder}")
     return 0
-
-
-def predict(arguments: list[str]) -> int:
-    """See VERBS."""
-    parser = parser_for("predict")
-    parser.add_argument("model", help="folder of a run or of a saved model, or an exported file")
-    parser.add_argument("images", nargs="+", help="image files and folders")
-    parser.add_argument("--top", type=PositiveInt, default=5, help="classes per image (default: 5)")
-    parser.add_argument("--batch_size", type=PositiveInt, default=32, help="(default: 32)")
-    parser.add_argument("--device", default="cpu", help="of PyTorch models (default: cpu)")
-    parser.add_argument("--csv", help="write the predictions as a table to this file")
-    values = parser.parse_args(arguments)
-    from castling.deploy import Predictor
-    from castling.tasks.classification import ClassificationPrediction
-
-    predictor = Predictor(values.model, batch_size=values.batch_size, device=values.device)
-    found = [
-        one.top(values.top) if isinstance(one, ClassificationPrediction) else one
-        for one in predictor(values.images)
-    ]
-    if values.csv:
-        predictor.to_csv(found, values.csv)
-    lines = [f"{one.name}  {one.summary()}" for one in found if not one.error]
-    show(values, [one.to_dict() for one in found], "\n".join(lines))
-    failed = [one for one in found if one.error]
-    for one in failed:
-        print(f"castling predict: {one.error}", file=sys.stderr)
-    return 1 if failed else 0
 
 
 def export(arguments: list[str]) -> int:
@@ -256,31 +246,6 @@ def export(arguments: list[str]) -> int:
     return 0
 
 
-def models(arguments: list[str]) -> int:
-    """See VERBS."""
-    parser = parser_for("models")
-    parser.add_argument("pattern", nargs="?", default="*", help="such as 'castling_*'")
-    parser.add_argument("--macs", action="store_true", help="build each and count")
-    values = parser.parse_args(arguments)
-    from castling.profiling.catalogue import list_models
-
-    found = list_models(values.pattern, count=values.macs)
-    lines = [str(entry) for entry in found]
-    show(values, [entry.to_dict() for entry in found], "\n".join(lines))
-    return 0
-
-
-def attentions(arguments: list[str]) -> int:
-    """See VERBS."""
-    parser = parser_for("attentions")
-    values = parser.parse_args(arguments)
-    from castling.profiling.catalogue import list_attentions
-
-    found = list_attentions()
-    show(values, [entry.to_dict() for entry in found], "\n".join(str(entry) for entry in found))
-    return 0
-
-
 FUNCTIONS: dict[str, Verb] = {
     "demo": demo,
     "train": train,
@@ -290,6 +255,7 @@ FUNCTIONS: dict[str, Verb] = {
     "export": export,
     "models": models,
     "attentions": attentions,
+    "compare": compare,
     "bench": bench,
     "plan": plan,
 }

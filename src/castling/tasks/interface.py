@@ -177,6 +177,13 @@ class Task(nn.Module):
         """One figure per class; None for a class without images, empty where there is none."""
         return {}
 
+    def class_figures(self, metric: torchmetrics.Metric) -> dict[str, dict[str, float | None]]:
+        """A table of the classes: class → column → value, ``"images"`` the number of images.
+
+        Other values are percentages; None where there is no value. Empty for a task without.
+        """
+        return {}
+
     def record(self, prediction: Prediction, target: Mapping[str, Tensor]) -> dict[str, Any]:
         """``record_columns`` of one labelled image, for ``predictions.csv``."""
         raise NotImplementedError

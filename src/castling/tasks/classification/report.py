@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from castling.tasks.classification.figures import class_figures, confusion_matrix
 from castling.tasks.reporting import Example, ReportExamples, ReportPart, ReportTable
 
 COLUMNS = ("label", "predicted", "probability")
@@ -17,49 +18,6 @@ MATRIX_CLASSES = 20
 TOP_CONFUSIONS = 20
 WRONG_EXAMPLES = 24
 RIGHT_EXAMPLES = 12
-
-
-class ClassFigures(NamedTuple):
-    """Figures of one class.
-
-    Attributes:
-        precision: share of the images called so that are so, in [0, 1]; None where none is.
-        recall: share of its images that are recognised, in [0, 1]; None without images.
-        f1: harmonic mean of the two; 0 where no image is right, None without images.
-        images: number of images.
-    """
-
-    precision: float | None
-    recall: float | None
-    f1: float | None
-    images: int
-
-
-def confusion_matrix(
-    labels: Sequence[str], predicted: Sequence[str], classes: Sequence[str]
-) -> NDArray[np.int64]:
-    """(K, K) number of images by class (row) and prediction (column)."""
-    place = {name: index for index, name in enumerate(classes)}
-    matrix = np.zeros((len(classes), len(classes)), dtype=np.int64)
-    for truth, said in zip(labels, predicted, strict=True):
-        matrix[place[truth], place[said]] += 1
-    return matrix
-
-
-def class_figures(matrix: NDArray[np.int64]) -> list[ClassFigures]:
-    """Precision, recall and F1 of every class of a confusion matrix (K, K)."""
-    figures = []
-    for index, right in enumerate(matrix.diagonal().tolist()):
-        images, called = int(matrix[index].sum()), int(matrix[:, index].sum())
-        figures.append(
-            ClassFigures(
-                precision=right / called if called else None,
-                recall=right / images if images else None,
-                f1=2 * right / (images + called) if images else None,
-                images=images,
-            )
-        )
-    return figures
 
 
 def choose_examples(rows: Sequence[Mapping[str, Any]]) -> list[int]:

@@ -222,6 +222,18 @@ class ClassificationTask(Task):
         values: list[float | None] = metric.class_accuracy()  # type: ignore[operator]
         return dict(zip(self.info.classes, values, strict=True))
 
+    def class_figures(self, metric: torchmetrics.Metric) -> dict[str, dict[str, float | None]]:
+        """Precision, recall and F1 in percent, and number of images, of each class."""
+        return {
+            name: {
+                **{key: None if share is None else 100 * share for key, share in shares.items()},
+                "images": images,
+            }
+            for name, one in zip(self.info.classes, metric.class_figures(), strict=True)  # type: ignore[operator]
+            for shares in [one._asdict()]
+            for images in [shares.pop("images")]
+        }
+
     def record(self, prediction: Prediction, target: Mapping[str, Tensor]) -> dict[str, Any]:
         """Label, best class and its probability."""
         assert isinstance(prediction, ClassificationPrediction)
