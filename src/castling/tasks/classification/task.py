@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from castling.data.erasing import erase_batch
@@ -263,11 +263,13 @@ class ClassificationTask(Task):
         lines = [f"{name} {probability:.0%}" for name, probability in ranked]
         if target is not None:
             lines.append(f"truth: {self.info.classes[int(target['label'])]}")
-        height = 12 * len(lines) + 4
-        width = max(image.width, 120)
-        canvas = Image.new("RGB", (width, image.height + height), "white")
+        size = max(10, image.width // 25)
+        width, step = max(image.width, 12 * size), size + size // 4
+        canvas = Image.new("RGB", (width, image.height + step * len(lines) + step // 2), "white")
         canvas.paste(image, ((width - image.width) // 2, 0))
-        ImageDraw.Draw(canvas).multiline_text((4, image.height + 2), "\n".join(lines), "black")
+        write, font = ImageDraw.Draw(canvas), ImageFont.load_default(size)
+        for row, line in enumerate(lines):
+            write.text((size // 2, image.height + 2 + row * step), line, "black", font=font)
         return canvas
 
 
