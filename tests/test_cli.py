@@ -13,7 +13,9 @@ import castling_launcher
 from castling import cli, demo
 from castling.attention import auxiliaries, set_progress
 from castling.models.saved import open_model, save_model
+from castling.profiling.model_results import ModelMeasurement, ModelsResult
 from castling.profiling.planning import WITHIN
+from castling.tasks import TrainResult
 
 
 def run(*arguments):
@@ -343,3 +345,29 @@ def test_demo(tmp_path):
     assert result.export.max_difference < 1e-4
     assert result.results["Castling-ViT"].switch["exact"]
     assert any("after the switch" in line for line in said)
+
+
+def test_the_headline_of_the_demo():
+    def result(top1, switched=None):
+        after = {} if switched is None else {"test_top1": switched}
+        return TrainResult(run_dir="", metrics={"test_top1": top1}, switched_metrics=after)
+
+    def row(model, side, milliseconds):
+        return ModelMeasurement(model, "eager", side, side, 1, milliseconds=milliseconds)
+
+    rows = (
+        *(row("deit_pico", 64, 1.0), row("deit_pico", 512, 720.0)),
+        *(row("castling_deit_pico", 64, 2.0), row("castling_deit_pico", 512, 100.0)),
+    )
+    measured = ModelsResult(rows, {}, {})
+    results = {"softmax ViT": result(73.04), "Castling-ViT": result(95.0, 95.46)}
+    said = demo.headline(results, measured)
+    assert said.startswith("At 512 px Castling-ViT is 7.2 times as fast as the same ViT")
+    assert "(100 against 720 ms per image on one CPU thread)" in said
+    assert "95.5 % of the test images right against 73.0 % of the softmax ViT." in said
+    # the fairer comparison, where there is one
+    results["softmax ViT + convolution"] = result(93.3)
+    assert "against 93.3 % of the softmax ViT + convolution." in demo.headline(results, measured)
+    slower = ModelsResult(rows[::2], {}, {})
+    assert "is 0.5 times the speed of" in demo.headline(results, slower)
+    assert demo.headline(results, ModelsResult((), {}, {})) == ""

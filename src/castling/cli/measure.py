@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser
 
-from castling.cli.parts import add_device, device_of, parser_for, read_size, say, show
+from castling.cli.parts import (
+    add_device,
+    add_quiet,
+    device_of,
+    parser_for,
+    progress_of,
+    read_size,
+    show,
+)
+from castling.utils.text import did_you_mean
 
 if TYPE_CHECKING:
     from castling.profiling.results import BenchResult
@@ -99,7 +109,7 @@ def bench_ops(arguments: list[str]) -> int:
         settings,
         backends=values.backends or None,
         backward=values.backward,
-        report=_progress,
+        report=_progress(values),
         **_timing(values),
     )
     return _finish(values, result, "ops", arguments)
@@ -142,7 +152,7 @@ def bench_models(arguments: list[str]) -> int:
         [read_size(text) for text in values.sizes],
         batches=values.batches,
         variants=values.runtimes,
-        report=_progress,
+        report=_progress(values),
         **_timing(values),
     )
     return _finish(values, result, "models", arguments)
@@ -235,16 +245,21 @@ def _add_timing_and_files(parser: ArgumentParser, rounds: int, seconds: float) -
     parser.add_argument("--output", help="JSON file to write the result to")
     parser.add_argument("--csv", help="CSV file to write the measurements to")
     parser.add_argument("--plot", help="PNG file to write the plot to")
+    add_quiet(parser)
 
 
 def _check(option: str, given: list[str], known: Any) -> None:
     unknown = [name for name in given if name not in known]
     if unknown:
-        raise ValueError(f"{option}: no {unknown[0]!r}; there are: {', '.join(known)}")
+        raise ValueError(
+            f"{option}: no {unknown[0]!r}; there are: {', '.join(known)}"
+            f"{did_you_mean(unknown[0], known)}"
+        )
 
 
-def _progress(row: Any) -> None:
-    say(f"{row.label}, {row.point}: {'failed' if row.error else 'done'}")
+def _progress(values: Any) -> Callable[[Any], None]:
+    write = progress_of(values)
+    return lambda row: write(f"{row.label}, {row.point}: {'failed' if row.error else 'done'}")
 
 
 def _finish(values: Any, result: BenchResult[Any], part: str, arguments: list[str]) -> int:

@@ -50,6 +50,7 @@ def evaluate(
     if split not in SPLITS:
         raise ValueError(f'split must be "train", "val" or "test", got {split!r}')
     card: ModelCard | None = None
+    own: DataConfig | None = None
     if isinstance(model, nn.Module):
         if data is None:
             raise ValueError("a network needs a data config to be evaluated on")
@@ -72,4 +73,12 @@ def evaluate(
     if device is not None:
         model.to(read_device(device))
     found = evaluate_loader(made, model, images.loader(split), split)
-    return dataclasses.replace(found, notes=images.notes)
+    # Images of other data may or may not have been trained on.
+    known = own is not None and data.source == own.source
+    return dataclasses.replace(
+        found,
+        notes=images.notes,
+        split="val" if split == "test" and not images.has_test else split,
+        data=str(data.source),
+        held_out=split != "train" if known else None,
+    )

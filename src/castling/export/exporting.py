@@ -9,6 +9,7 @@ Notable:
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -41,6 +42,7 @@ from castling.export.target import (
 )
 from castling.export.verification import verify
 from castling.models.card import ModelCard
+from castling.tasks.registry import task_from_card
 from castling.utils.files import refuse_existing, replacing_together, write_json
 from castling.utils.modes import eval_mode
 from castling.utils.version import VERSION
@@ -137,16 +139,20 @@ def export(
 
         def attempt(plan: SizePlan) -> ExportReport:
             outputs = _output_names(named, plan.traced)
+            values = _metadata(plan, input_size, outputs, metadata, card)
             job = ExportJob(
                 model=named,
                 images=random_images(plan.traced, seed=1).to(named.device),
                 outputs=outputs,
                 dynamic=plan.dynamic,
-                metadata=_metadata(plan, input_size, outputs, metadata, card),
+                metadata={
+                    str(key): json.dumps(value, ensure_ascii=False) for key, value in values.items()
+                },
                 opset=opset,
                 portable=portable,
             )
-            return _write(chosen, job, plan, path, tolerance, overwrite)
+            report = _write(chosen, job, plan, path, tolerance, overwrite)
+            return dataclasses.replace(report, metadata=values)
 
         try:
             report = attempt(plan)
@@ -230,8 +236,8 @@ def _metadata(
     outputs: Sequence[str],
     further: Mapping[str, Any] | None,
     card: ModelCard | None,
-) -> dict[str, str]:
-    """What is needed to feed the file, JSON text per key."""
+) -> dict[str, Any]:
+    """What is needed to feed the file, and the values of the caller."""
     values: dict[str, Any] = {
         "input_size": list(input_size),
         "multiple": plan.multiple,
@@ -241,10 +247,8 @@ def _metadata(
     }
     if card is not None:
         card = card.at_size(input_size)
-        values |= {"classes": card.classes, "mean": list(card.mean), "std": list(card.std)}
-        values["castling"] = card.to_dict()
+        values |= task_from_card(card).input_format() | {"castling": card.to_dict()}
     taken = sorted({*values, "portable"} & set(further or {}))
     if taken:
         raise ValueError(f"metadata must not name {', '.join(taken)}: export sets them itself")
-    values |= further or {}
-    return {str(key): json.dumps(value, ensure_ascii=False) for key, value in values.items()}
+    return values | dict(further or {})

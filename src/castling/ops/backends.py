@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from castling.ops import native, triton
+from castling.utils.text import did_you_mean
 
 #: Backends behind one ``torch.library`` operator.
 FUSED = ("native", "triton")
@@ -40,7 +41,10 @@ class BackendError(RuntimeError):
 
 def _checked(backend: str) -> str:
     if backend not in BACKENDS:
-        raise ValueError(f"an attention backend is one of {', '.join(BACKENDS)}; got {backend!r}")
+        raise ValueError(
+            f"an attention backend is one of {', '.join(BACKENDS)}; got {backend!r}"
+            f"{did_you_mean(str(backend), BACKENDS)}"
+        )
     return backend
 
 

@@ -24,22 +24,40 @@ class EvaluateResult:
         metrics: by name; the percentages of the task in percent.
         per_class: the task's metric of each class; None for a class without images. Empty where
             the task has none.
+        class_figures: class → column → value: the task's table of classes, such as precision and
+            recall in percent, and ``"images"``; empty where the task has none.
         images: number of images.
         images_per_second: with loading.
-        split: which images.
+        split: which images; ``"val"`` where those serve as test images too.
+        data: what they belong to; empty where that is not known.
+        held_out: whether they were held out from the model's training; None where it is not known.
         notes: what a person should know about the images.
     """
 
     metrics: dict[str, float]
     per_class: dict[str, float | None] = dataclasses.field(default_factory=dict)
+    class_figures: dict[str, dict[str, float | None]] = dataclasses.field(default_factory=dict)
     images: int
     images_per_second: float
     split: str
+    data: str = ""
+    held_out: bool | None = None
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return dataclasses.asdict(self)
+
+    def describe(self) -> str:
+        """Which images, and whether the model was trained on them, in a sentence."""
+        name = {"train": "training", "val": "validation", "test": "test"}[self.split]
+        of = f" of {self.data}" if self.data else ""
+        held_out = {
+            None: "whether the model was trained on them is not known",
+            True: "held out from training",
+            False: "the model was trained on them",
+        }[self.held_out]
+        return f"{self.images} {name} images{of}; {held_out}"
 
 
 def _never() -> bool:
@@ -76,6 +94,7 @@ def evaluate_loader(
     return EvaluateResult(
         metrics=values,
         per_class=task.class_metrics(metric),
+        class_figures=task.class_figures(metric),
         images=count,
         images_per_second=count / (time.perf_counter() - started),
         split=split,

@@ -20,6 +20,7 @@ from castling.train.recipe import (
 from castling.train.recipe_file import (
     load_recipe,
     parse_recipe,
+    recipe_changes,
     recipe_from_dict,
     recipe_to_dict,
     recipe_to_yaml,
@@ -50,6 +51,7 @@ __all__ = [
     "open_data",
     "parse_flags",
     "parse_recipe",
+    "recipe_changes",
     "recipe_from_dict",
     "recipe_parser",
     "recipe_to_dict",

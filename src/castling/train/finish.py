@@ -21,6 +21,7 @@ from castling.models.card import CARD, ModelCard
 from castling.models.saved import CERTIFICATE, save_model
 from castling.surgery import SwitchRefusedError, switch_
 from castling.tasks import evaluate_loader
+from castling.tasks.records import write_records
 from castling.tasks.result import RESULT, TrainResult
 from castling.train.callbacks import (
     BestWeights,
@@ -66,6 +67,7 @@ def finish(
         if str(run_dir / name) != other_dir and (run_dir / name / CARD).is_file():
             shutil.rmtree(run_dir / name)
     saved = _save(module.model, weights[use], module, card, run_dir)
+    write_records(module.task, module.model, module.data, run_dir)
     early = _callback(checkpoint, EarlyStopping)
     result = TrainResult(
         run_dir=str(run_dir),

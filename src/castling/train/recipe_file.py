@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError
 
+from castling.data import DataConfig
 from castling.data.registry import source_to_dict
 from castling.tasks import task_to_dict
 from castling.train.recipe import Recipe
@@ -95,6 +96,30 @@ def recipe_differences(old: Recipe, new: Recipe) -> list[str]:
         and (key.split(".")[0] not in _FREE_SECTIONS or key in _BINDING)
         and key not in ignored
     ]
+
+
+def recipe_changes(recipe: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Options that are not at their defaults, by their names as flags: (value, default).
+
+    The defaults are those of the recipe's own task and kind of source; an option that has none,
+    such as a folder's path, has the default None. Model and source are always named.
+    """
+    source = type(recipe.data.source)
+    defaults = Recipe(
+        task=type(recipe.task)(),
+        data=DataConfig(transform=type(recipe.data.transform)()),
+    )
+    before, after = _flat(recipe_to_dict(defaults)), _flat(recipe_to_dict(recipe))
+    before = {key: value for key, value in before.items() if not key.startswith("data.source.")}
+    for field in dataclasses.fields(source):
+        if field.default is not dataclasses.MISSING:
+            before[f"data.source.{field.name}"] = _plain(field.default)
+    named = ("model.name", "data.source.name")
+    return {
+        key: (value, before.get(key))
+        for key, value in after.items()
+        if key in named or value != before.get(key)
+    }
 
 
 def _plain(value: Any) -> Any:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from castling.data.erasing import erase_batch
@@ -22,6 +22,7 @@ from castling.data.transforms.classification import (
     ClassificationTrainTransform,
     ClassificationTransformConfig,
 )
+from castling.tasks.classification import report
 from castling.tasks.classification.config import ClassificationConfig
 from castling.tasks.classification.losses import (
     balanced_weights,
@@ -34,6 +35,7 @@ from castling.tasks.classification.prediction import ClassificationPrediction
 from castling.tasks.interface import RecipeLike, Step, Task
 from castling.tasks.prediction import Prediction
 from castling.tasks.registry import register_task
+from castling.tasks.reporting import ReportPart
 from castling.tasks.teacher import Teacher, check_teacher, load_teacher
 
 if TYPE_CHECKING:
@@ -59,6 +61,7 @@ class ClassificationTask(Task):
     kinds = frozenset({"classification"})
     pipeline_tag = "image-classification"
     prediction_class = ClassificationPrediction
+    record_columns = report.COLUMNS
     transform_config = ClassificationTransformConfig
     preprocessing_options: ClassVar[tuple[str, ...]] = (
         "image_size",
@@ -142,6 +145,11 @@ class ClassificationTask(Task):
         for teacher in self._teacher:
             teacher._apply(fn, recurse)
         return super()._apply(fn, recurse)
+
+    def input_format(self) -> dict[str, Any]:
+        """Classes, and how images are scaled and cropped."""
+        steps = ClassificationEvalTransform(self.transform_options)
+        return {"classes": list(self.info.classes)} | super().input_format() | steps.description()
 
     def transform(self, *, training: bool) -> Transform:
         """Augmentation for training, scale and crop otherwise."""
@@ -242,6 +250,35 @@ class ClassificationTask(Task):
         values: list[float | None] = metric.class_accuracy()  # type: ignore[operator]
         return dict(zip(self.info.classes, values, strict=True))
 
+    def class_figures(self, metric: torchmetrics.Metric) -> dict[str, dict[str, float | None]]:
+        """Precision, recall and F1 in percent, and number of images, of each class."""
+        return {
+            name: {
+                **{key: None if share is None else 100 * share for key, share in shares.items()},
+                "images": images,
+            }
+            for name, one in zip(self.info.classes, metric.class_figures(), strict=True)  # type: ignore[operator]
+            for shares in [one._asdict()]
+            for images in [shares.pop("images")]
+        }
+
+    def record(self, prediction: Prediction, target: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Label, best class and its probability."""
+        assert isinstance(prediction, ClassificationPrediction)
+        return {
+            "label": self.info.classes[int(target["label"])],
+            "predicted": prediction.classes[0],
+            "probability": round(prediction.probabilities[0], 6),
+        }
+
+    def choose_examples(self, records: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Confident mistakes, and right ones of many classes."""
+        return report.choose_examples(records)
+
+    def report_parts(self, records: Sequence[Mapping[str, str]]) -> list[ReportPart]:
+        """Confusions, classes, examples."""
+        return report.report_parts(records, self.info.classes)
+
     def draw(
         self,
         image: Image.Image,
@@ -254,11 +291,13 @@ class ClassificationTask(Task):
         lines = [f"{name} {probability:.0%}" for name, probability in ranked]
         if target is not None:
             lines.append(f"truth: {self.info.classes[int(target['label'])]}")
-        height = 12 * len(lines) + 4
-        width = max(image.width, 120)
-        canvas = Image.new("RGB", (width, image.height + height), "white")
+        size = max(10, image.width // 25)
+        width, step = max(image.width, 12 * size), size + size // 4
+        canvas = Image.new("RGB", (width, image.height + step * len(lines) + step // 2), "white")
         canvas.paste(image, ((width - image.width) // 2, 0))
-        ImageDraw.Draw(canvas).multiline_text((4, image.height + 2), "\n".join(lines), "black")
+        write, font = ImageDraw.Draw(canvas), ImageFont.load_default(size)
+        for row, line in enumerate(lines):
+            write.text((size // 2, image.height + 2 + row * step), line, "black", font=font)
         return canvas
 
 
