@@ -102,6 +102,9 @@ class Misfit:
     def message(self, path: object) -> str:
         """What differs, the likely reason, and what to do."""
         lines = [f"{path} does not fit the model, which is unchanged"]
+        theirs, ours = describe_vit(self.state), describe_vit(self.own)
+        if theirs and ours and theirs != ours:
+            lines.append(f"the file holds {theirs}; the model is {ours}")
         if self.shapes:
             pairs = [
                 f"{n} {tuple(self.state[n].shape)} for {tuple(self.own[n].shape)}"
@@ -112,9 +115,6 @@ class Misfit:
             lines.append(f"missing in the file ({len(self.missing)}): {some(self.missing)}")
         if self.unexpected:
             lines.append(f"unknown to the model ({len(self.unexpected)}): {some(self.unexpected)}")
-        theirs, ours = describe_vit(self.state), describe_vit(self.own)
-        if theirs and ours and theirs != ours:
-            lines.append(f"the file holds {theirs}; the model is {ours}")
         lines.append(self._hint())
         return "\n".join(lines)
 

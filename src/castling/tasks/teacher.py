@@ -12,7 +12,8 @@ import torch
 from jsonargparse.typing import ClosedUnitInterval, PositiveFloat
 from torch import Tensor, nn
 
-from castling.models.saved import load_weights, open_model
+from castling.models.saved import open_model
+from castling.surgery import load_checkpoint
 from castling.utils.checks import check_fields
 from castling.utils.text import did_you_mean
 
@@ -144,6 +145,6 @@ def load_teacher(config: DistillConfig, classes: Sequence[str]) -> Teacher:
         **config.kwargs,
     )
     if config.checkpoint:
-        load_weights(model, config.checkpoint)
+        load_checkpoint(model, config.checkpoint)
     described = getattr(model, "pretrained_cfg", {})
     return Teacher(model, described.get("mean"), described.get("std"))

@@ -13,14 +13,19 @@ from castling.attention import attention_config
 from castling.data import BatchKey, DataModule, open_source
 from castling.models.builder import build_model
 from castling.models.card import ModelCard, describe_attention
-from castling.models.saved import load_weights
+from castling.models.starting_weights import check_start, start_from
+from castling.surgery import LoadReport
 from castling.tasks import Task, build_task, task_class, task_to_dict
 from castling.train.optimization import check_optimizer
 from castling.train.recipe import Recipe
 
 
-def check(recipe: Recipe) -> None:
+def check(recipe: Recipe, *, resumed: bool = False) -> None:
     """Refuse what cannot work, before data is opened or a folder made.
+
+    Args:
+        recipe: what is about to be trained.
+        resumed: whether a checkpoint of the run itself takes the place of starting weights.
 
     Raises:
         ValueError: with what is wrong and what to do.
@@ -28,11 +33,34 @@ def check(recipe: Recipe) -> None:
     """
     check_optimizer(recipe.optim)
     check_hardware(recipe)
-    if recipe.model.checkpoint and not Path(recipe.model.checkpoint).exists():
-        raise FileNotFoundError(f"model.checkpoint: there is nothing at {recipe.model.checkpoint}")
+    if not resumed:
+        check_starting_weights(recipe)
     if recipe.model.attention is not None:
         attention_config(recipe.model.attention)
     task_class(recipe.task).check(recipe)
+
+
+def check_starting_weights(recipe: Recipe) -> None:
+    """Refuse starting weights that do not fit the recipe's model.
+
+    Raises:
+        FileNotFoundError: they do not exist.
+        ValueError: they do not fit, or are no plain finite weights.
+    """
+    config = recipe.model
+    if not config.checkpoint:
+        return
+    if not Path(config.checkpoint).exists():
+        raise FileNotFoundError(f"model.checkpoint: there is nothing at {config.checkpoint}")
+    check_start(
+        config.checkpoint,
+        config.name,
+        config.kwargs,
+        config.attention,
+        config.where,
+        image_size=recipe.data.transform.size,
+        key=config.checkpoint_key,
+    )
 
 
 def check_hardware(recipe: Recipe) -> None:
@@ -67,8 +95,18 @@ def open_data(recipe: Recipe) -> tuple[DataModule, Task]:
     return data, task
 
 
-def build(recipe: Recipe, task: Task) -> tuple[nn.Module, ModelCard]:
-    """The recipe's model for the task, with its starting weights, and its card.
+def build(
+    recipe: Recipe, task: Task, *, resumed: bool = False
+) -> tuple[nn.Module, ModelCard, LoadReport | None]:
+    """The recipe's model for the task, with its starting weights.
+
+    Args:
+        recipe: which model.
+        task: what for.
+        resumed: whether a checkpoint of the run itself takes the place of starting weights.
+
+    Returns:
+        the model, its card, and what was taken of the starting weights; None without any.
 
     Raises:
         ValueError: no such model, or it does not take what the recipe asks for.
@@ -87,10 +125,18 @@ def build(recipe: Recipe, task: Task) -> tuple[nn.Module, ModelCard]:
         config.attention,
         config.where,
         image_size=(height, width),
-        pretrained=config.pretrained,
+        pretrained=config.pretrained and not resumed,
     )
-    if config.checkpoint:
-        load_weights(model, config.checkpoint)
+    report = None
+    if config.checkpoint and not resumed:
+        report = start_from(
+            model,
+            config.checkpoint,
+            key=config.checkpoint_key,
+            classes=task.info.classes,
+            mean=preprocessing["mean"],
+            std=preprocessing["std"],
+        )
     card = ModelCard(
         name=config.name,
         classes=task.info.classes,
@@ -101,7 +147,7 @@ def build(recipe: Recipe, task: Task) -> tuple[nn.Module, ModelCard]:
         where=config.where,
     )
     task.prepare_training(model)
-    return model, card
+    return model, card, report
 
 
 @torch.no_grad()

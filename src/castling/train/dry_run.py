@@ -13,7 +13,7 @@ from PIL import Image
 from castling.data.sources import FolderConfig
 from castling.tasks import TaskConfig
 from castling.tasks.result import TrainResult
-from castling.train.build import check_hardware
+from castling.train.build import check_hardware, check_starting_weights
 from castling.train.recipe import Recipe
 from castling.train.trainer import train
 
@@ -31,7 +31,7 @@ def dry_run(
 
     Model, optimiser, schedule, loss, augmentation, averaging and clipping are the recipe's. The
     number of classes follows from the images, a teacher has random weights, and starting weights
-    are not loaded. Runs on the CPU, in a temporary folder.
+    are compared with the model but not loaded. Runs on the CPU, in a temporary folder.
 
     Args:
         recipe: what to try.
@@ -45,6 +45,7 @@ def dry_run(
         The result. Its metrics are meaningless, and its folders no longer exist.
     """
     check_hardware(recipe)
+    check_starting_weights(recipe)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source = str(images) if images is not None else str(folder / "images")
@@ -56,7 +57,9 @@ def dry_run(
         trial = dataclasses.replace(
             recipe,
             task=_without_weights(recipe.task, teacher),
-            model=dataclasses.replace(recipe.model, checkpoint="", pretrained=False),
+            model=dataclasses.replace(
+                recipe.model, checkpoint="", checkpoint_key="", pretrained=False
+            ),
             data=dataclasses.replace(
                 recipe.data,
                 source=FolderConfig(path=source),

@@ -25,7 +25,10 @@ class ModelConfig:
         where: names of the attention layers to convert, "*" allowed; or a plan, a dictionary from
             such names to the attention of each, null leaving a layer as it is; empty means all.
         pretrained: start from timm's published weights (needs the network).
-        checkpoint: start from these weights: a run's folder, .safetensors or .pth.
+        checkpoint: start from these weights: a run's folder, .safetensors or .pth. Softmax weights
+            of the model go into its linear version, another number of classes starts the
+            classifier afresh, positions are resized to the image size.
+        checkpoint_key: which weights in that file, such as model_ema; empty takes the trained ones.
         drop_path: final rate of stochastic depth; empty keeps the model's own.
     """
 
@@ -35,6 +38,7 @@ class ModelConfig:
     where: list[str] | dict[str, Any] | None = None
     pretrained: bool = False
     checkpoint: str = ""
+    checkpoint_key: str = ""
     drop_path: RightOpenUnitInterval | None = None
 
     def __post_init__(self) -> None:
@@ -42,6 +46,8 @@ class ModelConfig:
         check_fields(self, "model")
         if self.pretrained and self.checkpoint:
             raise ValueError("model.pretrained and model.checkpoint exclude each other")
+        if self.checkpoint_key and not self.checkpoint:
+            raise ValueError("model.checkpoint_key names weights in model.checkpoint, which is empty")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -82,10 +82,10 @@ def train(
         finished, checkpoint = find_run(recipe, run_dir, resume)
         if finished is not None:
             return finished
-        check(recipe)
+        check(recipe, resumed=checkpoint is not None)
         seed_everything(recipe.seed)
         data, task = open_data(recipe)
-        model, card = build(recipe, task)
+        model, card, weights = build(recipe, task, resumed=checkpoint is not None)
         start = (0, 0)
         if checkpoint is not None:
             start = _position(read_checkpoint(checkpoint))
@@ -97,7 +97,8 @@ def train(
             model.compile()
         module = TrainingModule(model, task, recipe, data, start)
         checkpoints = Checkpoints(checkpoint_path(run_dir).parent, recipe.save)
-        trainer = _trainer(recipe, model, run_dir, progress, checkpoints, callbacks)
+        shown = [Progress(run_dir, weights)] if progress else []
+        trainer = _trainer(recipe, model, run_dir, shown, checkpoints, callbacks)
         if trainer.is_global_zero:
             make_run(recipe, run_dir, resume)
         with checkpoints.listening(trainer):
@@ -113,7 +114,7 @@ def _trainer(
     recipe: Recipe,
     model: nn.Module,
     run_dir: Path,
-    progress: bool,
+    progress: list[Progress],
     checkpoints: Checkpoints,
     further: Sequence[pl.Callback],
 ) -> pl.Trainer:
@@ -135,8 +136,7 @@ def _trainer(
     if recipe.regularize.batchnorm_images:
         callbacks.append(BatchNormStatistics(recipe.regularize.batchnorm_images))
     callbacks += further
-    if progress:
-        callbacks.append(Progress(run_dir))
+    callbacks += progress
     callbacks.append(History(run_dir / "metrics.csv", save.log_steps))
     callbacks.append(checkpoints)
     return pl.Trainer(
