@@ -73,12 +73,24 @@ def check_start(
         ValueError: as :func:`start_from`.
     """
     weights_file(path)
+    model = skeleton(name, kwargs, attention, where, image_size=image_size)
+    prepare(model, path, _options(card_beside(path), key, None))
+
+
+def skeleton(
+    name: str,
+    kwargs: dict[str, Any],
+    attention: str | dict[str, Any] | None = None,
+    where: Any = None,
+    *,
+    image_size: tuple[int, int],
+) -> nn.Module:
+    """The model of :func:`build_model` without its memory, where it can be built so."""
     try:
         with torch.device("meta"):
-            model = build_model(name, kwargs, attention, where, image_size=image_size)
+            return build_model(name, kwargs, attention, where, image_size=image_size)
     except (RuntimeError, NotImplementedError):  # some constructors compute with tensors
-        model = build_model(name, kwargs, attention, where, image_size=image_size)
-    prepare(model, path, _options(card_beside(path), key, None))
+        return build_model(name, kwargs, attention, where, image_size=image_size)
 
 
 def card_beside(path: str | os.PathLike[str]) -> ModelCard | None:

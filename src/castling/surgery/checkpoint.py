@@ -146,10 +146,12 @@ def prepare(
     state = as_own(state, own)
     if not options.allow_non_finite:
         require_finite({name: state[name] for name in inside}, path)
+    resized: dict[str, str] = {}
+    unknown_grid = ""
     try:
         state, resized = resize_tables(target.inner, state, own, options.image_size)
-    except TableError as error:
-        raise ValueError(f"{path}: {error}") from error
+    except TableError as error:  # said below, beside what else does not fit
+        unknown_grid = str(error)
     notes += [f"{name} resized from {change}" for name, change in resized.items()]
     shapes = [n for n, tensor in state.items() if n in own and tensor.shape != own[n].shape]
     missing = [n for n in own if n not in state and not may_be_missing(n)]
@@ -177,6 +179,7 @@ def prepare(
                 heads=target.heads,
                 switch=target.removed_by_switch,
                 attention=target.added,
+                unknown_grid=unknown_grid,
             ).message(path)
         )
     taken = {n: tensor for n, tensor in state.items() if n in own and n not in left_out}

@@ -88,6 +88,7 @@ class Misfit:
         heads: names of the classifier's entries.
         switch: names of entries that a switch removes.
         attention: names of entries that a conversion adds.
+        unknown_grid: why a position table could not be resized.
     """
 
     state: State
@@ -98,13 +99,14 @@ class Misfit:
     heads: Collection[str]
     switch: Collection[str]
     attention: Collection[str]
+    unknown_grid: str = ""
 
     def message(self, path: object) -> str:
         """What differs, the likely reason, and what to do."""
         lines = [f"{path} does not fit the model, which is unchanged"]
         theirs, ours = describe_vit(self.state), describe_vit(self.own)
-        if theirs and ours and theirs != ours:
-            lines.append(f"the file holds {theirs}; the model is {ours}")
+        if theirs and theirs != ours:
+            lines.append(f"the file holds {theirs}{f'; the model is {ours}' if ours else ''}")
         if self.shapes:
             pairs = [
                 f"{n} {tuple(self.state[n].shape)} for {tuple(self.own[n].shape)}"
@@ -115,7 +117,10 @@ class Misfit:
             lines.append(f"missing in the file ({len(self.missing)}): {some(self.missing)}")
         if self.unexpected:
             lines.append(f"unknown to the model ({len(self.unexpected)}): {some(self.unexpected)}")
-        lines.append(self._hint())
+        if self.unknown_grid and not self.missing and not self.unexpected:
+            lines.append(self.unknown_grid)
+        else:
+            lines.append(self._hint())
         return "\n".join(lines)
 
     def _hint(self) -> str:
@@ -142,7 +147,7 @@ class Misfit:
         if any(re.search(r"(^|\.)(head_dist\.|dist_token$)", n) for n in missing + unexpected):
             return "One of them is distilled, with a second head, and the other is not"
         norms = [name for name in missing if name.endswith("running_var")]
-        if norms and len(norms) * 2 <= len(missing):
+        if norms and len(norms) * 2 <= len(missing) and len(missing) * 2 <= len(self.own):
             return "The file may come from a folded model: call castling.fold_(model.eval()) first"
         if shapes:
             return "The file comes from a model of another size or with other options"

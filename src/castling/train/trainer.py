@@ -18,7 +18,7 @@ from torch import nn
 from castling.data.errors import plain_data_errors
 from castling.surgery import has_idle_biases
 from castling.tasks.result import TrainResult
-from castling.train.build import build, check, check_forward, open_data
+from castling.train.build import build, check, check_forward, open_data, with_plan
 from castling.train.callbacks import (
     AuxiliarySchedule,
     BatchNormStatistics,
@@ -71,7 +71,8 @@ def train(
 
     Raises:
         FileExistsError: the folder holds another recipe's run; the message lists the differences.
-        FileNotFoundError: "must" without a checkpoint, or images or weights that do not exist.
+        FileNotFoundError: "must" without a checkpoint, or images, weights or a plan that do not
+            exist.
         ValueError: something in the recipe does not fit together; raised before training starts.
         DataError: an image is damaged.
         NonFiniteLossError: the loss became NaN or infinite; the message says what to try.
@@ -79,6 +80,7 @@ def train(
     """
     run_dir = Path(run_dir)
     with _quiet_lightning(), plain_data_errors():
+        recipe = with_plan(recipe)
         finished, checkpoint = find_run(recipe, run_dir, resume)
         if finished is not None:
             return finished
