@@ -12,6 +12,7 @@ import torch
 from jsonargparse.typing import ClosedUnitInterval, PositiveFloat
 from torch import Tensor, nn
 
+from castling.models.pretrained import require_pretrained
 from castling.models.saved import open_model
 from castling.surgery import load_checkpoint
 from castling.utils.checks import check_fields
@@ -138,6 +139,8 @@ def load_teacher(config: DistillConfig, classes: Sequence[str]) -> Teacher:
                 f"the data {', '.join(classes[:5])} …: names and order must be the same"
             )
         return Teacher(model, card.mean, card.std)
+    if config.pretrained and not config.checkpoint:
+        require_pretrained(config.teacher, "task.distill.checkpoint")
     model = timm.create_model(
         config.teacher,
         pretrained=config.pretrained and not config.checkpoint,

@@ -11,8 +11,9 @@ from torch import nn
 
 from castling.attention import attention_config
 from castling.data import BatchKey, DataModule, open_source
-from castling.models.builder import build_model
+from castling.models.builder import build_model, timm_name
 from castling.models.card import ModelCard, describe_attention
+from castling.models.pretrained import require_pretrained
 from castling.models.starting_weights import check_start, skeleton, start_from
 from castling.surgery import LoadReport, convertible, load_plan
 from castling.tasks import Task, build_task, task_class, task_to_dict
@@ -35,6 +36,8 @@ def check(recipe: Recipe, *, resumed: bool = False) -> None:
     check_hardware(recipe)
     if not resumed:
         check_starting_weights(recipe)
+        if recipe.model.pretrained:
+            require_pretrained(timm_name(recipe.model.name), "model.checkpoint")
     if recipe.model.attention is not None:
         attention_config(recipe.model.attention)
     task_class(recipe.task).check(recipe)
