@@ -23,6 +23,7 @@ from castling.profiling.timing import Clock, cpu_threads, time_alternately
 from castling.surgery import convertible, linearize_
 from castling.surgery.hosts import HostAttention
 from castling.surgery.plan import Plan, PlannedLayer, Predicted, Verified
+from castling.surgery.self_description import architecture_of
 from castling.surgery.selection import Attention
 from castling.utils.text import first_line
 
@@ -123,8 +124,7 @@ def plan(
 
 
 def _name_of(model: nn.Module) -> str:
-    config = getattr(model, "pretrained_cfg", None) or {}
-    return config.get("architecture") or type(model).__name__
+    return architecture_of(model) or type(model).__name__
 
 
 def _twin(model: nn.Module) -> nn.Module:

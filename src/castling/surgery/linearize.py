@@ -10,6 +10,7 @@ from torch import nn
 from castling.attention import AttentionConfig, attention_config, kernel_class
 from castling.surgery.hosts import HostAttention, Place, adapter_for, supported_hosts
 from castling.surgery.plan import Plan
+from castling.surgery.self_description import describe_itself
 from castling.surgery.selection import (
     Attention,
     Where,
@@ -70,6 +71,7 @@ def linearize_(model: nn.Module, attention: Attention, where: Where | None = Non
         if id(module) in replacements:
             parent, _, child = name.rpartition(".")
             setattr(owner.get_submodule(parent), child, replacements[id(module)])
+    describe_itself(owner)
     return list(chosen)
 
 
