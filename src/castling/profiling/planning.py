@@ -23,8 +23,8 @@ from castling.profiling.timing import Clock, cpu_threads, time_alternately
 from castling.surgery import convertible, linearize_
 from castling.surgery.hosts import HostAttention
 from castling.surgery.plan import Plan, PlannedLayer, Predicted, Verified
-from castling.surgery.self_description import architecture_of
 from castling.surgery.selection import Attention
+from castling.surgery.self_description import architecture_of
 from castling.utils.text import first_line
 
 #: Acceptable relative error of the predicted time.

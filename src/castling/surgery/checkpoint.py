@@ -9,7 +9,6 @@ import dataclasses
 import os
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from castling.attention import AttentionCore

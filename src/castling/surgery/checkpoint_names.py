@@ -117,6 +117,4 @@ def _alike(pair: tuple[Tensor, Tensor]) -> bool:
 
 def may_be_missing(name: str) -> bool:
     """Whether a file may lack this entry: counters, and CAS-ViT's norms of dense tasks."""
-    return name.endswith("num_batches_tracked") or bool(
-        _CAS_DENSE_NORM.match(name)
-    )
+    return name.endswith("num_batches_tracked") or bool(_CAS_DENSE_NORM.match(name))

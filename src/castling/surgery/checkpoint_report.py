@@ -138,7 +138,9 @@ class Misfit:
                 "allow_new_attention=True to start the others afresh"
             )
         if any(name in self.switch or ".auxiliary." in name for name in missing + unexpected):
-            return "One of them was switched, the other was not: castling.switch_ the same way first"
+            return (
+                "One of them was switched, the other was not: castling.switch_ the same way first"
+            )
         if not missing and not shapes and all(".attn." in n or ".main." in n for n in unexpected):
             return (
                 "The file's attention has parameters that the model's has not: build the model with "

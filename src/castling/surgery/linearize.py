@@ -10,7 +10,6 @@ from torch import nn
 from castling.attention import AttentionConfig, attention_config, kernel_class
 from castling.surgery.hosts import HostAttention, Place, adapter_for, supported_hosts
 from castling.surgery.plan import Plan
-from castling.surgery.self_description import describe_itself
 from castling.surgery.selection import (
     Attention,
     Where,
@@ -19,6 +18,7 @@ from castling.surgery.selection import (
     owner_of,
     read_plan,
 )
+from castling.surgery.self_description import describe_itself
 
 
 def linearize_(model: nn.Module, attention: Attention, where: Where | None = None) -> list[str]:

@@ -48,7 +48,9 @@ class ModelConfig:
         if self.pretrained and self.checkpoint:
             raise ValueError("model.pretrained and model.checkpoint exclude each other")
         if self.checkpoint_key and not self.checkpoint:
-            raise ValueError("model.checkpoint_key names weights in model.checkpoint, which is empty")
+            raise ValueError(
+                "model.checkpoint_key names weights in model.checkpoint, which is empty"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
