@@ -132,7 +132,7 @@ def _said(
     """What else to know about weights that fit."""
     notes = []
     described: Any = getattr(model, "pretrained_cfg", None) or {}
-    theirs = [described.get("mean"), described.get("std")]
+    theirs: list[Any] = [described.get("mean"), described.get("std")]
     whose = "timm's description of this model"
     if card is not None:
         height, width = card.image_size
@@ -144,7 +144,7 @@ def _said(
         if classes is not None and card.classes != list(classes):
             notes.append("its classes are not those of the data: the classifier starts afresh")
         theirs, whose = [card.mean, card.std], "the model of these weights"
-    ours = [mean, std]
+    ours: list[Any] = [mean, std]
     if None not in (*theirs, *ours) and [tuple(x) for x in theirs] != [tuple(x) for x in ours]:
         notes.append(
             f"{whose} has mean {_numbers(theirs[0])} and std {_numbers(theirs[1])}; this run "

@@ -91,10 +91,9 @@ def _search(
         yield Weights(".".join(keys), state)
     for name, inner in value.items():
         # QT-ViT keeps its averages by their decay, the only entry of their dictionary.
-        if isinstance(inner, dict) and (isinstance(name, str) or len(value) == 1):
-            yield from _search(
-                inner, (*keys, name) if isinstance(name, str) else keys, seen, depth - 1
-            )
+        named = isinstance(name, str)
+        if isinstance(inner, dict) and (named or len(value) == 1):
+            yield from _search(inner, (*keys, name) if named else keys, seen, depth - 1)
 
 
 def preference(key: str, prefix: str, prefer_ema: bool) -> tuple[int, int]:

@@ -143,8 +143,8 @@ class Misfit:
             )
         if not missing and not shapes and all(".attn." in n or ".main." in n for n in unexpected):
             return (
-                "The file's attention has parameters that the model's has not: build the model with "
-                "the attention that the file was trained with"
+                "The file's attention has parameters that the model's has not: build the model "
+                "with the attention that the file was trained with"
             )
         if any(re.search(r"(^|\.)(head_dist\.|dist_token$)", n) for n in missing + unexpected):
             return "One of them is distilled, with a second head, and the other is not"

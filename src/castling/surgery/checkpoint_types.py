@@ -64,7 +64,7 @@ MAPPINGS: dict[str, tuple[str, ...]] = {
 }
 
 
-def stand_ins() -> list[tuple[Callable[..., Any], str]]:
+def stand_ins() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     """Pairs for ``torch.serialization.safe_globals``: a stand-in and the name that it is for."""
     return [
         *((Ignored, name) for name in _qualified(VALUES)),

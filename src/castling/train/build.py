@@ -152,6 +152,7 @@ def build(
         FileNotFoundError: the starting weights do not exist.
     """
     config = recipe.model
+    assert not isinstance(config.where, str), "with_plan has read it"
     preprocessing = task.preprocessing()
     size = preprocessing["image_size"]
     height, width = (size, size) if isinstance(size, int) else size
