@@ -280,7 +280,7 @@ def _choose(
     ranked.sort(key=lambda entry: entry[0])
     _, most, best, prefix = ranked[0]
     others = [
-        other.key or ended
+        ".".join(part for part in (other.key, ended.rstrip(".")) if part)
         for _, filled, other, ended in ranked[1:]
         if filled == most > 0 and (other.key, ended) != (best.key, prefix)
     ]

@@ -57,7 +57,8 @@ def find_weights(content: Any, path: Path, key: str = "") -> list[Weights]:
     Args:
         content: of the file.
         path: of the file, for messages.
-        key: take this one, as ``Weights.key`` names it; empty for all.
+        key: take this one, as ``Weights.key`` names it, or a prefix of names behind it; empty
+            for all.
 
     Raises:
         ValueError: there are none, or none under the key.
@@ -66,17 +67,29 @@ def find_weights(content: Any, path: Path, key: str = "") -> list[Weights]:
         raise ValueError(f"{path} holds a {type(content).__name__}, not names and tensors")
     found = list(_search(content, (), set(), _DEEPEST))
     if key:
-        chosen = [weights for weights in found if weights.key == key]
+        chosen = [one for weights in found if (one := _under(weights, key)) is not None]
         if not chosen:
             known = ", ".join(weights.key or "(the top)" for weights in found) or "none"
             raise ValueError(f"{path} holds no weights under {key!r}; it has: {known}")
-        return chosen
+        return chosen[-1:]  # nested deepest
     if not found:
         raise ValueError(
             f"{path} holds no weights under {', '.join((*PLAIN, *AVERAGED))}; its entries are "
             f"{', '.join(map(str, list(content)[:12]))}"
         )
     return found
+
+
+def _under(weights: Weights, key: str) -> Weights | None:
+    """The part of ``weights`` that stands under ``key``, the whole of it included."""
+    if weights.key == key:
+        return weights
+    outer = f"{weights.key}." if weights.key else ""
+    if not key.startswith(outer):
+        return None
+    prefix = f"{key.removeprefix(outer)}."
+    inside = {n[len(prefix) :]: t for n, t in weights.state.items() if n.startswith(prefix)}
+    return Weights(key, inside) if inside else None
 
 
 def _search(
