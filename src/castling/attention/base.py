@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -36,6 +36,9 @@ class AttentionCore(TokenMixer):
         head_dim: d.
         value_dim: d_v; None means d.
     """
+
+    #: Children and parameters that softmax attention of the same host does not have.
+    added_names: ClassVar[tuple[str, ...]] = ("kernel.", "dconv.", "auxiliary.")
 
     def __init__(
         self,

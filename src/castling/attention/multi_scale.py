@@ -80,6 +80,8 @@ class MultiScaleAttention(AttentionCore):
         ValueError: the attention's name is unknown.
     """
 
+    added_names = (*AttentionCore.added_names, "bn.", "positional_encoding")
+
     def __init__(
         self,
         host: LiteMLA,

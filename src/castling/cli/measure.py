@@ -169,7 +169,9 @@ def plan(arguments: list[str]) -> int:
     )
     parser.add_argument("--image_size", default="224", help="HEIGHTxWIDTH or side (default: 224)")
     parser.add_argument("--batch", type=int, default=1, help="images per call (default: 1)")
-    parser.add_argument("--checkpoint", help="folder of a run or saved model: plan that model")
+    parser.add_argument(
+        "--checkpoint", help="weights to plan with: the folder of a run or saved model, or a file"
+    )
     parser.add_argument("--output", default="plan.json", help="(default: plan.json)")
     parser.add_argument(
         "--strict", action="store_true", help="fail if the prediction is off by more than 10 %%"
@@ -182,7 +184,7 @@ def plan(arguments: list[str]) -> int:
 
     size, timing = read_size(values.image_size), _timing(values)
     found = make_plan(
-        _model(values.model, values.checkpoint, size),
+        _model(values.model, values.checkpoint, size, progress_of(values)),
         read_attention(values.attention),
         image_size=size,
         batch=values.batch,
@@ -203,15 +205,26 @@ def plan(arguments: list[str]) -> int:
     return 1 if off and values.strict else 0
 
 
-def _model(name: str, checkpoint: str | None, size: tuple[int, int]) -> Any:
+def _model(
+    name: str,
+    checkpoint: str | None,
+    size: tuple[int, int],
+    progress: Callable[[str], None],
+) -> Any:
     from castling.models.builder import build_model
-    from castling.models.saved import open_model
+    from castling.models.starting_weights import card_beside, start_from
 
     if checkpoint is None:
         return build_model(name, {}, None, image_size=size)
-    model, card = open_model(checkpoint)
-    if card.name != name:
+    card = card_beside(checkpoint)
+    if card is None:
+        model = build_model(name, {}, None, image_size=size)
+    elif card.name == name:
+        kwargs = {key: value for key, value in card.kwargs.items() if key != "img_size"}
+        model = build_model(name, kwargs, card.attention, card.where, image_size=size)
+    else:
         raise ValueError(f"--checkpoint {checkpoint} holds a {card.name}, not a {name}")
+    progress(str(start_from(model, checkpoint)))
     return model
 
 

@@ -44,7 +44,8 @@ def evaluate(
         device: where; None keeps a network's device and puts a saved model on the CPU.
 
     Raises:
-        ValueError: classes differ from those the model knows, or there is no such split.
+        ValueError: classes differ from those the model knows, there is no such split, or the
+            model's weights or outputs are not finite: the message says where.
         FileNotFoundError: no saved model, or no images there.
     """
     if split not in SPLITS:
@@ -58,7 +59,7 @@ def evaluate(
     else:
         path = model
         model, card = open_model(path)
-        made = task_from_card(card)
+        made = task_from_card(card, path)
         own = run_data(path, made)
         if data is None:
             data = own

@@ -62,7 +62,7 @@ def switch_saved(
         raise ValueError(
             f"{path} has no auxiliary branch: it was trained without one, nothing is to be switched"
         )
-    task = task_from_card(card)
+    task = task_from_card(card, path)
     data = data or run_data(path, task)
     if data is None:
         raise ValueError(

@@ -17,7 +17,7 @@ from timm.models import is_model, list_models, model_entrypoint
 from torch import nn
 
 from castling.attention import attention_config
-from castling.models.published import published_weights
+from castling.models.published import NoPublishedWeightsError, no_weights, published_weights
 from castling.models.registry import declared_arguments
 from castling.surgery import linearize_
 from castling.utils.text import did_you_mean
@@ -82,6 +82,10 @@ def build_model(
         kwargs.setdefault("pretrained_cfg_overlay", overlay)
     try:
         model: nn.Module = timm.create_model(name, pretrained=pretrained, **kwargs)
+    except OSError as error:
+        if not pretrained:
+            raise
+        raise NoPublishedWeightsError(no_weights(name, str(error))) from error
     except TypeError as error:
         raise ValueError(_refusal(name, kwargs, taken) or f"{name}: {error}") from error
     if config is not None and not inside:

@@ -25,6 +25,7 @@ from castling.models.cas_vit_backbone import CASViTBackbone
 from castling.models.cas_vit_blocks import channels_last
 from castling.surgery.fold import register_fold
 from castling.surgery.fold_layers import absorb_preceding, average, can_precede
+from castling.surgery.self_description import describe_itself
 from castling.utils.plain import is_plain
 
 
@@ -181,13 +182,15 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> CASViT:
-    return build_model_with_cfg(
+    model: CASViT = build_model_with_cfg(
         CASViT,
         variant,
         pretrained,
         feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
         **kwargs,
     )
+    describe_itself(model)
+    return model
 
 
 @register_model

@@ -58,7 +58,12 @@ def published_weights(name: str) -> dict[str, Any]:
         return {}
     if cached is not None:
         return {"file": str(cached)}
-    raise NoPublishedWeightsError(
+    raise NoPublishedWeightsError(no_weights(name, reason))
+
+
+def no_weights(name: str, reason: str) -> str:
+    """What to say where the weights of ``name`` cannot be had."""
+    return (
         f"the published weights of {name} are not in the cache, and cannot be downloaded "
         f"({reason}): start from a file of weights with --model.checkpoint FILE "
         "(--task.distill.checkpoint for a teacher), or without --model.pretrained"

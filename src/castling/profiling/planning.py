@@ -24,6 +24,7 @@ from castling.surgery import convertible, linearize_
 from castling.surgery.hosts import HostAttention
 from castling.surgery.plan import Plan, PlannedLayer, Predicted, Verified
 from castling.surgery.selection import Attention
+from castling.surgery.self_description import architecture_of
 from castling.utils.devices import read_device
 from castling.utils.text import first_line
 
@@ -124,8 +125,7 @@ def plan(
 
 
 def _name_of(model: nn.Module) -> str:
-    config = getattr(model, "pretrained_cfg", None) or {}
-    return config.get("architecture") or type(model).__name__
+    return architecture_of(model) or type(model).__name__
 
 
 def _twin(model: nn.Module) -> nn.Module:

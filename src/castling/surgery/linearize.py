@@ -18,6 +18,7 @@ from castling.surgery.selection import (
     owner_of,
     read_plan,
 )
+from castling.surgery.self_description import describe_itself
 
 
 def linearize_(model: nn.Module, attention: Attention, where: Where | None = None) -> list[str]:
@@ -70,6 +71,7 @@ def linearize_(model: nn.Module, attention: Attention, where: Where | None = Non
         if id(module) in replacements:
             parent, _, child = name.rpartition(".")
             setattr(owner.get_submodule(parent), child, replacements[id(module)])
+    describe_itself(owner)
     return list(chosen)
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from castling.data.sources import FolderConfig
 from castling.tasks import TaskConfig
 from castling.tasks.result import TrainResult
-from castling.train.build import check
+from castling.train.build import check, check_starting_weights
 from castling.train.hardware import check_hardware
 from castling.train.recipe import Recipe
 from castling.train.run_folder import Resume, check_writable
@@ -36,7 +36,7 @@ def dry_run(
 
     Model, optimiser, schedule, loss, augmentation, averaging and clipping are the recipe's. The
     number of classes follows from the images, a teacher has random weights, and starting weights
-    are not loaded. Runs on the CPU, in a temporary folder.
+    are compared with the model but not loaded. Runs on the CPU, in a temporary folder.
 
     With ``run_dir``, everything that :func:`castling.train.train` checks before its first step is
     checked first: the run's folder, devices, the images, starting weights, teacher, loggers.
@@ -60,6 +60,7 @@ def dry_run(
     """
     if run_dir is None:
         check_hardware(recipe.hardware)
+        check_starting_weights(recipe)
     else:
         check(recipe)  # also of a run that is finished
         check_unlocked(Path(run_dir))
@@ -76,7 +77,9 @@ def dry_run(
         trial = dataclasses.replace(
             recipe,
             task=_without_weights(recipe.task, teacher),
-            model=dataclasses.replace(recipe.model, checkpoint="", pretrained=False),
+            model=dataclasses.replace(
+                recipe.model, checkpoint="", checkpoint_key="", pretrained=False
+            ),
             data=dataclasses.replace(
                 recipe.data,
                 source=FolderConfig(path=source),

@@ -23,19 +23,24 @@ class ModelConfig:
             The image size of the data is passed as img_size to models that take it.
         attention: name of an attention, or a dictionary of name and options, put into the model;
             empty keeps what the model has.
-        where: names of the attention layers to convert, "*" allowed; or a plan, a dictionary from
-            such names to the attention of each, null leaving a layer as it is; empty means all.
+        where: names of the attention layers to convert, "*" allowed; a dictionary from such names
+            to the attention of each, null leaving a layer as it is; or the file that castling plan
+            wrote (plan.json); empty means all.
         pretrained: start from timm's published weights (needs the network).
-        checkpoint: start from these weights: a run's folder, .safetensors or .pth.
+        checkpoint: start from these weights: a run's folder, .safetensors or .pth. Softmax weights
+            of the model go into its linear version, another number of classes starts the
+            classifier afresh, positions are resized to the image size.
+        checkpoint_key: which weights in that file, such as model_ema; empty takes the trained ones.
         drop_path: final rate of stochastic depth; empty keeps the model's own.
     """
 
     name: str = "castling_deit_pico"
     kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     attention: str | dict[str, Any] | None = None
-    where: list[str] | dict[str, Any] | None = None
+    where: list[str] | dict[str, Any] | str | None = None
     pretrained: bool = False
     checkpoint: str = ""
+    checkpoint_key: str = ""
     drop_path: RightOpenUnitInterval | None = None
 
     def __post_init__(self) -> None:
@@ -43,6 +48,10 @@ class ModelConfig:
         check_fields(self, "model")
         if self.pretrained and self.checkpoint:
             raise ValueError("model.pretrained and model.checkpoint exclude each other")
+        if self.checkpoint_key and not self.checkpoint:
+            raise ValueError(
+                "model.checkpoint_key names weights in model.checkpoint, which is empty"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from torch import nn
 from castling.data.errors import plain_data_errors
 from castling.models.card import ModelCard
 from castling.tasks.result import TrainResult
-from castling.train.build import build, check, check_forward, open_data
+from castling.train.build import build, check, check_forward, open_data, with_plan
 from castling.train.callbacks import (
     AuxiliarySchedule,
     BatchNormStatistics,
@@ -97,7 +97,8 @@ def train(
 
     Raises:
         FileExistsError: the folder holds another recipe's run; the message lists the differences.
-        FileNotFoundError: "must" without a checkpoint, or images or weights that do not exist.
+        FileNotFoundError: "must" without a checkpoint, or images, weights or a plan that do not
+            exist.
         ValueError: something in the recipe does not fit together; raised before training starts.
         DataError: an image is damaged.
         NonFiniteLossError: the loss became NaN or infinite; the message says what to try.
@@ -107,6 +108,7 @@ def train(
     run_dir = Path(run_dir)
     stop = StopRequest()
     with _quiet_lightning(), plain_data_errors(), stop.listening():
+        recipe = with_plan(recipe)
         finished, _ = find_run(recipe, run_dir, resume)
         if finished is not None:
             return finished
@@ -147,10 +149,10 @@ def prepare(
     finished, checkpoint = find_run(recipe, run_dir, resume)
     if finished is not None:
         return finished
-    check(recipe)
+    check(recipe, resumed=checkpoint is not None)
     seed_everything(recipe.seed)
     data, task = open_data(recipe)
-    model, card = build(recipe, task)
+    model, card, weights = build(recipe, task, resumed=checkpoint is not None)
     task.see_training_labels(data.dataset("train").selection.labels)
     check_early_stopping(recipe.early_stopping, model)
     start = (0, 0)
@@ -165,7 +167,8 @@ def prepare(
     module = TrainingModule(model, task, recipe, data, start)
     best = BestWeights(checkpoint_path(run_dir).parent) if recipe.save.best else None
     checkpoints = Checkpoints(checkpoint_path(run_dir), recipe.save, stop or StopRequest(), best)
-    trainer = _trainer(recipe, model, run_dir, progress, checkpoints, callbacks)
+    shown = [Progress(run_dir, weights)] if progress else []
+    trainer = _trainer(recipe, model, run_dir, shown, checkpoints, callbacks)
     return Prepared(module, card, trainer, checkpoints, checkpoint)
 
 
@@ -173,7 +176,7 @@ def _trainer(
     recipe: Recipe,
     model: nn.Module,
     run_dir: Path,
-    progress: bool,
+    progress: list[Progress],
     checkpoints: Checkpoints,
     further: Sequence[pl.Callback],
 ) -> pl.Trainer:
@@ -191,8 +194,7 @@ def _trainer(
         callbacks.append(checkpoints.best)
     if recipe.early_stopping.patience:
         callbacks.append(EarlyStopping(recipe.early_stopping))
-    if progress:
-        callbacks.append(Progress(run_dir))
+    callbacks += progress
     callbacks.append(History(run_dir / "metrics.csv", save.log_steps))
     callbacks.append(checkpoints)
     return pl.Trainer(
