@@ -62,6 +62,12 @@ class HeadMap(nn.Module):
         """W and b, for the operator that applies them; a call, so that hooks and pruning count."""
         return self.weight, self.bias
 
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """The identity again, and zero."""
+        self.weight.copy_(torch.eye(self.weight.shape[-1]).expand_as(self.weight))
+        self.bias.zero_()
+
 
 @register_attention(Hedgehog)
 class HedgehogKernel(AveragingKernel):

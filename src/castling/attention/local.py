@@ -17,6 +17,10 @@ class LocalConv(nn.Module):
 
     weight: nn.Parameter
 
+    def reset_parameters(self) -> None:
+        """Initialise as a convolution of PyTorch."""
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+
     def residual(self, grid: tuple[int, int] | None, num_prefix_tokens: int) -> LocalResidual:
         """What an operator needs to add it, for tokens on ``grid`` behind a prefix."""
         raise NotImplementedError
@@ -42,7 +46,7 @@ class TokenConv(LocalConv):
     def __init__(self, num_heads: int, kernel_size: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_heads, 1, kernel_size, 1))
-        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+        self.reset_parameters()
 
     def residual(self, grid: tuple[int, int] | None, num_prefix_tokens: int) -> LocalResidual:
         """What an operator needs to add it; ``grid`` and prefix do not matter to it."""
@@ -60,7 +64,7 @@ class GridConv(LocalConv):
     def __init__(self, channels: int, kernel_size: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(channels, 1, kernel_size, kernel_size))
-        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+        self.reset_parameters()
 
     def residual(self, grid: tuple[int, int] | None, num_prefix_tokens: int) -> LocalResidual:
         """What an operator needs to add it; raises ValueError when the grid is not known."""

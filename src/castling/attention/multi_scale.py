@@ -106,6 +106,11 @@ class MultiScaleAttention(AttentionCore):
         self.to(like.device, like.dtype)
         self._resized: tuple[Tensor, Tensor] | None = None
 
+    def reset_parameters(self) -> None:
+        """The position table starts at zero."""
+        if self.positional_encoding is not None:
+            nn.init.zeros_(self.positional_encoding)
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, h, w)."""
         batch, _, height, width = x.shape

@@ -6,6 +6,7 @@ from castling.surgery.fold import FoldReport, fold_, register_fold
 from castling.surgery.fold_verify import FoldError
 from castling.surgery.hosts import HostAttention, Place, register_host
 from castling.surgery.linearize import linearize_
+from castling.surgery.linearize_report import LinearizeReport
 from castling.surgery.plan import Plan, load_plan
 from castling.surgery.plan_values import PlanError
 from castling.surgery.selection import Attention, Where, attention_layers, convertible
@@ -19,6 +20,7 @@ __all__ = [
     "FoldError",
     "FoldReport",
     "HostAttention",
+    "LinearizeReport",
     "LoadReport",
     "Place",
     "Plan",

@@ -58,6 +58,11 @@ class _LevitAttention(HostAttention):
         self.take(host, "use_conv", "key_dim", "val_dim", "val_attn_dim", "resolution")
         self.take(host, "attention_biases", "proj")
 
+    def reset_parameters(self) -> None:
+        """The biases start at zero, as the host's."""
+        if hasattr(self, "attention_biases"):
+            nn.init.zeros_(self.attention_biases)
+
     @classmethod
     def places(cls, model: nn.Module) -> dict[str, Place]:
         """See :class:`HostAttention`; the level counts the downsamplings already passed."""

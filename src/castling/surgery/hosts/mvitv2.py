@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from timm.layers import trunc_normal_tf_
 from timm.models.mvitv2 import MultiScaleAttention as TimmAttention
 from timm.models.mvitv2 import reshape_post_pool, reshape_pre_pool
 from torch import Tensor, nn
@@ -48,6 +49,12 @@ class MultiScaleAttention(HostAttention):
         self.take(host, "dim_out", "has_cls_token", "rel_pos_type", "residual_pooling", "mode")
         self.take(host, "qkv", "proj", "pool_q", "pool_k", "pool_v", "norm_q", "norm_k", "norm_v")
         self.take(host, "rel_pos_h", "rel_pos_w", "unshared")
+
+    def reset_parameters(self) -> None:
+        """The tables as the host starts them."""
+        for name in self.bias_names:
+            if isinstance(getattr(self, name, None), Tensor):
+                trunc_normal_tf_(getattr(self, name), std=0.02)
 
     @classmethod
     def places(cls, model: nn.Module) -> dict[str, Place]:
