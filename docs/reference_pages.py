@@ -12,7 +12,7 @@ from typing import Any
 
 import castling
 from castling.cli import run
-from castling_launcher import VERBS, usage
+from castling_launcher import EXIT_CODES, VERBS, usage
 
 #: Floors of public names, in the order of the page, with the heading of each.
 SECTIONS = {
@@ -136,10 +136,12 @@ def command_line_page() -> str:
     """The help of every verb."""
     lines = ["# Command line\n", f"```text\n{usage().strip()}\n```\n"]
     lines.append(
-        "Every verb that reports takes `--json`. The exit code is 0; 1 where some of many "
-        "inputs failed; 2 for an error, with one line on standard error; 130 after Ctrl-C. "
-        "`CASTLING_DEBUG=1` shows the traceback of an error.\n"
+        "Every verb that reports takes `--json`, every verb with progress `--quiet`. Results go to "
+        "standard output, progress and errors to standard error. `CASTLING_DEBUG=1` shows the "
+        "traceback of an error.\n"
     )
+    codes = "\n".join(f"| {code} | {text} |" for code, text in EXIT_CODES.items())
+    lines.append(f"| exit code | meaning |\n|---|---|\n{codes}\n")
     for verb in VERBS:
         for part in PARTS.get(verb, [""]):
             name = f"castling {verb} {part}".strip()

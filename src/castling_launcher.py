@@ -1,11 +1,12 @@
 """The console script ``castling``: answers for help at once, loads the package for work.
 
-PyTorch takes seconds to import. The table of verbs below is all that ``castling --help`` needs; a
-test keeps it equal to what ``castling.cli`` offers.
+PyTorch takes seconds to import. The tables of verbs and exit codes below are all that
+``castling --help`` needs; a test keeps the verbs equal to what ``castling.cli`` offers.
 """
 
 from __future__ import annotations
 
+import difflib
 import os
 import signal
 import sys
@@ -22,8 +23,19 @@ VERBS = {
     "export": "write a trained model for ONNX Runtime, OpenVINO or torch.export, and verify it",
     "models": "list the models of this package; --macs adds parameters and MACs",
     "attentions": "list the attention mechanisms and their options",
+    "compare": "differences of trained runs: recipe, curves, accuracy, size, speed",
     "bench": "time and memory of kernels (ops) and whole models (models) against softmax",
     "plan": "measure a model's attention layers here; keep softmax where it is faster",
+}
+
+DONE, SOME_FAILED, REFUSED, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+#: exit code → when a verb ends with it
+EXIT_CODES = {
+    DONE: "done",
+    SOME_FAILED: "some inputs of many failed; the others were done",
+    REFUSED: "wrong usage, bad input or refused; one line on standard error says why",
+    INTERRUPTED: "Ctrl-C; an unfinished run is saved and says how to go on",
+    TERMINATED: "SIGTERM; an unfinished run is saved, the same command goes on",
 }
 
 
@@ -31,11 +43,14 @@ def usage() -> str:
     """The text of ``castling --help``."""
     width = max(map(len, VERBS))
     verbs = "\n".join(f"  {verb:{width}}  {text}" for verb, text in VERBS.items())
+    codes = "\n".join(f"  {code:<{width}}  {text}" for code, text in EXIT_CODES.items())
     return (
         "usage: castling VERB [options]\n\n"
         "Vision transformers whose attention costs O(N): train, switch, prove, export.\n\n"
         f"{verbs}\n\n"
         "castling VERB --help shows the options of a verb. castling --version prints the version.\n"
+        "\n"
+        f"exit codes:\n{codes}\n"
     )
 
 
@@ -43,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        the exit code: that of the verb, 2 for a wrong command, 130 after Ctrl-C.
+        the exit code; see ``EXIT_CODES``.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     listens = (
@@ -56,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _main(arguments)
     except KeyboardInterrupt:
         print(f"castling {arguments[0]}: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     finally:
         if listens:
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -73,7 +88,7 @@ def _on_interrupt(signum: int, frame: FrameType | None) -> None:
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             os.write(2, b"castling: interrupted\n")
-            os._exit(130)
+            os._exit(INTERRUPTED)
         frame = frame.f_back
     raise KeyboardInterrupt
 
@@ -81,18 +96,28 @@ def _on_interrupt(signum: int, frame: FrameType | None) -> None:
 def _main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage(), end="")
-        return 0
+        return DONE
     if arguments[0] == "--version":
         from importlib import metadata
 
         print(f"castling {metadata.version('castling')}")
-        return 0
+        return DONE
     if arguments[0] not in VERBS:
-        print(f"castling: no verb {arguments[0]!r}; one of: {', '.join(VERBS)}", file=sys.stderr)
-        return 2
+        near = difflib.get_close_matches(arguments[0], VERBS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; one of: {', '.join(VERBS)}"
+        print(f"castling: no verb {arguments[0]!r}{hint}", file=sys.stderr)
+        return REFUSED
+    _announce(arguments)
     from castling.cli import run
 
     return run(arguments[0], arguments[1:])
+
+
+def _announce(arguments: list[str]) -> None:
+    """Say at once that something happens, to a person at a terminal; logs need no such line."""
+    quiet = {"-h", "--help", "--quiet"} & set(arguments)
+    if sys.stderr.isatty() and not quiet:
+        print(f"castling {arguments[0]}: loading PyTorch …", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,9 @@ import castling_launcher
 from castling import cli, demo
 from castling.attention import auxiliaries, set_progress
 from castling.models.saved import open_model, save_model
+from castling.profiling.model_results import ModelMeasurement, ModelsResult
 from castling.profiling.planning import WITHIN
+from castling.tasks import TrainResult
 
 
 def run(*arguments):
@@ -96,6 +98,25 @@ def test_switch_refuses_then_is_forced(trained, tmp_path, capsys):
     assert not auxiliaries(open_model(tmp_path / "early" / "switched")[0])
     assert run("switch", tmp_path / "early" / "switched") == 2
     assert "is switched already" in capsys.readouterr().err
+
+
+def test_switch_and_export_replace_only_if_told(trained, tmp_path, capsys):
+    model, card = open_model(trained)
+    save_model(model, tmp_path / "one", card)
+    again = ("switch", tmp_path / "one", "--images", 20, "--data", "digits")
+    assert run(*again) == 0
+    written = (tmp_path / "one" / "switched" / "certificate.json").read_text()
+    capsys.readouterr()
+    assert run(*again) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert (tmp_path / "one" / "switched" / "certificate.json").read_text() == written
+    assert run(*again, "--overwrite") == 0
+    exported = ("export", tmp_path / "one", tmp_path / "one.pt2", "--dynamic", "none")
+    assert run(*exported) == 0
+    capsys.readouterr()
+    assert run(*exported) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert run(*exported, "--overwrite") == 0
 
 
 def test_switch_asks_for_images_that_it_cannot_know(trained, tmp_path, capsys):
@@ -324,3 +345,29 @@ def test_demo(tmp_path):
     assert result.export.max_difference < 1e-4
     assert result.results["Castling-ViT"].switch["exact"]
     assert any("after the switch" in line for line in said)
+
+
+def test_the_headline_of_the_demo():
+    def result(top1, switched=None):
+        after = {} if switched is None else {"test_top1": switched}
+        return TrainResult(run_dir="", metrics={"test_top1": top1}, switched_metrics=after)
+
+    def row(model, side, milliseconds):
+        return ModelMeasurement(model, "eager", side, side, 1, milliseconds=milliseconds)
+
+    rows = (
+        *(row("deit_pico", 64, 1.0), row("deit_pico", 512, 720.0)),
+        *(row("castling_deit_pico", 64, 2.0), row("castling_deit_pico", 512, 100.0)),
+    )
+    measured = ModelsResult(rows, {}, {})
+    results = {"softmax ViT": result(73.04), "Castling-ViT": result(95.0, 95.46)}
+    said = demo.headline(results, measured)
+    assert said.startswith("At 512 px Castling-ViT is 7.2 times as fast as the same ViT")
+    assert "(100 against 720 ms per image on one CPU thread)" in said
+    assert "95.5 % of the test images right against 73.0 % of the softmax ViT." in said
+    # the fairer comparison, where there is one
+    results["softmax ViT + convolution"] = result(93.3)
+    assert "against 93.3 % of the softmax ViT + convolution." in demo.headline(results, measured)
+    slower = ModelsResult(rows[::2], {}, {})
+    assert "is 0.5 times the speed of" in demo.headline(results, slower)
+    assert demo.headline(results, ModelsResult((), {}, {})) == ""

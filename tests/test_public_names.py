@@ -1,6 +1,10 @@
 """The names that the README and the design promise."""
 
 import importlib
+import subprocess
+import sys
+
+import pytest
 
 import castling
 
@@ -36,19 +40,27 @@ def test_export_stays_a_function_when_its_package_is_imported():
     assert callable(castling.export)  # the first access may import the package
 
 
-def test_readme_example(tmp_path):
-    """The Python part of the README, on small models."""
-    import timm
-    import torch
+def test_dir_lists_what_is_public_and_nothing_else():
+    names = dir(castling)
+    assert names == sorted(names)
+    assert set(castling.__all__) < set(names)
+    assert {"Predictor", "export", "plan", "attention", "train"} <= set(names)
+    assert [name for name in names if name.startswith("_")] == ["__version__"]
+    assert not {"annotations", "import_module", "TYPE_CHECKING", "Any", "nearest"} & set(names)
+    for name in names:
+        assert getattr(castling, name) is not None
 
-    model = timm.create_model("vit_tiny_patch16_224", depth=2, img_size=64, num_classes=3)
-    castling.linearize_(
-        model,
-        castling.LinearAngular(local="grid2d", auxiliary=castling.MaskedSoftmax(schedule="ramp")),
-        where="blocks.[0-5].attn",
+
+def test_dir_lists_lazy_names_before_they_are_imported():
+    program = (
+        "import sys, castling; names = dir(castling); "
+        "assert {'Predictor', 'train', 'deploy'} <= set(names); "
+        "assert 'castling.deploy' not in sys.modules; "
+        "assert castling.data.__name__ == 'castling.data'"
     )
-    castling.attention.set_progress(model, 1.0)
-    report = castling.switch_(model, calibration=torch.randn(2, 3, 64, 64), tolerance=1e-3)
-    assert report.exact
-    castling.fold_(model.eval(), torch.randn(2, 3, 64, 64))
-    assert "linear" in str(castling.macs(model, (3, 64, 64)).convention)
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_misspelt_name_is_answered_with_the_nearest():
+    with pytest.raises(AttributeError, match=r"'linearise_'; did you mean linearize_"):
+        castling.linearise_  # noqa: B018

@@ -52,6 +52,7 @@ from castling.surgery import (
     switch_,
     tap,
 )
+from castling.utils.text import nearest, suggestion
 from castling.utils.version import VERSION
 
 if TYPE_CHECKING:
@@ -73,6 +74,19 @@ _LAZY = {
     "export": "castling.export",
     "plan": "castling.profiling.planning",
 }
+
+#: Packages with further public names; those that are not imported yet are on first use.
+_PACKAGES = (
+    "attention",
+    "data",
+    "deploy",
+    "models",
+    "ops",
+    "profiling",
+    "surgery",
+    "tasks",
+    "train",
+)
 
 __all__ = [
     "BackendError",
@@ -124,4 +138,12 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
-    raise AttributeError(f"module 'castling' has no attribute {name!r}")
+    if name in _PACKAGES:
+        return import_module(f"castling.{name}")
+    near = nearest(name, __dir__())
+    raise AttributeError(f"module 'castling' has no attribute {name!r}{suggestion(near)}")
+
+
+def __dir__() -> list[str]:
+    """What is public, what is imported when it is first used included."""
+    return sorted({*__all__, *_PACKAGES, "__version__"})

@@ -7,7 +7,7 @@ from PIL import Image
 
 from castling.profiling.page import Page, cards, figures, gallery, table
 from castling.profiling.plots import lines
-from castling.profiling.report import write_run_report
+from castling.profiling.run_report import write_run_report
 
 
 def test_page_needs_nothing_else(tmp_path):

@@ -10,7 +10,10 @@ from castling.ops.local import LocalResidual, local_residual
 
 
 class LocalConv(nn.Module):
-    """A convolution of the values whose weight can also be passed to an attention operator."""
+    """A convolution of the values whose weight can also be passed to an attention operator.
+
+    That is for a plain one only (:func:`castling.utils.plain.is_plain`); others are called.
+    """
 
     weight: nn.Parameter
 

@@ -6,6 +6,7 @@ standard error.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import traceback
@@ -13,36 +14,46 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser
-from jsonargparse.typing import PositiveInt
 
+from castling.cli.compare import compare
+from castling.cli.lists import attentions, models
 from castling.cli.measure import bench, plan
 from castling.cli.parts import (
     add_data,
+    add_device,
     add_json,
+    add_overwrite,
+    add_quiet,
     argument_text,
+    class_table,
     data_of,
+    device_of,
     parser_for,
     parser_options,
+    progress_of,
     read_size,
-    say,
     show,
 )
+from castling.cli.predict import predict
+from castling_launcher import INTERRUPTED, REFUSED
 
 Verb = Callable[[list[str]], int]
+#: Up to so many classes ``evaluate`` prints their table unasked.
+_FEW_CLASSES = 20
 
 
 def run(verb: str, arguments: list[str]) -> int:
     """Run a verb.
 
     Returns:
-        the exit code: 0; 1 where some inputs of many failed; 130 after Ctrl-C; 2 for whatever else
-        went wrong, with one line on standard error. ``CASTLING_DEBUG=1`` shows the traceback.
+        the exit code; see ``castling_launcher.EXIT_CODES``. ``CASTLING_DEBUG=1`` shows the
+        traceback of an error.
     """
     try:
         return FUNCTIONS[verb](arguments)
     except KeyboardInterrupt:
         print(f"castling {verb}: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -59,7 +70,7 @@ def run(verb: str, arguments: list[str]) -> int:
         print(f"castling {verb}: {text}", file=sys.stderr)
         if not expected:
             print("CASTLING_DEBUG=1 shows where it happened", file=sys.stderr)
-        return getattr(error, "exit_code", 2)
+        return getattr(error, "exit_code", REFUSED)
 
 
 def demo(arguments: list[str]) -> int:
@@ -67,17 +78,20 @@ def demo(arguments: list[str]) -> int:
     parser = parser_for("demo")
     parser.add_argument("--folder", default="runs/demo", help="where runs and report go")
     parser.add_argument("--epochs", type=int, default=10, help="per model (default: 10)")
+    add_quiet(parser)
     values = parser.parse_args(arguments)
     from castling.demo import run_demo
 
-    result = run_demo(values.folder, say, epochs=values.epochs)
+    result = run_demo(
+        values.folder, progress_of(values), epochs=values.epochs, progress=not values.quiet
+    )
     show(values, result.to_dict(), f"\nreport: {result.report}  ({result.seconds:.0f} s in all)")
     return 0
 
 
 def train(arguments: list[str]) -> int:
     """See VERBS."""
-    from castling.train import dry_run, parse_flags
+    from castling.train import dry_run, parse_flags, recipe_changes
     from castling.train import train as train_model
 
     def extend(parser: ArgumentParser) -> None:
@@ -89,23 +103,26 @@ def train(arguments: list[str]) -> int:
             help="go on with an interrupted run of the same recipe (default: auto)",
         )
         parser.add_argument(
-            "--dry_run", action="store_true", help="only try a step, on generated images"
+            "--dry_run",
+            action="store_true",
+            help="check everything, and try a step on generated images; writes nothing",
         )
         add_json(parser)
+        add_quiet(parser)
 
     recipe, values = parse_flags(arguments, extend=extend, **parser_options("train"))
-    if values.dry_run:
-        dry_run(recipe)
-        show(values, {"dry_run": "passed"}, "dry run passed: the recipe starts and steps")
-        return 0
     source = Path(str(recipe.data.source).split(":")[-1]).stem
     folder = values.run or f"runs/{recipe.model.name}-{source}"
-    result = train_model(recipe, folder, resume=values.resume)
+    if values.dry_run:
+        dry_run(recipe, run_dir=folder, resume=values.resume)
+        show(values, {"dry_run": "passed"}, "dry run passed: the recipe starts and steps")
+        return 0
+    result = train_model(recipe, folder, resume=values.resume, progress=not values.quiet)
     if not result.metrics:  # one of several processes; the first one reports
         return 0
-    from castling.profiling.report import write_run_report
+    from castling.profiling.run_report import write_run_report
 
-    page = write_run_report(folder)
+    page = write_run_report(folder, recipe_changes(recipe))
     text = f"{result}\nreport: {page}"
     if result.already_finished:
         text = (
@@ -125,7 +142,12 @@ def evaluate(arguments: list[str]) -> int:
     parser.add_argument(
         "--unswitched", action="store_true", help="the model as trained, with its auxiliary branch"
     )
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--per_class",
+        action="store_true",
+        help=f"print the table of classes (default: with at most {_FEW_CLASSES} classes)",
+    )
+    add_device(parser)
     values = parser.parse_args(arguments)
     from castling.deploy import evaluate as evaluate_model
     from castling.deploy import model_folder
@@ -133,15 +155,18 @@ def evaluate(arguments: list[str]) -> int:
     from castling.tasks import task_from_card
     from castling.tasks.result import describe_metrics
 
+    device = device_of(values)
     folder = Path(values.model) if values.unswitched else model_folder(values.model)
-    result = evaluate_model(folder, data_of(values.data), split=values.split, device=values.device)
+    result = evaluate_model(folder, data_of(values.data), split=values.split, device=device)
     percentages = task_from_card(read_card(folder / "model.json")).percentages
     lines = [
-        f"{folder}, {result.images} {result.split} images",
+        f"{folder} on {result.describe()}",
         describe_metrics(result.metrics, percentages),
         f"{result.images_per_second:.0f} images/s with loading",
         *(f"note: {note}" for note in result.notes),
     ]
+    if values.per_class or len(result.class_figures) <= _FEW_CLASSES:
+        lines += class_table(result.class_figures)
     show(values, {"model": str(folder), **result.to_dict()}, "\n".join(lines))
     return 0
 
@@ -157,6 +182,7 @@ def switch(arguments: list[str]) -> int:
         "--tolerance", type=float, default=1e-3, help="largest relative gap (default: 0.001)"
     )
     parser.add_argument("--force", action="store_true", help="switch above the tolerance too")
+    add_overwrite(parser)
     values = parser.parse_args(arguments)
     from castling.deploy import switch_saved
     from castling.surgery import SwitchRefusedError
@@ -169,8 +195,12 @@ def switch(arguments: list[str]) -> int:
             images=values.images,
             tolerance=values.tolerance,
             force=values.force,
+            overwrite=values.overwrite,
         )
-    except SwitchRefusedError as error:  # its advice is for Python
+    except SwitchRefusedError as error:
+        if math.isnan(error.report.max_gap):
+            raise
+        # Its advice is for Python.
         raise RuntimeError(
             f"the outputs would change by up to {error.report.max_gap:.2e} of their size, above "
             f"the tolerance {error.report.tolerance:g}: train to the end of the branch's schedule "
@@ -178,34 +208,6 @@ def switch(arguments: list[str]) -> int:
         ) from error
     show(values, {**report.to_dict(), "folder": str(folder)}, f"{report}\nwritten to {folder}")
     return 0
-
-
-def predict(arguments: list[str]) -> int:
-    """See VERBS."""
-    parser = parser_for("predict")
-    parser.add_argument("model", help="folder of a run or of a saved model, or an exported file")
-    parser.add_argument("images", nargs="+", help="image files and folders")
-    parser.add_argument("--top", type=PositiveInt, default=5, help="classes per image (default: 5)")
-    parser.add_argument("--batch_size", type=PositiveInt, default=32, help="(default: 32)")
-    parser.add_argument("--device", default="cpu", help="of PyTorch models (default: cpu)")
-    parser.add_argument("--csv", help="write the predictions as a table to this file")
-    values = parser.parse_args(arguments)
-    from castling.deploy import Predictor
-    from castling.tasks.classification import ClassificationPrediction
-
-    predictor = Predictor(values.model, batch_size=values.batch_size, device=values.device)
-    found = [
-        one.top(values.top) if isinstance(one, ClassificationPrediction) else one
-        for one in predictor(values.images)
-    ]
-    if values.csv:
-        predictor.to_csv(found, values.csv)
-    lines = [f"{one.name}  {one.summary()}" for one in found if not one.error]
-    show(values, [one.to_dict() for one in found], "\n".join(lines))
-    failed = [one for one in found if one.error]
-    for one in failed:
-        print(f"castling predict: {one.error}", file=sys.stderr)
-    return 1 if failed else 0
 
 
 def export(arguments: list[str]) -> int:
@@ -232,6 +234,7 @@ def export(arguments: list[str]) -> int:
     parser.add_argument(
         "--tolerance", type=float, default=1e-4, help="largest difference (default: 0.0001)"
     )
+    add_overwrite(parser)
     values = parser.parse_args(arguments)
     from castling.deploy import model_folder
     from castling.export import export as export_model
@@ -251,33 +254,9 @@ def export(arguments: list[str]) -> int:
         portable=values.portable,
         tolerance=values.tolerance,
         card=card,
+        overwrite=values.overwrite,
     )
     show(values, report.to_dict(), str(report))
-    return 0
-
-
-def models(arguments: list[str]) -> int:
-    """See VERBS."""
-    parser = parser_for("models")
-    parser.add_argument("pattern", nargs="?", default="*", help="such as 'castling_*'")
-    parser.add_argument("--macs", action="store_true", help="build each and count")
-    values = parser.parse_args(arguments)
-    from castling.profiling.catalogue import list_models
-
-    found = list_models(values.pattern, count=values.macs)
-    lines = [str(entry) for entry in found]
-    show(values, [entry.to_dict() for entry in found], "\n".join(lines))
-    return 0
-
-
-def attentions(arguments: list[str]) -> int:
-    """See VERBS."""
-    parser = parser_for("attentions")
-    values = parser.parse_args(arguments)
-    from castling.profiling.catalogue import list_attentions
-
-    found = list_attentions()
-    show(values, [entry.to_dict() for entry in found], "\n".join(str(entry) for entry in found))
     return 0
 
 
@@ -290,6 +269,7 @@ FUNCTIONS: dict[str, Verb] = {
     "export": export,
     "models": models,
     "attentions": attentions,
+    "compare": compare,
     "bench": bench,
     "plan": plan,
 }

@@ -6,11 +6,13 @@ import json
 import re
 import sys
 from argparse import Action
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
+from castling.profiling.formatting import aligned
+from castling.utils.parser import Parser
 from castling_launcher import VERBS
 
 if TYPE_CHECKING:
@@ -69,7 +71,7 @@ def parser_options(verb: str, text: str = "") -> dict[str, Any]:
 
 def parser_for(verb: str, text: str = "") -> ArgumentParser:
     """A verb's parser with ``--json``; arguments as in :func:`parser_options`."""
-    parser = ArgumentParser(**parser_options(verb, text))
+    parser = Parser(**parser_options(verb, text))
     add_json(parser)
     return parser
 
@@ -79,12 +81,45 @@ def add_json(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
+def add_quiet(parser: ArgumentParser) -> None:
+    """For verbs that report progress; errors and results are printed all the same."""
+    parser.add_argument(
+        "--quiet", action="store_true", help="no progress: only the result, warnings and errors"
+    )
+
+
+def add_overwrite(parser: ArgumentParser, what: str = "what is there") -> None:
+    """``--overwrite``, for verbs that write files under a name that may be taken."""
+    parser.add_argument("--overwrite", action="store_true", help=f"replace {what}")
+
+
+def progress_of(values: Any) -> Callable[[str], None]:
+    """Where progress goes: to standard error, or nowhere with ``--quiet``."""
+    return (lambda text: None) if values.quiet else say
+
+
 def add_data(parser: ArgumentParser, what: str) -> None:
     """``--data``, for verbs that work on a run's own data unless told otherwise."""
     parser.add_argument(
         "--data",
         help=f"{what}: digits, a folder, a zip or torchvision:NAME (default: those of the run)",
     )
+
+
+def add_device(parser: ArgumentParser, what: str = "where it runs") -> None:
+    """``--device``, in the words of recipes; see :func:`device_of`."""
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        help=f"{what}: auto, cpu, cuda, cuda:1 or mps (default: cpu)",
+    )
+
+
+def device_of(values: Any) -> str:
+    """The device that ``--device`` names; ValueError says what there is where it is missing."""
+    from castling.utils.devices import read_device
+
+    return str(read_device(values.device, "--device"))
 
 
 def data_of(source: str | None) -> DataConfig | None:
@@ -113,6 +148,24 @@ def argument_text(text: str) -> str:
     value = next((each for each in given.groups() if each), "") if given else ""
     wanted = " or ".join(dict.fromkeys(describe_number(name) for name in numbers))
     return f"{flag[0]}: must be {wanted}" + (f", got {value}" if value else "")
+
+
+def class_table(figures: Mapping[str, Mapping[str, float | None]]) -> list[str]:
+    """Lines of a task's table of classes; see ``Task.class_figures``. None without classes."""
+    if not figures:
+        return []
+    columns = list(next(iter(figures.values())))
+    rows = [
+        [name, "", *(_figure(column, values[column]) for column in columns)]
+        for name, values in figures.items()
+    ]
+    return ["", *aligned(["class", "", *columns], rows)]
+
+
+def _figure(column: str, value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.0f}" if column == "images" else f"{value:.1f} %"
 
 
 def read_size(text: str) -> tuple[int, int]:

@@ -9,6 +9,7 @@ Notable:
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -41,7 +42,8 @@ from castling.export.target import (
 )
 from castling.export.verification import verify
 from castling.models.card import ModelCard
-from castling.utils.files import replacing_together, write_json
+from castling.tasks.registry import task_from_card
+from castling.utils.files import refuse_existing, replacing_together, write_json
 from castling.utils.modes import eval_mode
 from castling.utils.version import VERSION
 
@@ -62,6 +64,7 @@ def export(
     tolerance: float = 1e-4,
     metadata: Mapping[str, Any] | None = None,
     card: ModelCard | None = None,
+    overwrite: bool = False,
 ) -> ExportReport:
     """Export an image model and prove that the file computes the same.
 
@@ -89,6 +92,7 @@ def export(
             integers and booleans must be equal.
         metadata: further values to store in the file, as JSON.
         card: of a saved model; stored in the file, for ``castling predict``.
+        overwrite: replace ``path``, its report, and what the format puts beside it.
 
     Returns:
         The report, with one comparison per shape.
@@ -99,6 +103,7 @@ def export(
         TypeError: the model's outputs are not tensors, or ``metadata`` is not JSON.
         OneSizeError: ``dynamic`` is ``"all"`` and the model runs at ``input_size`` only.
         FileNotFoundError: the folder of ``path`` does not exist.
+        FileExistsError: a file to be written exists, and ``overwrite`` is False.
         ExportError: the exporter failed or cannot write ``opset``, or the file does not reproduce
             the model within ``tolerance``. Nothing is written.
         ModuleNotFoundError: a package that the target needs is missing.
@@ -109,9 +114,11 @@ def export(
         raise FileNotFoundError(
             f"no such folder: {path.parent}; make it first, or export to another"
         )
-    for written in (path, path.with_name(path.name + ".json")):
+    report_path = path.with_name(path.name + ".json")
+    for written in (path, report_path):
         if written.is_dir():
             raise ValueError(f"{written} is a folder: choose another file")
+    refuse_existing((path, report_path), overwrite)
     if dynamic not in _DYNAMIC:
         raise ValueError(f"dynamic must be one of {', '.join(_DYNAMIC)}, got {dynamic!r}")
     if dynamic in ("batch", "none") and verify_sizes:
@@ -132,16 +139,20 @@ def export(
 
         def attempt(plan: SizePlan) -> ExportReport:
             outputs = _output_names(named, plan.traced)
+            values = _metadata(plan, input_size, outputs, metadata, card)
             job = ExportJob(
                 model=named,
                 images=random_images(plan.traced, seed=1).to(named.device),
                 outputs=outputs,
                 dynamic=plan.dynamic,
-                metadata=_metadata(plan, input_size, outputs, metadata, card),
+                metadata={
+                    str(key): json.dumps(value, ensure_ascii=False) for key, value in values.items()
+                },
                 opset=opset,
                 portable=portable,
             )
-            return _write(chosen, job, plan, path, tolerance)
+            report = _write(chosen, job, plan, path, tolerance, overwrite)
+            return dataclasses.replace(report, metadata=values)
 
         try:
             report = attempt(plan)
@@ -156,15 +167,22 @@ def export(
                 report = attempt(one_size(input_size, f"only the batch is dynamic: {error}"))
             except ExportError as last:
                 raise ExportError(f"{last}; nothing was written") from last
-    write_json(path.with_name(path.name + ".json"), report.to_dict())
+    write_json(report_path, report.to_dict())
     return report
 
 
 def _write(
-    target: Target, job: ExportJob, plan: SizePlan, path: Path, tolerance: float
+    target: Target,
+    job: ExportJob,
+    plan: SizePlan,
+    path: Path,
+    tolerance: float,
+    overwrite: bool,
 ) -> ExportReport:
     with replacing_together(path.parent) as folder:
         facts = target.write(job, folder / path.name)
+        # Also what the format puts beside the file, such as OpenVINO's weights.
+        refuse_existing((path.parent / written.name for written in folder.iterdir()), overwrite)
         try:
             opened = target.open(folder / path.name)
         except ValueError as error:
@@ -218,8 +236,8 @@ def _metadata(
     outputs: Sequence[str],
     further: Mapping[str, Any] | None,
     card: ModelCard | None,
-) -> dict[str, str]:
-    """What is needed to feed the file, JSON text per key."""
+) -> dict[str, Any]:
+    """What is needed to feed the file, and the values of the caller."""
     values: dict[str, Any] = {
         "input_size": list(input_size),
         "multiple": plan.multiple,
@@ -229,10 +247,8 @@ def _metadata(
     }
     if card is not None:
         card = card.at_size(input_size)
-        values |= {"classes": card.classes, "mean": list(card.mean), "std": list(card.std)}
-        values["castling"] = card.to_dict()
+        values |= task_from_card(card).input_format() | {"castling": card.to_dict()}
     taken = sorted({*values, "portable"} & set(further or {}))
     if taken:
         raise ValueError(f"metadata must not name {', '.join(taken)}: export sets them itself")
-    values |= further or {}
-    return {str(key): json.dumps(value, ensure_ascii=False) for key, value in values.items()}
+    return values | dict(further or {})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from castling.export.sizes import Shape
@@ -77,6 +77,7 @@ class ExportReport:
         checks: one entry per shape.
         versions: of torch and the target's packages.
         notes: restrictions that a user of the file has to know.
+        metadata: what the file stores, decoded: how to feed it, classes, the card.
     """
 
     path: str
@@ -91,6 +92,7 @@ class ExportReport:
     checks: tuple[ShapeCheck, ...]
     versions: dict[str, str]
     notes: tuple[str, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def max_difference(self) -> float:

@@ -17,6 +17,7 @@ from timm.models import is_model, list_models, model_entrypoint, parse_model_nam
 from torch import nn
 
 from castling.attention import attention_config
+from castling.models.published import NoPublishedWeightsError, no_weights, published_weights
 from castling.models.registry import declared_arguments
 from castling.surgery import Attention, Where, linearize_
 from castling.utils.text import did_you_mean
@@ -63,6 +64,7 @@ def build_model(
 
     Raises:
         ValueError: no such model or attention, or the model does not take an argument.
+        NoPublishedWeightsError: pretrained weights can be neither found nor downloaded.
     """
     name = timm_name(name)
     kwargs = dict(kwargs)
@@ -71,6 +73,8 @@ def build_model(
     if image_size is not None and "img_size" in taken.names:
         height, width = image_size
         kwargs.setdefault("img_size", height if height == width else image_size)
+    if pretrained and (overlay := published_weights(name)):
+        kwargs.setdefault("pretrained_cfg_overlay", overlay)
     try:
         return create_model(
             name,
@@ -79,6 +83,10 @@ def build_model(
             where=None if config is None else where,
             **kwargs,
         )
+    except OSError as error:
+        if not pretrained:
+            raise
+        raise NoPublishedWeightsError(no_weights(name, str(error))) from error
     except TypeError as error:
         if where is not None and "attention" in taken.names:
             kwargs["where"] = where  # it went into the model too

@@ -28,6 +28,8 @@ from castling.models.features import FeatureGetter
 from castling.surgery.checkpoint_names import translate
 from castling.surgery.fold import register_fold
 from castling.surgery.fold_layers import absorb_preceding, average, can_precede
+from castling.surgery.self_description import describe_itself
+from castling.utils.plain import is_plain
 
 #: Pooling over positions -> channels behind it, in units of those before it.
 _POOLED_WIDTH = {"avg": 1, "max": 1, "avgmax": 1, "catavgmax": 2, "": 1}
@@ -174,6 +176,8 @@ def _fold_cas_vit(model: CASViT) -> list[str]:
     """
     channels_last(*(layer for layer in model.patch_embed if isinstance(layer, nn.Conv2d)))
     heads = [head for head in (model.head, model.dist_head) if isinstance(head, nn.Linear)]
+    if not all(is_plain(head, nn.Linear) for head in heads):
+        return []
     done = []
     linear = model.global_pool in ("avg", "")
     if linear and heads and all(can_precede(model.norm, head) for head in heads):
@@ -231,7 +235,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
 
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> CASViT:
-    return build_model_with_cfg(
+    model: CASViT = build_model_with_cfg(
         CASViT,
         variant,
         pretrained,
@@ -239,6 +243,8 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> CASViT:
         feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": FeatureGetter},
         **kwargs,
     )
+    describe_itself(model)
+    return model
 
 
 @register_model

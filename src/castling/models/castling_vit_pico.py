@@ -57,7 +57,7 @@ def deit_pico(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
 @register_model
 @converted(VisionTransformer)
 def castling_deit_pico(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """``deit_pico`` converted."""
+    """Castling-DeiT of test size: deit_pico with linear-angular attention, 0.2 M parameters."""
     return build_converted("castling_deit_pico", _vit_pico, 3, pretrained, **kwargs)
 
 

@@ -164,4 +164,12 @@ class QTViT(_QTViTMixin, EfficientVit):
 
 
 class QTViTLarge(_QTViTMixin, EfficientVitLarge):
-    """QT-ViT 4–6 on timm's EfficientViT L; arguments of :class:`_QTViTMixin`."""
+    """QT-ViT 4–6 on timm's EfficientViT L; arguments of :class:`_QTViTMixin`.
+
+    ``norm_eps`` is the ε of every norm, 1e-7 as the authors set it; timm leaves out that of the
+    head's convolution.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.head.in_conv.norm.eps = self.norm_eps

@@ -14,6 +14,7 @@ from castling.attention import list_attentions as attention_names
 from castling.models.registry import list_models as model_names
 from castling.ops.macs import macs
 from castling.surgery import strip_
+from castling.utils.text import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,10 @@ def list_models(pattern: str = "*", *, count: bool = False) -> list[ModelEntry]:
     """
     names = model_names(pattern)
     if not names:
-        raise ValueError(f"no model matches {pattern!r}; castling models lists all")
+        raise ValueError(
+            f"no model matches {pattern!r}; castling models lists all"
+            f"{did_you_mean(pattern.strip('*'), model_names())}"
+        )
     return [_model_entry(name, count) for name in names]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 #: Distinguishable for colour-blind readers, visible on white and on black.
 PALETTE = ("#4c78dd", "#e8743b", "#2aa876", "#b45fcf", "#d9a40f", "#d6455d", "#17a2b8", "#8c7355")
@@ -160,6 +161,8 @@ def lines(
             values = sorted({value for xs, _ in series.values() for value in xs})
             axes.set_xticks(values, [f"{value:g}" for value in values])
             axes.minorticks_off()
+        elif all(value == int(value) for xs, _ in series.values() for value in xs):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no epoch 1.25
         if log_y:
             axes.set_yscale("log")
         if len(series) > 1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,41 +10,32 @@ from typing import Any
 from PIL import Image
 
 from castling.profiling.formatting import short
-from castling.profiling.page import Page, badge, cards, figures, gallery, subheading, table
-from castling.profiling.plots import Plot, lines
+from castling.profiling.page import (
+    Page,
+    badge,
+    cards,
+    figures,
+    gallery,
+    paragraph,
+    subheading,
+    table,
+)
+from castling.profiling.plots import Curve, Plot, lines
 from castling.profiling.results import BenchResult
-from castling.tasks.result import RESULT, TrainResult, metric_label, read_result
+from castling.tasks.result import TrainResult, metric_label
 from castling.utils.version import VERSION
 
 
-def write_run_report(run_dir: str | os.PathLike[str]) -> Path:
-    """Write ``report.html`` into the folder of a finished run.
-
-    Returns:
-        Its path.
-
-    Raises:
-        FileNotFoundError: the run is not finished.
-    """
-    run_dir = Path(run_dir)
-    result = read_result(run_dir)
-    if result is None:
-        raise FileNotFoundError(f"{run_dir} holds no {RESULT}: it is not a finished run")
-    page = new_page(f"castling run {run_dir.name}", "Accuracy, training curves and the switch.")
-    add_accuracy(page, {run_dir.name: result})
-    add_training(page, {run_dir.name: run_dir}, result.headline)
-    add_trajectories(page, run_dir)
-    add_switch(page, result)
-    return page.write(run_dir / "report.html")
-
-
-def new_page(title: str, subtitle: str) -> Page:
+def new_page(title: str, subtitle: str, headline: str = "") -> Page:
     """An empty page signed with our version."""
-    return Page(title, subtitle, footer=f"Written by castling {VERSION}.")
+    return Page(title, subtitle, footer=f"Written by castling {VERSION}.", headline=headline)
 
 
 def add_accuracy(
-    page: Page, results: Mapping[str, TrainResult], macs: Mapping[str, int] | None = None
+    page: Page,
+    results: Mapping[str, TrainResult],
+    macs: Mapping[str, int] | None = None,
+    remark: str = "",
 ) -> None:
     """One row per run: accuracy before and after the switch, size, training time.
 
@@ -53,15 +43,16 @@ def add_accuracy(
         page: is added to.
         results: name → result.
         macs: name → multiply-accumulates of the model in use.
+        remark: a paragraph below the table.
     """
     rows = []
     for name, result in results.items():
         rows.append(
             [
                 name,
-                _headline(result, "val"),
-                _headline(result, "test"),
-                _headline(result, "test", switched=True)
+                headline_value(result, "val"),
+                headline_value(result, "test"),
+                headline_value(result, "test", switched=True)
                 if result.switched_metrics
                 else ("refused" if result.switch_refused else "–"),
                 f"{result.parameters / 1e6:.3f} M",
@@ -75,6 +66,7 @@ def add_accuracy(
             ["model", "validation", "test", "test, switched", "parameters", "MACs", "training"],
             rows,
         ),
+        *([paragraph(remark)] if remark else []),
         note=f"{_label(results)} on images that were not trained on. “Switched” is the model in "
         "use: its softmax branch, there for training only, has been cast away. MACs count every "
         "matrix product of one image.",
@@ -89,14 +81,14 @@ def add_training(page: Page, runs: Mapping[str, Path], headline: str = "top1") -
         runs: name → run folder.
         headline: the metric to draw.
     """
-    loss: dict[str, tuple[list[float], list[float]]] = {}
-    accuracy: dict[str, tuple[list[float], list[float]]] = {}
+    loss: dict[str, Curve] = {}
+    accuracy: dict[str, Curve] = {}
     for name, run_dir in runs.items():
-        rows = _read_csv(run_dir / "metrics.csv")
+        rows = read_table(run_dir / "metrics.csv")
         for target, column in ((loss, "train_loss"), (accuracy, f"val_{headline}")):
-            points = [(float(r["epoch"]), float(r[column])) for r in rows if r.get(column)]
-            if points:
-                target[name] = ([p[0] for p in points], [p[1] for p in points])
+            found = curve(rows, column)
+            if found[0]:
+                target[name] = found
     plots: list[tuple[Plot, str]] = []
     if accuracy:
         plot = lines(accuracy, x="epoch", y=f"validation {metric_label(headline)}", markers=False)
@@ -110,7 +102,7 @@ def add_training(page: Page, runs: Mapping[str, Path], headline: str = "top1") -
 
 def add_trajectories(page: Page, run_dir: Path) -> None:
     """What the auxiliary branch of every layer did while training; nothing without branches."""
-    rows = _read_csv(run_dir / "auxiliary.csv")
+    rows = read_table(run_dir / "auxiliary.csv")
     if not rows:
         return
     captions = {
@@ -232,12 +224,14 @@ def _speed_table(result: BenchResult[Any]) -> str:
             cells.append(
                 "–"
                 if row is None or row.milliseconds is None
-                else f"{short(row.milliseconds)} ({short(row.low)}–{short(row.high)})"
+                # word joiners: a range is not broken
+                else f"{short(row.milliseconds)} ({short(row.low)}\u2060–\u2060{short(row.high)})"
             )
         tokens = crossovers.get(label)
         said = f"{tokens} tokens" if tokens else "not here"
         lines.append([*cells, said if label in crossovers else "–"])
-    head = [f"ms (quartiles) by {result.axis}", *(f"{size:g}" for size in sizes)]
+    unit = "px" if "pixels" in result.axis else result.axis
+    head = ["ms (quartiles)", *(f"{size:g} {unit}" for size in sizes)]
     return table([*head, "beats softmax from"], lines)
 
 
@@ -287,7 +281,8 @@ def add_predictions(
     )
 
 
-def _headline(result: TrainResult, split: str, *, switched: bool = False) -> str:
+def headline_value(result: TrainResult, split: str, *, switched: bool = False) -> str:
+    """The metric that sums a run up, with its unit; a dash where it was not measured."""
     metrics = result.switched_metrics if switched else result.metrics
     value = metrics.get(f"{split}_{result.headline}")
     if value is None:
@@ -301,8 +296,15 @@ def _label(results: Mapping[str, TrainResult]) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _read_csv(path: Path) -> list[dict[str, str]]:
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file; none where there is no such file."""
     if not path.is_file():
         return []
     with path.open(encoding="utf-8", newline="") as stream:
         return list(csv.DictReader(stream))
+
+
+def curve(rows: Sequence[Mapping[str, str]], column: str) -> Curve:
+    """(epochs, values) of one column, rows without a value left out."""
+    points = [(float(row["epoch"]), float(row[column])) for row in rows if row.get(column)]
+    return [x for x, _ in points], [y for _, y in points]

@@ -1,6 +1,7 @@
 """Surgery on models: replace attention, switch, fold, load."""
 
-from castling.surgery.checkpoint import LoadReport, load_checkpoint
+from castling.surgery.checkpoint import load_checkpoint
+from castling.surgery.checkpoint_report import LoadReport
 from castling.surgery.fold import FoldReport, fold_, register_fold
 from castling.surgery.fold_verify import FoldError
 from castling.surgery.hosts import HostAttention, Place, register_host

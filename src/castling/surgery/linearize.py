@@ -25,6 +25,7 @@ from castling.surgery.selection import (
     owner_of,
     read_plan,
 )
+from castling.surgery.self_description import describe_itself
 
 _logger = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ def linearize_(
         if id(module) in replacements:
             parent, _, child = name.rpartition(".")
             setattr(owner.get_submodule(parent), child, replacements[id(module)])
+    describe_itself(owner)
     return _reported(model, layers, chosen)
 
 

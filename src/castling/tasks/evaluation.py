@@ -13,6 +13,7 @@ from torch import nn
 from castling.data.errors import plain_data_errors
 from castling.data.sample import Batch
 from castling.tasks.interface import Task
+from castling.utils.finite import finite_outputs
 from castling.utils.modes import eval_mode
 
 
@@ -24,22 +25,40 @@ class EvaluateResult:
         metrics: by name; the percentages of the task in percent.
         per_class: the task's metric of each class; None for a class without images. Empty where
             the task has none.
+        class_figures: class → column → value: the task's table of classes, such as precision and
+            recall in percent, and ``"images"``; empty where the task has none.
         images: number of images.
         images_per_second: with loading.
-        split: which images.
+        split: which images; ``"val"`` where those serve as test images too.
+        data: what they belong to; empty where that is not known.
+        held_out: whether they were held out from the model's training; None where it is not known.
         notes: what a person should know about the images.
     """
 
     metrics: dict[str, float]
     per_class: dict[str, float | None] = dataclasses.field(default_factory=dict)
+    class_figures: dict[str, dict[str, float | None]] = dataclasses.field(default_factory=dict)
     images: int
     images_per_second: float
     split: str
+    data: str = ""
+    held_out: bool | None = None
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return dataclasses.asdict(self)
+
+    def describe(self) -> str:
+        """Which images, and whether the model was trained on them, in a sentence."""
+        name = {"train": "training", "val": "validation", "test": "test"}[self.split]
+        of = f" of {self.data}" if self.data else ""
+        held_out = {
+            None: "whether the model was trained on them is not known",
+            True: "held out from training",
+            False: "the model was trained on them",
+        }[self.held_out]
+        return f"{self.images} {name} images{of}; {held_out}"
 
 
 def _never() -> bool:
@@ -55,7 +74,7 @@ def evaluate_loader(
 
     Raises:
         ValueError: there are no images, or the model does not fit the task; as DataError, when an
-            image is damaged.
+            image is damaged; as NonFiniteOutputError, when the model returns NaN or infinity.
     """
     parameter = next(model.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
@@ -66,7 +85,7 @@ def evaluate_loader(
         part.distributed_available_fn = _never  # type: ignore[assignment]
     started = time.perf_counter()
     count = 0
-    with eval_mode(model):
+    with eval_mode(model), finite_outputs(model):
         for batch in loader:
             task.evaluation_step(model, batch.to(device, non_blocking=True), metric)
             count += len(batch)
@@ -76,6 +95,7 @@ def evaluate_loader(
     return EvaluateResult(
         metrics=values,
         per_class=task.class_metrics(metric),
+        class_figures=task.class_figures(metric),
         images=count,
         images_per_second=count / (time.perf_counter() - started),
         split=split,

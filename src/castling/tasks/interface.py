@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
@@ -12,6 +15,7 @@ from castling.data.registry import DataInfo
 from castling.data.sample import Batch
 from castling.tasks.normalize import Normalize
 from castling.tasks.prediction import Prediction
+from castling.tasks.reporting import ReportPart
 
 if TYPE_CHECKING:
     import torchmetrics
@@ -89,6 +93,8 @@ class Task(nn.Module):
     prediction_class: ClassVar[type[Prediction]] = Prediction
     #: Configuration class of its transforms.
     transform_config: ClassVar[type[TransformConfig]]
+    #: Columns of a run's ``predictions.csv`` after ``name``; empty for a task that writes none.
+    record_columns: ClassVar[tuple[str, ...]] = ()
     #: Options of the transforms that evaluation needs.
     preprocessing_options: ClassVar[tuple[str, ...]] = ("image_size",)
 
@@ -115,11 +121,35 @@ class Task(nn.Module):
     def prepare_training(self, model: nn.Module) -> None:
         """Load what training needs, such as a teacher, and set the model up, in place."""
 
+    def see_training_labels(self, labels: NDArray[np.int64] | None) -> None:
+        """Look at the (n,) classes of the training images before training; None without classes.
+
+        Raises:
+            ValueError: an option does not fit them.
+        """
+
     def preprocessing(self) -> dict[str, Any]:
         """Options of the transforms that evaluation needs, as a model's card keeps them."""
         names = self.preprocessing_options
         values = {name: getattr(self.transform_options, name) for name in names}
         return values | {"mean": self.preprocess.mean, "std": self.preprocess.std}
+
+    def input_format(self) -> dict[str, Any]:
+        """How to turn an image file into the model's input, for readers that lack castling.
+
+        Plain values, stored in exported files. Here what all tasks share; a task adds how its
+        images are resized.
+        """
+        height, width = self.transform_options.size
+        return {
+            "input_size": [height, width],
+            "mean": list(self.preprocess.mean),
+            "std": list(self.preprocess.std),
+            "channel_order": "RGB",
+            "value_range": [0, 1],
+            "layout": "NCHW",
+            "dtype": "float32",
+        }
 
     def transform(self, *, training: bool) -> Transform:
         """From samples to batches."""
@@ -155,6 +185,25 @@ class Task(nn.Module):
     def class_metrics(self, metric: torchmetrics.Metric) -> dict[str, float | None]:
         """One figure per class; None for a class without images, empty where there is none."""
         return {}
+
+    def class_figures(self, metric: torchmetrics.Metric) -> dict[str, dict[str, float | None]]:
+        """A table of the classes: class → column → value, ``"images"`` the number of images.
+
+        Other values are percentages; None where there is no value. Empty for a task without.
+        """
+        return {}
+
+    def record(self, prediction: Prediction, target: Mapping[str, Tensor]) -> dict[str, Any]:
+        """``record_columns`` of one labelled image, for ``predictions.csv``."""
+        raise NotImplementedError
+
+    def choose_examples(self, records: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Positions of the records whose images a report shows; a few dozen at most."""
+        return []
+
+    def report_parts(self, records: Sequence[Mapping[str, str]]) -> list[ReportPart]:
+        """Tables and examples for a report, from the rows of ``predictions.csv``."""
+        return []
 
     def draw(
         self,

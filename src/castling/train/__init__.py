@@ -2,10 +2,11 @@
 
 from castling.tasks.result import TrainResult
 from castling.train.build import open_data
-from castling.train.callbacks import NonFiniteLossError, TrainingInterrupted
+from castling.train.callbacks import NonFiniteLossError
 from castling.train.dry_run import dry_run
 from castling.train.recipe import (
     ClipConfig,
+    EarlyStoppingConfig,
     EmaConfig,
     HardwareConfig,
     ModelConfig,
@@ -19,15 +20,19 @@ from castling.train.recipe import (
 from castling.train.recipe_file import (
     load_recipe,
     parse_recipe,
+    recipe_changes,
     recipe_from_dict,
     recipe_to_dict,
     recipe_to_yaml,
 )
 from castling.train.recipe_parser import parse_flags, recipe_parser
+from castling.train.run_lock import RunLockedError
+from castling.train.stopping import TrainingInterrupted
 from castling.train.trainer import train
 
 __all__ = [
     "ClipConfig",
+    "EarlyStoppingConfig",
     "EmaConfig",
     "HardwareConfig",
     "ModelConfig",
@@ -35,6 +40,7 @@ __all__ = [
     "OptimConfig",
     "Recipe",
     "RegularizeConfig",
+    "RunLockedError",
     "SaveConfig",
     "ScheduleConfig",
     "SwitchConfig",
@@ -45,6 +51,7 @@ __all__ = [
     "open_data",
     "parse_flags",
     "parse_recipe",
+    "recipe_changes",
     "recipe_from_dict",
     "recipe_parser",
     "recipe_to_dict",

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError
 
+from castling.data import DataConfig
 from castling.data.registry import source_to_dict
 from castling.tasks import task_to_dict
 from castling.train.recipe import Recipe
@@ -24,6 +25,8 @@ from castling.train.recipe_parser import (
 
 #: sections that say where a run happens and what it writes, not what it computes
 _FREE_SECTIONS = ("hardware", "save")
+#: options of these sections that do decide what the run's model is
+_BINDING = ("save.use",)
 
 
 def parse_recipe(arguments: Sequence[str]) -> Recipe:
@@ -81,7 +84,8 @@ def recipe_to_yaml(recipe: Recipe) -> str:
 def recipe_differences(old: Recipe, new: Recipe) -> list[str]:
     """What would make ``new`` compute something else than ``old``, one line a field.
 
-    Devices, precision, number of workers and what is written may differ without a line.
+    Devices, precision, number of workers and what is written may differ without a line; which
+    weights are the run's model may not.
     """
     before, after = _flat(recipe_to_dict(old)), _flat(recipe_to_dict(new))
     ignored = {"data.loader.workers"}
@@ -89,9 +93,33 @@ def recipe_differences(old: Recipe, new: Recipe) -> list[str]:
         f"{key}: {before.get(key)!r} → {after.get(key)!r}"
         for key in sorted(set(before) | set(after))
         if before.get(key) != after.get(key)
-        and key.split(".")[0] not in _FREE_SECTIONS
+        and (key.split(".")[0] not in _FREE_SECTIONS or key in _BINDING)
         and key not in ignored
     ]
+
+
+def recipe_changes(recipe: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Options that are not at their defaults, by their names as flags: (value, default).
+
+    The defaults are those of the recipe's own task and kind of source; an option that has none,
+    such as a folder's path, has the default None. Model and source are always named.
+    """
+    source = type(recipe.data.source)
+    defaults = Recipe(
+        task=type(recipe.task)(),
+        data=DataConfig(transform=type(recipe.data.transform)()),
+    )
+    before, after = _flat(recipe_to_dict(defaults)), _flat(recipe_to_dict(recipe))
+    before = {key: value for key, value in before.items() if not key.startswith("data.source.")}
+    for field in dataclasses.fields(source):
+        if field.default is not dataclasses.MISSING:
+            before[f"data.source.{field.name}"] = _plain(field.default)
+    named = ("model.name", "data.source.name")
+    return {
+        key: (value, before.get(key))
+        for key, value in after.items()
+        if key in named or value != before.get(key)
+    }
 
 
 def _plain(value: Any) -> Any:

@@ -26,6 +26,7 @@ from castling.tasks import DEFAULT_TASK, list_tasks, task_class, task_config_cla
 from castling.train.legacy import MOVED, is_old, upgrade
 from castling.train.recipe import SCALARS, SECTIONS, Recipe
 from castling.utils.checks import check_known
+from castling.utils.parser import Parser
 from castling.utils.text import did_you_mean
 
 _USAGE = (
@@ -53,7 +54,8 @@ def recipe_parser(
     kwargs.setdefault("allow_abbrev", False)
     kwargs.setdefault("usage", _USAGE)
     kwargs.setdefault("epilog", _EPILOG)
-    parser = ArgumentParser(**kwargs)
+    parser = Parser(**kwargs)
+    parser.read_before = ("--data.source", "--data.source.name")
     parser.add_argument("--config", action="config", help="a recipe file (YAML)")
     task_config = task_config_class(task)
     parser.add_class_arguments(task_config, "task")

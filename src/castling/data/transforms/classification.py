@@ -130,6 +130,21 @@ class ClassificationEvalTransform:
             fraction=config.crop_fraction or (1.0 if smaller <= SMALL_IMAGE else 0.875),
             interpolation=config.interpolation,
         )
+        self._interpolation = config.interpolation
+
+    def description(self) -> dict[str, object]:
+        """The resize and crop in plain values, as exported files store them.
+
+        ``resize`` is ``"cover"`` (keep the aspect ratio; the smallest size that covers
+        ``resize_size``, sides rounded down) or ``"warp"`` (exactly ``resize_size``); ``crop`` is
+        ``"center"`` or ``"none"``.
+        """
+        return {
+            "resize": "warp" if self._fit.warp else "cover",
+            "resize_size": list(self._fit.cover),
+            "crop": "none" if self._fit.warp else "center",
+            "interpolation": self._interpolation,
+        }
 
     def resize(self, sample: Sample) -> Sample:
         """Scale and crop."""

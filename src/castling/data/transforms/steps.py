@@ -62,6 +62,8 @@ class Fit(v2.Transform):
         super().__init__()
         self.size, self.warp, self.fraction = size, warp, fraction
         self.filter = RESAMPLING[interpolation]
+        #: (height, width) that the scaled image covers, before the crop.
+        self.cover = size if warp else (int(size[0] / fraction), int(size[1] / fraction))
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Size before the crop, and its top left corner."""
@@ -69,7 +71,7 @@ class Fit(v2.Transform):
         if self.warp:
             return {"scaled": self.size, "top": 0, "left": 0}
         old_height, old_width = v2.query_size(flat_inputs)
-        over_height, over_width = int(height / self.fraction), int(width / self.fraction)
+        over_height, over_width = self.cover
         if over_height * old_width >= over_width * old_height:  # the height is the tighter side
             scaled = over_height, max(over_width, int(over_height * old_width / old_height))
         else:

@@ -94,7 +94,8 @@ class MultiScaleAttention(HostAttention):
         if self.rel_pos_type != "spatial" or not self.wants_bias:
             return None
         prefix = int(self.has_cls_token)
-        maps = query[:, :, prefix:].unflatten(2, tuple(query_grid))
+        batch, heads, _, channels = query.shape
+        maps = query[:, :, prefix:].reshape(batch, heads, *query_grid, channels)
         by_row = torch.einsum(
             "bhyxc,ykc->bhyxk", maps, _distances(self.rel_pos_h, query_grid[0], key_grid[0])
         )
@@ -116,9 +117,11 @@ class MultiScaleAttention(HostAttention):
         prefix = self.place.num_prefix_tokens
 
         def to_queries(keyed: Tensor) -> Tensor:
-            image = keyed[:, prefix:].flatten(2).transpose(1, 2).unflatten(2, tuple(key_grid))
+            channels = keyed.shape[2] * keyed.shape[3]
+            image = keyed[:, prefix:].reshape(batch, *key_grid, channels).permute(0, 3, 1, 2)
             image = F.interpolate(image, size=tuple(query_grid), mode="nearest")
-            image = image.flatten(2).transpose(1, 2).unflatten(2, keyed.shape[2:])
+            count = query_grid[0] * query_grid[1]
+            image = image.permute(0, 2, 3, 1).reshape(batch, count, *keyed.shape[2:])
             return torch.cat([keyed[:, :prefix], image], dim=1) if prefix else image
 
         out = self.attend(

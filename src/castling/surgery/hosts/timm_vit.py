@@ -20,6 +20,7 @@ from castling.surgery.hosts.base import (
     named_hosts,
     register_host,
     shared_geometry,
+    watch_tokens,
 )
 from castling.surgery.key_mask import as_key_mask
 
@@ -61,11 +62,16 @@ class ViTAttention(HostAttention):
                 no_grid = "patch_drop_rate leaves holes in it while training"
             else:
                 geometry = shared_geometry(vit, vit.patch_embed, Geometry.watch_patch_embed)
-            for name, module in vit.blocks.named_modules():
-                if isinstance(module, TimmAttention | cls):
-                    places[join(prefix, f"blocks.{name}")] = Place(
-                        geometry, num_prefix_tokens=vit.num_prefix_tokens, no_grid=no_grid
-                    )
+            inside = {
+                f"blocks.{name}": Place(
+                    geometry, num_prefix_tokens=vit.num_prefix_tokens, no_grid=no_grid
+                )
+                for name, module in vit.blocks.named_modules()
+                if isinstance(module, TimmAttention | cls)
+            }
+            if geometry is not None:
+                watch_tokens(vit, geometry, inside)
+            places.update({join(prefix, name): place for name, place in inside.items()})
         return places
 
     def forward(
@@ -87,7 +93,7 @@ class ViTAttention(HostAttention):
             self.q_norm(query),
             self.k_norm(key),
             value,
-            grid=self.grid,
+            grid=self.known_grid(x),
             num_prefix_tokens=self.place.num_prefix_tokens,
             key_mask=None if attn_mask is None else as_key_mask(attn_mask, batch, tokens),
         )

@@ -1,4 +1,4 @@
-"""Loss, top-1, top-5 and accuracy per class."""
+"""Loss, top-1, top-5, and precision, recall and F1 per class."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
+
+from castling.tasks.classification.figures import ClassFigures
 
 
 class ClassificationMetrics(Metric):
@@ -26,13 +28,14 @@ class ClassificationMetrics(Metric):
         self.classes = classes
         # loss, first right, among the first five, images
         self.add_state("sums", torch.zeros(4, dtype=torch.double), dist_reduce_fx="sum")
-        # right and all images of each class
-        self.add_state("per_class", torch.zeros(2, classes, dtype=torch.long), dist_reduce_fx="sum")
+        # right images, all images and predictions of each class
+        self.add_state("per_class", torch.zeros(3, classes, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Take in logits (B, K) and labels (B,)."""
         logits = logits.float()
-        ranked = logits.topk(min(5, self.classes), dim=1).indices == labels[:, None]
+        best = logits.topk(min(5, self.classes), dim=1).indices
+        ranked = best == labels[:, None]
         first = ranked[:, 0]
         self.sums += torch.stack(
             (
@@ -46,6 +49,7 @@ class ClassificationMetrics(Metric):
             (
                 torch.bincount(labels[first], minlength=self.classes),
                 torch.bincount(labels, minlength=self.classes),
+                torch.bincount(best[:, 0], minlength=self.classes),
             )
         )
 
@@ -59,5 +63,8 @@ class ClassificationMetrics(Metric):
 
     def class_accuracy(self) -> list[float | None]:
         """Percent right of each class; None for a class without an image."""
-        right, count = self.per_class.tolist()
-        return [100 * r / n if n else None for r, n in zip(right, count, strict=True)]
+        return [None if one.recall is None else 100 * one.recall for one in self.class_figures()]
+
+    def class_figures(self) -> list[ClassFigures]:
+        """Precision, recall, F1 and number of images of each class."""
+        return [ClassFigures.of(*counts) for counts in zip(*self.per_class.tolist(), strict=True)]

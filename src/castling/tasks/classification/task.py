@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from castling.data.erasing import erase_batch
@@ -20,8 +22,10 @@ from castling.data.transforms.classification import (
     ClassificationTrainTransform,
     ClassificationTransformConfig,
 )
+from castling.tasks.classification import report
 from castling.tasks.classification.config import ClassificationConfig
 from castling.tasks.classification.losses import (
+    balanced_weights,
     distillation_loss,
     label_loss,
     mean_of_heads,
@@ -31,6 +35,7 @@ from castling.tasks.classification.prediction import ClassificationPrediction
 from castling.tasks.interface import RecipeLike, Step, Task
 from castling.tasks.prediction import Prediction
 from castling.tasks.registry import register_task
+from castling.tasks.reporting import ReportPart
 from castling.tasks.teacher import Teacher, check_teacher, load_teacher
 
 if TYPE_CHECKING:
@@ -56,6 +61,7 @@ class ClassificationTask(Task):
     kinds = frozenset({"classification"})
     pipeline_tag = "image-classification"
     prediction_class = ClassificationPrediction
+    record_columns = report.COLUMNS
     transform_config = ClassificationTransformConfig
     preprocessing_options: ClassVar[tuple[str, ...]] = (
         "image_size",
@@ -64,6 +70,7 @@ class ClassificationTask(Task):
         "eval_crop",
     )
 
+    class_weights: Tensor | None
     config: ClassificationConfig
     transform_options: ClassificationTransformConfig
 
@@ -73,6 +80,7 @@ class ClassificationTask(Task):
         super().__init__(config, info, transform)
         # A list hides the frozen teacher from parameters(), state_dict() and DDP.
         self._teacher: list[Teacher] = []
+        self.register_buffer("class_weights", None, persistent=False)
 
     @classmethod
     def check(cls, recipe: RecipeLike) -> None:
@@ -102,6 +110,26 @@ class ClassificationTask(Task):
         if set_distilled is not None:
             set_distilled(True)
 
+    def see_training_labels(self, labels: NDArray[np.int64] | None) -> None:
+        """Take the weights of the classes from the training images, or from the options.
+
+        Raises:
+            ValueError: there is not one weight per class.
+        """
+        given, classes = self.config.loss.class_weights, len(self.info.classes)
+        if given == "none":
+            self.class_weights = None
+        elif given == "balanced":
+            counts = np.bincount(np.asarray(labels), minlength=classes)
+            self.class_weights = balanced_weights(torch.from_numpy(counts))
+        else:
+            if len(given) != classes:
+                raise ValueError(
+                    f"task.loss.class_weights holds {len(given)} weights for {classes} classes: "
+                    f"{', '.join(self.info.classes[:10])}{', …' if classes > 10 else ''}"
+                )
+            self.class_weights = torch.tensor(given)
+
     def set_teacher(self, teacher: Teacher) -> None:
         """Learn from ``teacher``, seen through this task's normalisation."""
         teacher.match(self.preprocess.mean, self.preprocess.std)
@@ -118,6 +146,11 @@ class ClassificationTask(Task):
             teacher._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
+    def input_format(self) -> dict[str, Any]:
+        """Classes, and how images are scaled and cropped."""
+        steps = ClassificationEvalTransform(self.transform_options)
+        return {"classes": list(self.info.classes)} | super().input_format() | steps.description()
+
     def transform(self, *, training: bool) -> Transform:
         """Augmentation for training, scale and crop otherwise."""
         options = self.transform_options
@@ -133,10 +166,10 @@ class ClassificationTask(Task):
         config = self.config
         parts: dict[str, Tensor] = {}
         if self.teacher is None:
-            loss = torch.stack([label_loss(head, labels, config.loss) for head in heads]).mean()
+            loss = torch.stack([self._label_loss(head, labels) for head in heads]).mean()
         else:
             weight = config.distill.weight
-            parts["labels"] = label_loss(heads[0], labels, config.loss)
+            parts["labels"] = self._label_loss(heads[0], labels)
             parts["teacher"] = distillation_loss(heads[-1], self.teacher(images), config.distill)
             loss = (1 - weight) * parts["labels"] + weight * parts["teacher"]
         late = config.self_distill.weight > 0 and step.progress >= config.self_distill.start
@@ -146,6 +179,9 @@ class ClassificationTask(Task):
             parts["averaged"] = self_distillation_loss(heads[0], goal)
             loss = loss + config.self_distill.weight * parts["averaged"]
         return {"loss": loss, **parts}
+
+    def _label_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return label_loss(logits, labels, self.config.loss, self.class_weights)
 
     def mixed(self, batch: Batch, step: Step) -> tuple[Tensor, Tensor]:
         """Normalised, erased and mixed images (B, 3, H, W); labels (B,), or (B, K) when mixed."""
@@ -214,6 +250,35 @@ class ClassificationTask(Task):
         values: list[float | None] = metric.class_accuracy()  # type: ignore[operator]
         return dict(zip(self.info.classes, values, strict=True))
 
+    def class_figures(self, metric: torchmetrics.Metric) -> dict[str, dict[str, float | None]]:
+        """Precision, recall and F1 in percent, and number of images, of each class."""
+        return {
+            name: {
+                **{key: None if share is None else 100 * share for key, share in shares.items()},
+                "images": images,
+            }
+            for name, one in zip(self.info.classes, metric.class_figures(), strict=True)  # type: ignore[operator]
+            for shares in [one._asdict()]
+            for images in [shares.pop("images")]
+        }
+
+    def record(self, prediction: Prediction, target: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Label, best class and its probability."""
+        assert isinstance(prediction, ClassificationPrediction)
+        return {
+            "label": self.info.classes[int(target["label"])],
+            "predicted": prediction.classes[0],
+            "probability": round(prediction.probabilities[0], 6),
+        }
+
+    def choose_examples(self, records: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Confident mistakes, and right ones of many classes."""
+        return report.choose_examples(records)
+
+    def report_parts(self, records: Sequence[Mapping[str, str]]) -> list[ReportPart]:
+        """Confusions, classes, examples."""
+        return report.report_parts(records, self.info.classes)
+
     def draw(
         self,
         image: Image.Image,
@@ -226,11 +291,13 @@ class ClassificationTask(Task):
         lines = [f"{name} {probability:.0%}" for name, probability in ranked]
         if target is not None:
             lines.append(f"truth: {self.info.classes[int(target['label'])]}")
-        height = 12 * len(lines) + 4
-        width = max(image.width, 120)
-        canvas = Image.new("RGB", (width, image.height + height), "white")
+        size = max(10, image.width // 25)
+        width, step = max(image.width, 12 * size), size + size // 4
+        canvas = Image.new("RGB", (width, image.height + step * len(lines) + step // 2), "white")
         canvas.paste(image, ((width - image.width) // 2, 0))
-        ImageDraw.Draw(canvas).multiline_text((4, image.height + 2), "\n".join(lines), "black")
+        write, font = ImageDraw.Draw(canvas), ImageFont.load_default(size)
+        for row, line in enumerate(lines):
+            write.text((size // 2, image.height + 2 + row * step), line, "black", font=font)
         return canvas
 
 

@@ -2,37 +2,55 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from tqdm import tqdm
 
+from castling.surgery import LoadReport
 from castling.train.module import TrainingModule
+
+#: Columns that the bar itself takes at most, and below which it is left out.
+_BAR = (24, 4)
 
 
 class Progress(Callback):
-    """Shows loss, learning rate and images/s on standard error; no bar where that is a file.
+    """Shows loss, learning rate and images/s on standard error.
+
+    A terminal gets a bar that fits its width. A file gets a line after each epoch, and one now and
+    then within long epochs.
 
     Must run before the history, which clears the metrics.
 
     Args:
         run_dir: the run's folder, named at the start.
+        weights: what was taken of the starting weights, where there are any.
         refresh_seconds: between two refreshes of the bar.
+        line_seconds: between two lines within an epoch, where there is no terminal.
     """
 
-    def __init__(self, run_dir: Path, refresh_seconds: float = 0.2) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        weights: LoadReport | None = None,
+        refresh_seconds: float = 0.2,
+        line_seconds: float = 60.0,
+    ) -> None:
         self.run_dir = run_dir
-        self.refresh_seconds = refresh_seconds
+        self.weights = weights
+        self.refresh_seconds, self.line_seconds = refresh_seconds, line_seconds
         self.bar: Any = None
         self.count, self.started, self.shown = 0, 0.0, 0.0
 
     def on_fit_start(self, trainer: Trainer, module: TrainingModule) -> None:
         """Print what is trained, where and on which images."""
         if trainer.is_global_zero:
-            for line in introduction(trainer, module, self.run_dir):
+            for line in introduction(trainer, module, self.run_dir, self.weights):
                 tqdm.write(line, file=sys.stderr)
 
     def on_train_start(self, trainer: Trainer, module: TrainingModule) -> None:
@@ -46,15 +64,12 @@ class Progress(Callback):
 
     def _open(self, trainer: Trainer, module: TrainingModule) -> None:
         self._close()
-        self.count, self.started, self.shown = 0, time.perf_counter(), 0.0
-        if trainer.is_global_zero and sys.stderr.isatty():
-            self.bar = tqdm(
-                total=int(trainer.num_training_batches),
-                desc=f"epoch {trainer.current_epoch + 1}/{module.recipe.epochs}",
-                leave=False,
-                file=sys.stderr,
-                bar_format="{desc} {bar:24} {n_fmt}/{total_fmt}{postfix}",
-            )
+        self.count, self.started = 0, time.perf_counter()
+        terminal = sys.stderr.isatty()
+        self.shown = 0.0 if terminal else self.started
+        if trainer.is_global_zero and terminal:
+            # The text is laid out by bar_text; tqdm puts it there and makes room for other lines.
+            self.bar = tqdm(leave=False, file=sys.stderr, bar_format="{desc}", ncols=0)
 
     def on_train_batch_end(
         self, trainer: Trainer, module: TrainingModule, outputs: Any, batch: Any, batch_idx: int
@@ -62,15 +77,23 @@ class Progress(Callback):
         """Refresh a few times a second; reading the loss synchronises with the device."""
         self.count += len(batch) * trainer.world_size
         now = time.perf_counter()
-        if self.bar is None or now - self.shown < self.refresh_seconds:
+        pause = self.line_seconds if self.bar is None else self.refresh_seconds
+        if not trainer.is_global_zero or now - self.shown < pause:
             return
         self.shown = now
-        self.bar.n = batch_idx + 1
-        rate = self.count / (now - self.started)
-        learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
-        self.bar.set_postfix_str(
-            f"loss {module.train_losses['loss']:.4f}  lr {learning_rate:.2e}  {rate:.0f} images/s"
-        )
+        total = int(trainer.num_training_batches)
+        epoch = f"epoch {trainer.current_epoch + 1}/{module.recipe.epochs}"
+        figures = [
+            f"loss {module.train_losses['loss']:.4f}",
+            f"lr {trainer.optimizers[0].param_groups[0]['lr']:.2e}",
+            f"{self.count / (now - self.started):.0f} images/s",
+        ]
+        if self.bar is None:
+            text = f"{epoch}  batch {batch_idx + 1}/{total}  {'  '.join(figures)}"
+            tqdm.write(text, file=sys.stderr)
+            return
+        width = shutil.get_terminal_size().columns - 1  # the last column may wrap
+        self.bar.set_description_str(bar_text(epoch, batch_idx + 1, total, figures, width))
 
     def on_train_epoch_end(self, trainer: Trainer, module: TrainingModule) -> None:
         """Replace the bar with a line."""
@@ -98,8 +121,29 @@ class Progress(Callback):
         self._close()
 
 
-def introduction(trainer: Trainer, module: TrainingModule, run_dir: Path) -> list[str]:
-    """Lines that describe the run: model, device, images, folder."""
+def bar_text(epoch: str, done: int, total: int, figures: Sequence[str], width: int) -> str:
+    """A bar with its figures in at most ``width`` columns.
+
+    The bar shrinks first, then the last figures are left out, then the bar.
+    """
+    most, least = _BAR
+    shown = list(figures)
+    while True:
+        text = "  ".join([f"{done}/{total}", *shown])
+        room = width - len(epoch) - len(text) - 2
+        if room >= least:
+            size = min(most, room)
+            full = round(size * done / max(1, total))
+            return f"{epoch} {'█' * full}{'░' * (size - full)} {text}"
+        if not shown:
+            return f"{epoch} {text}"[: max(0, width)]
+        shown.pop()
+
+
+def introduction(
+    trainer: Trainer, module: TrainingModule, run_dir: Path, weights: LoadReport | None = None
+) -> list[str]:
+    """Lines that describe the run: model, device, starting weights, images, folder."""
     recipe, data = module.recipe, module.data
     parameters = sum(parameter.numel() for parameter in module.model.parameters())
     processes = f"{trainer.world_size} processes, " if trainer.world_size > 1 else ""
@@ -108,6 +152,7 @@ def introduction(trainer: Trainer, module: TrainingModule, run_dir: Path) -> lis
     resumed = f", resumed in epoch {epoch + 1} at batch {batch + 1}" if epoch or batch else ""
     return [
         f"model: {recipe.model.name}, {parameters:,} parameters, on {processes}{module.device}",
+        *(str(weights).splitlines() if weights is not None else ()),
         f"data: {recipe.data.source}, {len(data.classes)} classes, {sizes} images",
         *(f"note: {note}" for note in data.notes),
         f"run: {run_dir}{resumed}",

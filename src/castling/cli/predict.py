@@ -1,0 +1,146 @@
+"""The verb that runs a model on images."""
+
+from __future__ import annotations
+
+import glob
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jsonargparse.typing import PositiveInt
+
+from castling.cli.parts import (
+    add_device,
+    add_overwrite,
+    add_quiet,
+    device_of,
+    parser_for,
+    say,
+    show,
+)
+
+if TYPE_CHECKING:
+    from castling.deploy import Predictor
+    from castling.tasks import Prediction
+
+
+def predict(arguments: list[str]) -> int:
+    """See VERBS."""
+    parser = parser_for(
+        "predict",
+        "run a trained model or an exported file on images, folders and patterns. Percentages of a "
+        "classifier are softmax scores, not calibrated: among images with a score of 80 %%, more "
+        "or fewer than 80 %% may be right",
+    )
+    parser.add_argument("model", help="folder of a run or of a saved model, or an exported file")
+    parser.add_argument(
+        "images", nargs="+", help="image files, folders, and patterns such as 'photos/**/*.jpg'"
+    )
+    parser.add_argument("--top", type=PositiveInt, default=5, help="classes per image (default: 5)")
+    parser.add_argument("--batch_size", type=PositiveInt, default=32, help="(default: 32)")
+    add_device(parser, "where PyTorch models run")
+    parser.add_argument("--csv", help="write the predictions as a table to this file")
+    parser.add_argument(
+        "--output",
+        help="write every image with its prediction drawn, predictions.csv and predictions.json "
+        "into this folder",
+    )
+    add_overwrite(parser, "a folder of --output that holds files")
+    add_quiet(parser)
+    values = parser.parse_args(arguments)
+    if values.output:
+        check_output(Path(values.output), values.overwrite)
+    images, unmatched = expand(values.images)
+    from castling.deploy import Predictor
+    from castling.tasks.classification import ClassificationPrediction
+
+    predictor = Predictor(values.model, batch_size=values.batch_size, device=device_of(values))
+    found: list[Prediction] = [
+        predictor.task.prediction_class(name=pattern, error=f"no image matches {pattern}")
+        for pattern in unmatched
+    ]
+    printed = not values.json and not values.quiet
+    for one in predictor.stream(images):
+        found.append(one.top(values.top) if isinstance(one, ClassificationPrediction) else one)
+        if printed and not one.error:
+            print(f"{one.name}  {found[-1].summary()}", flush=True)
+    if values.csv:
+        predictor.to_csv(found, values.csv)
+    if values.output:
+        write_output(predictor, found, Path(values.output))
+        if not values.quiet:
+            say(f"written to {values.output}")
+    if values.json:
+        show(values, [one.to_dict() for one in found], "")
+    failed = [one for one in found if one.error]
+    for one in failed:
+        print(f"castling predict: {one.error}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def expand(images: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Images and folders that arguments name, and the patterns that match none.
+
+    A pattern is expanded here where the shell did not: quoted, or on a system whose shell does not
+    expand. ``**`` stands for any folders. An existing file of that very name is no pattern.
+    """
+    from castling.data.decode import IMAGE_ENDINGS
+
+    found: list[str] = []
+    unmatched: list[str] = []
+    for text in images:
+        if not glob.has_magic(text) or Path(text).exists():
+            found.append(text)
+            continue
+        matches = [
+            match
+            for match in sorted(glob.glob(text, recursive=True))
+            if Path(match).is_dir() or Path(match).suffix.lower().lstrip(".") in IMAGE_ENDINGS
+        ]
+        # A folder stands for the images in it: named with them they would come twice.
+        files = [match for match in matches if not Path(match).is_dir()]
+        found += (files if "**" in text else matches) or []
+        if not matches:
+            unmatched.append(text)
+    return list(dict.fromkeys(found)), unmatched
+
+
+def check_output(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder that holds files, before any work.
+
+    Raises:
+        FileExistsError: it does, and ``overwrite`` is False.
+        NotADirectoryError: it is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file; --output names a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise FileExistsError(f"{folder} holds files: choose another folder, or give --overwrite")
+
+
+def write_output(predictor: Predictor, found: Sequence[Prediction], folder: Path) -> None:
+    """Drawn images, ``predictions.csv`` and ``predictions.json``."""
+    from castling.utils.files import replacing, write_json
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for one, name in zip(found, drawn_names(found), strict=True):
+        if one.error:
+            continue
+        with replacing(folder / name) as temporary:
+            predictor.draw(one.name, one).save(temporary, format="PNG")
+    predictor.to_csv(found, folder / "predictions.csv")
+    write_json(folder / "predictions.json", [one.to_dict() for one in found])
+
+
+def drawn_names(found: Sequence[Prediction]) -> Iterator[str]:
+    """A file name for each: that of its image, numbered where two would be the same."""
+    taken: set[str] = set()
+    for one in found:
+        stem = Path(one.name).stem
+        name, number = f"{stem}.png", 1
+        while name.lower() in taken:
+            number += 1
+            name = f"{stem}-{number}.png"
+        taken.add(name.lower())
+        yield name

@@ -1,0 +1,373 @@
+"""Several finished runs side by side: recipes, curves, accuracy, size, speed."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from castling.models.card import CARD
+from castling.models.saved import open_model
+from castling.profiling import report
+from castling.profiling.formatting import short
+from castling.profiling.machine import machine_facts
+from castling.profiling.page import Page, figures, table
+from castling.profiling.plots import Curve, Plot, lines
+from castling.profiling.run_report import RunFacts, read_run
+from castling.profiling.timing import time_alternately, timer_for
+from castling.tasks.result import metric_label
+
+_SPLITS = {"val": "validation", "test": "test"}
+_MISSING = "–"
+#: Where the curves are read for the terminal, as shares of the run's last epoch.
+_QUARTERS = (0.25, 0.5, 0.75, 1.0)
+#: Width of the terminal's table with two runs, in characters.
+_WIDTH = 80
+
+#: Label and one cell per run.
+Row = tuple[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What distinguishes some runs.
+
+    Attributes:
+        names: of the runs, as short as they stay distinct.
+        runs: their facts.
+        options: options of the recipes that differ: name → value of each run, None where it has
+            none.
+        curves: metric → run → (epochs, values).
+        milliseconds: per image of each run, measured in turns here; empty unless asked for.
+        machine: where that was; empty unless asked for.
+        notes: what a reader should know, such as different data.
+    """
+
+    names: tuple[str, ...]
+    runs: tuple[RunFacts, ...]
+    options: dict[str, tuple[Any, ...]]
+    curves: dict[str, dict[str, Curve]]
+    milliseconds: tuple[float, ...] = ()
+    machine: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def results(self) -> list[Row]:
+        """Metrics of every split before and after the switch, size, cost."""
+        rows: list[Row] = []
+        metrics = dict.fromkeys(name for run in self.runs for name in run.result.metrics)
+        for name in metrics:
+            split, _, own = name.partition("_")
+            if split == "test" and all(run.split == "val" for run in self.runs):
+                continue  # a copy of the validation results
+            label = f"{_SPLITS.get(split, split)} {metric_label(own)}"
+            rows.append((label, self._cells(lambda run, n=name: run.result.metrics.get(n), own)))
+            after = self._cells(lambda run, n=name: run.result.switched_metrics.get(n), own)
+            if any(cell != _MISSING for cell in after):
+                rows.append((f"{label}, switched", after))
+        results = [run.result for run in self.runs]
+        counts = tuple(_images(run) for run in self.runs)
+        rows += [
+            ("images train/val/test", counts),
+            ("parameters", tuple(f"{result.parameters:,}" for result in results)),
+            (
+                "MACs per image",
+                tuple(
+                    _MISSING if run.macs is None else f"{run.macs / 1e6:,.2f} M"
+                    for run in self.runs
+                ),
+            ),
+            ("optimiser steps", tuple(f"{result.steps:,}" for result in results)),
+            ("training time, s", tuple(f"{result.seconds:,.0f}" for result in results)),
+            ("switch", tuple(_switch(run) for run in self.runs)),
+        ]
+        if self.milliseconds:
+            cells = tuple(short(value) for value in self.milliseconds)
+            rows.append(("ms per image, measured now", cells))
+        else:
+            cells = tuple(_certified_speed(run) for run in self.runs)
+            if any(cell != _MISSING for cell in cells):
+                rows.append(("ms per image, certificate", cells))
+        return rows
+
+    def progress(self) -> list[Row]:
+        """The curves at quarters of each run, and the best value with its epoch."""
+        rows: list[Row] = []
+        for metric, curves in self.curves.items():
+            for quarter in _QUARTERS:
+                cells = tuple(_at(curves.get(name), quarter) for name in self.names)
+                rows.append((f"{metric} at {quarter:.0%}", cells))
+            cells = tuple(self._best(metric, curves.get(n), r) for n, r in self._pairs())
+            rows.append((f"{metric}, best (epoch)", cells))
+        return rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "runs": [
+                {
+                    "name": name,
+                    "folder": str(run.folder),
+                    "macs": run.macs,
+                    "result": run.result.to_dict(),
+                    "milliseconds": self.milliseconds[index] if self.milliseconds else None,
+                }
+                for index, (name, run) in enumerate(self._pairs())
+            ],
+            "options": {key: list(values) for key, values in self.options.items()},
+            "curves": {
+                metric: {
+                    name: {"epochs": list(xs), "values": list(ys)}
+                    for name, (xs, ys) in curves.items()
+                }
+                for metric, curves in self.curves.items()
+            },
+            "machine": self.machine,
+            "notes": list(self.notes),
+        }
+
+    def __str__(self) -> str:
+        """Tables for the terminal; two runs fit 80 columns."""
+        options = [
+            (key, tuple(_text(value) for value in values)) for key, values in self.options.items()
+        ]
+        sections = [
+            ("options that differ", options or [("none", ("",) * len(self.names))]),
+            ("results", self.results()),
+            ("training", self.progress()),
+        ]
+        every = [row for _, rows in sections for row in rows]
+        columns = len(self.names)
+        room = max(_WIDTH, shutil.get_terminal_size().columns) if columns > 2 else _WIDTH
+        label = min(34, max(len(text) for text, _ in every))
+        width = max(10, (room - label) // columns - 2)
+        text = [_line("", self.names, label, width)]
+        for title, rows in sections:
+            text += ["", title, *(_line(name, cells, label, width) for name, cells in rows)]
+        return "\n".join([*text, *(f"note: {note}" for note in self.notes)])
+
+    def write_page(self, path: str | os.PathLike[str]) -> Path:
+        """Write the comparison as one self-contained HTML file."""
+        page = report.new_page(
+            "castling compare", ", ".join(str(run.folder) for run in self.runs), self.headline()
+        )
+        note = " ".join(f"{note}." for note in self.notes)
+        head = ["", *self.names]
+        page.add("Results", table(head, _rows(self.results())), note=note)
+        _add_curves(page, self.curves)
+        rows = [[key, *(_text(value) for value in row)] for key, row in self.options.items()]
+        page.add(
+            "Recipes",
+            table(["option", *self.names], rows, fold_after=1000),
+            note="Options that differ." if rows else "The recipes are the same.",
+        )
+        if self.machine:
+            facts = ", ".join(f"{key} {value}" for key, value in self.machine.items())
+            page.add("Speed", note=f"Measured in turns, one image per call. {facts}.")
+        return page.write(path)
+
+    def headline(self) -> str:
+        """Which run is best by the metric that sums them up."""
+        first = self.runs[0].result
+        if any(run.result.headline != first.headline for run in self.runs):
+            return "Runs of different tasks."
+        values = [_final(run) for run in self.runs]
+        known = [value for value in values if value is not None]
+        if len(known) < 2:
+            return ""
+        task = self.runs[0].task
+        best = (max if task is None or task.maximize else min)(known)
+        label = metric_label(first.headline)
+        unit = " %" if first.headline in first.percentages else ""
+        others = ", ".join(
+            f"{name} {value:.2f}{unit}"
+            for name, value in zip(self.names, values, strict=True)
+            if value is not None and value != best
+        )
+        winners = " and ".join(n for n, v in zip(self.names, values, strict=True) if v == best)
+        if not others:
+            return f"All reach {label} {best:.2f}{unit}."
+        return f"Best by {label}: {winners}, {best:.2f}{unit} ({others})."
+
+    def _pairs(self) -> list[tuple[str, RunFacts]]:
+        return list(zip(self.names, self.runs, strict=True))
+
+    def _cells(self, value: Any, metric: str) -> tuple[str, ...]:
+        cells = []
+        for run in self.runs:
+            found = value(run)
+            percent = metric in run.result.percentages
+            cells.append(
+                _MISSING if found is None else f"{found:.2f} %" if percent else f"{found:.4f}"
+            )
+        return tuple(cells)
+
+    def _best(self, metric: str, curve: Curve | None, run: RunFacts) -> str:
+        if curve is None:
+            return _MISSING
+        larger = "loss" not in metric and (run.task is None or run.task.maximize)
+        best = (max if larger else min)(curve[1])
+        return f"{best:.4g} ({curve[0][list(curve[1]).index(best)]:g})"
+
+
+def compare_runs(folders: Sequence[str | os.PathLike[str]], *, measure: bool = False) -> Comparison:
+    """Compare finished runs.
+
+    Args:
+        folders: of two or more runs.
+        measure: time the models in use, in turns, one image per call on the CPU.
+
+    Raises:
+        ValueError: fewer than two folders, or one named twice.
+        FileNotFoundError: a run is not finished.
+    """
+    paths = [Path(folder) for folder in folders]
+    if len(paths) < 2:
+        raise ValueError("give the folders of at least two runs")
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ValueError("a run is named twice: " + ", ".join(map(str, paths)))
+    runs = tuple(read_run(path) for path in paths)
+    names = _short_names(paths)
+    flat = [_flat(run.recipe) for run in runs]
+    keys = dict.fromkeys(key for values in flat for key in values)
+    options = {
+        key: tuple(values.get(key) for values in flat)
+        for key in keys
+        if any(values.get(key) != flat[0].get(key) for values in flat)
+    }
+    found = Comparison(names, runs, options, _curves(names, runs), notes=_notes(options, runs))
+    if measure:
+        found = dataclasses.replace(
+            found, milliseconds=_measure(runs), machine=machine_facts(torch.device("cpu"))
+        )
+    return found
+
+
+@torch.inference_mode()
+def _measure(runs: Sequence[RunFacts]) -> tuple[float, ...]:
+    calls = {}
+    for index, run in enumerate(runs):
+        switched = run.folder / "switched"
+        model, card = open_model(switched if (switched / CARD).is_file() else run.folder)
+        images = torch.randn(1, 3, *card.image_size)
+        calls[index] = lambda model=model, images=images: model(images)
+    timer = timer_for(torch.device("cpu"))
+    times = time_alternately(calls, rounds=25, seconds=2.0 * len(runs), timer=timer)
+    return tuple(times[index].milliseconds for index in range(len(runs)))
+
+
+def _curves(names: Sequence[str], runs: Sequence[RunFacts]) -> dict[str, dict[str, Curve]]:
+    """Validation loss and headline of each run, by epoch."""
+    found: dict[str, dict[str, Curve]] = {}
+    for name, run in zip(names, runs, strict=True):
+        rows = report.read_table(run.folder / "metrics.csv")
+        for label, column in (
+            ("training loss", "train_loss"),
+            ("validation loss", "val_loss"),
+            (f"validation {metric_label(run.result.headline)}", f"val_{run.result.headline}"),
+        ):
+            curve = report.curve(rows, column)
+            if curve[0]:
+                found.setdefault(label, {})[name] = curve
+    return found
+
+
+def _notes(options: Mapping[str, Any], runs: Sequence[RunFacts]) -> tuple[str, ...]:
+    notes = []
+    if any(key.startswith(("data.source.", "data.split.")) for key in options):
+        notes.append("the runs used different data or splits: their metrics do not compare")
+    if len({run.split for run in runs}) > 1:
+        notes.append("not all runs have a test split of their own")
+    return tuple(notes)
+
+
+def _short_names(paths: Sequence[Path]) -> tuple[str, ...]:
+    """The last parts of the folders' paths, as many as make them distinct."""
+    parts = [path.resolve().parts for path in paths]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(each[-count:]) for each in parts]
+        if len(set(names)) == len(names):
+            return tuple(names)
+    return tuple(map(str, paths))
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        elif value != {}:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _final(run: RunFacts) -> float | None:
+    """The headline metric of the model in use."""
+    metrics = run.result.switched_metrics or run.result.metrics
+    return metrics.get(f"{run.split}_{run.result.headline}")
+
+
+def _images(run: RunFacts) -> str:
+    counts = run.result.images
+    return "/".join(str(counts.get(split, "–")) for split in ("train", "val", "test"))
+
+
+def _switch(run: RunFacts) -> str:
+    result = run.result
+    if result.switch_refused:
+        return "refused"
+    if not result.switch:
+        return _MISSING
+    return "exact" if result.switch["exact"] else f"gap {result.switch['max_gap']:.1e}"
+
+
+def _certified_speed(run: RunFacts) -> str:
+    switch = run.result.switch
+    if not switch or run.result.switch_refused:
+        return _MISSING
+    batch = switch["batch"][0]
+    return f"{short(switch['milliseconds_after'] / batch)} (batch {batch})"
+
+
+def _at(curve: Curve | None, share: float) -> str:
+    """The last value up to this share of the epochs."""
+    if curve is None:
+        return _MISSING
+    limit = share * curve[0][-1]
+    values = [value for epoch, value in zip(*curve, strict=True) if epoch <= limit + 1e-9]
+    return f"{values[-1]:.4g}" if values else _MISSING
+
+
+def _text(value: Any) -> str:
+    return _MISSING if value is None or value == "" else str(value)
+
+
+def _rows(rows: Sequence[Row]) -> list[list[str]]:
+    return [[name, *cells] for name, cells in rows]
+
+
+def _line(name: str, cells: Sequence[str], label: int, width: int) -> str:
+    shown = "".join(f"  {_cut(cell, width):>{width}}" for cell in cells)
+    return f"{_cut(name, label):{label}}{shown}".rstrip()
+
+
+def _cut(text: str, width: int) -> str:
+    """Text without its middle where it is too long."""
+    if len(text) <= width:
+        return text
+    left = (width - 1) // 2
+    return f"{text[:left]}…{text[len(text) - (width - 1 - left) :]}"
+
+
+def _add_curves(page: Page, curves: Mapping[str, Mapping[str, Curve]]) -> None:
+    plots: list[tuple[Plot, str]] = [
+        (lines(series, x="epoch", y=label, markers=False), f"{label}, by epoch".capitalize() + ".")
+        for label, series in curves.items()
+    ]
+    if plots:
+        page.add("Training", figures(plots))

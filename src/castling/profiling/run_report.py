@@ -1,0 +1,352 @@
+"""``report.html`` of a training run: what it is, how good, how it came about, what to do next.
+
+Only what lies in the run's folder is read, so the page can be written again at any time, and for
+runs of earlier versions; sections whose files are missing say so.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from castling.models.card import CARD, ModelCard, read_card
+from castling.models.saved import open_model
+from castling.ops.macs import macs
+from castling.profiling import report
+from castling.profiling.page import (
+    Page,
+    cards,
+    code,
+    details,
+    figures,
+    gallery,
+    matrix,
+    paragraph,
+    table,
+)
+from castling.profiling.plots import Curve, Plot, lines
+from castling.tasks.interface import Task
+from castling.tasks.records import PREDICTIONS, read_records
+from castling.tasks.registry import task_from_card
+from castling.tasks.reporting import ReportPart, ReportTable
+from castling.tasks.result import RESULT, TrainResult, metric_label, read_result
+from castling.utils.text import first_line
+
+#: Beyond this many classes their names are folded.
+_SHOWN_CLASSES = 30
+
+#: Option → (value, default); the default is None where there is none.
+Changes = Mapping[str, tuple[Any, Any]]
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a finished run's folder says.
+
+    Attributes:
+        folder: of the run.
+        result: its outcome.
+        card: of the trained model; None where it cannot be read.
+        task: that the card names; None where it is not known here.
+        recipe: plain values of ``recipe.yaml``; empty where there is none.
+        macs: multiply-accumulates of one image of the model in use; None where not countable.
+    """
+
+    folder: Path
+    result: TrainResult
+    card: ModelCard | None
+    task: Task | None
+    recipe: dict[str, Any]
+    macs: int | None
+
+    @property
+    def data(self) -> str:
+        """What the data is called."""
+        data = self.recipe.get("data") or {}
+        source = data.get("source") or {}
+        if isinstance(source, str):
+            return source
+        name = str(source.get("name", "unknown data"))
+        return str(source.get("path") or source.get("dataset") or name)
+
+    @property
+    def split(self) -> str:
+        """The split that sums the run up: ``test``, or ``val`` where there is no other."""
+        images = self.result.images
+        return "val" if images and "test" not in images else "test"
+
+
+def read_run(run_dir: str | os.PathLike[str]) -> RunFacts:
+    """The facts of a finished run.
+
+    Raises:
+        FileNotFoundError: the run is not finished, or there is none.
+    """
+    folder = Path(run_dir)
+    result = read_result(folder)
+    if result is None:
+        raise FileNotFoundError(f"{folder} holds no {RESULT}: it is not a finished run")
+    recipe_file = folder / "recipe.yaml"
+    recipe = (
+        yaml.safe_load(recipe_file.read_text(encoding="utf-8")) if recipe_file.is_file() else None
+    )
+    card, task, count = None, None, None
+    if (folder / CARD).is_file():
+        card = read_card(folder / CARD)
+        switched = folder / "switched"
+        used = switched if (switched / CARD).is_file() else folder
+        # Models and tasks of an extension that is not imported here are left out.
+        with suppress(ValueError, RuntimeError, OSError):
+            count = macs(open_model(used)[0], (3, *card.image_size)).total
+        with suppress(ValueError):
+            task = task_from_card(card)
+    return RunFacts(folder, result, card, task, recipe or {}, count)
+
+
+def write_run_report(run_dir: str | os.PathLike[str], changes: Changes | None = None) -> Path:
+    """Write ``report.html`` into the folder of a finished run.
+
+    Args:
+        run_dir: the folder.
+        changes: options of the recipe that are not at their defaults; shown first. None shows the
+            recipe alone.
+
+    Returns:
+        Its path.
+
+    Raises:
+        FileNotFoundError: the run is not finished.
+    """
+    run = read_run(run_dir)
+    page = report.new_page(f"castling run {run.folder.name}", "", headline(run))
+    _add_summary(page, run)
+    _add_curves(page, run)
+    _add_predictions(page, run)
+    report.add_switch(page, run.result)
+    report.add_trajectories(page, run.folder)
+    _add_recipe(page, run, changes)
+    _add_data(page, run)
+    _add_commands(page, run)
+    return page.write(run.folder / "report.html")
+
+
+def headline(run: RunFacts) -> str:
+    """The run in a sentence: model, data, result on which images, cost."""
+    result = run.result
+    switched = bool(result.switched_metrics)
+    name = run.card.name if run.card else (run.recipe.get("model") or {}).get("name", "A model")
+    words = [f"{name}, trained on {run.data}"]
+    if result.images:
+        words.append(f" ({result.images['train']:,} images of {result.classes} classes)")
+    value = report.headline_value(result, run.split, switched=switched)
+    words.append(f", reaches {metric_label(result.headline)} {value}")
+    if result.images:
+        kind = (
+            "test images" if run.split == "test" else "validation images (no others were held out)"
+        )
+        words.append(f" on {result.images[run.split]:,} {kind}")
+    if switched:
+        words.append(f" after the switch ({report.headline_value(result, run.split)} before)")
+    elif result.switch_refused:
+        words.append("; the switch was refused")
+    cost = []
+    if run.macs is not None:
+        cost.append(f"{_millions(run.macs)} MACs per image")
+    if result.switch and not result.switch_refused:
+        batch = result.switch["batch"][0]
+        each = result.switch["milliseconds_after"] / batch
+        cost.append(f"{each:.2g} ms per image (batch of {batch}, {result.switch['device']})")
+    return "".join(words) + (f". It costs {', '.join(cost)}." if cost else ".")
+
+
+def _add_summary(page: Page, run: RunFacts) -> None:
+    result = run.result
+    facts = [(f"{result.parameters:,}", "parameters")]
+    if run.macs is not None:
+        facts.append((_millions(run.macs), "multiply-accumulates per image"))
+    facts += [(f"{result.steps:,}", "optimiser steps"), (_duration(result.seconds), "training")]
+    rows = []
+    names = [name for name in result.metrics if name.startswith("val_")]
+    for split in ("val", "test"):
+        if split == "test" and run.split == "val":
+            continue
+        for which, metrics in (("trained", result.metrics), ("switched", result.switched_metrics)):
+            if not metrics:
+                continue
+            cells = []
+            for name in names:
+                own = name.removeprefix("val_")
+                value = metrics.get(f"{split}_{own}")
+                percent = own in result.percentages
+                cells.append(
+                    "–" if value is None else f"{value:.2f} %" if percent else f"{value:.4f}"
+                )
+            images = str(result.images.get(split, "–"))
+            kind = {"val": "validation", "test": "test"}[split]
+            rows.append([f"{kind}, {which}", *cells, images])
+    head = ["images", *(metric_label(name.removeprefix("val_")) for name in names), "number"]
+    page.add("Result", cards(facts), table(head, rows))
+
+
+def _add_curves(page: Page, run: RunFacts) -> None:
+    rows = report.read_table(run.folder / "metrics.csv")
+    if not rows:
+        page.add("Training", note="metrics.csv is missing: no curves.")
+        return
+    name = run.result.headline
+    losses = {
+        what: found
+        for what, column in (("training", "train_loss"), ("validation", "val_loss"))
+        if (found := report.curve(rows, column))[0]
+    }
+    plots: list[tuple[Plot, str]] = [
+        (
+            lines(losses, x="epoch", y="loss", markers=False),
+            "Training: with augmentation, smoothing and all terms of the loss, averaged over the "
+            "epoch. Validation: the plain loss, after the epoch.",
+        )
+    ]
+    metric = report.curve(rows, f"val_{name}")
+    if metric[0]:
+        label = metric_label(name)
+        caption = f"{label} on the validation images; {metric[1][-1]:.4g} after the last epoch"
+        if run.task is not None:
+            best = (max if run.task.maximize else min)(metric[1])
+            caption += f", best {best:.4g}"
+        plots.append(
+            (
+                lines({label: metric}, x="epoch", y=f"validation {label}", markers=False),
+                f"{caption}.",
+            )
+        )
+    mask = _mask_share(run.folder)
+    if mask[0]:
+        plots.append(
+            (
+                lines({"mean of layers": mask}, x="epoch", y="share of entries", markers=False),
+                "Mask of the auxiliary branch: share of its entries that pass, mean of all "
+                "layers. The switch is exact at 0.",
+            )
+        )
+    page.add("Training", figures(plots))
+
+
+def _mask_share(folder: Path) -> Curve:
+    """(epochs, mean share of entries that pass the mask)."""
+    shares: dict[float, list[float]] = {}
+    for row in report.read_table(folder / "auxiliary.csv"):
+        if row["nonzero_fraction"] not in ("", "nan"):
+            shares.setdefault(float(row["epoch"]), []).append(float(row["nonzero_fraction"]))
+    return list(shares), [sum(values) / len(values) for values in shares.values()]
+
+
+def _add_predictions(page: Page, run: RunFacts) -> None:
+    records = read_records(run.folder)
+    if not records or run.task is None:
+        page.add(
+            "Predictions",
+            note=f"This run has no {PREDICTIONS}: it was trained by an earlier version, or its "
+            "task records none. castling evaluate --per_class measures its classes.",
+        )
+        return
+    try:
+        parts = run.task.report_parts(records)
+    except (ValueError, KeyError) as error:
+        page.add("Predictions", note=f"{PREDICTIONS} cannot be shown: {first_line(error)}.")
+        return
+    for part in parts:
+        page.add(part.title, _block(part, run.folder), note=part.note)
+
+
+def _block(part: ReportPart, folder: Path) -> str:
+    if isinstance(part, ReportTable):
+        if part.shades:
+            return matrix(part.head, part.rows, part.shades)
+        return table(part.head, part.rows)
+    return gallery(
+        (folder / example.file, example.text, f"{example.detail} · {example.name}", example.right)
+        for example in part.examples
+        if (folder / example.file).is_file()
+    )
+
+
+def _add_recipe(page: Page, run: RunFacts, changes: Changes | None) -> None:
+    if not run.recipe:
+        page.add("Recipe", note="recipe.yaml is missing.")
+        return
+    whole = details(
+        "whole recipe", code(yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True))
+    )
+    if changes is None:
+        page.add("Recipe", whole)
+        return
+    rows = [[name, _shown(value), _shown(default)] for name, (value, default) in changes.items()]
+    page.add(
+        "Recipe",
+        details(
+            f"{len(rows)} options that are not at their defaults",
+            table(["option", "value", "default"], rows, fold_after=1000),
+        ),
+        whole,
+    )
+
+
+def _add_data(page: Page, run: RunFacts) -> None:
+    blocks = []
+    if run.result.images:
+        kinds = {"train": "training", "val": "validation", "test": "test"}
+        counts = ", ".join(f"{count:,} {kinds[s]}" for s, count in run.result.images.items())
+        blocks.append(paragraph(f"{run.data}: {counts} images."))
+    if run.card is not None and run.card.classes:
+        names = paragraph(", ".join(run.card.classes))
+        count = len(run.card.classes)
+        blocks.append(
+            details(f"{count} classes", names)
+            if count > _SHOWN_CLASSES
+            else paragraph(f"{count} classes: {', '.join(run.card.classes)}.")
+        )
+    page.add("Data", *blocks)
+
+
+def _add_commands(page: Page, run: RunFacts) -> None:
+    where = shlex.quote(str(run.folder))
+    commands = [
+        f"castling evaluate {where}",
+        f"castling predict {where} photo.jpg 'photos/*.jpg'",
+    ]
+    if run.result.switch_refused:
+        commands.append(f"castling switch {where} --force")
+    elif _branches_left(run):
+        commands.append(f"castling switch {where}")
+    commands += [
+        f"castling export {where} {shlex.quote(str(run.folder / 'model.onnx'))}",
+        f"castling compare {where} runs/another",
+    ]
+    page.add("Next", code("\n".join(commands)))
+
+
+def _branches_left(run: RunFacts) -> bool:
+    """Whether the model in use still has auxiliary branches."""
+    auxiliary = ((run.card.attention if run.card else None) or {}).get("auxiliary")
+    return bool(auxiliary) and not run.result.switched_metrics
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e9:.2f} G" if count >= 1e9 else f"{count / 1e6:.1f} M"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _shown(value: Any) -> str:
+    return "–" if value is None or value == "" else str(value)
