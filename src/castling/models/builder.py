@@ -17,7 +17,7 @@ from timm.models import is_model, list_models, model_entrypoint
 from torch import nn
 
 from castling.attention import attention_config
-from castling.models.published import published_weights
+from castling.models.pretrained import require_pretrained, unreachable
 from castling.models.registry import declared_arguments
 from castling.surgery import linearize_
 from castling.utils.text import did_you_mean
@@ -63,8 +63,8 @@ def build_model(
         pretrained: load timm's weights (needs the network).
 
     Raises:
-        ValueError: no such model or attention, or the model does not take an argument.
-        NoPublishedWeightsError: pretrained weights can be neither found nor downloaded.
+        ValueError: no such model or attention, the model does not take an argument, or published
+            weights cannot be downloaded.
     """
     name = timm_name(name)
     kwargs = dict(kwargs)
@@ -78,10 +78,14 @@ def build_model(
     if image_size is not None and "img_size" in taken.names:
         height, width = image_size
         kwargs.setdefault("img_size", height if height == width else image_size)
-    if pretrained and (overlay := published_weights(name)):
+    if pretrained and (overlay := require_pretrained(name, "model.checkpoint")):
         kwargs.setdefault("pretrained_cfg_overlay", overlay)
     try:
         model: nn.Module = timm.create_model(name, pretrained=pretrained, **kwargs)
+    except OSError as error:
+        if not pretrained:
+            raise
+        raise ValueError(f"{unreachable(name, 'model.checkpoint')} ({error})") from error
     except TypeError as error:
         raise ValueError(_refusal(name, kwargs, taken) or f"{name}: {error}") from error
     if config is not None and not inside:
