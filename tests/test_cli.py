@@ -147,6 +147,25 @@ def test_switch_refuses_then_is_forced(trained, tmp_path, capsys):
     assert "is switched already" in capsys.readouterr().err
 
 
+def test_switch_and_export_replace_only_if_told(trained, tmp_path, capsys):
+    model, card = open_model(trained)
+    save_model(model, tmp_path / "one", card)
+    again = ("switch", tmp_path / "one", "--images", 20, "--data", "digits")
+    assert run(*again) == 0
+    written = (tmp_path / "one" / "switched" / "certificate.json").read_text()
+    capsys.readouterr()
+    assert run(*again) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert (tmp_path / "one" / "switched" / "certificate.json").read_text() == written
+    assert run(*again, "--overwrite") == 0
+    exported = ("export", tmp_path / "one", tmp_path / "one.pt2", "--dynamic", "none")
+    assert run(*exported) == 0
+    capsys.readouterr()
+    assert run(*exported) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert run(*exported, "--overwrite") == 0
+
+
 def test_switch_asks_for_images_that_it_cannot_know(trained, tmp_path, capsys):
     model, card = open_model(trained)
     save_model(model, tmp_path / "alone", card)

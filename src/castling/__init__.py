@@ -9,8 +9,6 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from timm import create_model
-
 from castling import models as models
 from castling.attention import (
     ConvolutionalAdditive,
@@ -31,6 +29,7 @@ from castling.attention import (
     Swift,
     list_attentions,
 )
+from castling.models.builder import create_model
 from castling.models.registry import list_models
 from castling.ops.backends import (
     BackendError,

@@ -185,6 +185,7 @@ def _export(folder: Path) -> ExportReport:
         card.image_size,
         card=card,
         raw_outputs=task_from_card(card).raw_outputs,
+        overwrite=True,  # of an earlier demo in this folder
     )
 
 

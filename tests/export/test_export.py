@@ -103,7 +103,7 @@ def test_a_file_that_cannot_reproduce_the_model_leaves_older_ones_alone(
     (tmp_path / "model.bin").write_bytes(b"older weights")
     random.train()
     with pytest.raises(ExportError, match=r"logits .*differs.* 0.0001; nothing was written; dyn"):
-        export(random, path, (16, 16), dynamic="all")
+        export(random, path, (16, 16), dynamic="all", overwrite=True)
     assert path.read_bytes() == b"older"
     assert (tmp_path / "model.bin").read_bytes() == b"older weights"
     assert files(tmp_path) == sorted(["model.bin", path.name])
@@ -180,7 +180,7 @@ def test_opset_is_the_one_asked_for_or_refused(convolutional, tmp_path):
     assert export(convolutional, path, (16, 16), opset=20, dynamic="batch").opset == 20
     path.unlink()
     with pytest.raises(ExportError, match=r"cannot write this model in opset 5"):
-        export(convolutional, path, (16, 16), opset=5, dynamic="batch")
+        export(convolutional, path, (16, 16), opset=5, dynamic="batch", overwrite=True)
     assert not path.exists()
     with pytest.raises(ValueError, match="program target has no opset"):
         export(convolutional, tmp_path / "model.pt2", (16, 16), opset=20)
@@ -259,6 +259,23 @@ def test_bad_input_fails_before_work(convolutional, tmp_path):
     with pytest.raises(ValueError, match=r"metadata must not name multiple"):
         export(patches, tmp_path / "m.onnx", (32, 32), metadata={"multiple": 3})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "older"),
+    [("m.pt2", "m.pt2"), ("m.pt2", "m.pt2.json"), ("m.xml", "m.bin")],
+    ids=["file", "report", "beside"],
+)
+def test_what_is_there_is_replaced_only_if_told(convolutional, tmp_path, files, name, older):
+    (tmp_path / older).write_bytes(b"older")
+    with pytest.raises(FileExistsError, match=rf"{older} exists.*overwrite=True \(--overwrite\)"):
+        export(convolutional, tmp_path / name, (16, 16), dynamic="none")
+    assert (tmp_path / older).read_bytes() == b"older"
+    assert files(tmp_path) == [older]
+    export(convolutional, tmp_path / name, (16, 16), dynamic="none", overwrite=True)
+    assert open_exported(tmp_path / name).target
+    with pytest.raises(FileExistsError):  # an export of our own, too
+        export(convolutional, tmp_path / name, (16, 16), dynamic="none")
 
 
 def test_folders_are_not_replaced(one_block, tmp_path):

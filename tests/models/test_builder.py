@@ -120,3 +120,23 @@ def test_what_is_read_off_timms_classes_is_what_they_take():
         height, width = (size.input_size if size else (3, 224, 224))[1:]
         with torch.device("meta"):
             build_model(name, {"num_classes": 3}, image_size=(height, width))
+
+
+def test_create_model_puts_an_attention_into_any_model():
+    own = castling.create_model("cas_vit_pico", attention="pooling")
+    assert own.network[0][0].attn.config == castling.Pooling()
+    host = castling.create_model("deit_pico", attention="elu", where="blocks.1", num_classes=3)
+    assert [isinstance(m, AttentionCore) for m in convertible(host).values()] == [
+        *(False, True, False, False)
+    ]
+    assert host.num_classes == 3
+    named = castling.create_model("castling_deit_pico", attention="elu", where="blocks.1")
+    assert len([m for m in convertible(named).values() if isinstance(m, AttentionCore)]) == 1
+
+
+def test_create_model_without_an_attention_is_timms():
+    assert type(castling.create_model("deit_pico")) is type(timm.create_model("deit_pico"))
+    with pytest.raises(TypeError, match="dept"):
+        castling.create_model("deit_pico", dept=2)
+    with pytest.raises(ValueError, match="ResNet holds no attention that can be replaced"):
+        castling.create_model("resnet10t", attention="elu")

@@ -9,7 +9,7 @@ import castling
 from castling.attention import auxiliaries, set_progress
 from castling.models.builder import build_model
 from castling.models.card import ModelCard
-from castling.models.saved import load_weights, open_model, save_model
+from castling.models.saved import open_model, save_model
 from castling.surgery import strip_
 
 IMAGES = torch.randn(2, 3, 32, 32)
@@ -132,10 +132,10 @@ def test_load_weights_from_a_folder(tmp_path):
     model = model_of(described)
     save_model(model, tmp_path, described)
     other = model_of(described)
-    load_weights(other, tmp_path)
+    castling.load_checkpoint(other, tmp_path)
     assert_same_outputs(model, other)
-    with pytest.raises(FileNotFoundError, match="no such weights"):
-        load_weights(other, tmp_path / "x.safetensors")
+    with pytest.raises(FileNotFoundError, match="no such checkpoint"):
+        castling.load_checkpoint(other, tmp_path / "x.safetensors")
 
 
 def test_card_carries_the_version():

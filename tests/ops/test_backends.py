@@ -1,8 +1,10 @@
 """Every backend of every kernel computes the same; PyTorch's compilers see one operator."""
 
+import asyncio
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,12 @@ from torch.utils.flop_counter import FlopCounterMode
 import castling
 from castling.attention import Attention, LinearAngular, MaskedSoftmax, QuadraticTaylor
 from castling.ops.angular import linear_angular
-from castling.ops.backends import BackendError, available_backends, describe_backends
+from castling.ops.backends import (
+    BackendError,
+    available_backends,
+    describe_backends,
+    select_backend,
+)
 from castling.ops.cosine import cosine_attention
 from castling.ops.exact_taylor import exact_taylor
 from castling.ops.first_order_taylor import first_order_taylor
@@ -303,6 +310,108 @@ def test_backends_are_forced_and_given_back():
     assert set(describe_backends()) == {"naive", "compiled", "native", "triton"}
 
 
+def chosen():
+    """The backend that would be chosen here: float64 takes naive unless another is forced."""
+    try:
+        return select_backend(torch.zeros(1, 1, 1, 1, dtype=torch.float64))
+    except BackendError as error:
+        return str(error).split("'")[1]
+
+
+def test_overlapping_contexts_of_threads_do_not_mix():
+    """A opens, B opens, A closes, B closes: each sees its own, and nothing stays behind."""
+    entered, left = threading.Event(), threading.Event()
+    found = {}
+
+    def first():
+        with castling.attention_backend("compiled"):
+            entered.set()
+            left.wait(10)
+            found["first"] = chosen()
+        found["after first"] = chosen()
+
+    with castling.attention_backend("native"):
+        thread = threading.Thread(target=first)
+        thread.start()
+        entered.wait(10)
+        found["second"] = chosen()
+        left.set()
+        thread.join()
+        found["second again"] = chosen()
+    assert chosen() == "naive"
+    assert found == {
+        "first": "compiled",
+        "after first": "naive",
+        "second": "native",
+        "second again": "native",
+    }
+
+
+def test_overlapping_contexts_of_tasks_do_not_mix():
+    async def task(backend, turns):
+        seen = []
+        with castling.attention_backend(backend):
+            for _ in range(turns):
+                await asyncio.sleep(0)
+                seen.append(chosen())
+        return {*seen}, chosen()
+
+    async def both():
+        return await asyncio.gather(task("compiled", 2), task("native", 4))
+
+    assert asyncio.run(both()) == [({"compiled"}, "naive"), ({"native"}, "naive")]
+
+
+def test_nested_contexts_and_exceptions_give_back():
+    with castling.attention_backend("compiled"):
+        with pytest.raises(KeyError), castling.attention_backend("native"):
+            raise KeyError(chosen())
+        assert chosen() == "compiled"
+        with castling.attention_backend(None):
+            assert chosen() == "naive"
+        assert chosen() == "compiled"
+    assert chosen() == "naive"
+
+
+def test_the_environment_forces_a_backend_in_every_thread():
+    program = (
+        "import threading, torch; from castling.ops.backends import select_backend as s\n"
+        "q = torch.zeros(1, 1, 1, 1); seen = [s(q)]\n"
+        "t = threading.Thread(target=lambda: seen.append(s(q))); t.start(); t.join()\n"
+        "print(*seen)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "CASTLING_BACKEND": "compiled"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["compiled", "compiled"]
+
+
+def test_a_compiled_function_follows_the_context_around_it():
+    if "native" not in available_backends("cpu"):
+        pytest.skip("the C++ operators are not built")
+    torch.compiler.reset()
+    graphs = []
+
+    def keep(graph, inputs):
+        graphs.append("castling" in str(graph.graph))
+        return graph.forward
+
+    attend = torch.compile(lambda x: linear_angular(x, x, x), fullgraph=True, backend=keep)
+    q = torch.randn(2, 9, 2, 8)
+    attend(q)
+    with castling.attention_backend("naive"):
+        attend(q)
+        thread = threading.Thread(target=attend, args=(q,))  # the first graph again
+        thread.start()
+        thread.join()
+    attend(q)
+    assert graphs == [True, False]
+
+
 def test_a_forced_backend_compiles_without_a_graph_break():
     torch.compiler.reset()
     q = torch.randn(2, 9, 2, 8)
@@ -313,6 +422,7 @@ def test_a_forced_backend_compiles_without_a_graph_break():
 
     found = torch.compile(attend, fullgraph=True, backend="aot_eager")(q)
     torch.testing.assert_close(found, linear_angular(q, q, q))
+    assert chosen() == "naive"  # nothing stays forced
 
 
 def test_a_forced_backend_that_transforms_cannot_follow_says_so():

@@ -71,6 +71,32 @@ def test_logits_of_the_official_code(name):
         assert torch.allclose(ours, torch.tensor(logits), rtol=0, atol=1e-5), size
 
 
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 6, "pico"])
+def test_eps_of_every_norm(number):
+    """The authors' ``create_cls_model``: PyTorch's 1e-5 in B1–B3, 1e-7 in every norm of L1–L3.
+
+    Built on the meta device, at full size.
+    """
+    with torch.device("meta"):
+        model = timm.create_model(f"qt_vit_{number}")
+    norms = {
+        name: module.eps
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.BatchNorm2d | torch.nn.LayerNorm)
+    }
+    # As many as the networks of the authors have (pico is ours).
+    counts = {1: 43, 2: 58, 3: 82, 4: 39, 5: 51, 6: 51, "pico": 19}
+    assert len(norms) == counts[number]
+    assert set(norms.values()) == {1e-7 if number in (4, 5, 6) else 1e-5}
+
+
+def test_eps_of_the_large_networks_is_an_option():
+    shape = {"widths": (8, 16, 24, 32, 64), "depths": (1, 1, 1, 1, 2), "head_widths": (64, 64)}
+    model = timm.create_model("qt_vit_4", norm_eps=1e-3, **shape)
+    norms = (torch.nn.BatchNorm2d, torch.nn.LayerNorm)
+    assert {m.eps for m in model.modules() if isinstance(m, norms)} == {1e-3}
+
+
 @pytest.mark.parametrize(
     "names", [("efficientvit_b0", "qt_vit_1"), ("efficientvit_l1", "qt_vit_4")]
 )

@@ -114,7 +114,7 @@ def test_a_detectors_file_gives_its_backbone(save) -> None:
     source, target = pico(num_classes=0), pico(num_classes=0)
     state = renamed(source.state_dict(), "backbone.") | {"neck.conv.weight": torch.zeros(1)}
     report = load_checkpoint(target, save({"state_dict": state}))
-    assert "backbone alone, left 1 other" in report.notes[0]
+    assert report.notes[0] == "took the entries under 'backbone.' and left 1 others"
     assert torch.equal(logits(source), logits(target))
 
 
@@ -370,6 +370,8 @@ def test_a_dictionary_that_contains_itself(save) -> None:
         (lambda w: (w * 100).to(torch.int8), "int8 for floating point"),
         (lambda w: (w * 100).long(), "int64 for floating point"),
         (lambda w: w.to(torch.float8_e4m3fn), "float8_e4m3fn for floating point"),
+        (lambda w: w > 0, "bool for floating point"),
+        (lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8), "quantised"),
     ],
 )
 def test_entries_that_are_no_plain_weights(save, change: Callable, reason: str) -> None:
@@ -381,11 +383,41 @@ def test_entries_that_are_no_plain_weights(save, change: Callable, reason: str) 
     assert all(torch.equal(t, before[n]) for n, t in target.state_dict().items())
 
 
-def test_weights_that_are_not_finite_are_noted(save) -> None:
+@pytest.mark.parametrize(("value", "kind"), [(torch.nan, "NaN"), (-torch.inf, "infinity")])
+def test_weights_that_are_not_finite_are_refused(save, value: float, kind: str) -> None:
+    state, target = pico().state_dict(), pico()
+    last = list(state)[-1]
+    state[last] = state[last].clone()
+    state[last].view(-1)[3] = value
+    before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
+    path = save(state)
+    with pytest.raises(ValueError, match=rf"weights\.pth.*{last} \({kind}, 1 of \d+\)"):
+        load_checkpoint(target, path)
+    assert all(torch.equal(t, before[n]) for n, t in target.state_dict().items())
+    load_checkpoint(target, path, allow_non_finite=True)
+    assert not target.state_dict()[last].isfinite().all()
+
+
+def test_numbers_too_large_for_the_models_type_are_refused(save) -> None:
     state = pico().state_dict()
-    state["head.weight"] = state["head.weight"].clone()
-    state["head.weight"][0, 0] = torch.nan
-    assert "head.weight" in load_checkpoint(pico(), save(state)).notes[0]
+    state["head.weight"] = state["head.weight"] + 1e6
+    path = save(state)
+    load_checkpoint(pico(), path)
+    with pytest.raises(ValueError, match=r"head\.weight \(infinity, 640 of 640\)"):
+        load_checkpoint(pico().half(), path)
+
+
+def test_a_module_that_refuses_late_leaves_the_model_untouched(save) -> None:
+    path, target = save(pico().state_dict()), pico()
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("not today")
+
+    target.head._register_load_state_dict_pre_hook(refuse)
+    before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
+    with pytest.raises(ValueError, match="unchanged: not today"):
+        load_checkpoint(target, path)
+    assert all(torch.equal(t, before[n]) for n, t in target.state_dict().items())
 
 
 def test_half_precision_is_taken(save) -> None:

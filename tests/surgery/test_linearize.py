@@ -13,7 +13,7 @@ from torch import nn
 import castling
 from castling.attention import attention_config, list_kernels
 from castling.attention.config import BareConfig
-from castling.surgery import HostAttention, convertible, linearize_, strip_
+from castling.surgery import HostAttention, convertible, linearize_, strip_, token_grid
 
 HOSTS = {
     "deit": ("deit_tiny_patch16_224", {"depth": 2, "img_size": 64}, (64, 64)),
@@ -200,8 +200,9 @@ def test_grids_are_shared_not_stale():
     x = torch.randn(1, 3, 16, 64)
     wide = model(x)
     model(x.transpose(2, 3).contiguous())
-    torch.testing.assert_close(model(x), wide)
-    assert model.blocks[0].attn.grid == (4, 16)
+    with castling.tap(model, "blocks.0") as taps:
+        torch.testing.assert_close(model(x), wide)
+    assert taps["blocks.0.attn"][0].grid == (4, 16)
 
 
 def test_copies_and_pickles_have_their_own_geometry():
@@ -210,17 +211,24 @@ def test_copies_and_pickles_have_their_own_geometry():
     expected = model(x)
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         model(other)
-        torch.testing.assert_close(twin(x), expected)
-        assert twin.stages[0].blocks[0].attn.place.geometry.grid == (8, 8)
-        assert model.stages[0].blocks[0].attn.place.geometry.grid == (12, 8)
+        with castling.tap(model, "stages.0") as taps, castling.tap(twin, "stages.0") as twins:
+            torch.testing.assert_close(twin(x), expected)
+            model(other)
+        assert twins["stages.0.blocks.0.attn"][0].grid == (8, 8)
+        assert taps["stages.0.blocks.0.attn"][0].grid == (12, 8)
+        geometries = [m.stages[0].blocks[0].attn.place.geometry for m in (model, twin)]
+        assert geometries[0] is not geometries[1]
 
 
 def test_one_hook_however_often_converted():
     model = timm.create_model("castling_deit_pico")
+    hooked = (model, model.patch_embed, model.patch_embed.proj, model.blocks, model.blocks[0])
+    before = [len(m._forward_pre_hooks) + len(m._forward_hooks) for m in hooked]
     for name in ("softmax", "mean", "linear_angular"):
         linearize_(model, name)
     linearize_(model, "cosine", "blocks.0")
-    assert len(model.patch_embed._forward_pre_hooks) == 1
+    assert [len(m._forward_pre_hooks) + len(m._forward_hooks) for m in hooked] == before
+    assert before == [2, 1, 1, 2, 2]
 
 
 def test_layers_that_cannot_know_their_grid_are_refused_at_once():
@@ -237,14 +245,14 @@ def test_layers_that_cannot_know_their_grid_are_refused_at_once():
 
 def test_masks_in_a_vit():
     model = timm.create_model("castling_deit_pico").blocks[0].attn
-    model.place.geometry.grid = (4, 4)
     x = torch.randn(2, 17, 64)
     keep = torch.ones(2, 17, dtype=torch.bool)
-    torch.testing.assert_close(model(x, attn_mask=keep[:, None, None]), model(x))
-    with pytest.raises(ValueError, match="key masks only"):
-        model(x, attn_mask=torch.zeros(17, 17))
-    with pytest.raises(ValueError, match="is_causal"):
-        model(x, is_causal=True)
+    with token_grid(model, (4, 4)):
+        torch.testing.assert_close(model(x, attn_mask=keep[:, None, None]), model(x))
+        with pytest.raises(ValueError, match="key masks only"):
+            model(x, attn_mask=torch.zeros(17, 17))
+        with pytest.raises(ValueError, match="is_causal"):
+            model(x, is_causal=True)
 
 
 def test_biases_cast_away_cannot_come_back():
@@ -318,8 +326,9 @@ def test_layers_are_called_the_same_in_a_feature_extractor(name):
 def test_hybrid_patch_embeddings_tell_their_stride():
     model = timm.create_model("vit_tiny_r_s16_p8_224", depth=1, img_size=64, num_classes=5).eval()
     linearize_(model, castling.LinearAngular())
-    assert torch.isfinite(model(torch.randn(1, 3, 64, 64))).all()
-    assert model.blocks[0].attn.grid == (2, 2)
+    with castling.tap(model) as taps:
+        assert torch.isfinite(model(torch.randn(1, 3, 64, 64))).all()
+    assert taps["blocks.0.attn"][0].grid == (2, 2)
 
 
 def test_parts_of_the_host_keep_their_own_precision():
@@ -340,5 +349,5 @@ def test_one_geometry_for_all_layers_of_levit():
 
 def test_no_images_give_no_answers():
     attention = timm.create_model("castling_deit_pico").blocks[0].attn
-    attention.place.geometry.grid = (4, 4)
-    assert attention(torch.randn(0, 17, 64)).shape == (0, 17, 64)
+    with token_grid(attention, (4, 4)):
+        assert attention(torch.randn(0, 17, 64)).shape == (0, 17, 64)

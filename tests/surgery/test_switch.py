@@ -80,8 +80,18 @@ def test_a_generous_tolerance_is_enough():
 def test_a_model_that_answers_nan_is_refused():
     model = timm.create_model("castling_deit_pico", num_classes=5)
     nn.init.constant_(model.head.bias, float("nan"))
-    with pytest.raises(castling.SwitchRefusedError):
+    with pytest.raises(castling.SwitchRefusedError, match=r"NaN or infinite.*weights"):
         switch_(model, images("deit"), tolerance=1e9, repeats=1)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_images_that_are_not_finite_are_said(value):
+    model = timm.create_model("castling_deit_pico", depth=1)
+    images = torch.randn(4, 3, 32, 32)
+    images[2, 1, 5, 7] = value
+    with pytest.raises(ValueError, match="1 of 4 calibration images hold NaN or infinite pixels"):
+        castling.switch_(model, images)
+    assert auxiliaries(model)
 
 
 def test_nothing_to_switch():

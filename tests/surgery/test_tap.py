@@ -198,16 +198,17 @@ def test_a_block_alone_on_a_given_grid():
     with castling.tap(model) as taps:
         model(x)
     fresh = copy.deepcopy(model)
-    layers = [m for m in fresh.modules() if isinstance(m, HostAttention)]
+    places = [m.place for m in fresh.modules() if isinstance(m, HostAttention)]
     (call,) = taps["stages.1.blocks.0.attn"]
     with token_grid(fresh.stages[1], taps["stages.1.downsample.attn_downsample"][0].grid):
-        out = fresh.stages[1].blocks[0].attn(*call.args)
-        assert fresh.stages[1].blocks[0].attn.grid == call.grid
+        with castling.tap(fresh) as inner:
+            out = fresh.stages[1].blocks[0].attn(*call.args)
+        assert inner["stages.1.blocks.0.attn"][0].grid == call.grid
     torch.testing.assert_close(out, call.output)
-    assert all(layer.grid is None for layer in layers)
     with pytest.raises(RuntimeError), token_grid(fresh, (1, 1)):
         raise RuntimeError
-    assert all(layer.grid is None for layer in layers)
+    after = [m.place for m in fresh.modules() if isinstance(m, HostAttention)]
+    assert all(one is other for one, other in zip(places, after, strict=True))
 
 
 def test_replaying_leaves_the_layer_as_it_was():

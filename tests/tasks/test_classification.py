@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 
 from castling.data import Batch, DataInfo, MixConfig
@@ -74,6 +76,51 @@ def test_binary_cross_entropy_by_hand():
     expected = -(0.9 * math.log(p) + 0.1 * math.log(1 - p))
     expected += -(0.1 * math.log(q) + 0.9 * math.log(1 - q))
     assert float(loss) == pytest.approx(expected / 2, rel=1e-5)
+
+
+def test_balanced_weights_are_those_of_scikit_learn():
+    labels = np.repeat([0, 1, 3], [1, 7, 12])
+    task = task_of(4, loss=LossConfig(class_weights="balanced"))
+    task.see_training_labels(labels)
+    expected = compute_class_weight("balanced", classes=np.array([0, 1, 3]), y=labels)
+    # An empty class counts among ours.
+    assert task.class_weights[[0, 1, 3]].tolist() == pytest.approx((expected * 3 / 4).tolist())
+    assert task.class_weights[2] == 0
+    assert not list(task.state_dict())
+
+
+def test_weighted_losses_are_those_of_torch_and_by_hand():
+    logits, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 0, 1])
+    weights = torch.tensor([0.5, 2.0, 1.0])
+    plain = LossConfig(smoothing=0.0)
+    expected = F.cross_entropy(logits, labels, weight=weights)
+    torch.testing.assert_close(label_loss(logits, labels, plain, weights), expected)
+    soft = F.one_hot(labels, 3).float()
+    torch.testing.assert_close(label_loss(logits, soft, plain, weights), expected)
+    for config in (LossConfig(), LossConfig(kind="binary_cross_entropy")):
+        each = torch.stack(
+            [label_loss(x[None], y[None], config) for x, y in zip(logits, labels, strict=True)]
+        )
+        by_hand = (each * weights[labels]).sum() / weights[labels].sum()
+        torch.testing.assert_close(label_loss(logits, labels, config, weights), by_hand)
+        same = label_loss(logits, labels, config, torch.full((3,), 0.7))
+        torch.testing.assert_close(same, label_loss(logits, labels, config))
+
+
+def test_weights_reach_the_training_loss():
+    task = task_of(loss=LossConfig(class_weights=[1.0, 5.0, 1.0], smoothing=0.0))
+    task.see_training_labels(None)
+    logits = torch.randn(1, 3)
+    loss = task.training_step(Heads(logits), batch(4), Step())["loss"]
+    expected = F.cross_entropy(
+        logits.expand(4, -1), torch.tensor([0, 1, 2, 0]), weight=torch.tensor([1.0, 5.0, 1.0])
+    )
+    torch.testing.assert_close(loss, expected)
+    with pytest.raises(ValueError, match="holds 3 weights for 4 classes: class 0"):
+        task_of(4, loss=LossConfig(class_weights=[1.0, 5.0, 1.0])).see_training_labels(None)
+    for wrong in ("balance", [1.0, 0.0], [1.0, -1.0]):
+        with pytest.raises(ValueError, match=r"task\.loss\.class_weights"):
+            LossConfig(class_weights=wrong)
 
 
 def test_two_heads_without_teacher_learn_from_labels():

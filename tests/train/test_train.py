@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+import importlib.util
 import json
 import os
 import signal
@@ -13,13 +14,18 @@ from castling.data import DataConfig, DataError, DigitsConfig, SplitConfig
 from castling.deploy import evaluate
 from castling.models.saved import open_model
 from castling.train import (
+    HardwareConfig,
+    RunLockedError,
     TrainingInterrupted,
     dry_run,
     load_recipe,
     recipe_from_dict,
     train,
 )
+from castling.train.hardware import check_hardware
+from castling.train.loggers import check_loggers
 from castling.train.recipe_file import recipe_to_dict
+from castling.train.run_lock import locked
 
 BASE = {
     "model": {"name": "castling_deit_pico", "kwargs": {"depth": 1, "embed_dim": 16}},
@@ -311,24 +317,108 @@ def test_damaged_image_met_in_a_worker_is_one_line(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "sections",
-    [
-        {"data": {"source": "nowhere"}},
-        {"model": {"name": "castling_deit_pico", "kwargs": {"no": 1}}},
-        {"model": {"checkpoint": "nowhere.pth"}},
-        {"model": {"attention": "no_such"}},
-        {"optim": {"name": "no_such"}},
-        {"task": {"distill": {"kind": "hard", "teacher": "no_such"}}},
-        {"task": {"self_distill": {"weight": 2.0}}},
-        {"hardware": {"accelerator": "gpu"}},
-    ],
-    ids=["images", "model", "checkpoint", "attention", "optimiser", "teacher", "average", "gpu"],
-)
+FAILING_STARTS = {
+    "images": {"data": {"source": "nowhere"}},
+    "model": {"model": {"name": "castling_deit_pico", "kwargs": {"no": 1}}},
+    "size": {"data": {"transform": {"image_size": 15}}},
+    "checkpoint": {"model": {"checkpoint": "nowhere.pth"}},
+    "attention": {"model": {"attention": "no_such"}},
+    "optimiser": {"optim": {"name": "no_such"}},
+    "teacher": {"task": {"distill": {"kind": "hard", "teacher": "no_such"}}},
+    "average": {"task": {"self_distill": {"weight": 2.0}}},
+    "gpu": {"hardware": {"accelerator": "gpu"}},
+    "second gpu": {"hardware": {"accelerator": "cuda:1"}},
+    "mps": {"hardware": {"accelerator": "mps"}},
+    "strategy": {"hardware": {"strategy": "dpp"}},
+    "logger": {"save": {"loggers": ["tensorbord"]}},
+    "patience": {
+        "model": {"attention": {"name": "linear_angular", "auxiliary": {"schedule": "constant"}}},
+        "early_stopping": {"patience": 1},
+    },
+}
+
+
+@pytest.mark.parametrize("sections", FAILING_STARTS.values(), ids=FAILING_STARTS)
 def test_failed_start_leaves_no_folder(tmp_path, sections):
     with pytest.raises((FileNotFoundError, ValueError)):
         train(with_(**sections), tmp_path / "run", progress=False)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("sections", FAILING_STARTS.values(), ids=FAILING_STARTS)
+def test_the_dry_run_fails_where_the_run_would(tmp_path, sections):
+    with pytest.raises((FileNotFoundError, ValueError)) as of_run:
+        train(with_(**sections), tmp_path / "run", progress=False)
+    with pytest.raises((FileNotFoundError, ValueError)) as of_dry_run:
+        dry_run(with_(**sections), run_dir=tmp_path / "run")
+    assert str(of_dry_run.value) == str(of_run.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_dry_run_checks_the_folder(run, tmp_path):
+    folder, _ = run
+    with pytest.raises(FileExistsError, match="another recipe"):
+        dry_run(with_(epochs=2, seed=7), run_dir=folder)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError, match="is a file"):
+        dry_run(with_(), run_dir=tmp_path / "file" / "run")
+    with locked(tmp_path / "run"), pytest.raises(RunLockedError):
+        dry_run(with_(), run_dir=tmp_path / "run")
+    dry_run(with_(), run_dir=tmp_path / "run", image_size=16)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_more_gpus_than_there_are(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match=r"devices is 8, .* finds cpu, cuda:0 and cuda:1"):
+        check_hardware(HardwareConfig(devices=8))
+    with pytest.raises(ValueError, match="single device"):
+        check_hardware(HardwareConfig(accelerator="cuda:1", devices=2))
+    with pytest.raises(ValueError, match=r"hardware\.accelerator is 'tpu'; it must be auto, cpu"):
+        HardwareConfig(accelerator="tpu")
+
+
+def test_a_logger_that_is_not_installed_is_said_before_the_data(tmp_path):
+    missing = next(
+        (name for name in ("wandb", "mlflow") if importlib.util.find_spec(name) is None), None
+    )
+    if missing is None:
+        pytest.skip("both are installed")
+    recipe = with_(data={"source": "nowhere"}, save={"loggers": ["csv", {"name": missing}]})
+    for start in (
+        lambda: train(recipe, tmp_path, progress=False),
+        lambda: dry_run(recipe, run_dir=tmp_path),
+    ):
+        with pytest.raises(ModuleNotFoundError, match=f"names {missing}.*pip install {missing}"):
+            start()
+
+
+@pytest.mark.parametrize(
+    ("loggers", "said"),
+    [
+        ([{"project": "cats"}], "no logger None"),
+        (["wanbd"], "did you mean wandb"),
+        ([{"name": "csv", "flush": 3}], "no option 'flush' in save.loggers, csv.*flush_logs"),
+    ],
+)
+def test_unknown_loggers_and_options_are_refused(loggers, said):
+    with pytest.raises(ValueError, match=said):
+        check_loggers(loggers)
+
+
+def test_curves_go_to_every_logger(tmp_path):
+    loggers = ["tensorboard", {"name": "csv", "flush_logs_every_n_steps": 1}]
+    recipe = with_(save={"loggers": loggers, "log_steps": 1}, epochs=1)
+    train(recipe, tmp_path, progress=False)
+    with (tmp_path / "csv" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    with (tmp_path / "metrics.csv").open() as file:
+        (epoch,) = csv.DictReader(file)
+    logged = [float(row["val/loss"]) for row in rows if row["val/loss"]]
+    assert logged == [pytest.approx(float(epoch["val_loss"]))]
+    assert len([row for row in rows if row["train/lr"]]) == 3
+    assert list((tmp_path / "tensorboard").iterdir())
 
 
 def test_forced_end_is_an_interruption_too(tmp_path):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -69,9 +69,25 @@ class MaskedSoftmaxBranch(nn.Module):
         """A copy does not inherit the penalty of the last forward pass."""
         return {**self.__dict__, "penalty": None}
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self.set_progress(self.progress)  # buffers of a model built on meta are uninitialised
+    def reset_parameters(self) -> None:
+        """Fill the buffers again, for the present progress."""
+        self.set_progress(self.progress)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MaskedSoftmaxBranch:
+        """Buffers that ``to_empty`` brings from the meta device are uninitialised."""
+        super()._apply(fn, recurse)
+        self.set_progress(self.progress)
+        return self
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
+    ) -> None:
+        """The buffers are in no state, so nobody else brings them off the meta device."""
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        if local_metadata.get("assign_to_params_buffers") and self.exponent.is_meta:
+            self.exponent = torch.ones((), dtype=self.exponent.dtype, device="cpu")
+            self.gate = torch.ones((), dtype=self.gate.dtype, device="cpu")
+        self.set_progress(self.progress)
 
     def set_progress(self, progress: float) -> None:
         """Set threshold and gate for ``progress``, the share of training done, in [0, 1]."""

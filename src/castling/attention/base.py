@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,10 +18,10 @@ from castling.attention.auxiliary import MaskedSoftmaxBranch
 from castling.attention.config import AttentionConfig
 from castling.attention.image_mixer import TokenMixer
 from castling.attention.inputs import AttentionInputs
-from castling.attention.local import build_local_residual
+from castling.attention.local import GridConv, TokenConv, build_local_residual
 from castling.attention.registry import kernel_class
 from castling.ops.common import mask_tokens
-from castling.ops.local import local_residual
+from castling.utils.plain import is_plain
 
 
 class AttentionCore(TokenMixer):
@@ -36,6 +36,9 @@ class AttentionCore(TokenMixer):
         head_dim: d.
         value_dim: d_v; None means d.
     """
+
+    #: Children and parameters that softmax attention of the same host does not have.
+    added_names: ClassVar[tuple[str, ...]] = ("kernel.", "dconv.", "auxiliary.")
 
     def __init__(
         self,
@@ -92,16 +95,15 @@ class AttentionCore(TokenMixer):
         dconv: Any = children.get("dconv")
         auxiliary: Any = children.get("auxiliary")
         query_value = None if to_queries is None else to_queries(value)
-        local = inside = None
+        inside = None
         if dconv is not None:
             if to_queries is None and query.shape[1] != key.shape[1]:
                 raise ValueError(
                     f"a local residual is computed at the keys: with {query.shape[1]} queries for "
                     f'{key.shape[1]} keys pass to_queries, or use local="none"'
                 )
-            local = dconv.residual(grid, num_prefix_tokens)
-            if kernel.adds_local and to_queries is None:
-                inside, local = local, None
+            if kernel.adds_local and to_queries is None and is_plain(dconv, TokenConv, GridConv):
+                inside = dconv.residual(grid, num_prefix_tokens)
         # By position: keywords make a NamedTuple twice as slow.
         inputs = AttentionInputs(
             query, key, value, None, key_mask, bias, query_value, grid, num_prefix_tokens, inside
@@ -110,8 +112,8 @@ class AttentionCore(TokenMixer):
             out: Tensor = kernel(inputs)
         else:
             out = self._with_auxiliary(auxiliary, inputs)
-        if local is not None:
-            convolved = local_residual(mask_tokens(value, key_mask), local)
+        if dconv is not None and inside is None:
+            convolved = dconv(mask_tokens(value, key_mask), grid, num_prefix_tokens)
             out = out + (convolved if to_queries is None else to_queries(convolved))
         return out
 

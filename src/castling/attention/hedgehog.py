@@ -58,6 +58,16 @@ class HeadMap(nn.Module):
         self.weight = nn.Parameter(torch.eye(head_dim).repeat(num_heads, 1, 1))
         self.bias = nn.Parameter(torch.zeros(num_heads, head_dim))
 
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """W and b, for the operator that applies them; a call, so that hooks and pruning count."""
+        return self.weight, self.bias
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """The identity again, and zero."""
+        self.weight.copy_(torch.eye(self.weight.shape[-1]).expand_as(self.weight))
+        self.bias.zero_()
+
 
 @register_attention(Hedgehog)
 class HedgehogKernel(AveragingKernel):
@@ -71,13 +81,14 @@ class HedgehogKernel(AveragingKernel):
 
     def average(self, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) -> Tensor:
         """See :class:`AveragingKernel`."""
-        of_query, of_key = self.query_map, self.key_map or self.query_map
+        of_query = self.query_map()
+        of_key = of_query if self.key_map is None else self.key_map()
         return hedgehog(
             query,
             key,
             value,
-            (of_query.weight, of_query.bias),
-            (of_key.weight, of_key.bias),
+            of_query,
+            of_key,
             activation=self.activation,
             eps=self.eps,
             key_mask=key_mask,

@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from castling.attention.config import AttentionConfig
 
 
+@register_notrace_module
 class TokenMixer(nn.Module):
     """A module that exchanges information between tokens: what ``castling.tap`` records.
+
+    To timm's and torchvision's tracers (``torch.fx``) it is a leaf: what runs inside depends on
+    device, precision and sizes.
 
     Attributes:
         config: the attention it computes.
     """
 
     config: AttentionConfig
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """What ``torch.jit.script`` asks first: refuse before it fails on some inner annotation.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError(
+            f"{type(self).__name__} cannot be scripted: use torch.jit.trace(model, images) or "
+            "torch.export.export(model, (images,)) in the place of torch.jit.script"
+        )
 
     def extra_repr(self) -> str:
         """The configuration, for printing a model."""

@@ -10,9 +10,16 @@ from castling.ops.local import LocalResidual, local_residual
 
 
 class LocalConv(nn.Module):
-    """A convolution of the values whose weight can also be passed to an attention operator."""
+    """A convolution of the values whose weight can also be passed to an attention operator.
+
+    That is for a plain one only (:func:`castling.utils.plain.is_plain`); others are called.
+    """
 
     weight: nn.Parameter
+
+    def reset_parameters(self) -> None:
+        """Initialise as a convolution of PyTorch."""
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
 
     def residual(self, grid: tuple[int, int] | None, num_prefix_tokens: int) -> LocalResidual:
         """What an operator needs to add it, for tokens on ``grid`` behind a prefix."""
@@ -39,7 +46,7 @@ class TokenConv(LocalConv):
     def __init__(self, num_heads: int, kernel_size: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_heads, 1, kernel_size, 1))
-        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+        self.reset_parameters()
 
     def residual(self, grid: tuple[int, int] | None, num_prefix_tokens: int) -> LocalResidual:
         """What an operator needs to add it; ``grid`` and prefix do not matter to it."""
@@ -57,7 +64,7 @@ class GridConv(LocalConv):
     def __init__(self, channels: int, kernel_size: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(channels, 1, kernel_size, kernel_size))
-        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+        self.reset_parameters()
 
     def residual(self, grid: tuple[int, int] | None, num_prefix_tokens: int) -> LocalResidual:
         """What an operator needs to add it; raises ValueError when the grid is not known."""

@@ -25,6 +25,7 @@ from castling.attention.base import AttentionCore
 from castling.attention.config import AttentionConfig
 from castling.attention.quadratic_taylor import QuadraticTaylor
 from castling.attention.registry import attention_config
+from castling.utils.plain import is_plain
 
 
 def resize_table(table: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -39,15 +40,29 @@ def _aggregated(x: Tensor, branch: nn.Module) -> Tensor:
     A grouped 1×1 convolution is a batch of small products; convolution libraries compute it group
     by group, up to ten times slower.
     """
+    if not is_plain(branch, nn.Sequential):
+        return branch(x)
+    batch, _, height, width = x.shape
     for layer in branch.children():
-        if not (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.groups > 1):
+        if not (isinstance(layer, nn.Conv2d) and _is_grouped_product(layer)):
             x = layer(x)
             continue
         weight = layer.weight.flatten(1).unflatten(0, (layer.groups, -1))
-        groups = x.flatten(2).unflatten(1, (layer.groups, -1))
-        out = torch.matmul(weight, groups).flatten(1, 2).unflatten(2, x.shape[-2:])
+        groups = x.reshape(batch, layer.groups, weight.shape[2], height * width)
+        out = torch.matmul(weight, groups).reshape(batch, layer.out_channels, height, width)
         x = out if layer.bias is None else out + layer.bias[:, None, None]
     return x
+
+
+def _is_grouped_product(layer: nn.Conv2d) -> bool:
+    """Whether the layer may be computed from its weights as products of matrices."""
+    return (
+        is_plain(layer, nn.Conv2d)
+        and layer.kernel_size == (1, 1)
+        and layer.groups > 1
+        and layer.stride == (1, 1)
+        and layer.padding in ((0, 0), "valid", "same")
+    )
 
 
 class MultiScaleAttention(AttentionCore):
@@ -64,6 +79,8 @@ class MultiScaleAttention(AttentionCore):
     Raises:
         ValueError: the attention's name is unknown.
     """
+
+    added_names = (*AttentionCore.added_names, "bn.", "positional_encoding")
 
     def __init__(
         self,
@@ -89,6 +106,11 @@ class MultiScaleAttention(AttentionCore):
         self.to(like.device, like.dtype)
         self._resized: tuple[Tensor, Tensor] | None = None
 
+    def reset_parameters(self) -> None:
+        """The position table starts at zero."""
+        if self.positional_encoding is not None:
+            nn.init.zeros_(self.positional_encoding)
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, h, w)."""
         batch, _, height, width = x.shape
@@ -107,19 +129,22 @@ class MultiScaleAttention(AttentionCore):
 
     def position(self, grid: tuple[int, int]) -> Tensor:
         """What is added to the keys of a grid: (1, h·w, H, d)."""
-        table = self._table(grid).flatten(2)
-        return table.unflatten(1, (self.num_heads, self.head_dim)).permute(0, 3, 1, 2)
+        table = self._table(grid)
+        table = table.reshape(1, self.num_heads, self.head_dim, grid[0] * grid[1])
+        return table.permute(0, 3, 1, 2)
 
     def _table(self, grid: tuple[int, int]) -> Tensor:
         table = self.positional_encoding
         assert table is not None
-        symbolic = any(isinstance(side, torch.SymInt) for side in grid)
+        # ``torch.jit.trace`` hands out sizes as tensors.
+        symbolic = any(isinstance(side, torch.SymInt | Tensor) for side in grid)
         if not symbolic and grid == tuple(table.shape[-2:]):
             return table
         # On a CPU, resizing costs as much as the attention itself: the last result is cached with
         # its table, and used while that is unchanged. On an accelerator it is one launch.
         if (
-            torch.compiler.is_compiling()
+            symbolic
+            or torch.compiler.is_compiling()
             or torch.is_grad_enabled()
             or self.training
             or table.device.type != "cpu"

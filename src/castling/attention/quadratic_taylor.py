@@ -114,10 +114,16 @@ class QuadraticTaylorKernel(Kernel):
             self.gamma = nn.Parameter(torch.ones(()))
             if config.beta_trainable:
                 self.beta = nn.Parameter(torch.tensor(float(config.beta)))
-            elif config.beta:
-                self.register_buffer("fixed_beta", torch.tensor(float(config.beta)), False)
         elif config.form == "random":
             self.register_buffer("pairs", random_pairs(head_dim, config.seed))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """The scalars' starting values, and the products that the seed draws."""
+        for name, scalar in self.named_parameters():
+            scalar.fill_(self.config.beta if name == "beta" else 1.0)
+        if self.config.form == "random":
+            self.pairs.copy_(random_pairs(self.head_dim, self.config.seed))
 
     @property
     def num_features(self) -> int:
@@ -135,7 +141,9 @@ class QuadraticTaylorKernel(Kernel):
         config = self.config
         u = scaled_vectors(x, qk_norm=config.qk_norm, eps=config.eps)
         if config.form == "compact":
-            beta = self.beta if self.beta is not None else getattr(self, "fixed_beta", None)
+            beta = self.beta
+            if beta is None and config.beta:
+                beta = torch.full((), config.beta, device=u.device)
             return compact_features(u, self.alpha, beta, self.gamma)
         if config.form == "pool":
             return pool_features(u, config.pool)

@@ -43,7 +43,12 @@ class SeparableKernel(Kernel):
                 "channels a head; choose another attention for this host or leave the layer out "
                 "with where="
             )
-        self.score = nn.Parameter(torch.randn(num_heads, head_dim) * head_dim**-0.5)
+        self.score = nn.Parameter(torch.empty(num_heads, head_dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Normally distributed, of variance 1/d."""
+        nn.init.normal_(self.score, std=self.head_dim**-0.5)
 
     def forward(self, inputs: AttentionInputs) -> Tensor:
         """See :class:`Kernel`.

@@ -47,10 +47,15 @@ class SwiftMixer(ImageMixer):
         self.config = config or Swift()
         self.eps = self.config.eps
         self.qkv = nn.Conv2d(dim, 2 * dim, 1)
-        self.score = nn.Parameter(torch.randn(dim))
+        self.score = nn.Parameter(torch.empty(dim))
+        self.reset_parameters()
         self.transform = nn.Linear(dim, dim)
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
+
+    def reset_parameters(self) -> None:
+        """The score normally distributed, of variance 1; the layers initialise themselves."""
+        nn.init.normal_(self.score)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, h, w)."""

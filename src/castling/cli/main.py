@@ -6,6 +6,7 @@ standard error.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import traceback
@@ -19,11 +20,14 @@ from castling.cli.lists import attentions, models
 from castling.cli.measure import bench, plan
 from castling.cli.parts import (
     add_data,
+    add_device,
     add_json,
+    add_overwrite,
     add_quiet,
     argument_text,
     class_table,
     data_of,
+    device_of,
     parser_for,
     parser_options,
     progress_of,
@@ -99,18 +103,20 @@ def train(arguments: list[str]) -> int:
             help="go on with an interrupted run of the same recipe (default: auto)",
         )
         parser.add_argument(
-            "--dry_run", action="store_true", help="only try a step, on generated images"
+            "--dry_run",
+            action="store_true",
+            help="check everything, and try a step on generated images; writes nothing",
         )
         add_json(parser)
         add_quiet(parser)
 
     recipe, values = parse_flags(arguments, extend=extend, **parser_options("train"))
-    if values.dry_run:
-        dry_run(recipe)
-        show(values, {"dry_run": "passed"}, "dry run passed: the recipe starts and steps")
-        return 0
     source = Path(str(recipe.data.source).split(":")[-1]).stem
     folder = values.run or f"runs/{recipe.model.name}-{source}"
+    if values.dry_run:
+        dry_run(recipe, run_dir=folder, resume=values.resume)
+        show(values, {"dry_run": "passed"}, "dry run passed: the recipe starts and steps")
+        return 0
     result = train_model(recipe, folder, resume=values.resume, progress=not values.quiet)
     if not result.metrics:  # one of several processes; the first one reports
         return 0
@@ -141,7 +147,7 @@ def evaluate(arguments: list[str]) -> int:
         action="store_true",
         help=f"print the table of classes (default: with at most {_FEW_CLASSES} classes)",
     )
-    parser.add_argument("--device", default="cpu")
+    add_device(parser)
     values = parser.parse_args(arguments)
     from castling.deploy import evaluate as evaluate_model
     from castling.deploy import model_folder
@@ -149,8 +155,9 @@ def evaluate(arguments: list[str]) -> int:
     from castling.tasks import task_from_card
     from castling.tasks.result import describe_metrics
 
+    device = device_of(values)
     folder = Path(values.model) if values.unswitched else model_folder(values.model)
-    result = evaluate_model(folder, data_of(values.data), split=values.split, device=values.device)
+    result = evaluate_model(folder, data_of(values.data), split=values.split, device=device)
     percentages = task_from_card(read_card(folder / "model.json")).percentages
     lines = [
         f"{folder} on {result.describe()}",
@@ -175,6 +182,7 @@ def switch(arguments: list[str]) -> int:
         "--tolerance", type=float, default=1e-3, help="largest relative gap (default: 0.001)"
     )
     parser.add_argument("--force", action="store_true", help="switch above the tolerance too")
+    add_overwrite(parser)
     values = parser.parse_args(arguments)
     from castling.deploy import switch_saved
     from castling.surgery import SwitchRefusedError
@@ -187,8 +195,12 @@ def switch(arguments: list[str]) -> int:
             images=values.images,
             tolerance=values.tolerance,
             force=values.force,
+            overwrite=values.overwrite,
         )
-    except SwitchRefusedError as error:  # its advice is for Python
+    except SwitchRefusedError as error:
+        if math.isnan(error.report.max_gap):
+            raise
+        # Its advice is for Python.
         raise RuntimeError(
             f"the outputs would change by up to {error.report.max_gap:.2e} of their size, above "
             f"the tolerance {error.report.tolerance:g}: train to the end of the branch's schedule "
@@ -222,6 +234,7 @@ def export(arguments: list[str]) -> int:
     parser.add_argument(
         "--tolerance", type=float, default=1e-4, help="largest difference (default: 0.0001)"
     )
+    add_overwrite(parser)
     values = parser.parse_args(arguments)
     from castling.deploy import model_folder
     from castling.export import export as export_model
@@ -241,6 +254,7 @@ def export(arguments: list[str]) -> int:
         portable=values.portable,
         tolerance=values.tolerance,
         card=card,
+        overwrite=values.overwrite,
     )
     show(values, report.to_dict(), str(report))
     return 0

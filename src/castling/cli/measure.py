@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser
 
-from castling.cli.parts import add_quiet, parser_for, progress_of, read_size, show
+from castling.cli.parts import (
+    add_device,
+    add_quiet,
+    device_of,
+    parser_for,
+    progress_of,
+    read_size,
+    show,
+)
 from castling.utils.text import did_you_mean
 
 if TYPE_CHECKING:
@@ -161,7 +169,9 @@ def plan(arguments: list[str]) -> int:
     )
     parser.add_argument("--image_size", default="224", help="HEIGHTxWIDTH or side (default: 224)")
     parser.add_argument("--batch", type=int, default=1, help="images per call (default: 1)")
-    parser.add_argument("--checkpoint", help="folder of a run or saved model: plan that model")
+    parser.add_argument(
+        "--checkpoint", help="weights to plan with: the folder of a run or saved model, or a file"
+    )
     parser.add_argument("--output", default="plan.json", help="(default: plan.json)")
     parser.add_argument(
         "--strict", action="store_true", help="fail if the prediction is off by more than 10 %%"
@@ -172,14 +182,14 @@ def plan(arguments: list[str]) -> int:
     from castling.profiling.planning import WITHIN
     from castling.profiling.planning import plan as make_plan
 
-    size = read_size(values.image_size)
+    size, timing = read_size(values.image_size), _timing(values)
     found = make_plan(
-        _model(values.model, values.checkpoint, size),
+        _model(values.model, values.checkpoint, size, progress_of(values)),
         read_attention(values.attention),
         image_size=size,
         batch=values.batch,
         name=values.model,
-        **_timing(values),
+        **timing,
     )
     found.save(values.output)
     assert found.error is not None
@@ -195,15 +205,26 @@ def plan(arguments: list[str]) -> int:
     return 1 if off and values.strict else 0
 
 
-def _model(name: str, checkpoint: str | None, size: tuple[int, int]) -> Any:
+def _model(
+    name: str,
+    checkpoint: str | None,
+    size: tuple[int, int],
+    progress: Callable[[str], None],
+) -> Any:
     from castling.models.builder import build_model
-    from castling.models.saved import open_model
+    from castling.models.starting_weights import card_beside, start_from
 
     if checkpoint is None:
         return build_model(name, {}, None, image_size=size)
-    model, card = open_model(checkpoint)
-    if card.name != name:
+    card = card_beside(checkpoint)
+    if card is None:
+        model = build_model(name, {}, None, image_size=size)
+    elif card.name == name:
+        kwargs = {key: value for key, value in card.kwargs.items() if key != "img_size"}
+        model = build_model(name, kwargs, card.attention, card.where, image_size=size)
+    else:
         raise ValueError(f"--checkpoint {checkpoint} holds a {card.name}, not a {name}")
+    progress(str(start_from(model, checkpoint)))
     return model
 
 
@@ -223,13 +244,13 @@ def _add_timing(parser: ArgumentParser, rounds: int, seconds: float) -> None:
         default="wall",
         help="wall, or cpu on a busy machine, with --threads 1 (default: wall)",
     )
-    parser.add_argument("--device", default="cpu")
+    add_device(parser)
 
 
 def _timing(values: Any) -> dict[str, Any]:
     """The arguments of ``_add_timing``, as all measuring functions take them."""
-    names = ("rounds", "seconds", "threads", "clock", "device")
-    return {name: getattr(values, name) for name in names}
+    names = ("rounds", "seconds", "threads", "clock")
+    return {name: getattr(values, name) for name in names} | {"device": device_of(values)}
 
 
 def _add_timing_and_files(parser: ArgumentParser, rounds: int, seconds: float) -> None:

@@ -88,8 +88,8 @@ def add_quiet(parser: ArgumentParser) -> None:
     )
 
 
-def add_overwrite(parser: ArgumentParser, what: str) -> None:
-    """For verbs that refuse to replace files."""
+def add_overwrite(parser: ArgumentParser, what: str = "what is there") -> None:
+    """``--overwrite``, for verbs that write files under a name that may be taken."""
     parser.add_argument("--overwrite", action="store_true", help=f"replace {what}")
 
 
@@ -104,6 +104,22 @@ def add_data(parser: ArgumentParser, what: str) -> None:
         "--data",
         help=f"{what}: digits, a folder, a zip or torchvision:NAME (default: those of the run)",
     )
+
+
+def add_device(parser: ArgumentParser, what: str = "where it runs") -> None:
+    """``--device``, in the words of recipes; see :func:`device_of`."""
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        help=f"{what}: auto, cpu, cuda, cuda:1 or mps (default: cpu)",
+    )
+
+
+def device_of(values: Any) -> str:
+    """The device that ``--device`` names; ValueError says what there is where it is missing."""
+    from castling.utils.devices import read_device
+
+    return str(read_device(values.device, "--device"))
 
 
 def data_of(source: str | None) -> DataConfig | None:

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 
 from jsonargparse.typing import PositiveInt
 
-from castling.cli.parts import add_overwrite, add_quiet, parser_for, say, show
+from castling.cli.parts import (
+    add_device,
+    add_overwrite,
+    add_quiet,
+    device_of,
+    parser_for,
+    say,
+    show,
+)
 
 if TYPE_CHECKING:
     from castling.deploy import Predictor
@@ -31,7 +39,7 @@ def predict(arguments: list[str]) -> int:
     )
     parser.add_argument("--top", type=PositiveInt, default=5, help="classes per image (default: 5)")
     parser.add_argument("--batch_size", type=PositiveInt, default=32, help="(default: 32)")
-    parser.add_argument("--device", default="cpu", help="of PyTorch models (default: cpu)")
+    add_device(parser, "where PyTorch models run")
     parser.add_argument("--csv", help="write the predictions as a table to this file")
     parser.add_argument(
         "--output",
@@ -47,7 +55,7 @@ def predict(arguments: list[str]) -> int:
     from castling.deploy import Predictor
     from castling.tasks.classification import ClassificationPrediction
 
-    predictor = Predictor(values.model, batch_size=values.batch_size, device=values.device)
+    predictor = Predictor(values.model, batch_size=values.batch_size, device=device_of(values))
     found: list[Prediction] = [
         predictor.task.prediction_class(name=pattern, error=f"no image matches {pattern}")
         for pattern in unmatched

@@ -52,6 +52,8 @@ class LoaderConfig:
 
     Attributes:
         batch_size: training images per batch and process.
+        sampler: ``shuffle`` sees every training image once an epoch; ``balanced`` draws as many
+            images, equally many of every class, those of small classes several times.
         eval_batch_size: the same for validation and test; None is ``batch_size``.
         workers: data-loading processes; 0 loads in the training process.
         verify: what is checked before training: that every file's ``headers`` can be read, that
@@ -61,6 +63,7 @@ class LoaderConfig:
     """
 
     batch_size: PositiveInt = 128
+    sampler: Literal["shuffle", "balanced"] = "shuffle"
     eval_batch_size: PositiveInt | None = None
     workers: NonNegativeInt = 0
     verify: Literal["headers", "full", "none"] = "headers"

@@ -12,7 +12,7 @@ from castling.data.dataset import ImageSet
 from castling.data.registry import Source
 from castling.data.sample import Batch
 from castling.data.sampler import EpochBatches
-from castling.data.splits import choose_images
+from castling.data.splits import Indices, choose_images
 from castling.data.transforms.base import Transform
 from castling.data.verify import total_pixels, visit_all
 
@@ -160,6 +160,7 @@ class DataModule:
             rank=rank,
             world_size=world_size,
             sides=images.transform.sides if training else (),
+            labels=self._balanced_labels() if training else None,
         )
         sampler.seek(*start)
         if options.workers and images.remember:
@@ -174,6 +175,15 @@ class DataModule:
             # Without its own generator every iteration would advance PyTorch's global one.
             generator=torch.Generator().manual_seed(self.seed),
         )
+
+    def _balanced_labels(self) -> Indices | None:
+        """Classes of the training images where these are to be drawn equally often; else None."""
+        if self.config.loader.sampler == "shuffle":
+            return None
+        labels = self._selections["train"].labels
+        if labels is None:
+            raise ValueError("data.loader.sampler is balanced, but the images have no classes")
+        return labels
 
     def batches_per_epoch(self, world_size: int = 1) -> int:
         """Training batches that each of ``world_size`` processes sees in an epoch."""

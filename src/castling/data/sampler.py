@@ -11,12 +11,12 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Sampler
 
 from castling.utils.randomness import Keys, keys
 
-_ORDER, _RESOLUTION = 1, 2  # separate streams of random numbers
+_ORDER, _RESOLUTION, _BALANCE, _EXTRA = 1, 2, 3, 4  # separate streams of random numbers
 
 
 class BatchKey(NamedTuple):
@@ -68,6 +68,7 @@ class EpochBatches(Sampler[BatchKey]):
         rank: int = 0,
         world_size: int = 1,
         sides: Sequence[int] = (),
+        labels: NDArray[np.int64] | None = None,
     ) -> None:
         """Describe the batches.
 
@@ -80,6 +81,8 @@ class EpochBatches(Sampler[BatchKey]):
             world_size: number of processes.
             sides: sides in pixels, one of which every batch draws (all processes the same); empty
                 for the configured size.
+            labels: (length,) classes, which are then drawn equally often: an epoch has as many
+                images as before, those of large classes left out and those of small ones repeated.
 
         Raises:
             ValueError: the rank does not exist, or there are fewer images than processes.
@@ -94,6 +97,7 @@ class EpochBatches(Sampler[BatchKey]):
         self.rank = rank
         self.world_size = world_size
         self.sides = tuple(sides)
+        self.labels = labels
         self.batch_size = min(batch_size, math.ceil(length / world_size)) if train else batch_size
         self.epoch = 0
         self.first = 0
@@ -116,13 +120,29 @@ class EpochBatches(Sampler[BatchKey]):
         return batches + (1 if stop > start else 0)
 
     def __iter__(self) -> Iterator[BatchKey]:
-        order = np.arange(self.length)
+        order = places = np.arange(self.length)
         if self.train:
-            order = np.argsort(keys(self.seed, _ORDER, self.epoch, order), kind="stable")
+            order = self._balanced() if self.labels is not None else order
+            order = order[np.argsort(keys(self.seed, _ORDER, self.epoch, places), kind="stable")]
         for batch in range(self.first, len(self)):
             # Only a training set smaller than one global batch wraps around.
             chosen = order.take(range(*self._part(batch)), mode="wrap")
             yield BatchKey(tuple(chosen.tolist()), self.epoch, self._size(batch))
+
+    def _balanced(self) -> NDArray[np.int64]:
+        """(length,) images of this epoch, equally many of every class that has any."""
+        classes = np.unique(self.labels)
+        share, rest = divmod(self.length, len(classes))
+        # Which classes get one more than the others changes from epoch to epoch.
+        more = np.argsort(keys(self.seed, _EXTRA, self.epoch, classes), kind="stable")[:rest]
+        wanted = np.full(len(classes), share)
+        wanted[more] += 1
+        chosen = []
+        for label, count in zip(classes, wanted, strict=True):
+            members = np.flatnonzero(self.labels == label)
+            order = np.argsort(keys(self.seed, _BALANCE, self.epoch, members), kind="stable")
+            chosen.append(np.resize(members[order], count))  # from the beginning again, if short
+        return np.concatenate(chosen)
 
     def _part(self, batch: int) -> tuple[int, int]:
         """Where this process's part of a global batch begins and ends in the order."""

@@ -20,6 +20,7 @@ from castling.tasks import (
     evaluate_loader,
     task_from_card,
 )
+from castling.utils.devices import read_device
 
 SPLITS = ("train", "val", "test")
 
@@ -43,7 +44,8 @@ def evaluate(
         device: where; None keeps a network's device and puts a saved model on the CPU.
 
     Raises:
-        ValueError: classes differ from those the model knows, or there is no such split.
+        ValueError: classes differ from those the model knows, there is no such split, or the
+            model's weights or outputs are not finite: the message says where.
         FileNotFoundError: no saved model, or no images there.
     """
     if split not in SPLITS:
@@ -57,7 +59,7 @@ def evaluate(
     else:
         path = model
         model, card = open_model(path)
-        made = task_from_card(card)
+        made = task_from_card(card, path)
         own = run_data(path, made)
         if data is None:
             data = own
@@ -70,7 +72,7 @@ def evaluate(
             )
     images = open_saved_data(made, card, data)
     if device is not None:
-        model.to(device)
+        model.to(read_device(device))
     found = evaluate_loader(made, model, images.loader(split), split)
     # Images of other data may or may not have been trained on.
     known = own is not None and data.source == own.source

@@ -21,8 +21,11 @@ from castling.deploy.saved_data import model_folder
 from castling.export import open_exported
 from castling.models.card import ModelCard
 from castling.models.saved import open_model
+from castling.surgery.checkpoint_values import non_finite, some
 from castling.tasks import Prediction, Task, task_from_card
+from castling.utils.devices import read_device
 from castling.utils.files import write_csv
+from castling.utils.finite import explain_non_finite, non_finite_images
 from castling.utils.modes import eval_mode
 
 #: A file, a folder, a Pillow image, an array (H, W), (H, W, 3) or (H, W, 4) of uint8, or a tensor
@@ -43,7 +46,8 @@ class Predictor:
 
     Raises:
         FileNotFoundError: nothing there.
-        ValueError: the file was not written by castling, or a network comes without a task.
+        ValueError: the file was not written by castling, a network comes without a task, or its
+            weights are not finite.
 
     Example:
         >>> predictor = castling.Predictor("runs/mine")
@@ -65,6 +69,7 @@ class Predictor:
         self.batch_size = batch_size
         self.card: ModelCard | None = None
         self._run: Callable[[Batch], dict[str, Tensor]]
+        self._network: nn.Module | None = None
         if isinstance(model, nn.Module):
             if task is None:
                 raise ValueError(
@@ -75,7 +80,7 @@ class Predictor:
             self._run = self._pytorch(model, device)
         elif Path(model).is_dir() or runtime == "pytorch" or not Path(model).suffix:
             network, self.card = open_model(model_folder(model))
-            self.task = task or task_from_card(self.card)
+            self.task = task or task_from_card(self.card, model)
             self._run = self._pytorch(network, device)
         else:
             exported = open_exported(model, target=None if runtime == "auto" else runtime)
@@ -84,8 +89,11 @@ class Predictor:
                     f"{model} holds no classes and normalisation; castling export of a saved model "
                     "puts them in"
                 )
-            self.card = ModelCard.from_dict(exported.metadata["castling"])
-            self.task = task or task_from_card(self.card)
+            try:
+                self.card = ModelCard.from_dict(exported.metadata["castling"])
+            except ValueError as error:
+                raise ValueError(f"{model} does not describe its model: {error}") from error
+            self.task = task or task_from_card(self.card, model)
             self._run = lambda batch: exported(self.task.preprocess(batch.images))
             fixed = exported.input_shape[0]
             self.batch_size = min(batch_size, fixed) if fixed else batch_size
@@ -94,8 +102,12 @@ class Predictor:
     def _pytorch(
         self, network: nn.Module, device: str | torch.device | None
     ) -> Callable[[Batch], dict[str, Tensor]]:
+        broken = non_finite(dict(network.named_parameters()))
+        if broken:
+            raise ValueError(f"the network has weights that are not finite: {some(broken)}")
         if device is not None:
-            network.to(device)
+            network.to(read_device(device))
+        self._network = network
         parameter = next(network.parameters(), None)
         place = torch.device("cpu") if parameter is None else parameter.device
         self.task.to(place)
@@ -111,8 +123,9 @@ class Predictor:
         """Predictions of images, in order; folders count as the images in them, sorted by name.
 
         An image is a file's path, a Pillow image, a uint8 array (H, W), (H, W, 3) or (H, W, 4), or
-        a uint8 tensor (3, H, W). One that is missing or cannot be read gives a prediction with
-        ``error`` and does not stop the others; so does a folder without images.
+        a uint8 tensor (3, H, W). One that is missing or cannot be read, or for which the model
+        returns NaN or infinity, gives a prediction with ``error`` and does not stop the others; so
+        does a folder without images.
         """
         return list(self.stream(images))
 
@@ -136,9 +149,29 @@ class Predictor:
         if samples:
             keys = np.zeros(len(samples), dtype=np.uint64)
             batch = self.transform.collate(samples, keys, None)
-            for sample, one in zip(samples, self.task.decode(self._run(batch), batch), strict=True):
-                results[sample.index] = one
+            raw = self._run(batch)
+            broken = non_finite_images(raw).tolist()
+            why = self._explain(batch) if any(broken) else ""
+            found = self.task.decode(raw, batch)
+            for sample, one, bad in zip(samples, found, broken, strict=True):
+                results[sample.index] = (
+                    self.task.prediction_class(
+                        name=one.name,
+                        error=f"{one.name}: the model's output for it is not finite{why}",
+                    )
+                    if bad
+                    else one
+                )
         return [results[index] for index, _ in chunk]
+
+    def _explain(self, batch: Batch) -> str:
+        """Where what is not finite arises; exported files do not tell."""
+        if self._network is None:
+            return ""
+        device = next((p.device for p in self._network.parameters()), torch.device("cpu"))
+        with eval_mode(self._network):
+            images = self.task.preprocess(batch.images.to(device))
+            return f": {explain_non_finite(self._network, images)}"
 
     def draw(self, image: ImageLike, prediction: Prediction) -> Image.Image:
         """A copy of the image with the prediction drawn."""

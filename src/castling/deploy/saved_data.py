@@ -6,12 +6,12 @@ import dataclasses
 import os
 from pathlib import Path
 
-import yaml
-
 from castling.data import DataConfig, DataModule, data_config_from_dict, open_source
 from castling.data.legacy import upgrade_data
 from castling.models.card import CARD, ModelCard
 from castling.tasks import Task, task_class
+from castling.tasks.run_recipe import read_run_recipe
+from castling.utils.text import first_line
 
 
 def model_folder(path: str | os.PathLike[str]) -> Path:
@@ -35,11 +35,13 @@ def run_data(path: str | os.PathLike[str], task: Task) -> DataConfig | None:
         if not recipe.is_file():
             continue
         try:
-            values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-            data, _ = upgrade_data(values["data"])
+            data, _ = upgrade_data(read_run_recipe(recipe)["data"])
             return data_config_from_dict(data, task_class(task.config).transform_config)
-        except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{recipe} is not a whole recipe ({error})") from error
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{recipe} does not say which images the run had ({first_line(error)}): name them "
+                "with --data"
+            ) from error
     return None
 
 

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from castling.data import DataConfig, DataModule
 from castling.deploy.saved_data import open_saved_data, run_data
-from castling.models.card import ModelCard
-from castling.models.saved import open_model, save_model
+from castling.models.card import CARD, ModelCard
+from castling.models.saved import CERTIFICATE, WEIGHTS, open_model, save_model
 from castling.surgery import SwitchReport, is_switched, switch_
 from castling.tasks import Task, task_from_card
-from castling.utils.files import write_json
+from castling.utils.files import refuse_existing, write_json
 
 
 def switch_saved(
@@ -26,6 +26,7 @@ def switch_saved(
     images: int = 256,
     tolerance: float = 1e-3,
     force: bool = False,
+    overwrite: bool = False,
 ) -> tuple[SwitchReport, Path]:
     """Open a saved model, cast its auxiliary branches away, save what remains.
 
@@ -37,6 +38,7 @@ def switch_saved(
         images: number of calibration images.
         tolerance: largest relative change of the outputs.
         force: switch above the tolerance too.
+        overwrite: replace the model that ``output`` holds.
 
     Returns:
         the certificate, and the folder written.
@@ -44,12 +46,15 @@ def switch_saved(
     Raises:
         FileNotFoundError: no saved model there.
         ValueError: no data is known, there is nothing to switch, or ``tolerance`` is negative.
+        FileExistsError: ``output`` holds a model, and ``overwrite`` is False.
         SwitchRefusedError: the tolerance is exceeded and ``force`` is False; nothing is written.
     """
     if not tolerance >= 0:
         raise ValueError(f"tolerance must not be negative, got {tolerance:g}")
     if images < 1:
         raise ValueError(f"images must be at least 1, got {images}")
+    folder = Path(path) / "switched" if output is None else Path(output)
+    refuse_existing((folder / name for name in (WEIGHTS, CARD, CERTIFICATE)), overwrite)
     model, card = open_model(path)
     if card.switched:
         raise ValueError(f"{path} is switched already")
@@ -57,7 +62,7 @@ def switch_saved(
         raise ValueError(
             f"{path} has no auxiliary branch: it was trained without one, nothing is to be switched"
         )
-    task = task_from_card(card)
+    task = task_from_card(card, path)
     data = data or run_data(path, task)
     if data is None:
         raise ValueError(
@@ -66,7 +71,6 @@ def switch_saved(
     alone = dataclasses.replace(data, loader=dataclasses.replace(data.loader, workers=0))
     batches = _calibration(task, open_saved_data(task, card, alone), images)
     report = switch_(model, batches, tolerance=tolerance, force=force)
-    folder = Path(path) / "switched" if output is None else Path(output)
     save_model(
         model,
         folder,
@@ -75,7 +79,7 @@ def switch_saved(
         pipeline_tag=task.pipeline_tag,
         percentages=task.percentages,
     )
-    write_json(folder / "certificate.json", report.to_dict())
+    write_json(folder / CERTIFICATE, report.to_dict())
     return report, folder
 
 

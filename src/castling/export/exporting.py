@@ -43,7 +43,7 @@ from castling.export.target import (
 from castling.export.verification import verify
 from castling.models.card import ModelCard
 from castling.tasks.registry import task_from_card
-from castling.utils.files import replacing_together, write_json
+from castling.utils.files import refuse_existing, replacing_together, write_json
 from castling.utils.modes import eval_mode
 from castling.utils.version import VERSION
 
@@ -64,6 +64,7 @@ def export(
     tolerance: float = 1e-4,
     metadata: Mapping[str, Any] | None = None,
     card: ModelCard | None = None,
+    overwrite: bool = False,
 ) -> ExportReport:
     """Export an image model and prove that the file computes the same.
 
@@ -91,6 +92,7 @@ def export(
             integers and booleans must be equal.
         metadata: further values to store in the file, as JSON.
         card: of a saved model; stored in the file, for ``castling predict``.
+        overwrite: replace ``path``, its report, and what the format puts beside it.
 
     Returns:
         The report, with one comparison per shape.
@@ -101,6 +103,7 @@ def export(
         TypeError: the model's outputs are not tensors, or ``metadata`` is not JSON.
         OneSizeError: ``dynamic`` is ``"all"`` and the model runs at ``input_size`` only.
         FileNotFoundError: the folder of ``path`` does not exist.
+        FileExistsError: a file to be written exists, and ``overwrite`` is False.
         ExportError: the exporter failed or cannot write ``opset``, or the file does not reproduce
             the model within ``tolerance``. Nothing is written.
         ModuleNotFoundError: a package that the target needs is missing.
@@ -111,9 +114,11 @@ def export(
         raise FileNotFoundError(
             f"no such folder: {path.parent}; make it first, or export to another"
         )
-    for written in (path, path.with_name(path.name + ".json")):
+    report_path = path.with_name(path.name + ".json")
+    for written in (path, report_path):
         if written.is_dir():
             raise ValueError(f"{written} is a folder: choose another file")
+    refuse_existing((path, report_path), overwrite)
     if dynamic not in _DYNAMIC:
         raise ValueError(f"dynamic must be one of {', '.join(_DYNAMIC)}, got {dynamic!r}")
     if dynamic in ("batch", "none") and verify_sizes:
@@ -146,7 +151,7 @@ def export(
                 opset=opset,
                 portable=portable,
             )
-            report = _write(chosen, job, plan, path, tolerance)
+            report = _write(chosen, job, plan, path, tolerance, overwrite)
             return dataclasses.replace(report, metadata=values)
 
         try:
@@ -162,15 +167,22 @@ def export(
                 report = attempt(one_size(input_size, f"only the batch is dynamic: {error}"))
             except ExportError as last:
                 raise ExportError(f"{last}; nothing was written") from last
-    write_json(path.with_name(path.name + ".json"), report.to_dict())
+    write_json(report_path, report.to_dict())
     return report
 
 
 def _write(
-    target: Target, job: ExportJob, plan: SizePlan, path: Path, tolerance: float
+    target: Target,
+    job: ExportJob,
+    plan: SizePlan,
+    path: Path,
+    tolerance: float,
+    overwrite: bool,
 ) -> ExportReport:
     with replacing_together(path.parent) as folder:
         facts = target.write(job, folder / path.name)
+        # Also what the format puts beside the file, such as OpenVINO's weights.
+        refuse_existing((path.parent / written.name for written in folder.iterdir()), overwrite)
         try:
             opened = target.open(folder / path.name)
         except ValueError as error:

@@ -6,8 +6,8 @@ import importlib.util
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from castling.export.exported_model import ExportedModel
 from castling.export.outputs import NamedOutputs
+from castling.utils.shared import SharedSetting
 from castling.utils.text import did_you_mean
 
 #: Input dimensions that may change in the file: batch, height and width; the batch; none.
@@ -195,14 +196,15 @@ def package_versions(target: Target) -> dict[str, str]:
     return {name: version(name) for name in ("torch", *target.writing, *target.running)}
 
 
-@contextmanager
-def quiet_exporter() -> Iterator[None]:
-    """Silence PyTorch's exporters, which warn about graphs that are in order."""
+def _silence() -> Callable[[], None]:
+    stack = ExitStack()
+    stack.enter_context(warnings.catch_warnings())
+    warnings.simplefilter("ignore")
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
+    stack.callback(logging.disable, level)
+    return stack.close
+
+
+#: Silences PyTorch's exporters, which warn about graphs that are in order.
+quiet_exporter = SharedSetting(_silence)

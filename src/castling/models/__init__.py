@@ -1,3 +1,9 @@
 """Named models, all in timm's registry."""
 
-from castling.models import cas_vit, castling_vit, castling_vit_pico, qt_vit  # noqa: F401
+from castling.models import (  # noqa: F401
+    cas_vit,
+    castling_vit,
+    castling_vit_pico,
+    converted,
+    qt_vit,
+)

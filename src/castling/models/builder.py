@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import timm
-from timm.models import is_model, list_models, model_entrypoint
+from timm.models import is_model, list_models, model_entrypoint, parse_model_name
 from torch import nn
 
 from castling.attention import attention_config
-from castling.models.pretrained import require_pretrained, unreachable
+from castling.models.published import NoPublishedWeightsError, no_weights, published_weights
 from castling.models.registry import declared_arguments
-from castling.surgery import linearize_
+from castling.surgery import Attention, Where, linearize_
 from castling.utils.text import did_you_mean
 
 #: Arguments that timm takes for every model, whatever its class.
@@ -63,33 +63,68 @@ def build_model(
         pretrained: load timm's weights (needs the network).
 
     Raises:
-        ValueError: no such model or attention, the model does not take an argument, or published
-            weights cannot be downloaded.
+        ValueError: no such model or attention, or the model does not take an argument.
+        NoPublishedWeightsError: pretrained weights can be neither found nor downloaded.
     """
     name = timm_name(name)
     kwargs = dict(kwargs)
     taken = arguments_of(model_entrypoint(name.split(".")[0]))
     config = None if attention is None else attention_config(attention)
-    inside = "attention" in taken.names
-    if config is not None and inside:  # our builders leave other layers as their host has them
-        kwargs["attention"] = config
-        if where is not None:
-            kwargs["where"] = where
     if image_size is not None and "img_size" in taken.names:
         height, width = image_size
         kwargs.setdefault("img_size", height if height == width else image_size)
-    if pretrained and (overlay := require_pretrained(name, "model.checkpoint")):
+    if pretrained and (overlay := published_weights(name)):
         kwargs.setdefault("pretrained_cfg_overlay", overlay)
     try:
-        model: nn.Module = timm.create_model(name, pretrained=pretrained, **kwargs)
+        return create_model(
+            name,
+            pretrained,
+            attention=config,
+            where=None if config is None else where,
+            **kwargs,
+        )
     except OSError as error:
         if not pretrained:
             raise
-        raise ValueError(f"{unreachable(name, 'model.checkpoint')} ({error})") from error
+        raise NoPublishedWeightsError(no_weights(name, str(error))) from error
     except TypeError as error:
+        if where is not None and "attention" in taken.names:
+            kwargs["where"] = where  # it went into the model too
         raise ValueError(_refusal(name, kwargs, taken) or f"{name}: {error}") from error
-    if config is not None and not inside:
-        linearize_(model, config, where)
+
+
+def create_model(
+    model_name: str,
+    pretrained: bool = False,
+    *,
+    attention: Attention | None = None,
+    where: Where | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """``timm.create_model``, with an attention put into any model that can be converted.
+
+    Args:
+        model_name: a name in timm's registry, ours included.
+        pretrained: load the weights that timm knows of (needs the network).
+        attention: a configuration, a registered name, or a dictionary with ``name``; None keeps
+            what the model has.
+        where: which layers, as for :func:`castling.linearize_`; None means all.
+        **kwargs: of ``timm.create_model``, and of the model.
+
+    Raises:
+        ValueError: the attention is unknown, or the model has none that can be replaced.
+        TypeError: the model does not take an argument.
+    """
+    architecture = parse_model_name(model_name)[1].split(".")[0]
+    inside = is_model(architecture) and (
+        "attention" in arguments_of(model_entrypoint(architecture)).names
+    )
+    if inside:  # our builders leave other layers as their host has them
+        given = {"attention": attention, "where": where}
+        kwargs |= {name: value for name, value in given.items() if value is not None}
+    model: nn.Module = timm.create_model(model_name, pretrained=pretrained, **kwargs)
+    if not inside and attention is not None:
+        linearize_(model, attention, where)
     return model
 
 

@@ -77,10 +77,35 @@ class ModelCard:
             raise ValueError(f'"preprocessing" lacks {", ".join(missing)}')
         for key, usable in (("mean", math.isfinite), ("std", lambda x: 0 < x < math.inf)):
             values = self.preprocessing[key]
-            if not isinstance(values, (list, tuple)) or not all(
-                isinstance(value, (int, float)) and usable(value) for value in values
+            if (
+                not isinstance(values, (list, tuple))
+                or len(values) != 3
+                or not all(_is_number(value) and usable(value) for value in values)
             ):
-                raise ValueError(f'"{key}" is {values!r}; images cannot be normalised by it')
+                raise ValueError(
+                    f'"{key}" is {values!r}; images cannot be normalised by it: it must be three '
+                    f"finite numbers{', each above 0' if key == 'std' else ''}"
+                )
+        size: Any = self.preprocessing["image_size"]
+        sides = [size, size] if isinstance(size, int) else size
+        if (
+            not isinstance(sides, (list, tuple))
+            or len(sides) != 2
+            or not all(isinstance(s, int) and not isinstance(s, bool) and s > 0 for s in sides)
+        ):
+            raise ValueError(
+                f'"image_size" is {size!r}; it must be a side or [height, width] in pixels'
+            )
+        crop: Any = self.preprocessing.get("crop_fraction")
+        if crop is not None and not (_is_number(crop) and 0 < crop <= 1):
+            raise ValueError(f'"crop_fraction" is {crop!r}; it must lie in (0, 1]')
+        if not (_is_number(self.progress) and 0 <= self.progress <= 1):
+            raise ValueError(f'"progress" is {self.progress!r}; it must lie in [0, 1]')
+        outputs: Any = self.kwargs.get("num_classes", len(classes))
+        if self.head is None and outputs != len(classes):
+            raise ValueError(
+                f'"classes" has {len(classes)} names, "num_classes" in "kwargs" is {outputs!r}'
+            )
 
     def at_size(self, size: tuple[int, int]) -> ModelCard:
         """The card of the same model for images of another (height, width) in pixels."""
@@ -130,6 +155,10 @@ class ModelCard:
             return cls(**values)
         except TypeError as error:
             raise ValueError(str(error)) from error
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _upgraded(values: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ Notable:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,8 +24,15 @@ from torch import Tensor, nn
 
 from castling.models.cas_vit_backbone import CASViTBackbone
 from castling.models.cas_vit_blocks import channels_last
+from castling.models.features import FeatureGetter
+from castling.surgery.checkpoint_names import translate
 from castling.surgery.fold import register_fold
 from castling.surgery.fold_layers import absorb_preceding, average, can_precede
+from castling.surgery.self_description import describe_itself
+from castling.utils.plain import is_plain
+
+#: Pooling over positions -> channels behind it, in units of those before it.
+_POOLED_WIDTH = {"avg": 1, "max": 1, "avgmax": 1, "catavgmax": 2, "": 1}
 
 
 class CASViT(CASViTBackbone):
@@ -33,9 +41,12 @@ class CASViT(CASViTBackbone):
     Args:
         *stages: ``depths`` and ``dims`` of :class:`CASViTBackbone`, where they are not named.
         num_classes: 0 leaves out the classifier.
-        global_pool: "avg", or "" for logits at every position.
+        global_pool: "avg", "max", "avgmax" (their mean) or "catavgmax" (both, side by side); "" for
+            logits at every position, (B, K, h, w).
         distillation: add the classifier ``dist_head``; both are averaged in evaluation.
         drop_rate: dropout probability before the classifier.
+        device: where the weights are made; None means PyTorch's default.
+        dtype: their precision; None means PyTorch's default.
         **backbone: arguments of :class:`CASViTBackbone`.
 
     Raises:
@@ -49,9 +60,11 @@ class CASViT(CASViTBackbone):
         global_pool: str = "avg",
         distillation: bool = False,
         drop_rate: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         **backbone: Any,
     ) -> None:
-        super().__init__(*stages, **backbone)
+        super().__init__(*stages, device=device, dtype=dtype, **backbone)
         self.num_classes = num_classes
         self.drop_rate = drop_rate
         self.distillation = distillation
@@ -59,17 +72,33 @@ class CASViT(CASViTBackbone):
         self.head_drop = nn.Dropout(drop_rate)
         self.head = self._classifier()
         self.dist_head = self._classifier() if distillation else None
-        self.apply(_initialise)
+        self.init_weights(needs_reset=False)
+
+    @torch.jit.ignore
+    def init_weights(self, needs_reset: bool = True) -> None:
+        """Initialise all weights, and the buffers too, as at construction.
+
+        Args:
+            needs_reset: False where every layer has just initialised itself.
+        """
+        self.apply(partial(_initialise, needs_reset=needs_reset))
 
     def _classifier(self) -> nn.Module:
+        """On the device and in the precision of the backbone."""
         if self.num_classes < 1:
             return nn.Identity()
-        return nn.Linear(self.num_features, self.num_classes)
+        like = next(self.parameters())
+        return nn.Linear(
+            self.head_hidden_size, self.num_classes, device=like.device, dtype=like.dtype
+        )
 
     def _set_pool(self, global_pool: str) -> None:
-        if global_pool not in ("avg", ""):
-            raise ValueError(f'global_pool must be "avg" or "", got {global_pool!r}')
+        if global_pool not in _POOLED_WIDTH:
+            raise ValueError(
+                f"global_pool must be {', '.join(map(repr, _POOLED_WIDTH))}, got {global_pool!r}"
+            )
         self.global_pool = global_pool
+        self.head_hidden_size = self.num_features * _POOLED_WIDTH[global_pool]
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
@@ -78,33 +107,48 @@ class CASViT(CASViTBackbone):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """New classifiers for ``num_classes`` (0: none), on the model's device, in its dtype."""
-        if global_pool is not None:
-            self._set_pool(global_pool)
+        self._set_pool(self.global_pool if global_pool is None else global_pool)
         self.num_classes = num_classes
-        like = next(self.parameters())
         heads = ["head"] if self.dist_head is None else ["head", "dist_head"]
         for name in heads:
-            setattr(self, name, self._classifier().apply(_initialise).to(like.device, like.dtype))
+            setattr(self, name, self._classifier().apply(_initialise).train(self.training))
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """As of the backbone; ``prune_head`` drops the classifiers too."""
+        """As of the backbone; the classifiers go with the last stage, and with ``prune_head``."""
+        before = len(self.network)
         wanted = super().prune_intermediate_layers(indices, prune_norm)
-        if prune_head:
+        if prune_head or len(self.network) < before:
             self.reset_classifier(0, "")
         return wanted
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """(B, C, h, w) -> logits (B, K); see :meth:`forward`. ``pre_logits`` stops before them."""
-        x = x.mean(dim=(2, 3)) if self.global_pool else x.permute(0, 2, 3, 1)
-        x = self.head_drop(x)
+        x = self.head_drop(self._pooled(x))
         if pre_logits:
             return x
         if self.dist_head is None:
-            return self.head(x)
-        logits, taught = self.head(x), self.dist_head(x)
+            return self._classified(self.head, x)
+        logits, taught = self._classified(self.head, x), self._classified(self.dist_head, x)
         return (logits, taught) if self.training else (logits + taught) / 2
+
+    def _pooled(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C), or (B, 2·C) for "catavgmax"; unchanged for ""."""
+        if self.global_pool == "":
+            return x
+        if self.global_pool == "avg":
+            return x.mean(dim=(2, 3))
+        if self.global_pool == "max":
+            return x.amax(dim=(2, 3))
+        mean, largest = x.mean(dim=(2, 3)), x.amax(dim=(2, 3))
+        if self.global_pool == "avgmax":
+            return (mean + largest) / 2
+        return torch.cat((mean, largest), dim=1)
+
+    def _classified(self, head: nn.Module, x: Tensor) -> Tensor:
+        """``head`` on the channels of (B, C), or of (B, C, h, w) without pooling."""
+        return head(x) if self.global_pool else head(x.movedim(1, -1)).movedim(-1, 1)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Classify.
@@ -125,13 +169,18 @@ class CASViT(CASViTBackbone):
 def _fold_cas_vit(model: CASViT) -> list[str]:
     """The final norm commutes with the mean over positions; both classifiers become one.
 
+    It does not commute with a maximum: there it stays.
+
     The stem gets channels-last weights, so that all maps behind it are channels-last, where 1×1
     convolutions need no copy, whatever the memory format of the images.
     """
     channels_last(*(layer for layer in model.patch_embed if isinstance(layer, nn.Conv2d)))
     heads = [head for head in (model.head, model.dist_head) if isinstance(head, nn.Linear)]
+    if not all(is_plain(head, nn.Linear) for head in heads):
+        return []
     done = []
-    if heads and all(can_precede(model.norm, head) for head in heads):
+    linear = model.global_pool in ("avg", "")
+    if linear and heads and all(can_precede(model.norm, head) for head in heads):
         model.norm = absorb_preceding(model.norm, *heads)
         done.append("norm into head")
     if len(heads) == 2:
@@ -141,8 +190,10 @@ def _fold_cas_vit(model: CASViT) -> list[str]:
     return done
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialise(module: nn.Module, needs_reset: bool = False) -> None:
     """Linear layers: truncated normal 0.02, zero bias; convolutions keep PyTorch's default."""
+    if needs_reset and hasattr(module, "reset_parameters"):
+        module.reset_parameters()  # type: ignore[operator]
     if isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
@@ -177,14 +228,23 @@ default_cfgs = generate_default_cfgs(
 )
 
 
+def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """A release under this model's names, with or without ``dist_head``: timm's filter of files."""
+    has_classifier = isinstance(model.head, nn.Linear)
+    return translate(state_dict, model.state_dict(), has_classifier)[0]
+
+
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> CASViT:
-    return build_model_with_cfg(
+    model: CASViT = build_model_with_cfg(
         CASViT,
         variant,
         pretrained,
-        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": FeatureGetter},
         **kwargs,
     )
+    describe_itself(model)
+    return model
 
 
 @register_model

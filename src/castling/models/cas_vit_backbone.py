@@ -9,15 +9,41 @@ Notable:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
+import torch.fx
 from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from castling.attention import AttentionConfig, attention_config
 from castling.models.cas_vit_blocks import AdditiveBlock, Downsample, stem
+
+
+def _check_size(height: int, width: int, total_stride: int) -> None:
+    if min(height, width) < total_stride:
+        raise ValueError(
+            f"images must be at least {total_stride}×{total_stride} pixels, one cell of the last "
+            f"stage, got {height}×{width}: enlarge them, or create the model with a smaller "
+            "stem_stride"
+        )
+
+
+@torch.fx.wrap
+def large_enough(images: Tensor, total_stride: int) -> Tensor:
+    """``images`` (B, C, H, W) as they are, checked to have one cell of the last stage.
+
+    It returns them so that a graph of ``torch.fx`` keeps the check.
+
+    Raises:
+        ValueError: they are smaller.
+    """
+    # In an exported graph height and width are symbols: put no condition on them.
+    if not torch.compiler.is_exporting():
+        _check_size(int(images.shape[-2]), int(images.shape[-1]), total_stride)
+    return images
 
 
 class CASViTBackbone(nn.Module):
@@ -41,6 +67,8 @@ class CASViTBackbone(nn.Module):
         mlp_ratio: hidden channels of the MLPs in units of the stage's channels.
         proj_drop_rate: dropout probability in token mixers and MLPs.
         drop_path_rate: stochastic depth of the last block; grows linearly from 0.
+        device: where the weights are made; None means PyTorch's default.
+        dtype: their precision; None means PyTorch's default.
 
     Raises:
         ValueError: an option has no meaning, or ``img_size`` is below the total stride.
@@ -61,6 +89,8 @@ class CASViTBackbone(nn.Module):
         mlp_ratio: float = 4.0,
         proj_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if stem_stride not in (1, 2, 4):
@@ -74,51 +104,47 @@ class CASViTBackbone(nn.Module):
         self.total_stride = stem_stride * 2 ** (len(dims) - 1)
         self.num_features = self.head_hidden_size = dims[-1]
         if img_size is not None:
-            self._check_size(*((img_size, img_size) if isinstance(img_size, int) else img_size))
+            size = (img_size, img_size) if isinstance(img_size, int) else img_size
+            _check_size(*size, self.total_stride)
 
         config = attention_config(attention)
-        count = sum(depths)
-        rates = [drop_path_rate * index / max(count - 1, 1) for index in range(count)]
-        self.patch_embed = stem(in_chans, dims[0], stem_stride)
-        network: list[nn.Module] = []
-        self.feature_info: list[dict[str, Any]] = []
-        for stage, (depth, dim) in enumerate(zip(depths, dims, strict=True)):
-            if stage:
-                network.append(Downsample(dims[stage - 1], dim))
-            self.feature_info.append(
-                {
-                    "num_chs": dim,
-                    "reduction": stem_stride * 2**stage,
-                    "module": f"network.{len(network)}",
-                }
-            )
-            blocks = [
-                AdditiveBlock(
-                    dim,
-                    config,
-                    head_dim=head_dim,
-                    mlp_ratio=mlp_ratio,
-                    drop=proj_drop_rate,
-                    drop_path=rates[sum(depths[:stage]) + index],
-                    local_integration=local_integration,
+        # A context, because the token mixers that users register take no device.
+        with nullcontext() if device is None else torch.device(device):
+            count = sum(depths)
+            rates = [drop_path_rate * index / max(count - 1, 1) for index in range(count)]
+            self.patch_embed = stem(in_chans, dims[0], stem_stride)
+            network: list[nn.Module] = []
+            self.feature_info: list[dict[str, Any]] = []
+            for stage, (depth, dim) in enumerate(zip(depths, dims, strict=True)):
+                if stage:
+                    network.append(Downsample(dims[stage - 1], dim))
+                self.feature_info.append(
+                    {
+                        "num_chs": dim,
+                        "reduction": stem_stride * 2**stage,
+                        "module": f"network.{len(network)}",
+                    }
                 )
-                for index in range(depth)
-            ]
-            network.append(nn.Sequential(*blocks))
-        self.network = nn.ModuleList(network)
-        self.feature_norm = feature_norm
-        if feature_norm:
-            for stage, dim in enumerate(dims):
-                self.add_module(f"norm{2 * stage}", nn.BatchNorm2d(dim))
-        self.norm: nn.Module = nn.BatchNorm2d(dims[-1])
-
-    def _check_size(self, height: int, width: int) -> None:
-        if min(height, width) < self.total_stride:
-            raise ValueError(
-                f"images must be at least {self.total_stride}×{self.total_stride} pixels, one cell "
-                f"of the last stage, got {height}×{width}: enlarge them, or create the model with "
-                "a smaller stem_stride"
-            )
+                blocks = [
+                    AdditiveBlock(
+                        dim,
+                        config,
+                        head_dim=head_dim,
+                        mlp_ratio=mlp_ratio,
+                        drop=proj_drop_rate,
+                        drop_path=rates[sum(depths[:stage]) + index],
+                        local_integration=local_integration,
+                    )
+                    for index in range(depth)
+                ]
+                network.append(nn.Sequential(*blocks))
+            self.network = nn.ModuleList(network)
+            self.feature_norm = feature_norm
+            if feature_norm:
+                for stage, dim in enumerate(dims):
+                    self.add_module(f"norm{2 * stage}", nn.BatchNorm2d(dim))
+            self.norm: nn.Module = nn.BatchNorm2d(dims[-1])
+        self.to(dtype=dtype)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -150,10 +176,7 @@ class CASViTBackbone(nn.Module):
         return layer(x)
 
     def _embed(self, x: Tensor) -> Tensor:
-        # In an exported graph height and width are symbols: put no condition on them.
-        if not torch.compiler.is_exporting():
-            self._check_size(int(x.shape[-2]), int(x.shape[-1]))
-        return self.patch_embed(x)
+        return self.patch_embed(large_enough(x, self.total_stride))
 
     def forward_intermediates(
         self,

@@ -12,6 +12,7 @@ from castling.models.cas_vit_parts import ConvMlp, LocalIntegration
 from castling.ops.additive_block import additive_block, can_take
 from castling.surgery.fold import absorb, register_fold
 from castling.surgery.fold_layers import absorb_preceding, can_precede
+from castling.utils.plain import is_plain
 
 
 class GridAttention(Attention):
@@ -19,9 +20,9 @@ class GridAttention(Attention):
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """(B, C, h, w) -> (B, C, h, w)."""
-        height, width = x.shape[-2:]
+        batch, channels, height, width = x.shape
         tokens = super().forward(x.flatten(2).transpose(1, 2), grid=(height, width))
-        return tokens.transpose(1, 2).unflatten(2, (height, width))
+        return tokens.transpose(1, 2).reshape(batch, channels, height, width)
 
 
 class AdditiveBlock(nn.Module):
@@ -100,9 +101,12 @@ def _fold_downsample(module: Downsample) -> list[str]:
 def channels_last(*layers: nn.Conv2d) -> None:
     """Put the weights of convolutions into channels-last memory, and with them their outputs.
 
-    New parameters replace the old ones, which ``fold_`` may have to restore.
+    New parameters replace the old ones, which ``fold_`` may have to restore. Layers whose weight
+    something recomputes stay as they are.
     """
     for layer in layers:
+        if not is_plain(layer, nn.Conv2d):
+            continue
         weight = layer.weight.detach().contiguous(memory_format=torch.channels_last)
         layer.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
 

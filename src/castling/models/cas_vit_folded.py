@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from timm.layers import DropPath
 from torch import Tensor, nn
-from torch.nn.modules import module as _hooks
 
 from castling.attention import AdditiveTokenMixer
 from castling.attention.convolutional_additive import ChannelGate, SpatialGate
 from castling.models.cas_vit_parts import ConvMlp, LocalIntegration
+from castling.utils.plain import globally_hooked, is_plain_tensor
 
 #: A module's possible classes and, by name, its children.
 _Tree = tuple[tuple[type[nn.Module], ...], dict[str, "_Tree"]]
@@ -110,7 +110,7 @@ def folded_weights(block: nn.Module) -> list[Tensor] | None:
         folded, has a part in training mode, another token mixer, hooks, or a ``forward`` set on an
         instance.
     """
-    if _hooks._global_forward_hooks or _hooks._global_forward_pre_hooks:
+    if globally_hooked():
         return None
     rows, places = _PLAN if block._modules.get("local_perception") is None else _PLAN_WITH_LOCAL
     found: list[nn.Module] = [block]
@@ -130,8 +130,9 @@ def folded_weights(block: nn.Module) -> list[Tensor] | None:
         found.append(module)
     weights: list[Tensor] = []
     for place, kind in places:
-        weight = found[place]._parameters[kind]
-        if weight is None:
+        weight = found[place]._parameters.get(kind)
+        if not is_plain_tensor(weight):
             return None
+        assert weight is not None
         weights.append(weight)
     return weights

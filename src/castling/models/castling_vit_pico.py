@@ -10,8 +10,8 @@ from timm.models.mvitv2 import MultiScaleVit, MultiScaleVitCfg
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from castling.models.castling_vit import castle, converted
-from castling.surgery import Attention, Where
+from castling.models.castling_vit import build_converted, converted
+from castling.models.features import FeatureGetter
 
 
 def _cfg(**options: Any) -> dict[str, Any]:
@@ -40,48 +40,30 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _deit_pico(variant: str, pretrained: bool, **kwargs: Any) -> VisionTransformer:
-    options = {
-        "img_size": 32,
-        "patch_size": 4,
-        "embed_dim": 64,
-        "depth": 4,
-        "num_heads": 2,
-        "dynamic_img_size": True,
-        **kwargs,
-    }
-    feature_cfg = {"out_indices": options.pop("out_indices", 3), "feature_cls": "getter"}
-    return build_model_with_cfg(
-        VisionTransformer, variant, pretrained, feature_cfg=feature_cfg, **options
-    )
+def _vit_pico(**kwargs: Any) -> VisionTransformer:
+    options = {"img_size": 32, "patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 2}
+    return VisionTransformer(**{**options, "dynamic_img_size": True, **kwargs})
 
 
 @register_model
 def deit_pico(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
     """The softmax twin of castling_deit_pico: a ViT of 0.2 M parameters, for tests and studies."""
-    return _deit_pico("deit_pico", pretrained, **kwargs)
+    feature_cfg = {"out_indices": kwargs.pop("out_indices", 3), "feature_cls": FeatureGetter}
+    return build_model_with_cfg(
+        _vit_pico, "deit_pico", pretrained, feature_cfg=feature_cfg, **kwargs
+    )
 
 
 @register_model
 @converted(VisionTransformer)
-def castling_deit_pico(
-    pretrained: bool = False,
-    attention: Attention | None = None,
-    where: Where | None = None,
-    **kwargs: Any,
-) -> nn.Module:
+def castling_deit_pico(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Castling-DeiT of test size: deit_pico with linear-angular attention, 0.2 M parameters."""
-    return castle(_deit_pico("castling_deit_pico", pretrained, **kwargs), attention, where)
+    return build_converted("castling_deit_pico", _vit_pico, 3, pretrained, **kwargs)
 
 
 @register_model
 @converted(Levit)
-def castling_levit_pico(
-    pretrained: bool = False,
-    attention: Attention | None = None,
-    where: Where | None = None,
-    **kwargs: Any,
-) -> nn.Module:
+def castling_levit_pico(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """A LeViT of test size, converted: stride 8 stem, three stages."""
     options = {
         "img_size": 64,
@@ -93,33 +75,15 @@ def castling_levit_pico(
         "down_op": "subsample",
         **kwargs,
     }
-    feature_cfg = {"out_indices": options.pop("out_indices", (0, 1, 2)), "feature_cls": "getter"}
-    model = build_model_with_cfg(
-        Levit, "castling_levit_pico", pretrained, feature_cfg=feature_cfg, **options
-    )
-    return castle(model, attention, where)
+    return build_converted("castling_levit_pico", Levit, (0, 1, 2), pretrained, **options)
 
 
 @register_model
 @converted(MultiScaleVit)
-def castling_mvitv2_pico(
-    pretrained: bool = False,
-    attention: Attention | None = None,
-    where: Where | None = None,
-    **kwargs: Any,
-) -> nn.Module:
+def castling_mvitv2_pico(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """An MViTv2 of test size, converted: two stages with pooled q, k and v."""
     cfg = MultiScaleVitCfg(
         depths=(1, 2), embed_dim=(32, 64), num_heads=(1, 2), stride_q=((1, 1), (2, 2))
     )
-    feature_cfg = {"out_indices": kwargs.pop("out_indices", 2), "feature_cls": "getter"}
-    options = {"img_size": (64, 64), **kwargs}
-    model = build_model_with_cfg(
-        MultiScaleVit,
-        "castling_mvitv2_pico",
-        pretrained,
-        model_cfg=cfg,
-        feature_cfg=feature_cfg,
-        **options,
-    )
-    return castle(model, attention, where)
+    options = {"img_size": (64, 64), "model_cfg": cfg, **kwargs}
+    return build_converted("castling_mvitv2_pico", MultiScaleVit, 2, pretrained, **options)

@@ -23,6 +23,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import nn
 
 from castling.models.qt_vit_network import QTViT, QTViTLarge
+from castling.surgery.self_description import describe_itself
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:
@@ -51,7 +52,7 @@ default_cfgs = generate_default_cfgs(
 def _create(
     network: type[nn.Module], variant: str, pretrained: bool, **kwargs: Any
 ) -> QTViT | QTViTLarge:
-    return build_model_with_cfg(
+    model: QTViT | QTViTLarge = build_model_with_cfg(
         network,
         variant,
         pretrained,
@@ -61,6 +62,8 @@ def _create(
         },
         **kwargs,
     )
+    describe_itself(model)
+    return model
 
 
 @register_model

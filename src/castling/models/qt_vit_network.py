@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from timm.layers import DropPath
+from timm.models._input import update_model_input_size
 from timm.models.efficientvit_mit import (
     EfficientVit,
     EfficientVitBlock,
@@ -130,10 +131,22 @@ class _QTViTMixin(nn.Module):
             share = rate * index / max(len(places) - 1, 1)
             setattr(parent, name, DroppedResidual(child, share))
 
+    @torch.jit.ignore
+    def init_weights(self, needs_reset: bool = True) -> None:
+        """Initialise all weights, and the buffers too, as at construction.
+
+        Args:
+            needs_reset: False leaves all as it is: every layer initialises itself when it is made.
+        """
+        for module in self.modules():
+            if needs_reset and hasattr(module, "reset_parameters"):
+                module.reset_parameters()  # type: ignore[operator]
+
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Resize every position table to the grid of ``img_size`` pixels, for good."""
         for block, grid in self._attention_blocks(img_size):
             block.context_module.main.set_grid(grid)
+        update_model_input_size(self, img_size)  # so that timm's savers build it again like this
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -151,4 +164,12 @@ class QTViT(_QTViTMixin, EfficientVit):
 
 
 class QTViTLarge(_QTViTMixin, EfficientVitLarge):
-    """QT-ViT 4–6 on timm's EfficientViT L; arguments of :class:`_QTViTMixin`."""
+    """QT-ViT 4–6 on timm's EfficientViT L; arguments of :class:`_QTViTMixin`.
+
+    ``norm_eps`` is the ε of every norm, 1e-7 as the authors set it; timm leaves out that of the
+    head's convolution.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.head.in_conv.norm.eps = self.norm_eps

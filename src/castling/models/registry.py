@@ -9,13 +9,18 @@ import timm
 from timm.models import model_entrypoint
 from torch import nn
 
+from castling.surgery.self_description import ARCHITECTURE
+
 FunctionT = TypeVar("FunctionT", bound=Callable[..., nn.Module])
 _ARGUMENTS: dict[Callable[..., Any], tuple[type[nn.Module], tuple[str, ...]]] = {}
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of this package's models that match a shell pattern, sorted as timm sorts."""
-    names: list[str] = timm.list_models(pattern)
+    """Names of this package's models that match a shell pattern, sorted as timm sorts.
+
+    The function that only saved files name is left out: it builds nothing by itself.
+    """
+    names: list[str] = timm.list_models(pattern, exclude_filters=ARCHITECTURE)
     return [n for n in names if model_entrypoint(n).__module__.startswith("castling.")]
 
 

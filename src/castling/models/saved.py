@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
@@ -20,10 +19,12 @@ from castling.attention import auxiliaries, set_progress
 from castling.models.builder import build_model
 from castling.models.card import CARD, ModelCard, read_card, write_card
 from castling.models.model_card import README, render_model_card
-from castling.surgery import strip_
+from castling.surgery import fold_, load_checkpoint, strip_
 from castling.utils.files import write_bytes, write_text
 
 WEIGHTS = "model.safetensors"
+#: What the switch measured, beside a switched model.
+CERTIFICATE = "certificate.json"
 
 
 def save_model(
@@ -70,7 +71,8 @@ def open_model(path: str | os.PathLike[str]) -> tuple[nn.Module, ModelCard]:
 
     Raises:
         FileNotFoundError: nothing there, or one of the two files is missing.
-        ValueError: the files are not of a castling model, or do not fit each other.
+        ValueError: the files are not of a castling model, do not fit each other, or hold numbers
+            that are no weights (NaN, infinity, integers).
     """
     folder = Path(path)
     if folder.name in (WEIGHTS, CARD):
@@ -95,47 +97,45 @@ def open_model(path: str | os.PathLike[str]) -> tuple[nn.Module, ModelCard]:
         set_progress(model, card.progress)
     model.eval()
     if card.folded:
-        from castling.surgery import fold_
-
         fold_(model)
-    _load_strictly(model, _read_weights(folder / WEIGHTS), folder / WEIGHTS)
+    _require_classes(model, card, folder / CARD)
+    try:
+        load_checkpoint(model, folder / WEIGHTS)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}\n(the model is the one that {folder / CARD} describes)"
+        ) from error
     return model, card
 
 
-def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Initialise ``model`` from a run's folder, a .safetensors file, or a PyTorch file.
-
-    PyTorch files are read with ``weights_only=True``.
+def check_model_files(folder: str | os.PathLike[str]) -> None:
+    """Check that both files of a saved model are there and whole; weights are not read.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: the weights do not fit the model.
+        FileNotFoundError: one is missing; the message names it.
+        ValueError: one is damaged; the message names it.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / WEIGHTS
-    if not path.is_file():
-        raise FileNotFoundError(f"no such weights: {path}")
-    if path.suffix == ".safetensors":
-        _load_strictly(model, _read_weights(path), path)
-    else:
-        from castling.surgery import load_checkpoint
-
-        load_checkpoint(model, path)
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
+    folder = Path(folder)
+    for name in (WEIGHTS, CARD):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name} is missing")
+    read_card(folder / CARD)
+    path = folder / WEIGHTS
     try:
-        return safetensors.torch.load_file(path)
+        with safetensors.safe_open(path, framework="pt"):  # compares the header with the length
+            pass
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+        raise ValueError(f"{path} is damaged ({error})") from error
 
 
-def _load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"{path} does not fit the model: {error}") from error
+def _require_classes(model: nn.Module, card: ModelCard, path: Path) -> None:
+    """Raise ValueError where a classifier has not one output for each class of its card."""
+    outputs = getattr(model, "num_classes", None)
+    if card.head is None and isinstance(outputs, int) and outputs not in (0, len(card.classes)):
+        raise ValueError(
+            f'{path} does not describe its model: "classes" has {len(card.classes)} names, the '
+            f"weights beside it are for {outputs} classes"
+        )
 
 
 def _unshared(state: dict[str, Tensor]) -> dict[str, Tensor]:

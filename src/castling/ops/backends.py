@@ -12,6 +12,7 @@ import functools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from types import ModuleType
 
 import torch
@@ -53,14 +54,22 @@ def _from_environment() -> str | None:
     return _checked(backend) if backend else None
 
 
-_forced: str | None = _from_environment()
+#: A context variable: what one thread or asyncio task forces must not reach the others, nor outlive
+#: its own context because theirs overlap. ``torch.compile`` guards on its value.
+_of_process = _from_environment()
+_forced: ContextVar[str | None] = ContextVar("castling_backend", default=_of_process)
+#: What a context inside a compiled function forces, known while it is traced; "" is nothing.
+#: TorchDynamo follows assignments to globals, not to context variables.
+_traced: str | None = ""
 
 
 @contextmanager
 def attention_backend(backend: str | None) -> Iterator[None]:
-    """Force a backend for every attention operator of this process, inside the context.
+    """Force a backend for the attention operators that this thread or task calls in the context.
 
-    The environment variable ``CASTLING_BACKEND`` does the same for a whole process.
+    Threads started inside choose by themselves, those of ``nn.DataParallel`` and of gradient
+    checkpointing on a GPU among them. The environment variable ``CASTLING_BACKEND``, read when
+    castling is imported, forces one for a whole process.
 
     Args:
         backend: ``"naive"``, ``"compiled"``, ``"native"`` or ``"triton"``; None chooses by device:
@@ -70,13 +79,28 @@ def attention_backend(backend: str | None) -> Iterator[None]:
         ValueError: no such backend.
         BackendError: from the operators inside, when the backend cannot run on their input.
     """
-    global _forced
-    before = _forced
-    _forced = None if backend is None else _checked(backend)
+    global _traced
+    checked = None if backend is None else _checked(backend)
+    if torch.compiler.is_dynamo_compiling():
+        before = _traced
+        _traced = checked
+        try:
+            yield
+        finally:
+            _traced = before
+        return
+    token = _forced.set(checked)
     try:
         yield
     finally:
-        _forced = before
+        _forced.reset(token)
+
+
+def _forced_here() -> str | None:
+    """The backend forced where this is called; None without."""
+    if torch.compiler.is_dynamo_compiling() and _traced != "":
+        return _traced
+    return _forced.get()
 
 
 def backend_module(backend: str, tensor: Tensor) -> ModuleType | None:
@@ -132,8 +156,9 @@ def select_backend(*tensors: Tensor) -> str:
         BackendError: the forced backend cannot run on this device or precision.
     """
     query = tensors[0]
-    if _forced is not None:
-        return _forced_backend(query)
+    forced = _forced_here()
+    if forced is not None:
+        return _forced_backend(forced, query)
     if query.dtype not in _FUSED_DTYPES:
         return "naive"
     if torch.compiler.is_compiling():
@@ -158,8 +183,8 @@ def _needs_basic_operators() -> bool:
     )
 
 
-def _forced_backend(query: Tensor) -> str:
-    backend, device = str(_forced), query.device
+def _forced_backend(backend: str, query: Tensor) -> str:
+    device = query.device
     if backend not in FUSED:
         return backend
     if device.type == "meta":

@@ -7,10 +7,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
@@ -20,6 +19,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula
 
 from castling.utils.modes import eval_mode
+from castling.utils.shared import SharedSetting
 
 logger = logging.getLogger(__name__)
 
@@ -198,12 +198,11 @@ def _count(
     return own
 
 
-@contextlib.contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Keep ``nn.MultiheadAttention`` off its fused inference kernel, whose products are hidden."""
+def _disable_fused_attention() -> Callable[[], None]:
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+    return lambda: torch.backends.mha.set_fastpath_enabled(before)
+
+
+#: Keeps ``nn.MultiheadAttention`` off its fused inference kernel, whose products are hidden.
+_plain_attention = SharedSetting(_disable_fused_attention)

@@ -37,6 +37,7 @@ from castling.profiling.memory import peak_megabytes, resident_megabytes
 from castling.profiling.model_results import ModelMeasurement, ModelsResult
 from castling.profiling.runtimes import VARIANTS, Run, Runtimes, runtime_versions, runtimes
 from castling.profiling.timing import Clock, Timer, cpu_threads, specialised, timer_for
+from castling.utils.devices import read_device
 from castling.utils.text import did_you_mean, first_line
 
 #: Model and runtime.
@@ -89,7 +90,7 @@ def bench_models(
             f"no runtime {unknown[0]!r}; there are: {', '.join(VARIANTS)}"
             f"{did_you_mean(unknown[0], VARIANTS)}"
         )
-    device = torch.device(device)
+    device = read_device(device)
     with cpu_threads(threads):
         timer = timer or timer_for(device, clock)
         found: list[ModelMeasurement] = []

@@ -36,6 +36,7 @@ from castling.profiling.op_candidates import (
 )
 from castling.profiling.op_results import OpMeasurement, OpsResult
 from castling.profiling.timing import Call, Clock, Timer, cpu_threads, specialised, timer_for
+from castling.utils.devices import read_device
 
 #: Kernel and backend.
 _Key = tuple[str, str]
@@ -83,7 +84,7 @@ def bench_ops(
         raise ValueError("bench ops needs at least one kernel and one number of tokens")
     if rounds < 1 or min(min(s.batch, s.tokens, s.heads, s.dim) for s in settings) < 1:
         raise ValueError("tokens, heads, channels, batch and rounds must be positive")
-    device = torch.device(device)
+    device = read_device(device)
     everything = {SOFTMAX: Softmax()} | dict(kernels)
     with cpu_threads(threads):
         timer = timer or timer_for(device, clock)

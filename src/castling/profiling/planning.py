@@ -24,6 +24,8 @@ from castling.surgery import convertible, linearize_
 from castling.surgery.hosts import HostAttention
 from castling.surgery.plan import Plan, PlannedLayer, Predicted, Verified
 from castling.surgery.selection import Attention
+from castling.surgery.self_description import architecture_of
+from castling.utils.devices import read_device
 from castling.utils.text import first_line
 
 #: Acceptable relative error of the predicted time.
@@ -78,7 +80,7 @@ def plan(
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if min(*size, batch, rounds) < 1:
         raise ValueError("image_size, batch and rounds must be positive")
-    device = torch.device(device)
+    device = read_device(device)
     config = replace(attention_config(attention), auxiliary=None)
     with cpu_threads(threads):
         stopwatch = stopwatch or Stopwatch(device, clock)
@@ -123,8 +125,7 @@ def plan(
 
 
 def _name_of(model: nn.Module) -> str:
-    config = getattr(model, "pretrained_cfg", None) or {}
-    return config.get("architecture") or type(model).__name__
+    return architecture_of(model) or type(model).__name__
 
 
 def _twin(model: nn.Module) -> nn.Module:

@@ -1,10 +1,12 @@
 """Surgery on models: replace attention, switch, fold, load."""
 
-from castling.surgery.checkpoint import LoadReport, load_checkpoint
+from castling.surgery.checkpoint import load_checkpoint
+from castling.surgery.checkpoint_report import LoadReport
 from castling.surgery.fold import FoldReport, fold_, register_fold
 from castling.surgery.fold_verify import FoldError
 from castling.surgery.hosts import HostAttention, Place, register_host
 from castling.surgery.linearize import linearize_
+from castling.surgery.linearize_report import LinearizeReport
 from castling.surgery.plan import Plan, load_plan
 from castling.surgery.plan_values import PlanError
 from castling.surgery.selection import Attention, Where, attention_layers, convertible
@@ -18,6 +20,7 @@ __all__ = [
     "FoldError",
     "FoldReport",
     "HostAttention",
+    "LinearizeReport",
     "LoadReport",
     "Place",
     "Plan",

@@ -7,7 +7,7 @@ did.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Mapping
 
 from torch import Tensor, strided
 
@@ -25,43 +25,24 @@ _CAS_HEAD = re.compile(r"(?:norm|head|dist_head)\.")
 
 
 def translate(
-    state: Mapping[str, Tensor], wanted: Iterable[str], has_classifier: bool
+    state: Mapping[str, Tensor], names: Container[str], has_classifier: bool
 ) -> tuple[State, list[str]]:
     """Rename entries of other projects, and add or drop optional ones.
 
     Args:
-        state: weights as the file names them.
-        wanted: names of the model's state.
+        state: weights as the file names them, without prefixes.
+        names: of the model's state, without what it may be wrapped in.
         has_classifier: whether the model classifies.
 
     Returns:
         weights under the model's names, and notes.
     """
-    names = set(wanted)
     notes: list[str] = []
-    result = _without_prefixes(dict(state), names, notes)
-    result = _from_mit(result, notes)
+    result = _from_mit(dict(state), notes)
     result = _scalar_of_kernel(result, names)
-    result = _into_wrapper(result, names, notes)
     if any(".local_perception." in name or ".oper_q." in name for name in result):
         result = _fit_cas_vit(result, names, has_classifier, notes)
     return result, notes
-
-
-def _without_prefixes(state: State, names: set[str], notes: list[str]) -> State:
-    """Strip what data parallelism, compilation, trainers and detectors put in front."""
-    prefixes = ("module.", "_orig_mod.", "model.", "backbone.")
-    for prefix in (*prefixes, *prefixes):
-        inside = {n[len(prefix) :]: t for n, t in state.items() if n.startswith(prefix)}
-        if not inside or any(name.startswith(prefix) for name in names):
-            continue
-        if len(inside) == len(state):
-            state = inside
-        elif prefix == "backbone." and not any("op_list" in name for name in state):
-            # A detector or segmenter: the rest is its neck and heads.
-            notes.append(f"took the backbone alone, left {len(state) - len(inside)} other entries")
-            state = inside
-    return state
 
 
 def _from_mit(state: State, notes: list[str]) -> State:
@@ -90,7 +71,7 @@ def _mit_name(name: str, has_stem: bool) -> str:
     return name
 
 
-def _scalar_of_kernel(state: State, names: set[str]) -> State:
+def _scalar_of_kernel(state: State, names: Container[str]) -> State:
     """QT-ViT's learned scalar belongs to the kernel here."""
     theirs, ours = "ones_scale1", "kernel.ones_scale1"
     return {
@@ -101,21 +82,14 @@ def _scalar_of_kernel(state: State, names: set[str]) -> State:
     }
 
 
-def _into_wrapper(state: State, names: set[str], notes: list[str]) -> State:
-    """Names for a model that timm wrapped to return feature maps."""
-    if names and all(name.startswith("model.") for name in names) and not names & set(state):
-        notes.append("loaded into the network inside a wrapper")
-        return {f"model.{name}": tensor for name, tensor in state.items()}
-    return state
-
-
-def _fit_cas_vit(state: State, names: set[str], has_classifier: bool, notes: list[str]) -> State:
+def _fit_cas_vit(
+    state: State, names: Container[str], has_classifier: bool, notes: list[str]
+) -> State:
     """CAS-ViT: the distillation head and the norms of dense tasks are optional."""
-    wrapper = "model." if all(name.startswith("model.") for name in names) else ""
-    heads = {f"{wrapper}head.{part}": f"{wrapper}dist_head.{part}" for part in ("weight", "bias")}
+    heads = {f"head.{part}": f"dist_head.{part}" for part in ("weight", "bias")}
     complete = heads.keys() <= state.keys()
     theirs = state.keys() & set(heads.values())
-    ours = names & set(heads.values())
+    ours = [name for name in heads.values() if name in names]
     pairs = [(state[head], state[name]) for head, name in heads.items() if {head, name} <= {*state}]
     if has_classifier and not ours and len(pairs) == len(heads) and all(map(_alike, pairs)):
         for head, name in heads.items():
@@ -128,7 +102,7 @@ def _fit_cas_vit(state: State, names: set[str], has_classifier: bool, notes: lis
     for pattern, what in ((_CAS_DENSE_NORM, "norms of dense tasks"), (_CAS_HEAD, "classifier")):
         if what == "classifier" and has_classifier:
             continue
-        unused = [n for n in state if pattern.match(n.removeprefix(wrapper)) and n not in names]
+        unused = [n for n in state if pattern.match(n) and n not in names]
         if unused:
             notes.append(f"ignored the file's {what}, which this model does not have")
             state = {name: tensor for name, tensor in state.items() if name not in unused}
@@ -143,6 +117,4 @@ def _alike(pair: tuple[Tensor, Tensor]) -> bool:
 
 def may_be_missing(name: str) -> bool:
     """Whether a file may lack this entry: counters, and CAS-ViT's norms of dense tasks."""
-    return name.endswith("num_batches_tracked") or bool(
-        _CAS_DENSE_NORM.match(name.removeprefix("model."))
-    )
+    return name.endswith("num_batches_tracked") or bool(_CAS_DENSE_NORM.match(name))

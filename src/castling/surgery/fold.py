@@ -93,8 +93,9 @@ def fold_(
 
     The model's outputs stay the same. Intermediate results may change: CAS-ViT's final norm moves
     into its classifier, so ``forward_features`` returns the map before that norm. Not folded: norms
-    whose input something else reads too, shared or hooked layers, and modules that do not run on
-    ``example``.
+    whose input something else reads too; layers that are shared, hooked, pruned or parametrised
+    (make that permanent first: ``prune.remove``, ``remove_parametrizations``); and modules that do
+    not run on ``example``.
 
     Without gradients (``torch.no_grad``, ``torch.inference_mode``) each folded block of CAS-ViT
     then runs as one operator on channels-last maps, whatever the memory format of the images; on a

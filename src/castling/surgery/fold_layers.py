@@ -1,7 +1,8 @@
 """Putting a BatchNorm in evaluation mode into the linear layer beside it, exactly.
 
 In evaluation BatchNorm is y = s·x + t per channel, s = γ/√(σ² + ε), t = β − μ·s. Everything is
-computed in float64 and rounded once.
+computed in float64 and rounded once. Layers whose weights something recomputes on every call
+(hooks, pruning, parametrisations) are left alone: a folded weight would be lost.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from castling.utils.plain import is_plain
+
 # Exact classes: a subclass may standardise or re-parametrise its weight on every call.
 LINEAR_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv2dSame)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, BatchNormAct2d)
@@ -18,7 +21,7 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, Batc
 
 def can_follow(layer: nn.Module | None, norm: nn.Module | None) -> bool:
     """Whether ``norm`` can be folded into ``layer``, whose output is its only input."""
-    return _is_norm(norm) and type(layer) in LINEAR_LAYERS
+    return _is_norm(norm) and is_plain(layer, *LINEAR_LAYERS)
 
 
 def can_precede(norm: nn.Module | None, layer: nn.Module | None) -> bool:
@@ -27,12 +30,12 @@ def can_precede(norm: nn.Module | None, layer: nn.Module | None) -> bool:
         return False
     if isinstance(layer, nn.Conv2d):
         # Padding adds zeros behind the norm, which its shift would not reach.
-        return type(layer) is nn.Conv2d and layer.groups == 1 and layer.padding in ((0, 0), 0)
-    return type(layer) is nn.Linear
+        return is_plain(layer, nn.Conv2d) and layer.groups == 1 and layer.padding in ((0, 0), 0)
+    return is_plain(layer, nn.Linear)
 
 
 def _is_norm(norm: nn.Module | None) -> bool:
-    return type(norm) in _NORMS and norm.running_mean is not None  # type: ignore[union-attr]
+    return is_plain(norm, *_NORMS) and norm.running_mean is not None  # type: ignore[union-attr]
 
 
 def absorb_following(layer: nn.Module, norm: nn.Module) -> nn.Module:

@@ -1,72 +1,173 @@
-"""The token grid of the current image, for the attentions deep inside a host.
+"""The token grid of a forward, for the attentions deep inside a host.
 
-DeiT and LeViT pass their blocks a flat sequence of tokens. A hook on the host's patch embedding
-records the grid, and the attentions of that host share the record. It is plain Python state, one
-for each thread; copies and pickles of a model start without it, and it adds no operation to a
-compiled or exported graph. (Compiled code cannot read its thread: give each thread its own compiled
-model.)
+DeiT and LeViT pass their blocks a flat sequence of tokens. A :class:`Geometry` watches the host's
+patch embedding and every module that holds attentions, and finds for tokens the grid of the image
+they were made of:
+
+- tokens that an earlier module returned, and inputs that gradient checkpointing kept for its
+  recomputation, are known by their memory;
+- others belong to the image that the same forward embedded, if they fit it in number and batch;
+- where that leaves two possibilities or none, the call is refused. "The latest image" is no answer:
+  checkpointing recomputes the blocks of several images in one backward, and code of one's own may
+  run blocks without the host.
+
+All of it is plain Python state, one for each thread; copies and pickles of a model start without
+it. Compiled and traced code adds no operation for it and sees the image embedded last, which is
+that of the same graph. (Compiled code cannot read its thread: give each thread its own compiled
+model. Blocks compiled one by one read what the eager modules around them noted; do not checkpoint
+them one by one with images of several shapes.)
 """
 
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from timm.layers import PatchEmbed
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-Grid = tuple[int, int]
+from castling.surgery.grid_records import (
+    NO_IMAGE,
+    Call,
+    Grid,
+    InputGrids,
+    ThreadRecords,
+    TokenGrid,
+    downsampled,
+    recomputed,
+)
+
+__all__ = ["Geometry", "Grid", "GridUnknownError", "TokenGrid", "Watch", "watches"]
+
+
+class GridUnknownError(ValueError):
+    """The grid of some tokens is not known; says what to do.
+
+    Attributes:
+        never_embedded: no image went through the patch embedding at all.
+    """
+
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            f"the grid of these tokens is not known: {why}. Call the whole model on its images, or "
+            "say the grid: with castling.surgery.token_grid(module, (height, width)): ..."
+        )
+        self.never_embedded = why == NO_IMAGE
+
+
+class Position(Protocol):
+    """Where in its host a module stands; see :class:`castling.surgery.Place`."""
+
+    level: int
+    num_prefix_tokens: int
 
 
 class Geometry:
-    """The grid (h, w) of tokens that the host's patch embedding makes of the current image."""
+    """The grids of the tokens of one host.
 
-    def __init__(self) -> None:
-        self._latest: Grid | None = None
-        self._by_thread: dict[int, Grid] = {}
+    Args:
+        given: a grid that all tokens lie on, whatever was embedded.
+    """
+
+    def __init__(self, given: Grid | None = None) -> None:
+        self._given = given is not None
+        #: What compiled and traced code reads; set by such code, or by eager modules around it.
+        self._latest: Any = given
+        self._by_graph = False
+        self._one_size = False
+        self._inputs = InputGrids()
+        self._seen: set[TokenGrid] = set()
+        self._threads = threading.local()
         self._handles: list[RemovableHandle] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        """The current image is not part of a model's state."""
-        return {"_latest": None, "_by_thread": {}, "_handles": []}
+        """The current images are not part of a model's state."""
+        return {"one_size": self._one_size}
 
-    @property
-    def grid(self) -> Grid | None:
-        """The grid of this thread's image, None before any."""
-        if torch.compiler.is_compiling():
-            return self._latest
-        return self._by_thread.get(threading.get_ident(), self._latest)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Start without an image; earlier versions pickled other entries."""
+        self.__init__()  # type: ignore[misc]
+        self._one_size = state.get("one_size", False)
 
-    @grid.setter
-    def grid(self, grid: Grid) -> None:
-        self._latest = grid
-        if torch.compiler.is_compiling():
-            self._by_thread.clear()  # so that blocks left uncompiled do not see an older image
+    def grid_of(self, tokens: Tensor, place: Position) -> Grid:
+        """The grid (h, w) of what an attention was called with.
+
+        Args:
+            tokens: (B, N, C).
+            place: where the attention stands.
+
+        Raises:
+            GridUnknownError: the image that they come from is not known.
+        """
+        if self._given or _in_graph():
+            if self._latest is None:
+                raise GridUnknownError(NO_IMAGE)
+            return downsampled(self._latest, place.level)
+        records = self._records()
+        if records.calls:
+            call = records.calls[-1]
+            found: TokenGrid | str = call.grid or call.why
         else:
-            self._by_thread[threading.get_ident()] = grid
+            found = self._find(records, tokens, place)
+        if isinstance(found, str):
+            raise GridUnknownError(found)
+        self._record(tokens, found)
+        height, width = grid = found.at(place.level)
+        count = tokens.shape[1] - place.num_prefix_tokens
+        if height * width != count:
+            raise GridUnknownError(f"{count} tokens do not make its image's {height}×{width} grid")
+        return grid
 
-    def at_level(self, level: int) -> Grid | None:
-        """The grid after ``level`` downsamplings by two, each rounding up."""
-        if self.grid is None:
-            return None
-        height, width = self.grid
-        for _ in range(level):
-            height, width = (height - 1) // 2 + 1, (width - 1) // 2 + 1
-        return height, width
-
-    def watch_patch_embed(self, patch_embed: nn.Module) -> None:
-        """Take the grid from the images that timm's ``PatchEmbed`` or ``HybridEmbed`` receives."""
-        self._handles.append(patch_embed.register_forward_pre_hook(self.before_patch_embed))
+    def watch_patch_embed(self, patch_embed: Any) -> None:
+        """Take the grid from what timm's ``PatchEmbed`` or ``HybridEmbed`` projects."""
+        hook = patch_embed.register_forward_pre_hook(self.before_patch_embed)
+        self._handles.append(hook)
+        self._watch_projection(patch_embed)
 
     def watch_stem(self, stem: nn.Module) -> None:
         """Take the grid from the (B, C, h, w) that a convolutional stem returns."""
         self._handles.append(stem.register_forward_hook(self.after_stem))
 
+    def watch_host(self, host: nn.Module) -> None:
+        """Know where the host's own ``forward`` begins and ends."""
+        if not any(_owner(hook) is self for hook in host._forward_pre_hooks.values()):
+            self._handles += [
+                host.register_forward_pre_hook(self.before_host),
+                host.register_forward_hook(self.after_host, always_call=True),
+            ]
+
+    def watch_tokens(self, module: nn.Module, place: Position) -> None:
+        """Follow the tokens through a module that holds attentions.
+
+        Args:
+            module: called with tokens.
+            place: that of the first attention inside.
+        """
+        if all(watch.geometry is not self for watch in watches_of(module)):
+            watch = Watch(self, place.level, place.num_prefix_tokens)
+            self._handles += [
+                module.register_forward_pre_hook(watch.before),
+                module.register_forward_hook(watch.after, always_call=True),
+            ]
+
     def release(self) -> None:
         """Take the hooks of this geometry off again."""
         while self._handles:
             self._handles.pop().remove()
+
+    def give(self, watch: Watch, grid: TokenGrid | None) -> TokenGrid | None:
+        """Say the grid that a watched module is called with in this thread; None ends that.
+
+        Returns:
+            what was given before.
+        """
+        given = self._records().given
+        before = given.pop(id(watch), None)
+        if grid is not None:
+            given[id(watch)] = grid
+        return before
 
     def before_patch_embed(self, patch_embed: Any, args: tuple[Any, ...]) -> None:
         """Forward pre-hook of :meth:`watch_patch_embed`.
@@ -74,19 +175,177 @@ class Geometry:
         Raises:
             ValueError: the image is not a whole number of patches.
         """
+        if not args or not isinstance(args[0], Tensor) or torch.jit.is_tracing():  # type: ignore[attr-defined]
+            return
         height, width = args[0].shape[-2:]
         patch_height, patch_width = patch_embed.feat_ratio(as_scalar=False)
-        if getattr(patch_embed, "dynamic_img_pad", False):
-            self.grid = (-(-height // patch_height), -(-width // patch_width))
-            return
-        if height % patch_height or width % patch_width:
+        padded = getattr(patch_embed, "dynamic_img_pad", False)
+        if not padded and (height % patch_height or width % patch_width):
             raise ValueError(
                 f"an image of {height}×{width} pixels is not a whole number of "
                 f"{patch_height}×{patch_width} patches: resize or pad it to multiples of the patch"
             )
-        self.grid = (height // patch_height, width // patch_width)
+        if not _in_graph():
+            self._watch_projection(patch_embed)  # timm replaces it for another patch size
 
-    def after_stem(self, stem: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        """Forward hook of :meth:`watch_stem`."""
+    def after_stem(self, stem: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Forward hook of :meth:`watch_stem` and of a patch embedding's projection."""
+        if not isinstance(output, Tensor):
+            return
         height, width = output.shape[-2:]
-        self.grid = (height, width)
+        self._latest = (height, width)
+        if _in_graph() or type(height) is not int or type(width) is not int:
+            self._by_graph = True
+            return
+        self._by_graph = False
+        grid = TokenGrid(height, width)
+        self._seen.add(grid)
+        self._records().embedded(grid, output.shape[0], _backward_pass())
+
+    def before_host(self, host: nn.Module, args: tuple[Any, ...]) -> None:
+        """Forward pre-hook of :meth:`watch_host`."""
+        if not _in_graph():
+            self._by_graph = False
+            self._records().begin(_backward_pass(), in_call=True)
+
+    def after_host(self, host: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Forward hook of :meth:`watch_host`; also after a forward that raised."""
+        if not _in_graph():
+            self._by_graph = False
+            self._records().begin(_NO_BACKWARD, in_call=False)
+
+    def enter(self, watch: Watch, tokens: Any) -> None:
+        """A watched module is called."""
+        records = self._records()
+        found: TokenGrid | str
+        if records.calls:
+            outer = records.calls[-1]
+            self._record(tokens, outer.grid)
+            records.calls.append(Call(watch, outer.grid, outer.why))
+            return
+        if isinstance(tokens, Tensor) and tokens.dim() == 3:
+            found = records.given.get(id(watch)) or self._find(records, tokens, watch)
+        else:
+            found = NO_IMAGE
+        if isinstance(found, str):
+            records.calls.append(Call(watch, None, found))
+            return
+        self._seen.add(found)
+        self._record(tokens, found)
+        records.calls.append(Call(watch, found, ""))
+        if not self._by_graph:
+            self._latest = None if found.level else found[:2]
+
+    def leave(self, watch: Watch, output: Any) -> None:
+        """A watched module has returned, or raised."""
+        records = self._records()
+        call = records.leave(watch)
+        if call is not None and call.grid is not None and isinstance(output, Tensor):
+            self._record(output, call.grid)
+            if not records.calls:
+                records.returned(output, call.grid)
+
+    def _watch_projection(self, patch_embed: Any) -> None:
+        """Hook the module that makes (B, C, h, w) of the image: own forwards may call it alone."""
+        projection = getattr(patch_embed, "proj", None)
+        if isinstance(projection, nn.Module):
+            if all(_owner(hook) is not self for hook in projection._forward_hooks.values()):
+                self.watch_stem(projection)
+            # Only PatchEmbed itself enforces it.
+            self._one_size = isinstance(patch_embed, PatchEmbed) and bool(
+                patch_embed.strict_img_size and patch_embed.img_size
+            )
+
+    def _find(self, records: ThreadRecords, tokens: Tensor, place: Position) -> TokenGrid | str:
+        """The grid of tokens that no running module was called with, or why it is not known."""
+        found: TokenGrid | str | None = records.output_grid(tokens) or self._inputs.find(tokens)
+        if found is not None:
+            return found
+        backward = _backward_pass()
+        if self._by_graph and backward == _NO_BACKWARD and type(self._latest[0]) is int:
+            found = TokenGrid(*self._latest)
+            self._seen.add(found)
+            return found
+        level, prefix = place.level, place.num_prefix_tokens
+        found = NO_IMAGE
+        if records.task == backward:
+            found = records.embedding_grid(
+                tokens, id(place), level, prefix, one_size=self._one_size
+            )
+        if isinstance(found, str) and backward != _NO_BACKWARD:
+            count = tokens.shape[1] - prefix
+            fitting = [
+                grid
+                for grid in list(self._seen)
+                if grid.level <= level and grid.tokens(level) == count
+            ]
+            # Every image was seen in its forward pass: if only one grid fits, it is that.
+            return fitting[0] if len(fitting) == 1 else recomputed(fitting)
+        return found
+
+    def _record(self, tokens: Any, grid: TokenGrid | None) -> None:
+        """Remember tokens from which a backward pass may compute again."""
+        # A reentrant checkpoint runs its forward without gradients, on inputs that require them.
+        if (
+            grid is not None
+            and isinstance(tokens, Tensor)
+            and (torch.is_grad_enabled() or tokens.requires_grad)
+        ):
+            self._inputs.record(tokens, grid)
+
+    def _records(self) -> ThreadRecords:
+        records: ThreadRecords | None = getattr(self._threads, "records", None)
+        if records is None:
+            records = self._threads.records = ThreadRecords()
+        return records
+
+
+class Watch:
+    """The hooks of one module that holds attentions.
+
+    Args:
+        geometry: of its host.
+        level: downsamplings between the patch embedding and the module's input.
+        num_prefix_tokens: tokens in front of the grid.
+    """
+
+    def __init__(self, geometry: Geometry, level: int, num_prefix_tokens: int) -> None:
+        self.geometry, self.level, self.num_prefix_tokens = geometry, level, num_prefix_tokens
+
+    def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Forward pre-hook."""
+        if not _in_graph():
+            self.geometry.enter(self, args[0] if args else None)
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Forward hook; also after a forward that raised."""
+        if not _in_graph():
+            self.geometry.leave(self, output)
+
+
+def watches(module: nn.Module) -> list[Watch]:
+    """The watches on ``module`` and on the modules inside it."""
+    return [watch for part in module.modules() for watch in watches_of(part)]
+
+
+def watches_of(module: nn.Module) -> list[Watch]:
+    """The watches on ``module`` itself."""
+    owners = map(_owner, module._forward_pre_hooks.values())
+    return [owner for owner in owners if isinstance(owner, Watch)]
+
+
+_NO_BACKWARD = -1
+
+
+def _backward_pass() -> int:
+    """The backward pass that this thread is in, as checkpointing numbers them; -1 outside."""
+    return torch._C._current_graph_task_id()
+
+
+def _in_graph() -> bool:
+    """Whether this code is being compiled, exported or traced."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+
+
+def _owner(hook: Any) -> Any:
+    return getattr(hook, "__self__", None)

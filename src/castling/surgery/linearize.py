@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import cast
 
 from torch import nn
 
 from castling.attention import AttentionConfig, attention_config, kernel_class
-from castling.surgery.hosts import HostAttention, Place, adapter_for, supported_hosts
+from castling.surgery.hosts import HostAttention, Place, adapter_for
+from castling.surgery.linearize_report import (
+    LinearizeReport,
+    grouped,
+    no_attention,
+    unknown_attentions,
+)
 from castling.surgery.plan import Plan
 from castling.surgery.selection import (
     Attention,
@@ -18,9 +25,14 @@ from castling.surgery.selection import (
     owner_of,
     read_plan,
 )
+from castling.surgery.self_description import describe_itself
+
+_logger = logging.getLogger(__name__)
 
 
-def linearize_(model: nn.Module, attention: Attention, where: Where | None = None) -> list[str]:
+def linearize_(
+    model: nn.Module, attention: Attention, where: Where | None = None
+) -> LinearizeReport:
     """Replace attentions of a timm model, in place; projections and all other weights are kept.
 
     Args:
@@ -35,7 +47,9 @@ def linearize_(model: nn.Module, attention: Attention, where: Where | None = Non
             leave every layer as it is.
 
     Returns:
-        Names of the replaced layers, in order of execution.
+        A list of the names of the replaced layers, in order of execution. Its ``replaced`` says
+        what stood there, its ``left`` which layers stay as they were and why: those that ``where``
+        does not choose, and attentions of kinds that cannot be replaced, which are also logged.
 
     Raises:
         ValueError: the model holds no attention that can be replaced, or ``where`` matches none, or
@@ -48,10 +62,7 @@ def linearize_(model: nn.Module, attention: Attention, where: Where | None = Non
     """
     layers = convertible(model)
     if not layers:
-        raise ValueError(
-            f"{type(model).__name__} holds no attention that can be replaced; supported: "
-            f"{', '.join(supported_hosts())}"
-        )
+        raise ValueError(no_attention(model))
     chosen = _configs(layers, attention, where)
     if "" in chosen:
         raise ValueError("an attention cannot replace itself: pass the module that holds it")
@@ -70,7 +81,33 @@ def linearize_(model: nn.Module, attention: Attention, where: Where | None = Non
         if id(module) in replacements:
             parent, _, child = name.rpartition(".")
             setattr(owner.get_submodule(parent), child, replacements[id(module)])
-    return list(chosen)
+    describe_itself(owner)
+    return _reported(model, layers, chosen)
+
+
+def _reported(
+    model: nn.Module, layers: Mapping[str, nn.Module], chosen: Mapping[str, AttentionConfig]
+) -> LinearizeReport:
+    """The report, logged; ``layers`` are those before the conversion."""
+    replaced = {
+        name: host.config.name if isinstance(host := layers[name], HostAttention) else "softmax"
+        for name in chosen
+    }
+    left = dict.fromkeys((name for name in layers if name not in chosen), "not chosen by where")
+    unknown = {
+        name: f"no adapter for {kind}" for name, kind in unknown_attentions(owner_of(model)).items()
+    }
+    report = LinearizeReport(replaced, left | unknown)
+    again = {name: was for name, was in replaced.items() if was != "softmax"}
+    if again:
+        _logger.info("converted again, with what stood there: %s", grouped(again))
+    if unknown:
+        _logger.warning(
+            "%s keeps attentions that cannot be replaced: %s",
+            type(model).__name__,
+            grouped(unknown),
+        )
+    return report
 
 
 def _configs(

@@ -54,6 +54,12 @@ def _images(batch: Batch) -> Tensor:
         raise ValueError(
             "calibration must yield image batches (B, 3, H, W), alone or first in a tuple"
         )
+    if images.is_floating_point() and not bool(torch.isfinite(images).all()):
+        bad = int((~torch.isfinite(images).flatten(1).all(dim=1)).sum())
+        raise ValueError(
+            f"{bad} of {len(images)} calibration images hold NaN or infinite pixels: nothing can "
+            "be measured with them; check how they are loaded and normalised"
+        )
     return images
 
 
@@ -121,7 +127,8 @@ def switch_(
         The certificate.
 
     Raises:
-        ValueError: the model has no branch, the tolerance is negative, or there are no images.
+        ValueError: the model has no branch, the tolerance is negative, there are no images, or
+            they are not finite.
         SwitchRefusedError: the tolerance is exceeded and ``force`` is False.
     """
     if not tolerance >= 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from castling.attention import AuxiliaryStatistics
@@ -76,11 +77,20 @@ class SwitchRefusedError(RuntimeError):
     """
 
     def __init__(self, report: SwitchReport) -> None:
-        worst = max(report.layers, key=lambda name: report.layers[name].surviving_mass)
-        super().__init__(
-            f"switching would change the outputs by up to {report.max_gap:.2e} of their size, "
-            f"above the tolerance {report.tolerance:g}; the branch of {worst} still carries "
-            f"{report.layers[worst].surviving_mass:.3f} of its attention. Train to the end of its "
-            'schedule (schedule="ramp" ends with an empty mask), or pass force=True'
-        )
+        super().__init__(_reason(report))
         self.report = report
+
+
+def _reason(report: SwitchReport) -> str:
+    if math.isnan(report.max_gap):
+        return (
+            "the model's outputs for the calibration images are NaN or infinite, with its branches "
+            "or without: nothing can be compared; look for weights that are not finite"
+        )
+    worst = max(report.layers, key=lambda name: report.layers[name].surviving_mass)
+    return (
+        f"switching would change the outputs by up to {report.max_gap:.2e} of their size, "
+        f"above the tolerance {report.tolerance:g}; the branch of {worst} still carries "
+        f"{report.layers[worst].surviving_mass:.3f} of its attention. Train to the end of its "
+        'schedule (schedule="ramp" ends with an empty mask), or pass force=True'
+    )

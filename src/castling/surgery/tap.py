@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from castling.surgery.geometry import Geometry, Grid
+from castling.surgery.geometry import Geometry, Grid, GridUnknownError, TokenGrid, watches
 from castling.surgery.hosts import HostAttention, Place, adapter_for
 from castling.surgery.plan import Plan
 from castling.surgery.selection import Where, attention_layers, choose, owner_of, read_plan
@@ -58,7 +58,9 @@ class AttentionCall:
 def token_grid(module: nn.Module, grid: Grid) -> Iterator[None]:
     """Within the context, converted layers inside ``module`` take their tokens to lie on ``grid``.
 
-    A layer or block called alone cannot know the grid: its host's patch embedding did not run.
+    A layer or block called alone cannot know the grid: its host's patch embedding did not run. In
+    the thread that enters the context, the blocks around the layers know it too, also when gradient
+    checkpointing recomputes them later.
 
     Args:
         module: a converted attention, or a module that holds some.
@@ -68,13 +70,17 @@ def token_grid(module: nn.Module, grid: Grid) -> Iterator[None]:
     layers = [layer for layer in module.modules() if isinstance(layer, HostAttention)]
     places = [layer.place for layer in layers]
     first = min((place.level for place in places), default=0)
-    given = Geometry()
-    given.grid = grid
+    given = Geometry(grid)
     for layer, place in zip(layers, places, strict=True):
         layer.place = dataclasses.replace(place, geometry=given, level=place.level - first)
+    watched = [
+        (watch, watch.geometry.give(watch, TokenGrid(*grid, first))) for watch in watches(module)
+    ]
     try:
         yield
     finally:
+        for watch, before in watched:
+            watch.geometry.give(watch, before)
         for layer, place in zip(layers, places, strict=True):
             layer.place = place
 
@@ -165,7 +171,10 @@ def _call_grid(
     adapter = adapter_for(layer)
     if adapter is not None:
         place = layer.place if isinstance(layer, HostAttention) else place
-        return adapter.call_grid(layer, place, args, kwargs)
+        try:
+            return adapter.call_grid(layer, place, args, kwargs)
+        except GridUnknownError:
+            return None
     given = inspect.signature(layer.forward).bind(*args, **kwargs).arguments
     x = given["x"]
     return (x.shape[-2], x.shape[-1]) if x.dim() == 4 else given.get("grid")

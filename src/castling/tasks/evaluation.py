@@ -13,6 +13,7 @@ from torch import nn
 from castling.data.errors import plain_data_errors
 from castling.data.sample import Batch
 from castling.tasks.interface import Task
+from castling.utils.finite import finite_outputs
 from castling.utils.modes import eval_mode
 
 
@@ -73,7 +74,7 @@ def evaluate_loader(
 
     Raises:
         ValueError: there are no images, or the model does not fit the task; as DataError, when an
-            image is damaged.
+            image is damaged; as NonFiniteOutputError, when the model returns NaN or infinity.
     """
     parameter = next(model.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
@@ -84,7 +85,7 @@ def evaluate_loader(
         part.distributed_available_fn = _never  # type: ignore[assignment]
     started = time.perf_counter()
     count = 0
-    with eval_mode(model):
+    with eval_mode(model), finite_outputs(model):
         for batch in loader:
             task.evaluation_step(model, batch.to(device, non_blocking=True), metric)
             count += len(batch)

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
@@ -118,6 +120,13 @@ class Task(nn.Module):
 
     def prepare_training(self, model: nn.Module) -> None:
         """Load what training needs, such as a teacher, and set the model up, in place."""
+
+    def see_training_labels(self, labels: NDArray[np.int64] | None) -> None:
+        """Look at the (n,) classes of the training images before training; None without classes.
+
+        Raises:
+            ValueError: an option does not fit them.
+        """
 
     def preprocessing(self) -> dict[str, Any]:
         """Options of the transforms that evaluation needs, as a model's card keeps them."""

@@ -68,12 +68,23 @@ def build_task(config: TaskConfig, info: DataInfo, transform: TransformConfig) -
     return made(config, info, transform)
 
 
-def task_from_card(card: ModelCard) -> Task:
+def task_from_card(card: ModelCard, path: object = None) -> Task:
     """The task that a saved model was trained for, ready to evaluate and predict.
+
+    Args:
+        card: of the model.
+        path: where the card was read, for messages.
 
     Raises:
         ValueError: the card names an unknown task or options.
     """
+    try:
+        return _task_of(card)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}" if path is not None else str(error)) from error
+
+
+def _task_of(card: ModelCard) -> Task:
     options = dict(card.task)
     config_class = task_config_class(str(options.pop("name", None)))
     config = config_from_dict(config_class, options, "task")

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from castling.utils.checks import check_fields, config_from_dict
+
 RESULT = "result.json"
 #: Metrics in percent of runs that do not name theirs: written before there were other tasks.
 _OLD_PERCENTAGES = ("top1", "top5")
@@ -34,6 +36,12 @@ class TrainResult:
         classes: number of classes.
         images: number of images of each split; without "test" where test is val.
         already_finished: nothing was trained, because the run was finished before.
+        use: which weights the model has: those of the "last" step or of the "best" evaluation.
+        best: the best evaluation of the validation images at which the switch was possible:
+            ``metric``, ``value``, ``step``, ``epoch``; empty where there was none.
+        other_dir: folder of the model that ``use`` did not choose, ``best`` or ``last`` in the
+            run's; empty where both are the same.
+        stopped_early: why training ended before its last epoch; empty otherwise.
     """
 
     run_dir: str
@@ -51,6 +59,10 @@ class TrainResult:
     classes: int = 0
     images: dict[str, int] = dataclasses.field(default_factory=dict)
     already_finished: bool = False
+    use: str = "last"
+    best: dict[str, Any] = dataclasses.field(default_factory=dict)
+    other_dir: str = ""
+    stopped_early: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -70,7 +82,21 @@ class TrainResult:
             )
         if self.switch_refused:
             lines.append(f"not switched: {self.switch_refused}")
+        if self.stopped_early:
+            lines.append(self.stopped_early)
+        if self.other_dir:
+            lines.append(self._other())
         return "\n".join(lines)
+
+    def _other(self) -> str:
+        best = self.best
+        figure = describe_metric(best["metric"], best["value"], best["metric"] in self.percentages)
+        where = f"epoch {best['epoch']}, validation {figure}"
+        if self.use == "best":
+            return (
+                f"these are the best weights, of {where}; those of the last step: {self.other_dir}"
+            )
+        return f"best weights, of {where}: {self.other_dir} (--save.use best makes them the model)"
 
     def _figures(self, what: str, metrics: Mapping[str, float]) -> list[str]:
         lines = []
@@ -106,15 +132,35 @@ def metric_label(name: str) -> str:
 
 
 def read_result(run_dir: Path) -> TrainResult | None:
-    """The result of a finished run, or None for one that is not finished."""
+    """The result of a finished run, or None for one that is not finished.
+
+    Raises:
+        ValueError: the file is empty, half or something else; the message says what to do.
+    """
     path = run_dir / RESULT
     if not path.is_file():
         return None
-    values = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return _result_from(json.loads(path.read_text(encoding="utf-8")), run_dir)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not a whole result ({error}): the training command writes it again from "
+            "the run's checkpoint; delete the folder to start anew"
+        ) from error
+
+
+def _result_from(values: Any, run_dir: Path) -> TrainResult:
+    if not isinstance(values, dict):
+        raise ValueError("not a JSON object")
     # a run's folder may have been moved since
-    values["run_dir"] = str(run_dir)
-    values["model_dir"] = str(run_dir)
-    if values["switched_dir"]:
-        values["switched_dir"] = str(run_dir / Path(values["switched_dir"]).name)
+    values = values | {"run_dir": str(run_dir), "model_dir": str(run_dir)}
+    for folder in ("switched_dir", "other_dir"):
+        if values.get(folder):
+            values[folder] = str(run_dir / Path(values[folder]).name)
     values["percentages"] = tuple(values.get("percentages", _OLD_PERCENTAGES))
-    return TrainResult(**values)
+    result: TrainResult = config_from_dict(TrainResult, values)
+    check_fields(result)
+    for name, value in (*result.metrics.items(), *result.switched_metrics.items()):
+        if not isinstance(value, (int, float)):
+            raise ValueError(f"{name} is {value!r}; it must be a number")
+    return result

@@ -12,7 +12,9 @@ import torch
 from jsonargparse.typing import ClosedUnitInterval, PositiveFloat
 from torch import Tensor, nn
 
-from castling.models.saved import load_weights, open_model
+from castling.models.published import published_weights
+from castling.models.saved import open_model
+from castling.surgery import load_checkpoint
 from castling.utils.checks import check_fields
 from castling.utils.text import did_you_mean
 
@@ -137,13 +139,17 @@ def load_teacher(config: DistillConfig, classes: Sequence[str]) -> Teacher:
                 f"the data {', '.join(classes[:5])} …: names and order must be the same"
             )
         return Teacher(model, card.mean, card.std)
+    overlay: dict[str, Any] = {}
+    if config.pretrained and not config.checkpoint:
+        overlay = published_weights(config.teacher)
     model = timm.create_model(
         config.teacher,
         pretrained=config.pretrained and not config.checkpoint,
         num_classes=len(classes),
+        **({"pretrained_cfg_overlay": overlay} if overlay else {}),
         **config.kwargs,
     )
     if config.checkpoint:
-        load_weights(model, config.checkpoint)
+        load_checkpoint(model, config.checkpoint)
     described = getattr(model, "pretrained_cfg", {})
     return Teacher(model, described.get("mean"), described.get("std"))

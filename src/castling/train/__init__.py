@@ -2,10 +2,11 @@
 
 from castling.tasks.result import TrainResult
 from castling.train.build import open_data
-from castling.train.callbacks import NonFiniteLossError, TrainingInterrupted
+from castling.train.callbacks import NonFiniteLossError
 from castling.train.dry_run import dry_run
 from castling.train.recipe import (
     ClipConfig,
+    EarlyStoppingConfig,
     EmaConfig,
     HardwareConfig,
     ModelConfig,
@@ -25,10 +26,13 @@ from castling.train.recipe_file import (
     recipe_to_yaml,
 )
 from castling.train.recipe_parser import parse_flags, recipe_parser
+from castling.train.run_lock import RunLockedError
+from castling.train.stopping import TrainingInterrupted
 from castling.train.trainer import train
 
 __all__ = [
     "ClipConfig",
+    "EarlyStoppingConfig",
     "EmaConfig",
     "HardwareConfig",
     "ModelConfig",
@@ -36,6 +40,7 @@ __all__ = [
     "OptimConfig",
     "Recipe",
     "RegularizeConfig",
+    "RunLockedError",
     "SaveConfig",
     "ScheduleConfig",
     "SwitchConfig",

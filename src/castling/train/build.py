@@ -11,37 +11,99 @@ from torch import nn
 
 from castling.attention import attention_config
 from castling.data import BatchKey, DataModule, open_source
-from castling.models.builder import build_model
+from castling.models.builder import build_model, timm_name
 from castling.models.card import ModelCard, describe_attention
-from castling.models.saved import load_weights
+from castling.models.published import published_weights
+from castling.models.starting_weights import check_start, skeleton, start_from
+from castling.surgery import LoadReport, convertible, load_plan
 from castling.tasks import Task, build_task, task_class, task_to_dict
+from castling.train.hardware import check_hardware
+from castling.train.loggers import check_loggers
 from castling.train.optimization import check_optimizer
 from castling.train.recipe import Recipe
 
 
-def check(recipe: Recipe) -> None:
+def check(recipe: Recipe, *, resumed: bool = False) -> None:
     """Refuse what cannot work, before data is opened or a folder made.
+
+    Args:
+        recipe: what is about to be trained.
+        resumed: whether a checkpoint of the run itself takes the place of starting weights.
 
     Raises:
         ValueError: with what is wrong and what to do.
         FileNotFoundError: weights or a teacher that do not exist.
+        ModuleNotFoundError: a logger's package is not installed.
     """
     check_optimizer(recipe.optim)
-    check_hardware(recipe)
-    if recipe.model.checkpoint and not Path(recipe.model.checkpoint).exists():
-        raise FileNotFoundError(f"model.checkpoint: there is nothing at {recipe.model.checkpoint}")
+    check_hardware(recipe.hardware)
+    check_loggers(recipe.save.loggers)
+    if not resumed:
+        check_starting_weights(recipe)
+        if recipe.model.pretrained:
+            published_weights(timm_name(recipe.model.name))
     if recipe.model.attention is not None:
         attention_config(recipe.model.attention)
     task_class(recipe.task).check(recipe)
 
 
-def check_hardware(recipe: Recipe) -> None:
-    """Raise ValueError where the recipe asks for a GPU that is not there."""
-    if recipe.hardware.accelerator == "gpu" and not torch.cuda.is_available():
+def check_starting_weights(recipe: Recipe) -> None:
+    """Refuse starting weights that do not fit the recipe's model.
+
+    Raises:
+        FileNotFoundError: they do not exist.
+        ValueError: they do not fit, or are no plain finite weights.
+    """
+    config = recipe.model
+    if not config.checkpoint:
+        return
+    if not Path(config.checkpoint).exists():
+        raise FileNotFoundError(f"model.checkpoint: there is nothing at {config.checkpoint}")
+    check_start(
+        config.checkpoint,
+        config.name,
+        config.kwargs,
+        config.attention,
+        config.where,
+        image_size=recipe.data.transform.size,
+        key=config.checkpoint_key,
+    )
+
+
+def with_plan(recipe: Recipe) -> Recipe:
+    """The recipe with the layers that its plan chose in the place of the plan's file.
+
+    A run then says itself which layers it converted, and goes on without that file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no plan, is for another model or attention, or chose no layer.
+    """
+    config = recipe.model
+    if not isinstance(config.where, str):
+        return recipe
+    if not config.where.endswith(".json"):
+        return _converting(recipe, [config.where])
+    plan = load_plan(config.where)
+    if config.attention is None:
         raise ValueError(
-            "hardware.accelerator is gpu, but PyTorch finds none on this machine: leave it at "
-            "auto, or choose cpu"
+            f"model.where is {config.where}, a plan for {plan.attention.name}: set model.attention "
+            "to it"
         )
+    if not plan.linear:
+        raise ValueError(
+            f"{config.where} leaves softmax in all layers of {plan.model} at "
+            f"{plan.image_size[0]}×{plan.image_size[1]} pixels: leave model.attention and "
+            "model.where out, or plan at a larger image size"
+        )
+    size = recipe.data.transform.size
+    model = skeleton(config.name, config.kwargs, image_size=size)
+    plan.require_fits(convertible(model), attention_config(config.attention))
+    return _converting(recipe, list(plan.linear))
+
+
+def _converting(recipe: Recipe, names: list[str]) -> Recipe:
+    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, where=names))
 
 
 def open_data(recipe: Recipe) -> tuple[DataModule, Task]:
@@ -67,14 +129,25 @@ def open_data(recipe: Recipe) -> tuple[DataModule, Task]:
     return data, task
 
 
-def build(recipe: Recipe, task: Task) -> tuple[nn.Module, ModelCard]:
-    """The recipe's model for the task, with its starting weights, and its card.
+def build(
+    recipe: Recipe, task: Task, *, resumed: bool = False
+) -> tuple[nn.Module, ModelCard, LoadReport | None]:
+    """The recipe's model for the task, with its starting weights.
+
+    Args:
+        recipe: which model.
+        task: what for.
+        resumed: whether a checkpoint of the run itself takes the place of starting weights.
+
+    Returns:
+        the model, its card, and what was taken of the starting weights; None without any.
 
     Raises:
         ValueError: no such model, or it does not take what the recipe asks for.
         FileNotFoundError: the starting weights do not exist.
     """
     config = recipe.model
+    assert not isinstance(config.where, str), "with_plan has read it"
     preprocessing = task.preprocessing()
     size = preprocessing["image_size"]
     height, width = (size, size) if isinstance(size, int) else size
@@ -87,10 +160,18 @@ def build(recipe: Recipe, task: Task) -> tuple[nn.Module, ModelCard]:
         config.attention,
         config.where,
         image_size=(height, width),
-        pretrained=config.pretrained,
+        pretrained=config.pretrained and not resumed,
     )
-    if config.checkpoint:
-        load_weights(model, config.checkpoint)
+    report = None
+    if config.checkpoint and not resumed:
+        report = start_from(
+            model,
+            config.checkpoint,
+            key=config.checkpoint_key,
+            classes=task.info.classes,
+            mean=preprocessing["mean"],
+            std=preprocessing["std"],
+        )
     card = ModelCard(
         name=config.name,
         classes=task.info.classes,
@@ -101,7 +182,7 @@ def build(recipe: Recipe, task: Task) -> tuple[nn.Module, ModelCard]:
         where=config.where,
     )
     task.prepare_training(model)
-    return model, card
+    return model, card, report
 
 
 @torch.no_grad()

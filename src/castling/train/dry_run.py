@@ -13,9 +13,12 @@ from PIL import Image
 from castling.data.sources import FolderConfig
 from castling.tasks import TaskConfig
 from castling.tasks.result import TrainResult
-from castling.train.build import check_hardware
+from castling.train.build import check, check_starting_weights
+from castling.train.hardware import check_hardware
 from castling.train.recipe import Recipe
-from castling.train.trainer import train
+from castling.train.run_folder import Resume, check_writable
+from castling.train.run_lock import check_unlocked
+from castling.train.trainer import prepare, train
 
 
 def dry_run(
@@ -26,12 +29,17 @@ def dry_run(
     image_size: int | None = None,
     batch_size: int = 4,
     teacher: str | None = None,
+    run_dir: str | os.PathLike[str] | None = None,
+    resume: Resume = "auto",
 ) -> TrainResult:
     """Run a recipe for a few steps through everything it does: training, saving, switching.
 
     Model, optimiser, schedule, loss, augmentation, averaging and clipping are the recipe's. The
     number of classes follows from the images, a teacher has random weights, and starting weights
-    are not loaded. Runs on the CPU, in a temporary folder.
+    are compared with the model but not loaded. Runs on the CPU, in a temporary folder.
+
+    With ``run_dir``, everything that :func:`castling.train.train` checks before its first step is
+    checked first: the run's folder, devices, the images, starting weights, teacher, loggers.
 
     Args:
         recipe: what to try.
@@ -40,11 +48,24 @@ def dry_run(
         image_size: side in pixels in place of the recipe's, of multi-scale batches too.
         batch_size: in place of the recipe's.
         teacher: a smaller timm model in place of the recipe's teacher.
+        run_dir: folder of the run to check as well; nothing is written to it. None tries the
+            recipe without its data and weights.
+        resume: as for ``train``, with ``run_dir``.
 
     Returns:
         The result. Its metrics are meaningless, and its folders no longer exist.
+
+    Raises:
+        ValueError: and others, as ``train`` raises them.
     """
-    check_hardware(recipe)
+    if run_dir is None:
+        check_hardware(recipe.hardware)
+        check_starting_weights(recipe)
+    else:
+        check(recipe)  # also of a run that is finished
+        check_unlocked(Path(run_dir))
+        prepare(recipe, Path(run_dir), resume)
+        check_writable(Path(run_dir))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source = str(images) if images is not None else str(folder / "images")
@@ -56,7 +77,9 @@ def dry_run(
         trial = dataclasses.replace(
             recipe,
             task=_without_weights(recipe.task, teacher),
-            model=dataclasses.replace(recipe.model, checkpoint="", pretrained=False),
+            model=dataclasses.replace(
+                recipe.model, checkpoint="", checkpoint_key="", pretrained=False
+            ),
             data=dataclasses.replace(
                 recipe.data,
                 source=FolderConfig(path=source),
@@ -68,6 +91,7 @@ def dry_run(
             ),
             epochs=1,
             max_steps=steps,
+            save=dataclasses.replace(recipe.save, loggers=()),
             regularize=dataclasses.replace(
                 recipe.regularize,
                 batchnorm_images=min(recipe.regularize.batchnorm_images, batch_size),

@@ -10,6 +10,7 @@ from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat,
 from castling.data import DataConfig
 from castling.tasks import DEFAULT_TASK, TaskConfig
 from castling.utils.checks import LeftOpenUnitInterval, RightOpenUnitInterval, check_fields
+from castling.utils.devices import check_device_word
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,19 +23,24 @@ class ModelConfig:
             The image size of the data is passed as img_size to models that take it.
         attention: name of an attention, or a dictionary of name and options, put into the model;
             empty keeps what the model has.
-        where: names of the attention layers to convert, "*" allowed; or a plan, a dictionary from
-            such names to the attention of each, null leaving a layer as it is; empty means all.
+        where: names of the attention layers to convert, "*" allowed; a dictionary from such names
+            to the attention of each, null leaving a layer as it is; or the file that castling plan
+            wrote (plan.json); empty means all.
         pretrained: start from timm's published weights (needs the network).
-        checkpoint: start from these weights: a run's folder, .safetensors or .pth.
+        checkpoint: start from these weights: a run's folder, .safetensors or .pth. Softmax weights
+            of the model go into its linear version, another number of classes starts the
+            classifier afresh, positions are resized to the image size.
+        checkpoint_key: which weights in that file, such as model_ema; empty takes the trained ones.
         drop_path: final rate of stochastic depth; empty keeps the model's own.
     """
 
     name: str = "castling_deit_pico"
     kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     attention: str | dict[str, Any] | None = None
-    where: list[str] | dict[str, Any] | None = None
+    where: list[str] | dict[str, Any] | str | None = None
     pretrained: bool = False
     checkpoint: str = ""
+    checkpoint_key: str = ""
     drop_path: RightOpenUnitInterval | None = None
 
     def __post_init__(self) -> None:
@@ -42,6 +48,10 @@ class ModelConfig:
         check_fields(self, "model")
         if self.pretrained and self.checkpoint:
             raise ValueError("model.pretrained and model.checkpoint exclude each other")
+        if self.checkpoint_key and not self.checkpoint:
+            raise ValueError(
+                "model.checkpoint_key names weights in model.checkpoint, which is empty"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,8 +170,9 @@ class HardwareConfig:
     """Where and how it runs; may be changed when a run is resumed.
 
     Attributes:
-        accelerator: "auto" takes a GPU where there is one.
-        devices: number of processes, one device each; 0 means all GPUs, or one CPU process.
+        accelerator: auto (a GPU where CUDA works, else the CPU), cpu, cuda, cuda:1 (the second
+            GPU), mps; gpu means cuda.
+        devices: number of processes, one device each; 0 means all GPUs, or one process.
         nodes: number of machines.
         strategy: as Lightning names it: "auto", "ddp", "ddp_spawn"; a whole model in each process.
         precision: "32", "bf16" or "16" mixed on a GPU; a CPU always computes in 32, because it is
@@ -172,7 +183,7 @@ class HardwareConfig:
         channels_last: keep images and convolutions in channels-last memory layout.
     """
 
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    accelerator: str = "auto"
     devices: NonNegativeInt = 0
     nodes: PositiveInt = 1
     strategy: str = "auto"
@@ -185,6 +196,8 @@ class HardwareConfig:
     def __post_init__(self) -> None:
         """Raise ValueError on values without a meaning."""
         check_fields(self, "hardware")
+        if self.accelerator != "gpu":  # its earlier word for cuda
+            check_device_word(self.accelerator, "hardware.accelerator")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -195,17 +208,51 @@ class SaveConfig:
         every_epochs: write checkpoints/last.ckpt after every so many epochs.
         every_steps: also within epochs, every so many steps; 0 is off.
         validate_epochs: evaluate after every so many epochs, and after the last.
-        log_steps: write the loss to TensorBoard and the live display every so many steps.
+        log_steps: write the loss to the loggers and the live display every so many steps.
+        best: keep the weights of the best evaluation, by the task's headline metric on the
+            validation images. Counted are evaluations at which the switch is possible, that is
+            with the auxiliary masks empty; of equals the later one wins.
+        use: which weights are the run's model: those of the "last" step, or the "best". The others
+            are saved in a sub-folder of that name where they differ.
+        loggers: where curves go besides metrics.csv: names among tensorboard, csv, wandb and
+            mlflow, or dictionaries of a name and options of Lightning's logger of that name, such
+            as {name: wandb, project: photos}.
     """
 
     every_epochs: PositiveInt = 1
     every_steps: NonNegativeInt = 0
     validate_epochs: PositiveInt = 1
     log_steps: PositiveInt = 50
+    best: bool = True
+    use: Literal["last", "best"] = "last"
+    loggers: tuple[str | dict[str, Any], ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
         """Raise ValueError on values without a meaning."""
         check_fields(self, "save")
+        if self.use == "best" and not self.best:
+            raise ValueError("save.use is best, which needs save.best: true")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EarlyStoppingConfig:
+    """Ending training once validation gets no better.
+
+    Evaluations count once the switch is possible, that is with the auxiliary masks empty: a model
+    stopped before could not be switched. So a run with a ramp stops after its end at the earliest.
+
+    Attributes:
+        patience: stop after so many evaluations in a row without a better one; 0 is off.
+        min_delta: by how much the task's headline metric must improve to count as better, in its
+            own unit: percentage points for top1.
+    """
+
+    patience: NonNegativeInt = 0
+    min_delta: NonNegativeFloat = 0.0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError on values without a meaning."""
+        check_fields(self, "early_stopping")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -247,6 +294,7 @@ class Recipe:
         regularize: drop-path ramp, BatchNorm statistics.
         hardware: devices, precision, accumulation.
         save: checkpoints and logs.
+        early_stopping: ending training once validation gets no better.
         switch: casting the auxiliary branches away at the end.
     """
 
@@ -263,6 +311,7 @@ class Recipe:
     regularize: RegularizeConfig = dataclasses.field(default_factory=RegularizeConfig)
     hardware: HardwareConfig = dataclasses.field(default_factory=HardwareConfig)
     save: SaveConfig = dataclasses.field(default_factory=SaveConfig)
+    early_stopping: EarlyStoppingConfig = dataclasses.field(default_factory=EarlyStoppingConfig)
     switch: SwitchConfig = dataclasses.field(default_factory=SwitchConfig)
 
     def __post_init__(self) -> None:
@@ -280,6 +329,7 @@ SECTIONS: dict[str, type] = {
     "regularize": RegularizeConfig,
     "hardware": HardwareConfig,
     "save": SaveConfig,
+    "early_stopping": EarlyStoppingConfig,
     "switch": SwitchConfig,
 }
 #: Plain options beside the sections.

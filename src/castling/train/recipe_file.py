@@ -25,6 +25,8 @@ from castling.train.recipe_parser import (
 
 #: sections that say where a run happens and what it writes, not what it computes
 _FREE_SECTIONS = ("hardware", "save")
+#: options of these sections that do decide what the run's model is
+_BINDING = ("save.use",)
 
 
 def parse_recipe(arguments: Sequence[str]) -> Recipe:
@@ -82,7 +84,8 @@ def recipe_to_yaml(recipe: Recipe) -> str:
 def recipe_differences(old: Recipe, new: Recipe) -> list[str]:
     """What would make ``new`` compute something else than ``old``, one line a field.
 
-    Devices, precision, number of workers and what is written may differ without a line.
+    Devices, precision, number of workers and what is written may differ without a line; which
+    weights are the run's model may not.
     """
     before, after = _flat(recipe_to_dict(old)), _flat(recipe_to_dict(new))
     ignored = {"data.loader.workers"}
@@ -90,7 +93,7 @@ def recipe_differences(old: Recipe, new: Recipe) -> list[str]:
         f"{key}: {before.get(key)!r} → {after.get(key)!r}"
         for key in sorted(set(before) | set(after))
         if before.get(key) != after.get(key)
-        and key.split(".")[0] not in _FREE_SECTIONS
+        and (key.split(".")[0] not in _FREE_SECTIONS or key in _BINDING)
         and key not in ignored
     ]
 

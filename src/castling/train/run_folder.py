@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from castling.tasks.result import TrainResult, read_result
+from castling.models.saved import check_model_files
+from castling.tasks.result import RESULT, TrainResult, read_result
+from castling.tasks.run_recipe import read_run_recipe
 from castling.train.recipe import Recipe
 from castling.train.recipe_file import load_recipe, recipe_differences, recipe_to_yaml
 from castling.utils.files import write_text
+from castling.utils.text import first_line
 
+_log = logging.getLogger(__name__)
 Resume = Literal["auto", "never", "must"]
 
 
@@ -40,27 +47,28 @@ def find_run(
     Raises:
         FileExistsError: the folder holds another recipe's run, or a finished one with "never".
         FileNotFoundError: "must", and there is no checkpoint.
+        ValueError: a file of the run is damaged; the message names it.
     """
     if resume not in ("auto", "never", "must"):
         raise ValueError(f'resume must be "auto", "never" or "must", got {resume!r}')
-    result = read_result(run_dir)
     checkpoint = checkpoint_path(run_dir)
     started = checkpoint.is_file()
+    finished = (run_dir / RESULT).is_file()
     if resume == "never":
-        if result is not None:
+        if finished:
             raise FileExistsError(
                 f"{run_dir} holds a finished run; choose another folder or delete this one"
             )
         started = False
-    elif result is not None or started:
-        differences = recipe_differences(load_recipe(run_dir / "recipe.yaml"), recipe)
+    elif finished or started:
+        differences = recipe_differences(_recipe_of(run_dir), recipe)
         if differences:
-            state = "a finished" if result is not None else "an unfinished"
+            state = "a finished" if finished else "an unfinished"
             raise FileExistsError(
                 f"{run_dir} holds {state} run of another recipe; choose another folder, delete "
                 "this one, or use its recipe. Differences:\n  " + "\n  ".join(differences)
             )
-        if result is not None:
+        if finished and (result := _whole_result(run_dir, can_rebuild=started)) is not None:
             return dataclasses.replace(result, already_finished=True), None
     elif resume == "must":
         raise FileNotFoundError(f"nothing to resume: {run_dir} has no checkpoints/last.ckpt")
@@ -68,6 +76,52 @@ def find_run(
     if not existing.is_dir():
         raise FileExistsError(f"{run_dir} cannot be a run's folder: {existing} is a file")
     return None, checkpoint if started else None
+
+
+def _recipe_of(run_dir: Path) -> Recipe:
+    path = run_dir / "recipe.yaml"
+    try:
+        read_run_recipe(path)
+        return load_recipe(path)
+    except ValueError as error:
+        raise ValueError(
+            f"{first_line(error)}, so it cannot be seen whether this is the same run: put the "
+            f"recipe of the run there, as {path.name} of such a run has it, or choose another --run"
+        ) from error
+
+
+def _whole_result(run_dir: Path, can_rebuild: bool) -> TrainResult | None:
+    """The result of a finished run; None where a file is damaged that can be written again.
+
+    Raises:
+        ValueError: a file is damaged, and there is no checkpoint to write it from.
+        FileNotFoundError: a file is missing, and there is no checkpoint to write it from.
+    """
+    try:
+        result = read_result(run_dir)
+        assert result is not None
+        for folder in filter(None, (result.model_dir, result.switched_dir, result.other_dir)):
+            check_model_files(folder)
+        return result
+    except (FileNotFoundError, ValueError) as error:
+        if not can_rebuild:
+            raise type(error)(
+                f"{run_dir} was finished, but {first_line(error)}. Without "
+                "checkpoints/last.ckpt it cannot be written again: delete the folder to train anew"
+            ) from error
+        _log.warning(
+            "%s was finished, but %s: written again from checkpoints/last.ckpt",
+            run_dir,
+            first_line(error),
+        )
+        return None
+
+
+def check_writable(run_dir: Path) -> None:
+    """Raise PermissionError unless the folder, or the one it will be made in, may be written."""
+    existing = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, "may not be written", str(existing))
 
 
 def make_run(recipe: Recipe, run_dir: Path, resume: Resume) -> None:

@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import nn
 
 from castling.data.errors import plain_data_errors
-from castling.surgery import has_idle_biases
+from castling.models.card import ModelCard
 from castling.tasks.result import TrainResult
-from castling.train.build import build, check, check_forward, open_data
+from castling.train.build import build, check, check_forward, open_data, with_plan
 from castling.train.callbacks import (
     AuxiliarySchedule,
     BatchNormStatistics,
+    BestWeights,
     Checkpoints,
     DropPathRamp,
+    EarlyStopping,
     History,
     Progress,
     StopOnNonFiniteLoss,
     WeightAverage,
 )
+from castling.train.callbacks.early_stopping import check_early_stopping
 from castling.train.finish import finish
+from castling.train.hardware import several_processes, trainer_arguments
+from castling.train.loggers import make_loggers
 from castling.train.module import TrainingModule
 from castling.train.recipe import Recipe
 from castling.train.run_folder import (
@@ -39,10 +45,29 @@ from castling.train.run_folder import (
     make_run,
     read_checkpoint,
 )
+from castling.train.run_lock import locked
+from castling.train.stopping import StopRequest
 from castling.utils.randomness import seed_everything
+from castling.utils.shared import SharedSetting
 
-_log = logging.getLogger(__name__)
-_PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A run that has passed every check and can be trained.
+
+    Attributes:
+        module: model, task and data.
+        card: of the model.
+        trainer: Lightning's.
+        checkpoints: writes checkpoints.
+        checkpoint: what the run goes on from; None for a new one.
+    """
+
+    module: TrainingModule
+    card: ModelCard
+    trainer: pl.Trainer
+    checkpoints: Checkpoints
+    checkpoint: Path | None
 
 
 def train(
@@ -55,8 +80,9 @@ def train(
     """Train, evaluate, switch where there is something to switch, and evaluate again.
 
     Writes to ``run_dir``: recipe.yaml, metrics.csv, auxiliary.csv (models with auxiliary branches),
-    tensorboard/, checkpoints/last.ckpt, model.safetensors and model.json, switched/ with the same
-    two and certificate.json, result.json.
+    what the loggers write, checkpoints/, model.safetensors and model.json, switched/ with the same
+    two and certificate.json, best/ (or last/) with another saved model, result.json. While it
+    trains there is train.lock.
 
     Args:
         recipe: everything that decides how it goes.
@@ -71,61 +97,90 @@ def train(
 
     Raises:
         FileExistsError: the folder holds another recipe's run; the message lists the differences.
-        FileNotFoundError: "must" without a checkpoint, or images or weights that do not exist.
+        FileNotFoundError: "must" without a checkpoint, or images, weights or a plan that do not
+            exist.
         ValueError: something in the recipe does not fit together; raised before training starts.
         DataError: an image is damaged.
         NonFiniteLossError: the loss became NaN or infinite; the message says what to try.
-        TrainingInterrupted: Ctrl-C; the message says how to go on.
+        RunLockedError: another process trains in the folder.
+        TrainingInterrupted: Ctrl-C or SIGTERM; the message says how to go on.
     """
     run_dir = Path(run_dir)
-    with _quiet_lightning(), plain_data_errors():
-        finished, checkpoint = find_run(recipe, run_dir, resume)
+    stop = StopRequest()
+    with _quiet_lightning(), plain_data_errors(), stop.listening():
+        recipe = with_plan(recipe)
+        finished, _ = find_run(recipe, run_dir, resume)
         if finished is not None:
             return finished
-        check(recipe)
-        seed_everything(recipe.seed)
-        data, task = open_data(recipe)
-        model, card = build(recipe, task)
-        start = (0, 0)
-        if checkpoint is not None:
-            start = _position(read_checkpoint(checkpoint))
-        else:
-            check_forward(model, task, data)
-        if recipe.hardware.channels_last:
-            model.to(memory_format=torch.channels_last)
-        if recipe.hardware.compile:
-            model.compile()
-        module = TrainingModule(model, task, recipe, data, start)
-        checkpoints = Checkpoints(checkpoint_path(run_dir).parent, recipe.save)
-        trainer = _trainer(recipe, model, run_dir, progress, checkpoints, callbacks)
-        if trainer.is_global_zero:
-            make_run(recipe, run_dir, resume)
-        with checkpoints.listening(trainer):
-            trainer.fit(
-                module, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True
-            )
-        if not trainer.is_global_zero:
-            return TrainResult(run_dir=str(run_dir), metrics={})
-        return finish(module, card, run_dir, trainer)
+        first = not several_processes(recipe.hardware) or rank_zero_only.rank == 0
+        with locked(run_dir) if first else contextlib.nullcontext():
+            found = prepare(recipe, run_dir, resume, progress, callbacks, stop)
+            if isinstance(found, TrainResult):
+                return found
+            trainer = found.trainer
+            if trainer.is_global_zero:
+                make_run(recipe, run_dir, resume)
+            with found.checkpoints.taking_part(trainer):
+                trainer.fit(
+                    found.module,
+                    ckpt_path=None if found.checkpoint is None else str(found.checkpoint),
+                    weights_only=True,
+                )
+            if not trainer.is_global_zero:
+                return TrainResult(run_dir=str(run_dir), metrics={})
+            return finish(found.module, found.card, run_dir, trainer)
+
+
+def prepare(
+    recipe: Recipe,
+    run_dir: Path,
+    resume: Resume = "auto",
+    progress: bool = False,
+    callbacks: Sequence[pl.Callback] = (),
+    stop: StopRequest | None = None,
+) -> Prepared | TrainResult:
+    """Everything before the first step: all checks are made, and nothing is written.
+
+    Arguments and errors are those of :func:`train`.
+
+    Returns:
+        The run, or the result of one that is finished.
+    """
+    finished, checkpoint = find_run(recipe, run_dir, resume)
+    if finished is not None:
+        return finished
+    check(recipe, resumed=checkpoint is not None)
+    seed_everything(recipe.seed)
+    data, task = open_data(recipe)
+    model, card, weights = build(recipe, task, resumed=checkpoint is not None)
+    task.see_training_labels(data.dataset("train").selection.labels)
+    check_early_stopping(recipe.early_stopping, model)
+    start = (0, 0)
+    if checkpoint is not None:
+        start = _position(read_checkpoint(checkpoint), checkpoint)
+    else:
+        check_forward(model, task, data)
+    if recipe.hardware.channels_last:
+        model.to(memory_format=torch.channels_last)
+    if recipe.hardware.compile:
+        model.compile()
+    module = TrainingModule(model, task, recipe, data, start)
+    best = BestWeights(checkpoint_path(run_dir).parent) if recipe.save.best else None
+    checkpoints = Checkpoints(checkpoint_path(run_dir), recipe.save, stop or StopRequest(), best)
+    shown = [Progress(run_dir, weights)] if progress else []
+    trainer = _trainer(recipe, model, run_dir, shown, checkpoints, callbacks)
+    return Prepared(module, card, trainer, checkpoints, checkpoint)
 
 
 def _trainer(
     recipe: Recipe,
     model: nn.Module,
     run_dir: Path,
-    progress: bool,
+    progress: list[Progress],
     checkpoints: Checkpoints,
     further: Sequence[pl.Callback],
 ) -> pl.Trainer:
-    hardware, save = recipe.hardware, recipe.save
-    accelerator = hardware.accelerator
-    if accelerator == "auto":
-        accelerator = "gpu" if torch.cuda.is_available() else "cpu"
-    precision = hardware.precision
-    if accelerator == "cpu" and precision != "32":
-        _log.warning("hardware.precision %s is meant for a GPU; this CPU computes in 32", precision)
-        precision = "32"
-    devices: Any = hardware.devices or (-1 if accelerator == "gpu" else 1)
+    save = recipe.save
     callbacks: list[pl.Callback] = [StopOnNonFiniteLoss(save.log_steps)]
     if recipe.ema.decay:
         callbacks.append(WeightAverage(recipe.ema))
@@ -135,19 +190,17 @@ def _trainer(
     if recipe.regularize.batchnorm_images:
         callbacks.append(BatchNormStatistics(recipe.regularize.batchnorm_images))
     callbacks += further
-    if progress:
-        callbacks.append(Progress(run_dir))
+    if checkpoints.best is not None:
+        callbacks.append(checkpoints.best)
+    if recipe.early_stopping.patience:
+        callbacks.append(EarlyStopping(recipe.early_stopping))
+    callbacks += progress
     callbacks.append(History(run_dir / "metrics.csv", save.log_steps))
     callbacks.append(checkpoints)
     return pl.Trainer(
-        accelerator=accelerator,
-        devices=devices,
-        num_nodes=hardware.nodes,
-        strategy=_strategy(hardware.strategy, model, devices != 1 or hardware.nodes > 1),
-        precision=_PRECISIONS[precision],
+        **trainer_arguments(recipe.hardware, model),
         max_epochs=recipe.epochs,
         max_steps=recipe.max_steps or -1,
-        accumulate_grad_batches=hardware.accumulate,
         check_val_every_n_epoch=save.validate_epochs,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
@@ -155,47 +208,31 @@ def _trainer(
         enable_progress_bar=False,
         enable_model_summary=False,
         log_every_n_steps=save.log_steps,
-        logger=TensorBoardLogger(str(run_dir), name="", version="tensorboard"),
+        logger=make_loggers(save.loggers, run_dir) or False,
         callbacks=callbacks,
     )
 
 
-def _strategy(strategy: str, model: nn.Module, several: bool) -> str:
-    """The strategy, with ``find_unused_parameters`` where some get no gradient.
-
-    Only the auxiliary branch reads a host's score biases, so they get no gradient once it has
-    closed; DistributedDataParallel would wait for them or raise.
-    """
-    plain = {"auto": "ddp", "ddp": "ddp", "ddp_spawn": "ddp_spawn"}
-    if several and strategy in plain and has_idle_biases(model):
-        return f"{plain[strategy]}_find_unused_parameters_true"
-    return strategy
-
-
-def _position(checkpoint: dict[str, Any]) -> tuple[int, int]:
-    for name, state in checkpoint["callbacks"].items():
+def _position(checkpoint: dict[str, Any], path: Path) -> tuple[int, int]:
+    for name, state in checkpoint.get("callbacks", {}).items():
         if name.startswith(Checkpoints.__qualname__):
             epoch, batch = state["position"]
             return epoch, batch
-    raise ValueError("the checkpoint was not written by castling")
+    raise ValueError(f"{path} was not written by castling train")
 
 
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
+def _silence() -> Callable[[], None]:
     """Silence Lightning's tips and warnings; errors are raised as exceptions."""
-    loggers = [
-        logging.getLogger(name)
-        for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning_utilities")
-    ]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning.*")
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+    stack = contextlib.ExitStack()
+    stack.enter_context(warnings.catch_warnings())
+    warnings.filterwarnings("ignore", module="lightning.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning_utilities"):
+        logger = logging.getLogger(name)
+        stack.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.ERROR)
+    return stack.close
+
+
+_quiet_lightning = SharedSetting(_silence)

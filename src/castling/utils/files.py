@@ -15,10 +15,29 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+
+@contextmanager
+def naming(path: str | os.PathLike[str], temporary: str | os.PathLike[str] = "") -> Iterator[None]:
+    """Let system errors that name no file, or one in ``temporary``, name ``path``.
+
+    Writing to an open file reports a full disk without saying which file it was.
+
+    Raises:
+        OSError: as the body, with the name.
+    """
+    try:
+        yield
+    except OSError as error:
+        hidden = bool(temporary) and str(error.filename).startswith(str(temporary))
+        if error.filename is None or hidden:
+            number = error.errno or errno.EIO
+            raise type(error)(number, error.strerror or str(error), str(path)) from error
+        raise
 
 
 @contextmanager
@@ -35,13 +54,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     # The name is random, so that two processes writing one file do not write into one another.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.filename in (None, str(temporary), temporary):
-            raise type(error)(error.errno, error.strerror or str(error), str(path)) from error
-        raise
+        with naming(path, temporary):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -58,18 +74,13 @@ def replacing_together(folder: str | os.PathLike[str]) -> Iterator[Path]:
         OSError: the disk is full or the folder may not be written; the message names ``folder``.
     """
     folder = Path(folder)
-    try:
+    with naming(folder, folder / "."):
         folder.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".", suffix=".part", dir=folder))
-    except OSError as error:
-        raise type(error)(error.errno, error.strerror or str(error), str(folder)) from error
     try:
-        yield temporary
-        _move_together(temporary, folder)
-    except OSError as error:
-        if error.filename is None or str(error.filename).startswith(str(temporary)):
-            raise type(error)(error.errno, error.strerror or str(error), str(folder)) from error
-        raise
+        with naming(folder, temporary):
+            yield temporary
+            _move_together(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -100,6 +111,16 @@ def _move_together(source: Path, folder: Path) -> None:
         for name in set_aside:
             os.replace(old / name, folder / name)
         raise
+
+
+def refuse_existing(paths: Iterable[str | os.PathLike[str]], overwrite: bool) -> None:
+    """Raise FileExistsError where one of the files is there and ``overwrite`` is False."""
+    for path in paths:
+        if not overwrite and os.path.lexists(path):
+            raise FileExistsError(
+                f"{path} exists: choose another name, or replace it with overwrite=True "
+                "(--overwrite)"
+            )
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,13 +41,14 @@ class Launch:
     num_stages: int = 2
 
 
-_recordings: list[list[Launch]] = []
+_recording: ContextVar[list[Launch] | None] = ContextVar("castling_recording", default=None)
 
 
 def launch(call: Launch) -> None:
     """Run ``call``, or record it inside :func:`recorded_launches`."""
-    if _recordings:
-        _recordings[-1].append(call)
+    recording = _recording.get()
+    if recording is not None:
+        recording.append(call)
         return
     tensors = [a for a in call.arguments.values() if isinstance(a, Tensor)]
     device = tensors[0].device
@@ -64,11 +66,11 @@ def launch(call: Launch) -> None:
 def recorded_launches() -> Iterator[list[Launch]]:
     """Collect launches instead of running them, to call wrappers on meta tensors."""
     calls: list[Launch] = []
-    _recordings.append(calls)
+    token = _recording.set(calls)
     try:
         yield calls
     finally:
-        _recordings.pop()
+        _recording.reset(token)
 
 
 def strides(name: str, tensor: Tensor | None) -> dict[str, Argument]:

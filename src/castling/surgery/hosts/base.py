@@ -7,8 +7,8 @@ subclass of :class:`HostAttention` decorated by :func:`register_host` that
 
 1. reads heads, widths and the scale of the scores off the host in ``__init__``, and moves the
    host's children with :meth:`HostAttention.take`;
-2. says in :meth:`HostAttention.places` where the attentions of a model stand, and hooks a
-   ``Geometry`` up where the host does not hand its grid over;
+2. says in :meth:`HostAttention.places` where the attentions of a model stand, and where the host
+   does not hand its grid over, hooks a ``Geometry`` up (``shared_geometry``, ``watch_tokens``);
 3. keeps the host's ``forward`` signature: project, call ``attend``, project back;
 4. overrides :meth:`HostAttention.call_grid` where the grid is among the arguments of the call.
 """
@@ -42,10 +42,13 @@ class Place:
     num_prefix_tokens: int = 0
     no_grid: str = ""
 
-    @property
-    def grid(self) -> Grid | None:
-        """(h, w) of the layer's keys for the current image, where the geometry tells it."""
-        return None if self.geometry is None else self.geometry.at_level(self.level)
+    def grid_of(self, tokens: Tensor) -> Grid | None:
+        """(h, w) of the keys among ``tokens`` (B, N, C); None where the host has no geometry.
+
+        Raises:
+            GridUnknownError: the geometry cannot tell which image the tokens are of.
+        """
+        return None if self.geometry is None else self.geometry.grid_of(tokens, self)
 
 
 class HostAttention(AttentionCore):
@@ -104,13 +107,24 @@ class HostAttention(AttentionCore):
             place: where it stands.
             args: positional arguments of the call.
             kwargs: keyword arguments of the call.
+
+        Raises:
+            GridUnknownError: nobody knows it.
         """
-        return place.grid
+        return place.grid_of(args[0] if args else kwargs["x"])
 
     @property
-    def grid(self) -> Grid | None:
-        """(h, w) of this layer's keys, where the host's geometry tells it."""
-        return self.place.grid
+    def uses_grid(self) -> bool:
+        """Whether some part of this attention depends on the grid."""
+        return self.kernel.needs_grid or self.config.local == "grid2d"
+
+    def known_grid(self, tokens: Tensor) -> Grid | None:
+        """(h, w) of this layer's keys; None where it has no use for it or no host to ask.
+
+        Raises:
+            GridUnknownError: as :meth:`Place.grid_of`.
+        """
+        return self.place.grid_of(tokens) if self.uses_grid else None
 
     @property
     def wants_bias(self) -> bool:
@@ -200,6 +214,24 @@ def shared_geometry(
     return geometry
 
 
+def watch_tokens(host: nn.Module, geometry: Geometry, places: dict[str, Place]) -> None:
+    """Let the geometry follow the tokens of ``host`` to its attentions.
+
+    Args:
+        host: the whole model.
+        geometry: of the host.
+        places: of its attentions, by name from the host, in order of execution.
+    """
+    geometry.watch_host(host)
+    first: dict[str, Place] = {}
+    for name, place in places.items():
+        parts = name.split(".")
+        for depth in range(1, len(parts)):
+            first.setdefault(".".join(parts[:depth]), place)
+    for name, place in first.items():
+        geometry.watch_tokens(host.get_submodule(name), place)
+
+
 def join(prefix: str, name: str) -> str:
     """``prefix.name``, or ``name`` alone below the root."""
     return f"{prefix}.{name}" if prefix else name
@@ -212,4 +244,5 @@ def tokens_to_grid(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
 
 def symbolic(*sizes: int) -> bool:
     """Whether a program is being traced that leaves any of these sizes open."""
-    return any(isinstance(size, torch.SymInt) for size in sizes)
+    # ``torch.jit.trace`` hands out sizes as tensors.
+    return any(isinstance(size, torch.SymInt | Tensor) for size in sizes)

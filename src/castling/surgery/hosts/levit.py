@@ -7,17 +7,19 @@ bilinearly.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import torch
 from timm.models.levit import Attention as TimmAttention
 from timm.models.levit import AttentionDownsample as TimmAttentionDownsample
+from timm.models.levit import Downsample as TimmDownsample
 from timm.models.levit import Levit
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from castling.attention import AttentionConfig
-from castling.surgery.geometry import Geometry, Grid
+from castling.surgery.geometry import Geometry, Grid, GridUnknownError
 from castling.surgery.hosts.base import (
     HostAttention,
     Place,
@@ -27,6 +29,7 @@ from castling.surgery.hosts.base import (
     shared_geometry,
     symbolic,
     tokens_to_grid,
+    watch_tokens,
 )
 
 
@@ -55,17 +58,24 @@ class _LevitAttention(HostAttention):
         self.take(host, "use_conv", "key_dim", "val_dim", "val_attn_dim", "resolution")
         self.take(host, "attention_biases", "proj")
 
+    def reset_parameters(self) -> None:
+        """The biases start at zero, as the host's."""
+        if hasattr(self, "attention_biases"):
+            nn.init.zeros_(self.attention_biases)
+
     @classmethod
     def places(cls, model: nn.Module) -> dict[str, Place]:
         """See :class:`HostAttention`; the level counts the downsamplings already passed."""
         places = {}
         for prefix, levit in named_hosts(model, Levit):
             geometry = shared_geometry(levit, levit.stem, Geometry.watch_stem)
-            level = 0
+            level, inside = 0, {}
             for name, module in levit.named_modules():
                 if isinstance(module, TimmAttention | TimmAttentionDownsample | _LevitAttention):
-                    places[join(prefix, name)] = Place(geometry, level=level)
+                    inside[name] = Place(geometry, level=level)
                 level += isinstance(module, TimmAttentionDownsample | LevitAttentionDownsample)
+            watch_tokens(levit, geometry, inside)
+            places.update({join(prefix, name): place for name, place in inside.items()})
         return places
 
     @classmethod
@@ -76,18 +86,25 @@ class _LevitAttention(HostAttention):
         x = args[0] if args else kwargs["x"]
         if module.use_conv:
             return x.shape[-2], x.shape[-1]
-        height, width = place.grid or module.resolution
-        return height, width
+        height, width = module.resolution
+        try:
+            return place.grid_of(x) or (height, width)
+        except GridUnknownError as error:
+            # A layer called alone is bound to the grid it was made for, as the host's is.
+            if error.never_embedded and x.shape[1] == height * width:
+                return height, width
+            raise
 
-    def known_grid(self, x: Tensor) -> Grid:
-        """(h, w) of the keys."""
-        return self.call_grid(self, self.place, (x,), {})
+    def known_grid(self, tokens: Tensor) -> Grid:
+        """(h, w) of the keys, which this attention always needs."""
+        return self.call_grid(self, self.place, (tokens,), {})
 
     def tokens(self, projected: Tensor) -> Tensor:
         """(B, N, H·c) rows or (B, H·c, h, w) maps -> (B, N, H, c)."""
         if self.use_conv:
             projected = projected.flatten(2).transpose(1, 2)
-        return projected.unflatten(-1, (self.num_heads, -1))
+        batch, count, channels = projected.shape
+        return projected.reshape(batch, count, self.num_heads, channels // self.num_heads)
 
     def score_bias(
         self, query_grid: tuple[int, int], key_grid: tuple[int, int], stride: int
@@ -112,9 +129,10 @@ class _LevitAttention(HostAttention):
 
     def project(self, out: Tensor, grid: tuple[int, int]) -> Tensor:
         """Heads joined and projected, in the layout that the host expects."""
-        out = out.flatten(2)
+        batch, count = out.shape[:2]
+        out = out.reshape(batch, count, self.val_attn_dim)
         if self.use_conv:
-            out = out.transpose(1, 2).unflatten(2, grid)
+            out = out.transpose(1, 2).reshape(batch, self.val_attn_dim, *grid)
         return self.proj(out)
 
 
@@ -138,6 +156,24 @@ class LevitAttention(_LevitAttention):
         return self.project(self.attend(query, key, value, grid=grid, bias=bias), grid)
 
 
+class GridDownsample(nn.Module):
+    """LeViT's ``q.down`` on any grid; the host's own is bound to the one it was made for.
+
+    Args:
+        host: the module to replace.
+    """
+
+    def __init__(self, host: TimmDownsample) -> None:
+        super().__init__()
+        self.stride, self.pool = host.stride, host.pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, h, w, C) -> (B, ⌈h/2⌉·⌈w/2⌉, C)."""
+        if self.pool is None:
+            return x[:, :: self.stride, :: self.stride].flatten(1, 2)
+        return self.pool(x.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
+
+
 @register_host(TimmAttentionDownsample)
 class LevitAttentionDownsample(_LevitAttention):
     """LeViT's downsampling attention: queries at every second row and column of the keys."""
@@ -149,15 +185,9 @@ class LevitAttentionDownsample(_LevitAttention):
     def __init__(self, host: Any, config: AttentionConfig, place: Place) -> None:
         super().__init__(host, config, place)
         self.take(host, "stride", "kv", "q")
-
-    def subsample(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """The host's ``q.down`` on any grid; its own module is bound to one."""
-        if self.use_conv:
-            return self.q.down(x)
-        image = tokens_to_grid(x, grid)
-        if self.q.down.pool is None:
-            return image[:, :: self.stride, :: self.stride].flatten(1, 2)
-        return self.q.down.pool(image.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
+        if type(self.q.down) is TimmDownsample:  # the host keeps its own, until all is built
+            down = GridDownsample(self.q.down)
+            self.q = nn.Sequential(OrderedDict(down=down, ln=self.q.ln))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, ⌈h/2⌉·⌈w/2⌉, C'), or maps in the convolutional variants."""
@@ -168,7 +198,7 @@ class LevitAttentionDownsample(_LevitAttention):
         def to_queries(tokens: Tensor) -> Tensor:
             return tokens_to_grid(tokens, grid)[:, :: self.stride, :: self.stride].flatten(1, 2)
 
-        query = self.tokens(self.q.ln(self.subsample(x, grid)))
+        query = self.tokens(self.q(x if self.use_conv else tokens_to_grid(x, grid)))
         bias = self.score_bias(query_grid, grid, self.stride)
         out = self.attend(query, key, value, grid=grid, bias=bias, to_queries=to_queries)
         return self.project(out, query_grid)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from timm.layers import trunc_normal_tf_
 from timm.models.mvitv2 import MultiScaleAttention as TimmAttention
 from timm.models.mvitv2 import reshape_post_pool, reshape_pre_pool
 from torch import Tensor, nn
@@ -49,6 +50,12 @@ class MultiScaleAttention(HostAttention):
         self.take(host, "qkv", "proj", "pool_q", "pool_k", "pool_v", "norm_q", "norm_k", "norm_v")
         self.take(host, "rel_pos_h", "rel_pos_w", "unshared")
 
+    def reset_parameters(self) -> None:
+        """The tables as the host starts them."""
+        for name in self.bias_names:
+            if isinstance(getattr(self, name, None), Tensor):
+                trunc_normal_tf_(getattr(self, name), std=0.02)
+
     @classmethod
     def places(cls, model: nn.Module) -> dict[str, Place]:
         """See :class:`HostAttention`; this host passes its grid with every call."""
@@ -87,7 +94,8 @@ class MultiScaleAttention(HostAttention):
         if self.rel_pos_type != "spatial" or not self.wants_bias:
             return None
         prefix = int(self.has_cls_token)
-        maps = query[:, :, prefix:].unflatten(2, tuple(query_grid))
+        batch, heads, _, channels = query.shape
+        maps = query[:, :, prefix:].reshape(batch, heads, *query_grid, channels)
         by_row = torch.einsum(
             "bhyxc,ykc->bhyxk", maps, _distances(self.rel_pos_h, query_grid[0], key_grid[0])
         )
@@ -109,9 +117,11 @@ class MultiScaleAttention(HostAttention):
         prefix = self.place.num_prefix_tokens
 
         def to_queries(keyed: Tensor) -> Tensor:
-            image = keyed[:, prefix:].flatten(2).transpose(1, 2).unflatten(2, tuple(key_grid))
+            channels = keyed.shape[2] * keyed.shape[3]
+            image = keyed[:, prefix:].reshape(batch, *key_grid, channels).permute(0, 3, 1, 2)
             image = F.interpolate(image, size=tuple(query_grid), mode="nearest")
-            image = image.flatten(2).transpose(1, 2).unflatten(2, keyed.shape[2:])
+            count = query_grid[0] * query_grid[1]
+            image = image.permute(0, 2, 3, 1).reshape(batch, count, *keyed.shape[2:])
             return torch.cat([keyed[:, :prefix], image], dim=1) if prefix else image
 
         out = self.attend(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from timm.layers.attention import Attention as TimmAttention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -21,7 +20,9 @@ from castling.surgery.hosts.base import (
     named_hosts,
     register_host,
     shared_geometry,
+    watch_tokens,
 )
+from castling.surgery.key_mask import as_key_mask
 
 
 @register_host(TimmAttention)
@@ -61,17 +62,22 @@ class ViTAttention(HostAttention):
                 no_grid = "patch_drop_rate leaves holes in it while training"
             else:
                 geometry = shared_geometry(vit, vit.patch_embed, Geometry.watch_patch_embed)
-            for name, module in vit.blocks.named_modules():
-                if isinstance(module, TimmAttention | cls):
-                    places[join(prefix, f"blocks.{name}")] = Place(
-                        geometry, num_prefix_tokens=vit.num_prefix_tokens, no_grid=no_grid
-                    )
+            inside = {
+                f"blocks.{name}": Place(
+                    geometry, num_prefix_tokens=vit.num_prefix_tokens, no_grid=no_grid
+                )
+                for name, module in vit.blocks.named_modules()
+                if isinstance(module, TimmAttention | cls)
+            }
+            if geometry is not None:
+                watch_tokens(vit, geometry, inside)
+            places.update({join(prefix, name): place for name, place in inside.items()})
         return places
 
     def forward(
         self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
-        """(B, N, C) -> (B, N, C); ``attn_mask`` may exclude keys: (B, N) or (B, 1, 1, N) boolean.
+        """(B, N, C) -> (B, N, C); ``attn_mask`` may exclude keys, see :func:`as_key_mask`.
 
         Raises:
             ValueError: a mask that is not a key mask, or a causal one: linear attention has none.
@@ -87,23 +93,11 @@ class ViTAttention(HostAttention):
             self.q_norm(query),
             self.k_norm(key),
             value,
-            grid=self.grid,
+            grid=self.known_grid(x),
             num_prefix_tokens=self.place.num_prefix_tokens,
-            key_mask=None if attn_mask is None else _as_key_mask(attn_mask, batch, tokens),
+            key_mask=None if attn_mask is None else as_key_mask(attn_mask, batch, tokens),
         )
         out = self.norm(out.reshape(batch, tokens, self.attn_dim))
         if self.gate is not None:
             out = out * self.gate(x).sigmoid()
         return self.proj_drop(self.proj(out))
-
-
-def _as_key_mask(mask: Tensor, batch: int, tokens: int) -> Tensor:
-    if mask.dtype == torch.bool and mask.dim() == 4 and mask.shape[1:3] == (1, 1):
-        mask = mask[:, 0, 0]
-    if mask.dtype != torch.bool or mask.dim() != 2 or mask.shape[-1] != tokens:
-        raise ValueError(
-            "a converted attention takes key masks only: boolean, (batch, tokens) or "
-            f"(batch, 1, 1, tokens), True where a token takes part; got {mask.dtype} of shape "
-            f"{tuple(mask.shape)}"
-        )
-    return mask.expand(batch, tokens)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveFloat
 
 from castling.data.mixing import MixConfig
 from castling.tasks.interface import TaskConfig
@@ -21,10 +21,14 @@ class LossConfig:
         kind: ``"cross_entropy"``, also for the soft labels of mixup; ``"binary_cross_entropy"`` one
             sigmoid a class, averaged over classes, as QT-ViT and EfficientViT train.
         smoothing: label smoothing: this share of the label goes to all classes equally.
+        class_weights: how much an image counts by its class. ``"none"``: the same for all;
+            ``"balanced"``: n/(K·n_k) for the n_k of n training images in class k of K, so that
+            classes count alike; or a list of a weight per class, in the order of the labels.
     """
 
     kind: Literal["cross_entropy", "binary_cross_entropy"] = "cross_entropy"
     smoothing: RightOpenUnitInterval = 0.1
+    class_weights: Literal["none", "balanced"] | tuple[PositiveFloat, ...] = "none"
 
     def __post_init__(self) -> None:
         check_fields(self, "task.loss")

@@ -10,17 +10,45 @@ from castling.tasks.classification.config import LossConfig
 from castling.tasks.teacher import DistillConfig
 
 
-def label_loss(logits: Tensor, labels: Tensor, config: LossConfig) -> Tensor:
-    """Distance of logits (B, K) to labels (B,) or soft labels (B, K), 0-dimensional."""
+def label_loss(
+    logits: Tensor, labels: Tensor, config: LossConfig, weights: Tensor | None = None
+) -> Tensor:
+    """Distance of logits (B, K) to labels (B,) or soft labels (B, K), 0-dimensional.
+
+    Args:
+        logits: of the model.
+        labels: classes, or shares of them.
+        config: kind and smoothing.
+        weights: (K,) how much an image counts by its class, a mixed one by its shares; the mean is
+            that of the weighted images, Σ wᵢ·ℓᵢ / Σ wᵢ. None: all alike.
+    """
     smoothing = config.smoothing
     logits = logits.float()
-    if config.kind == "cross_entropy":
-        return F.cross_entropy(logits, labels, label_smoothing=smoothing)
     classes = logits.shape[1]
-    if labels.ndim == 1:
-        labels = F.one_hot(labels, classes)
-    soft = labels.to(logits.dtype) * (1 - smoothing) + smoothing / classes
-    return F.binary_cross_entropy_with_logits(logits, soft)
+    if config.kind == "cross_entropy":
+        if weights is None:
+            return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        losses = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
+        return _weighted_mean(losses, labels, weights)
+    soft = F.one_hot(labels, classes) if labels.ndim == 1 else labels
+    soft = soft.to(logits.dtype) * (1 - smoothing) + smoothing / classes
+    if weights is None:
+        return F.binary_cross_entropy_with_logits(logits, soft)
+    losses = F.binary_cross_entropy_with_logits(logits, soft, reduction="none").mean(dim=1)
+    return _weighted_mean(losses, labels, weights)
+
+
+def _weighted_mean(losses: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Mean of the losses (B,), each weighted by the weights (K,) of its image's classes."""
+    each = weights[labels] if labels.ndim == 1 else labels.to(weights.dtype) @ weights
+    return (losses * each).sum() / each.sum()
+
+
+def balanced_weights(counts: Tensor) -> Tensor:
+    """n/(K·n_k) of every class, (K,), from the numbers of images n_k; 0 for an empty class."""
+    counts = counts.double()
+    weights = counts.sum() / (len(counts) * counts)
+    return weights.masked_fill(counts == 0, 0.0).float()
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, config: DistillConfig) -> Tensor:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
@@ -23,6 +25,7 @@ from castling.data.transforms.classification import (
 from castling.tasks.classification import report
 from castling.tasks.classification.config import ClassificationConfig
 from castling.tasks.classification.losses import (
+    balanced_weights,
     distillation_loss,
     label_loss,
     mean_of_heads,
@@ -67,6 +70,7 @@ class ClassificationTask(Task):
         "eval_crop",
     )
 
+    class_weights: Tensor | None
     config: ClassificationConfig
     transform_options: ClassificationTransformConfig
 
@@ -76,6 +80,7 @@ class ClassificationTask(Task):
         super().__init__(config, info, transform)
         # A list hides the frozen teacher from parameters(), state_dict() and DDP.
         self._teacher: list[Teacher] = []
+        self.register_buffer("class_weights", None, persistent=False)
 
     @classmethod
     def check(cls, recipe: RecipeLike) -> None:
@@ -104,6 +109,26 @@ class ClassificationTask(Task):
         )
         if set_distilled is not None:
             set_distilled(True)
+
+    def see_training_labels(self, labels: NDArray[np.int64] | None) -> None:
+        """Take the weights of the classes from the training images, or from the options.
+
+        Raises:
+            ValueError: there is not one weight per class.
+        """
+        given, classes = self.config.loss.class_weights, len(self.info.classes)
+        if given == "none":
+            self.class_weights = None
+        elif given == "balanced":
+            counts = np.bincount(np.asarray(labels), minlength=classes)
+            self.class_weights = balanced_weights(torch.from_numpy(counts))
+        else:
+            if len(given) != classes:
+                raise ValueError(
+                    f"task.loss.class_weights holds {len(given)} weights for {classes} classes: "
+                    f"{', '.join(self.info.classes[:10])}{', …' if classes > 10 else ''}"
+                )
+            self.class_weights = torch.tensor(given)
 
     def set_teacher(self, teacher: Teacher) -> None:
         """Learn from ``teacher``, seen through this task's normalisation."""
@@ -141,10 +166,10 @@ class ClassificationTask(Task):
         config = self.config
         parts: dict[str, Tensor] = {}
         if self.teacher is None:
-            loss = torch.stack([label_loss(head, labels, config.loss) for head in heads]).mean()
+            loss = torch.stack([self._label_loss(head, labels) for head in heads]).mean()
         else:
             weight = config.distill.weight
-            parts["labels"] = label_loss(heads[0], labels, config.loss)
+            parts["labels"] = self._label_loss(heads[0], labels)
             parts["teacher"] = distillation_loss(heads[-1], self.teacher(images), config.distill)
             loss = (1 - weight) * parts["labels"] + weight * parts["teacher"]
         late = config.self_distill.weight > 0 and step.progress >= config.self_distill.start
@@ -154,6 +179,9 @@ class ClassificationTask(Task):
             parts["averaged"] = self_distillation_loss(heads[0], goal)
             loss = loss + config.self_distill.weight * parts["averaged"]
         return {"loss": loss, **parts}
+
+    def _label_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return label_loss(logits, labels, self.config.loss, self.class_weights)
 
     def mixed(self, batch: Batch, step: Step) -> tuple[Tensor, Tensor]:
         """Normalised, erased and mixed images (B, 3, H, W); labels (B,), or (B, K) when mixed."""

@@ -1,98 +1,104 @@
-"""Checkpoints to resume from, and a graceful stop on Ctrl-C."""
+"""Checkpoints to resume from, and a graceful stop on Ctrl-C and SIGTERM."""
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
+from castling.train.callbacks.best import BestWeights
 from castling.train.module import TrainingModule
 from castling.train.recipe import SaveConfig
+from castling.train.stopping import StopRequest, TrainingInterrupted
 from castling.utils.files import replacing
-
-
-class TrainingInterrupted(RuntimeError):  # noqa: N818 an event, not an error
-    """Training was ended on request; the message says how to go on."""
-
-    exit_code = 130  # of a process that Ctrl-C ended
 
 
 class Checkpoints(Callback):
     """Writes ``last.ckpt`` atomically; must be the last callback, so that it saves final states.
 
-    Ctrl-C in a single process saves after the current step. Several processes would not stop at
-    the same step, so there the run resumes from its last regular checkpoint.
+    A request to stop is fulfilled after the current optimiser step, by all processes at the same.
 
     Args:
-        folder: where checkpoints go.
+        path: of the checkpoint.
         config: how often.
+        stop: what signals have asked for.
+        best: the weights of the best evaluation, which a checkpoint refers to.
     """
 
-    def __init__(self, folder: Path, config: SaveConfig) -> None:
-        self.folder, self.config = folder, config
+    def __init__(
+        self, path: Path, config: SaveConfig, stop: StopRequest, best: BestWeights | None = None
+    ) -> None:
+        self.path, self.config, self.stop, self.best = path, config, stop, best
         self.position = (0, 0)
         self.saved_step = 0
-        self.interrupted = False
-
-    @property
-    def path(self) -> Path:
-        """The checkpoint that a run resumes from."""
-        return self.folder / "last.ckpt"
 
     @contextmanager
-    def listening(self, trainer: Trainer) -> Iterator[None]:
-        """Within the context, Ctrl-C stops after the current step; a second one stops at once."""
-        listens = threading.current_thread() is threading.main_thread() and trainer.world_size == 1
+    def taking_part(self, trainer: Trainer) -> Iterator[None]:
+        """Within the context, where the trainer fits, signals stop after the current step.
 
-        def on_interrupt(signum: int, frame: Any) -> None:
-            self.interrupted = True
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-        previous = signal.signal(signal.SIGINT, on_interrupt) if listens else None
+        Raises:
+            TrainingInterrupted: it was stopped; in the first process alone.
+        """
+        launcher = trainer.strategy.launcher
+        if isinstance(launcher, _MultiProcessingLauncher):  # other processes train, not this one
+            self.stop.forward = launcher.kill
         try:
             yield
-        except SystemExit as error:
-            if not isinstance(error.__context__, KeyboardInterrupt):  # Lightning turns it into this
+        except TrainingInterrupted as error:
+            if trainer.is_global_zero:
                 raise
-            resumed = "from the last checkpoint" if self.path.is_file() else "from the beginning"
-            raise TrainingInterrupted(
-                f"stopped at once without saving; the same command goes on {resumed}."
-            ) from error
+            # Of the processes that the first one has started none may fail: it would be killed.
+            environment = trainer.strategy.cluster_environment  # type: ignore[attr-defined]
+            if not isinstance(environment, LightningEnvironment):
+                raise SystemExit(error.exit_code) from error
+        except (ProcessRaisedException, ProcessExitedException) as error:
+            if not self.stop.signum:
+                raise
+            raise TrainingInterrupted(self._stopped(), self.stop.signum) from error
         finally:
-            if listens:
-                signal.signal(signal.SIGINT, previous)
+            self.stop.training, self.stop.forward = False, None
+        if self.stop.signum and trainer.is_global_zero:
+            raise TrainingInterrupted(self._stopped("after the last step"), self.stop.signum)
 
     def on_train_start(self, trainer: Trainer, module: TrainingModule) -> None:
-        """Do not save a resumed step again."""
+        """Do not save a resumed step again. Handle signals: Lightning has just begun to."""
         self.saved_step = trainer.global_step
+        self.stop.training = True
+        self.stop.handle()
 
     def on_train_batch_end(
         self, trainer: Trainer, module: TrainingModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save within an epoch, after whole optimiser steps; the epoch's end saves by itself."""
-        step = trainer.global_step
-        if step == self.saved_step or batch_idx + 1 >= trainer.num_training_batches:
+        whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if not whole or batch_idx + 1 >= trainer.num_training_batches:
             return
+        step = trainer.global_step
         due = self.config.every_steps and step % self.config.every_steps == 0
-        if due or self.interrupted:
+        stopping = self._stop_requested(trainer)
+        if (due or stopping) and step != self.saved_step:
             self.position = (trainer.current_epoch, batch_idx + 1)
             self._save(trainer)
-        self._stop_if_interrupted(trainer)
+        if stopping:
+            self._stop(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, module: TrainingModule) -> None:
         """Save after an epoch."""
         epoch = trainer.current_epoch + 1
         last = trainer.should_stop or module.progress >= 1.0
-        if epoch % self.config.every_epochs == 0 or last or self.interrupted:
+        stopping = self._stop_requested(trainer)
+        if epoch % self.config.every_epochs == 0 or last or stopping:
             self.position = (epoch, 0)
             self._save(trainer)
-        if not last:
-            self._stop_if_interrupted(trainer)
+        if stopping and not last:
+            self._stop(trainer)
 
     def _save(self, trainer: Trainer) -> None:
         self.saved_step = trainer.global_step
@@ -101,13 +107,26 @@ class Checkpoints(Callback):
             return
         with replacing(self.path) as temporary:
             trainer.save_checkpoint(temporary)
+        if self.best is not None:
+            self.best.checkpoint_saved()
 
-    def _stop_if_interrupted(self, trainer: Trainer) -> None:
-        if self.interrupted:
-            raise TrainingInterrupted(
-                f"stopped in epoch {trainer.current_epoch + 1} after step {trainer.global_step}; "
-                f"saved to {self.path}. Run the same command again to go on from there."
-            )
+    def _stop_requested(self, trainer: Trainer) -> bool:
+        """Whether any process has been asked to stop; the same answer in all of them."""
+        if trainer.world_size > 1:
+            signum = torch.tensor(self.stop.signum, device=trainer.strategy.root_device)
+            self.stop.signum = int(trainer.strategy.reduce(signum, reduce_op="max"))
+        return bool(self.stop.signum)
+
+    def _stop(self, trainer: Trainer) -> None:
+        trainer.strategy.barrier()  # until the first process has written the file
+        where = f"in epoch {trainer.current_epoch + 1} after step {trainer.global_step}"
+        raise TrainingInterrupted(self._stopped(where), self.stop.signum)
+
+    def _stopped(self, where: str = "") -> str:
+        where = f" {where}" if where else ""
+        return (
+            f"stopped{where}; saved to {self.path}. Run the same command again to go on from there."
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The next (epoch, batch)."""

@@ -1,4 +1,4 @@
-"""The run's table, ``metrics.csv``, and the same numbers for TensorBoard."""
+"""The run's table, ``metrics.csv``, and the same numbers for the loggers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class History(Callback):
 
     Args:
         path: the CSV file.
-        log_steps: steps between two entries of loss and learning rate in TensorBoard.
+        log_steps: steps between two entries of loss and learning rate in the loggers.
     """
 
     def __init__(self, path: Path, log_steps: int) -> None:
@@ -44,11 +44,11 @@ class History(Callback):
     ) -> None:
         """Log every ``log_steps`` steps."""
         step = trainer.global_step
-        if step % self.log_steps == 0 and step != self.logged_step and trainer.logger:
+        if step % self.log_steps == 0 and step != self.logged_step:
             self.logged_step = step
             values = {f"train/{name}": float(loss) for name, loss in module.last_losses.items()}
             values["train/lr"] = trainer.optimizers[0].param_groups[0]["lr"]
-            trainer.logger.log_metrics(values, step=step)
+            _log(trainer, values)
 
     def on_train_epoch_end(self, trainer: Trainer, module: TrainingModule) -> None:
         """Write the epoch's row."""
@@ -61,10 +61,9 @@ class History(Callback):
             "lr": max(group["lr"] for group in trainer.optimizers[0].param_groups),
             "seconds": round(self.seconds, 2),
         }
-        if trainer.logger:
-            values = {f"val/{name}": value for name, value in module.metrics.items()}
-            values["train/epoch_loss"] = row["train_loss"]
-            trainer.logger.log_metrics(values, step=trainer.global_step)
+        values = {f"val/{name}": value for name, value in module.metrics.items()}
+        values["train/epoch_loss"] = row["train_loss"]
+        _log(trainer, values)
         module.metrics = {}  # do not repeat them for an epoch without evaluation
         self.rows.append(row)
         if trainer.is_global_zero:
@@ -81,3 +80,8 @@ class History(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the rows of the checkpoint; later ones are dropped."""
         self.rows, self.seconds_before = state_dict["rows"], state_dict["seconds"]
+
+
+def _log(trainer: Trainer, values: dict[str, float]) -> None:
+    for logger in trainer.loggers:
+        logger.log_metrics(values, step=trainer.global_step)

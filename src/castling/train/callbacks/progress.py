@@ -12,6 +12,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from tqdm import tqdm
 
+from castling.surgery import LoadReport
 from castling.train.module import TrainingModule
 
 #: Columns that the bar itself takes at most, and below which it is left out.
@@ -28,14 +29,20 @@ class Progress(Callback):
 
     Args:
         run_dir: the run's folder, named at the start.
+        weights: what was taken of the starting weights, where there are any.
         refresh_seconds: between two refreshes of the bar.
         line_seconds: between two lines within an epoch, where there is no terminal.
     """
 
     def __init__(
-        self, run_dir: Path, refresh_seconds: float = 0.2, line_seconds: float = 60.0
+        self,
+        run_dir: Path,
+        weights: LoadReport | None = None,
+        refresh_seconds: float = 0.2,
+        line_seconds: float = 60.0,
     ) -> None:
         self.run_dir = run_dir
+        self.weights = weights
         self.refresh_seconds, self.line_seconds = refresh_seconds, line_seconds
         self.bar: Any = None
         self.count, self.started, self.shown = 0, 0.0, 0.0
@@ -43,7 +50,7 @@ class Progress(Callback):
     def on_fit_start(self, trainer: Trainer, module: TrainingModule) -> None:
         """Print what is trained, where and on which images."""
         if trainer.is_global_zero:
-            for line in introduction(trainer, module, self.run_dir):
+            for line in introduction(trainer, module, self.run_dir, self.weights):
                 tqdm.write(line, file=sys.stderr)
 
     def on_train_start(self, trainer: Trainer, module: TrainingModule) -> None:
@@ -133,8 +140,10 @@ def bar_text(epoch: str, done: int, total: int, figures: Sequence[str], width: i
         shown.pop()
 
 
-def introduction(trainer: Trainer, module: TrainingModule, run_dir: Path) -> list[str]:
-    """Lines that describe the run: model, device, images, folder."""
+def introduction(
+    trainer: Trainer, module: TrainingModule, run_dir: Path, weights: LoadReport | None = None
+) -> list[str]:
+    """Lines that describe the run: model, device, starting weights, images, folder."""
     recipe, data = module.recipe, module.data
     parameters = sum(parameter.numel() for parameter in module.model.parameters())
     processes = f"{trainer.world_size} processes, " if trainer.world_size > 1 else ""
@@ -143,6 +152,7 @@ def introduction(trainer: Trainer, module: TrainingModule, run_dir: Path) -> lis
     resumed = f", resumed in epoch {epoch + 1} at batch {batch + 1}" if epoch or batch else ""
     return [
         f"model: {recipe.model.name}, {parameters:,} parameters, on {processes}{module.device}",
+        *(str(weights).splitlines() if weights is not None else ()),
         f"data: {recipe.data.source}, {len(data.classes)} classes, {sizes} images",
         *(f"note: {note}" for note in data.notes),
         f"run: {run_dir}{resumed}",

@@ -8,7 +8,7 @@ import safetensors.torch
 import timm
 import torch
 
-from castling.models import pretrained
+from castling.models import published
 from castling.models.builder import build_model
 
 NAME = "vit_tiny_patch16_224"
@@ -23,19 +23,19 @@ def offline(monkeypatch):
 def test_offline_fails_within_seconds_and_says_what_to_do(offline, monkeypatch, name):
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *a, **k: None)
     started = time.perf_counter()
-    with pytest.raises(ValueError, match=r"give it as model\.checkpoint"):
+    with pytest.raises(OSError, match=r"--model\.checkpoint FILE"):
         build_model(name, {}, pretrained=True)
     assert time.perf_counter() - started < 10
 
 
 def test_an_unknown_server_and_a_silent_one():
-    assert "no network" in pretrained.no_answer("http://localhost:9")  # nobody listens there
+    assert "no network" in published.unreachable("http://localhost:9")  # nobody listens there
     import socket
 
     with socket.socket() as silent:  # takes the connection and never answers
         silent.bind(("localhost", 0))
         silent.listen()
-        said = pretrained.no_answer(f"http://localhost:{silent.getsockname()[1]}", timeout=0.3)
+        said = published.unreachable(f"http://localhost:{silent.getsockname()[1]}", timeout=0.3)
     assert "no answer within 0.3 s" in said or "timed out" in said
 
 

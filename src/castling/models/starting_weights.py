@@ -1,0 +1,158 @@
+"""Weights to start training from: those of the softmax host, of a converted model, or of a run.
+
+What a conversion adds to a host's attention starts afresh where the file lacks it, which is the
+same as filling the host before converting it. The classifier starts afresh where the classes are
+others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from castling.models.builder import build_model
+from castling.models.card import CARD, ModelCard, read_card
+from castling.surgery import LoadReport
+from castling.surgery.checkpoint import LoadOptions, prepare
+from castling.surgery.checkpoint_files import weights_file
+from castling.surgery.checkpoint_values import fill
+
+
+def start_from(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    key: str = "",
+    classes: Sequence[str] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> LoadReport:
+    """Fill ``model``, in place, as far as the file fits, and say what was not taken.
+
+    Args:
+        model: what will be trained.
+        path: a file of weights, or the folder of a run or saved model.
+        key: of the weights in the file (see ``load_checkpoint``).
+        classes: names in the order of the model's outputs; a file that is known to have others
+            gives no classifier. None takes whatever classifier fits.
+        mean: per channel, that the model's images will be normalised with; None says nothing
+            about other ones in the report.
+        std: as ``mean``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file does not fit, or holds no plain finite weights; the model is unchanged.
+    """
+    card = card_beside(path)
+    state, report = prepare(model, path, _options(card, key, classes))
+    fill(model, state, path)
+    notes = [*report.notes, *_said(model, card, classes, mean, std)]
+    return dataclasses.replace(report, notes=tuple(notes))
+
+
+def check_start(
+    path: str | os.PathLike[str],
+    name: str,
+    kwargs: dict[str, Any],
+    attention: str | dict[str, Any] | None = None,
+    where: Any = None,
+    *,
+    image_size: tuple[int, int],
+    key: str = "",
+) -> None:
+    """Refuse weights that do not fit a model, without its memory; arguments as ``build_model``.
+
+    Raises:
+        FileNotFoundError: as :func:`start_from`.
+        ValueError: as :func:`start_from`.
+    """
+    weights_file(path)
+    model = skeleton(name, kwargs, attention, where, image_size=image_size)
+    prepare(model, path, _options(card_beside(path), key, None))
+
+
+def skeleton(
+    name: str,
+    kwargs: dict[str, Any],
+    attention: str | dict[str, Any] | None = None,
+    where: Any = None,
+    *,
+    image_size: tuple[int, int],
+) -> nn.Module:
+    """The model of :func:`build_model` without its memory, where it can be built so."""
+    try:
+        with torch.device("meta"):
+            return build_model(name, kwargs, attention, where, image_size=image_size)
+    except (RuntimeError, NotImplementedError):  # some constructors compute with tensors
+        return build_model(name, kwargs, attention, where, image_size=image_size)
+
+
+def card_beside(path: str | os.PathLike[str]) -> ModelCard | None:
+    """The card of the saved model that weights belong to; None for other files.
+
+    Raises:
+        ValueError: the card is damaged; the message names it.
+    """
+    file = Path(path) if Path(path).is_dir() else Path(path).parent
+    if file.name == "checkpoints":  # of a run
+        file = file.parent
+    return read_card(file / CARD) if (file / CARD).is_file() else None
+
+
+def _options(card: ModelCard | None, key: str, classes: Sequence[str] | None) -> LoadOptions:
+    return LoadOptions(
+        key=key,
+        allow_head_mismatch=True,
+        allow_new_attention=True,
+        image_size=None if card is None else _table_size(card),
+        keep_head=card is not None and classes is not None and card.classes != list(classes),
+    )
+
+
+def _table_size(card: ModelCard) -> tuple[int, int]:
+    """(height, width) in pixels that the position tables of a saved model were made for."""
+    size = card.kwargs.get("img_size") or card.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)
+
+
+def _said(
+    model: nn.Module,
+    card: ModelCard | None,
+    classes: Sequence[str] | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> list[str]:
+    """What else to know about weights that fit."""
+    notes = []
+    described: Any = getattr(model, "pretrained_cfg", None) or {}
+    theirs: list[Any] = [described.get("mean"), described.get("std")]
+    whose = "timm's description of this model"
+    if card is not None:
+        height, width = card.image_size
+        attention = f" and {card.attention['name']} attention" if card.attention else ""
+        notes.append(
+            f"they are of {card.name}{attention}, for {len(card.classes)} classes and images of "
+            f"{height}×{width}"
+        )
+        if classes is not None and card.classes != list(classes):
+            notes.append("its classes are not those of the data: the classifier starts afresh")
+        theirs, whose = [card.mean, card.std], "the model of these weights"
+    ours: list[Any] = [mean, std]
+    if None not in (*theirs, *ours) and [tuple(x) for x in theirs] != [tuple(x) for x in ours]:
+        notes.append(
+            f"{whose} has mean {_numbers(theirs[0])} and std {_numbers(theirs[1])}; this run "
+            f"normalises with {_numbers(ours[0])} and {_numbers(ours[1])} (data.transform.mean, "
+            "data.transform.std)"
+        )
+    return notes
+
+
+def _numbers(values: Any) -> str:
+    return " ".join(f"{value:.3g}" for value in values)
