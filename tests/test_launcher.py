@@ -104,7 +104,8 @@ def test_exit_codes_are_in_the_help_and_used():
         assert meaning in text
     assert castling_launcher.INTERRUPTED == 128 + signal.SIGINT
     assert castling_launcher.TERMINATED == 128 + signal.SIGTERM
-    assert TrainingInterrupted.exit_code in castling_launcher.EXIT_CODES
+    assert TrainingInterrupted("").exit_code == castling_launcher.INTERRUPTED
+    assert TrainingInterrupted("", signal.SIGTERM).exit_code == castling_launcher.TERMINATED
 
 
 @pytest.mark.parametrize(
