@@ -83,7 +83,11 @@ def test_parts_for_two_classes_and_for_a_thousand():
     assert len(classes.rows) == 2
 
     found, names = rows(classes=1000, count=3000)
-    confusions, classes = report.report_parts(found, names)
+    confusions, hardest, classes = report.report_parts(found, names)
+    assert hardest.title == "Hardest classes"
+    figures = {row[0]: float(row[3].split()[0]) for row in classes.rows if row[3] != "–"}
+    lowest = sorted(figures.values())[: report.HARDEST]
+    assert [figures[row[0]] for row in hardest.rows] == lowest
     assert confusions.title == "Most frequent confusions"
     assert len(confusions.rows) == report.TOP_CONFUSIONS
     counts = [int(row[2]) for row in confusions.rows]

@@ -284,7 +284,13 @@ def _block(part: ReportPart, folder: Path) -> str:
             return matrix(part.head, part.rows, part.shades)
         return table(part.head, part.rows)
     return gallery(
-        (folder / example.file, example.text, f"{example.detail} · {example.name}", example.right)
+        (
+            folder / example.file,
+            example.text,
+            # The whole name stands in predictions.csv.
+            f"{example.detail} · {'/'.join(Path(example.name).parts[-2:])}",
+            example.right,
+        )
         for example in part.examples
         if (folder / example.file).is_file()
     )
