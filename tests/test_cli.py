@@ -78,6 +78,53 @@ def test_evaluate_takes_the_switched_model_unless_told(trained, capsys):
     assert len(switched["per_class"]) == 10
 
 
+def test_evaluate_says_which_images_and_prints_the_classes(trained, capsys):
+    assert run("evaluate", trained) == 0
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first.endswith("test images of digits; held out from training")
+    assert last.split()[0] == "9"
+    assert run("evaluate", trained, "--split", "train") == 0
+    out = capsys.readouterr().out
+    assert "40 training images of digits; the model was trained on them" in out
+    assert run("evaluate", trained, "--split", "val", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["data"], found["held_out"], found["split"]) == ("digits", True, "val")
+    figures = found["class_figures"]
+    assert sum(one["images"] for one in figures.values()) == found["images"]
+    assert list(figures["0"]) == ["precision", "recall", "f1", "images"]
+    for name, recall in found["per_class"].items():
+        assert figures[name]["recall"] == recall
+
+
+def test_evaluate_does_not_know_what_other_images_were_used_for(trained, tmp_path, capsys):
+    for name in range(10):
+        for index in range(4):
+            path = tmp_path / "others" / str(name) / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (20 * name, 60 * index, 0)).save(path)
+    options = ("--data", tmp_path / "others", "--split", "train")
+    assert run("evaluate", trained, *options) == 0
+    assert "whether the model was trained on them is not known" in capsys.readouterr().out
+    assert run("evaluate", trained, *options, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["held_out"] is None
+
+
+def test_quiet_prints_the_result_only(tmp_path, capsys):
+    tiny = ("--model.kwargs", '{"depth": 1, "patch_size": 8}', "--data.split.subset", 40)
+    tiny += ("--data.loader.batch_size", 20, "--epochs", 1, "--run", tmp_path / "run")
+    assert run("train", *tiny, "--quiet") == 0
+    out = capsys.readouterr()
+    assert out.err == ""
+    assert out.out.startswith("trained, val: top-1")
+    assert out.out.splitlines()[-1] == f"report: {tmp_path / 'run' / 'report.html'}"
+    bench = ("bench", "ops", "--kernels", "relu_linear", "--tokens", 16, "--dims", 8)
+    bench += ("--backends", "naive", "--rounds", 1, "--seconds", 0)
+    assert run(*bench, "--quiet") == 0
+    assert capsys.readouterr().err == ""
+    assert run(*bench) == 0
+    assert ": done" in capsys.readouterr().err
+
+
 def test_switch_refuses_then_is_forced(trained, tmp_path, capsys):
     model, card = open_model(trained)
     set_progress(model, 0.0)
@@ -128,7 +175,7 @@ def test_switch_asks_for_images_that_it_cannot_know(trained, tmp_path, capsys):
 
 def test_export_then_predict(trained, tmp_path, capsys):
     file = tmp_path / "model.onnx"
-    assert run("export", trained, file, "--json") == 0
+    assert run("export", trained, "--size", 32, "--json", file) == 0  # the file comes last
     report = json.loads(capsys.readouterr().out)
     assert len(report["checks"]) == 3
     assert report["multiple"] == 8
@@ -280,6 +327,18 @@ def test_help_says_each_default_once(verb, capsys):
         (["bench"], "what"),
         (["bench", "ops", "--kernels", "magic"], "magic"),
         (["bench", "ops", "--dtypes", "float8"], "there are: float32"),
+        (["bench", "ops", "--backends", "nativ"], "did you mean native"),
+        (["bench", "models", "deit_pico", "--runtimes", "egaer"], "did you mean eager"),
+        (["models", "castling_diet_pico"], "did you mean castling_deit_pico"),
+        (["train", "--model.name", "deit_pic", "--dry_run"], "did you mean deit_pico"),
+        (["train", "--model.attention", "relu", "--dry_run"], "did you mean relu_linear"),
+        (["train", "--data.source.name", "digit"], "did you mean digits"),
+        (["train", "--task", "clasification"], "did you mean classification"),
+        (["train", "--optim.name", "adamww", "--dry_run"], "did you mean adamw"),
+        (["train", "--lr", "1"], "did you mean --optim.lr"),
+        (["train", "--epoch", "1"], "did you mean --epochs"),
+        (["evaluate", "absent", "--split", "tset"], "did you mean test"),
+        (["export", "absent", "--sise", "33"], "did you mean --size"),
         (["bench", "ops", "--paths", "fast"], "there are: naive"),
         (["bench", "models", "deit_pico", "--sizes", "big"], "big"),
         (["bench", "models", "deit_pico", "--runtimes", "java"], "java"),

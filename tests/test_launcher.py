@@ -1,9 +1,13 @@
 """The console script: Ctrl-C ends it with one line and code 130, wherever it strikes."""
 
+import contextlib
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -58,3 +62,60 @@ def test_interrupted_verb_ends_with_130_and_one_line(monkeypatch, capsys, event,
     assert castling_launcher.main(["train"]) == 130
     assert capsys.readouterr().err == f"castling train: {line}\n"
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_something_is_on_the_terminal_within_a_second(tmp_path):
+    """A terminal hears at once that the package is loading; a log and ``--quiet`` do not."""
+    package = tmp_path / "castling"
+    package.mkdir()
+    (package / "__init__.py").write_text("import time; time.sleep(3)")
+    (package / "cli.py").write_text("def run(verb, arguments): return 0")
+    source = str(Path(castling_launcher.__file__).parent)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), source])}
+
+    def start(*arguments):
+        leader, follower = pty.openpty()
+        program = f"import sys, castling_launcher; sys.exit(castling_launcher.main({arguments}))"
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, "-S", "-c", program], env=environment, stderr=follower
+        )
+        os.close(follower)
+        ready, _, _ = select.select([leader], [], [], 10)
+        seconds = time.perf_counter() - started
+        text = b""
+        with contextlib.suppress(OSError):  # the other end is closed
+            text = os.read(leader, 1000) if ready else b""
+        process.kill()
+        process.wait()
+        os.close(leader)
+        return text.decode(), seconds
+
+    text, seconds = start("models")
+    assert text.startswith("castling models: loading")
+    assert seconds < 2.5  # before the package is there; 0.1 s on an idle machine
+    assert start("models", "--quiet")[0] == ""
+
+
+def test_exit_codes_are_in_the_help_and_used():
+    text = castling_launcher.usage()
+    for code, meaning in castling_launcher.EXIT_CODES.items():
+        assert f"  {code}" in text
+        assert meaning in text
+    assert castling_launcher.INTERRUPTED == 128 + signal.SIGINT
+    assert castling_launcher.TERMINATED == 128 + signal.SIGTERM
+    assert TrainingInterrupted("").exit_code == castling_launcher.INTERRUPTED
+    assert TrainingInterrupted("", signal.SIGTERM).exit_code == castling_launcher.TERMINATED
+
+
+@pytest.mark.parametrize(
+    ("verb", "said"),
+    [
+        ("trian", "castling: no verb 'trian'; did you mean train?\n"),
+        ("exprot", "castling: no verb 'exprot'; did you mean export?\n"),
+        ("zzz", f"castling: no verb 'zzz'; one of: {', '.join(castling_launcher.VERBS)}\n"),
+    ],
+)
+def test_a_misspelt_verb_is_answered_with_the_nearest(verb, said, capsys):
+    assert castling_launcher.main([verb]) == 2
+    assert capsys.readouterr().err == said

@@ -244,3 +244,19 @@ def test_a_batch_survives_pickling_with_lists_of_targets(
     moved = batch.to("meta")
     assert moved.images.is_meta
     assert moved.targets["boxes"][1].is_meta
+
+
+def test_images_first_read_by_an_evaluation_are_kept_as_usual(
+    make_folder: Make, open_data: Open
+) -> None:
+    """Without a check before training the cache is filled by whoever asks first."""
+    data = open_data(
+        make_folder({"train": {"a": 9, "b": 9}, "val": {"a": 45, "b": 45}}),
+        verify="none",
+        cache="memory",
+    )
+    with torch.inference_mode():
+        assert sum(len(batch) for batch in data.loader("val")) == 90
+    sample = data.dataset("val")[0]
+    assert not sample.image.is_inference()
+    sample.image.add_(1)

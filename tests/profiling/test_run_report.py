@@ -115,6 +115,24 @@ def test_a_run_whose_models_are_gone(run):
     assert "MACs per image" not in page
 
 
+def test_the_page_says_which_weights_it_is_about(run):
+    result = json.loads((run / "result.json").read_text())
+    result |= {
+        "use": "last",
+        "other_dir": str(run / "best"),
+        "best": {"metric": "top1", "value": 91.25, "step": 8, "epoch": 7},
+        "stopped_early": "stopped early, after step 12",
+    }
+    (run / "result.json").write_text(json.dumps(result))
+    said = "Weights of the last step; those of the best evaluation (epoch 7, top-1 91.25) are in "
+    page = write_run_report(run).read_text()
+    assert f"{said}best/." in page
+    assert "Stopped early, after step 12." in page
+    (run / "result.json").write_text(json.dumps(result | {"use": "best", "other_dir": "x/last"}))
+    page = write_run_report(run).read_text()
+    assert "Weights of the best evaluation (epoch 7, top-1 91.25); those of the last step" in page
+
+
 def test_names_of_classes_are_text(run):
     path = run / "predictions.csv"
     text = path.read_text()

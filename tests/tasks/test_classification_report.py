@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 from sklearn import metrics
 
 from castling.tasks.classification import report
+from castling.tasks.classification.metrics import ClassificationMetrics
 from castling.tasks.reporting import ReportExamples, ReportTable
 
 
@@ -81,7 +83,11 @@ def test_parts_for_two_classes_and_for_a_thousand():
     assert len(classes.rows) == 2
 
     found, names = rows(classes=1000, count=3000)
-    confusions, classes = report.report_parts(found, names)
+    confusions, hardest, classes = report.report_parts(found, names)
+    assert hardest.title == "Hardest classes"
+    figures = {row[0]: float(row[3].split()[0]) for row in classes.rows if row[3] != "–"}
+    lowest = sorted(figures.values())[: report.HARDEST]
+    assert [figures[row[0]] for row in hardest.rows] == lowest
     assert confusions.title == "Most frequent confusions"
     assert len(confusions.rows) == report.TOP_CONFUSIONS
     counts = [int(row[2]) for row in confusions.rows]
@@ -99,3 +105,18 @@ def test_a_perfect_model_has_no_mistakes_to_show():
     found = [{"name": "a", "label": "a", "predicted": "a", "probability": "1", "example": "x"}]
     titles = [part.title for part in report.report_parts(found, ["a"])]
     assert titles == ["Confusion matrix", "Classes", "Right predictions"]
+
+
+def test_the_metric_counts_the_same_over_batches():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(200, 6, generator=generator)
+    labels = torch.randint(0, 6, (200,), generator=generator)
+    metric = ClassificationMetrics(6)
+    for part in range(0, 200, 64):
+        metric.update(logits[part : part + 64], labels[part : part + 64])
+    names = list("abcdef")
+    matrix = report.confusion_matrix(
+        [names[i] for i in labels], [names[i] for i in logits.argmax(1)], names
+    )
+    assert metric.class_figures() == report.class_figures(matrix)
+    assert metric.class_accuracy() == [100 * one.recall for one in metric.class_figures()]

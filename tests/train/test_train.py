@@ -75,6 +75,8 @@ def test_folder_holds_what_is_promised(run):
     names = {path.name for path in folder.iterdir()}
     assert names == {
         "recipe.yaml",
+        "predictions.csv",
+        "examples",
         "metrics.csv",
         "auxiliary.csv",
         "tensorboard",

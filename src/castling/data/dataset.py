@@ -46,6 +46,7 @@ class ImageSet(Dataset[Sample]):
         """How a person finds the image."""
         return self.selection.name(index)
 
+    @torch.inference_mode(False)  # kept tensors outlive the evaluation that may ask for them first
     def fill(self, what: str = "") -> None:
         """Decode every image once and keep it.
 

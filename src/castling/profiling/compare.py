@@ -84,6 +84,7 @@ class Comparison:
             ),
             ("optimiser steps", tuple(f"{result.steps:,}" for result in results)),
             ("training time, s", tuple(f"{result.seconds:,.0f}" for result in results)),
+            ("weights", tuple(result.use for result in results)),
             ("switch", tuple(_switch(run) for run in self.runs)),
         ]
         if self.milliseconds:

@@ -192,7 +192,20 @@ def _add_summary(page: Page, run: RunFacts) -> None:
             kind = {"val": "validation", "test": "test"}[split]
             rows.append([f"{kind}, {which}", *cells, images])
     head = ["images", *(metric_label(name.removeprefix("val_")) for name in names), "number"]
-    page.add("Result", cards(facts), table(head, rows))
+    notes = [text for text in (_which_weights(result), result.stopped_early) if text]
+    note = "".join(f"{text[:1].upper()}{text[1:]}. " for text in notes).strip()
+    page.add("Result", cards(facts), table(head, rows), note=note)
+
+
+def _which_weights(result: TrainResult) -> str:
+    """Which weights the figures are of; empty where the last ones are the best."""
+    if not result.other_dir:
+        return ""
+    best = result.best
+    figure = f"{metric_label(best['metric'])} {best['value']:.4g}"
+    what = f"best evaluation (epoch {best['epoch']}, {figure})"
+    used, other = ("last step", what) if result.use == "last" else (what, "last step")
+    return f"weights of the {used}; those of the {other} are in {Path(result.other_dir).name}/"
 
 
 def _add_curves(page: Page, run: RunFacts) -> None:
@@ -271,7 +284,13 @@ def _block(part: ReportPart, folder: Path) -> str:
             return matrix(part.head, part.rows, part.shades)
         return table(part.head, part.rows)
     return gallery(
-        (folder / example.file, example.text, f"{example.detail} · {example.name}", example.right)
+        (
+            folder / example.file,
+            example.text,
+            # The whole name stands in predictions.csv.
+            f"{example.detail} · {'/'.join(Path(example.name).parts[-2:])}",
+            example.right,
+        )
         for example in part.examples
         if (folder / example.file).is_file()
     )

@@ -36,6 +36,7 @@ class Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """As jsonargparse's, with the nearest name."""
         super().error(self._suggested(message), ex)
+        raise AssertionError("jsonargparse's error() does not return")
 
     def flags(self) -> list[str]:
         """All long flags but the hidden ones."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+#: A part of a name of at least so many letters is taken for the name.
+_PART = 4
+
 
 def first_line(error: BaseException | None) -> str:
     """The first line of an error that is not empty; its ``repr`` where there is none."""
@@ -12,10 +15,14 @@ def first_line(error: BaseException | None) -> str:
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
-    """The known names nearest to a misspelt one, the nearest first; often none."""
+    """The known names nearest to a misspelt or shortened one, the nearest first; often none."""
+    wanted = name.lower()
     by_lower = {each.lower(): each for each in known}
-    near = difflib.get_close_matches(name.lower(), by_lower, n=count, cutoff=0.6)
-    return [by_lower[key] for key in near]
+    close = difflib.get_close_matches(wanted, by_lower, n=count, cutoff=0.6)
+    if len(wanted) >= _PART:
+        longer = (each for each in by_lower if wanted in each)
+        close = list(dict.fromkeys([*sorted(longer, key=len)[:count], *close]))
+    return [by_lower[each] for each in close[:count]]
 
 
 def did_you_mean(name: str, known: Iterable[str], count: int = 3) -> str:

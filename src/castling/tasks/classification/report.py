@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from castling.tasks.classification.figures import class_figures, confusion_matrix
+from castling.tasks.classification.figures import ClassFigures, class_figures, confusion_matrix
 from castling.tasks.reporting import Example, ReportExamples, ReportPart, ReportTable
 
 COLUMNS = ("label", "predicted", "probability")
@@ -16,8 +16,11 @@ COLUMNS = ("label", "predicted", "probability")
 MATRIX_CLASSES = 20
 #: Rows of the table of confusions, where the matrix would be too large.
 TOP_CONFUSIONS = 20
+#: Rows of the table of hardest classes.
+HARDEST = 10
 WRONG_EXAMPLES = 24
 RIGHT_EXAMPLES = 12
+_HEAD = ("class", "precision", "recall", "F1", "images")
 
 
 def choose_examples(rows: Sequence[Mapping[str, Any]]) -> list[int]:
@@ -50,6 +53,8 @@ def report_parts(rows: Sequence[Mapping[str, str]], classes: Sequence[str]) -> l
     )
     small = len(classes) <= MATRIX_CLASSES
     parts: list[ReportPart] = [_matrix(matrix, classes) if small else _confusions(matrix, classes)]
+    if not small:
+        parts.append(_hardest(matrix, classes))
     parts.append(_classes(matrix, classes))
     chosen = sorted(
         (row for row in rows if row.get("example")), key=lambda row: -float(row["probability"])
@@ -97,17 +102,36 @@ def _confusions(matrix: NDArray[np.int64], classes: Sequence[str]) -> ReportTabl
     )
 
 
+def _hardest(matrix: NDArray[np.int64], classes: Sequence[str]) -> ReportTable:
+    found = [
+        (one.f1, name, one)
+        for name, one in zip(classes, class_figures(matrix), strict=True)
+        if one.f1 is not None
+    ]
+    found.sort(key=lambda each: each[0])
+    return ReportTable(
+        title="Hardest classes",
+        head=_HEAD,
+        rows=tuple(_class_row(name, one) for _, name, one in found[:HARDEST]),
+        note="Those with the lowest F1.",
+    )
+
+
 def _classes(matrix: NDArray[np.int64], classes: Sequence[str]) -> ReportTable:
     return ReportTable(
         title="Classes",
-        head=("class", "precision", "recall", "F1", "images"),
+        head=_HEAD,
         rows=tuple(
-            (name, _percent(one.precision), _percent(one.recall), _percent(one.f1), str(one.images))
-            for name, one in zip(classes, class_figures(matrix), strict=True)
+            _class_row(name, one) for name, one in zip(classes, class_figures(matrix), strict=True)
         ),
         note="Precision: share of the images called so that are so. Recall: share of the class's "
         "images that are recognised. F1: their harmonic mean.",
     )
+
+
+def _class_row(name: str, one: ClassFigures) -> tuple[str, ...]:
+    shares = (one.precision, one.recall, one.f1)
+    return (name, *map(_percent, shares), str(one.images))
 
 
 def _percent(share: float | None) -> str:
