@@ -1,4 +1,4 @@
-"""Tables of positions and patch embeddings of other sizes, against timm and the models themselves."""
+"""Tables of positions and patches of other sizes, against timm and the models themselves."""
 
 from pathlib import Path
 from typing import Any
