@@ -309,9 +309,27 @@ def test_wrapped_and_compiled_models_take_plain_files(save) -> None:
         assert_filled(inner, source.state_dict())
 
 
+def test_a_folder_of_the_hub(tmp_path: Path) -> None:
+    source, target = vit(), vit()
+    torch.save(source.state_dict(), tmp_path / "pytorch_model.bin")
+    load_checkpoint(target, tmp_path)
+    assert_filled(target, source.state_dict())
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
+        load_checkpoint(target, tmp_path.parent)
+
+
 def test_many_dictionaries_that_contain_each_other(save) -> None:
     nodes: list[dict[str, Any]] = [{} for _ in range(60)]
     for node in nodes:
         node.update({str(i): other for i, other in enumerate(nodes)})
     with pytest.raises(ValueError, match="holds no weights"):
         load_checkpoint(vit(), save(nodes[0]))
+
+
+def test_the_documentation_lists_every_key_and_prefix() -> None:
+    page = Path(__file__).parents[2] / "docs" / "reference" / "file-formats.md"
+    text = page.read_text(encoding="utf-8")
+    section = text.partition("## Checkpoints of other programs")[2].partition("\n## ")[0]
+    assert [key for key in (*PLAIN, *AVERAGED, *WRAPPERS) if f"`{key}`" not in section] == []
+    plain = [prefix for prefix in PREFIXES if prefix not in AVERAGED]
+    assert [prefix for prefix in plain if f"`{prefix}.`" not in section] == []
