@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 import pytest
+import timm
+import torch
 from PIL import Image
 
 import castling
@@ -300,6 +302,18 @@ def test_plan_of_a_run(trained, tmp_path, capsys):
     assert [layer.name for layer in castling.load_plan(output).layers] == ["blocks.0.attn"]
     assert run("plan", "deit_pico", *arguments) == 2
     assert "holds a castling_deit_pico, not a deit_pico" in capsys.readouterr().err
+
+
+def test_plan_of_a_file_of_weights(tmp_path, capsys):
+    weights, output = tmp_path / "weights.pth", tmp_path / "plan.json"
+    torch.save({"model": timm.create_model("deit_pico", img_size=48).state_dict()}, weights)
+    arguments = ["--image_size", 32, "--rounds", 1, "--output", output, "--checkpoint", weights]
+    assert run("plan", "deit_pico", *arguments) == 0
+    said = capsys.readouterr().err
+    assert f"weights: 56 entries of {weights}, model" in said
+    assert "pos_embed resized from 12×12 to 8×8" in said
+    assert run("plan", "levit_128s", *arguments) == 2
+    assert "the file holds a ViT of width 64, depth 4, patch 4" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", [verb for verb in castling_launcher.VERBS if verb != "train"])

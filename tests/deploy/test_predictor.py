@@ -152,3 +152,37 @@ def test_saved_model_run_folder_and_exported_file_agree(images):
         (found,) = castling.Predictor(path)(images / "red.png")
         assert found.classes == expected.classes
         assert found.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
+
+
+class Overflows(nn.Module):
+    """Logits of colours, infinite where an image is bright in its first pixel."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Conv2d(3, 3, 1, bias=False)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        nn.init.constant_(self.scale.weight, 2e38)
+
+    def forward(self, x):
+        return self.pool(self.scale(x * (x[:, :1, :1, :1] > 0.9))).flatten(1)
+
+
+def test_outputs_that_are_not_finite_are_that_images_error(images):
+    predictor = Predictor(Overflows(), task=task_from_card(CARD), batch_size=8)
+    files = [images / "green.png", images / "red.png", images / "blue.png"]
+    Image.new("RGB", (40, 20), "white").save(images / "red.png")
+    green, white, blue = predictor(files)
+    assert green.classes
+    assert blue.classes
+    assert not white.classes
+    assert white.error == (
+        f"{files[1]}: the model's output for it is not finite: they arise in scale (Conv2d)"
+    )
+    assert white.rows() == [{"name": str(files[1]), "error": white.error}]
+
+
+def test_a_network_with_weights_that_are_not_finite_is_refused():
+    network = Overflows()
+    nn.init.constant_(network.scale.weight, float("nan"))
+    with pytest.raises(ValueError, match=r"not finite: scale\.weight \(NaN, 9 of 9\)"):
+        Predictor(network, task=task_from_card(CARD))
