@@ -106,7 +106,7 @@ def train(
     """
     run_dir = Path(run_dir)
     stop = StopRequest()
-    with _quiet_lightning(), plain_data_errors(), stop.listening():
+    with quiet_lightning(), plain_data_errors(), stop.listening():
         finished, _ = find_run(recipe, run_dir, resume)
         if finished is not None:
             return finished
@@ -220,7 +220,6 @@ def _position(checkpoint: dict[str, Any], path: Path) -> tuple[int, int]:
 
 
 def _silence() -> Callable[[], None]:
-    """Silence Lightning's tips and warnings; errors are raised as exceptions."""
     stack = contextlib.ExitStack()
     stack.enter_context(warnings.catch_warnings())
     warnings.filterwarnings("ignore", module="lightning.*")
@@ -233,4 +232,5 @@ def _silence() -> Callable[[], None]:
     return stack.close
 
 
-_quiet_lightning = SharedSetting(_silence)
+#: Silences Lightning's tips and warnings; errors are raised as exceptions.
+quiet_lightning = SharedSetting(_silence)
