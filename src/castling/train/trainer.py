@@ -107,7 +107,7 @@ def train(
     run_dir = Path(run_dir)
     stop = StopRequest()
     with quiet_lightning(), plain_data_errors(), stop.listening():
-        finished, _ = find_run(recipe, run_dir, resume)
+        finished, _ = find_run(recipe, run_dir, resume, warn=False)
         if finished is not None:
             return finished
         first = not several_processes(recipe.hardware) or rank_zero_only.rank == 0
