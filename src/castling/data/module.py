@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -9,12 +10,15 @@ from torch.utils.data import DataLoader
 
 from castling.data.config import DataConfig, LoaderConfig
 from castling.data.dataset import ImageSet
-from castling.data.registry import Source
+from castling.data.keys import ImageKeys
+from castling.data.recorded import Changes, add_new, find_recorded
+from castling.data.registry import FileSource, Source
 from castling.data.sample import Batch
 from castling.data.sampler import EpochBatches
-from castling.data.splits import choose_images
+from castling.data.split_record import SplitRecord, record_split
+from castling.data.splits import Selection, choose_images, share_missing
 from castling.data.transforms.base import Transform
-from castling.data.verify import total_pixels, visit_all
+from castling.data.verify import Damage
 
 _SPLITS = {"train": "training", "val": "validation", "test": "test"}
 
@@ -44,17 +48,22 @@ class DataModule:
 
     Args:
         source: from :func:`castling.data.open_source`.
-        config: splits and loaders; its source and transform are not looked at.
+        config: splits and loaders; its transform is not looked at.
         train_transform: of training batches.
         eval_transform: of all others.
         seed: of order, resolutions and augmentation.
+        record: the split of a run, which is taken in place of a new one.
+        take_in: let files that are not in the record join its splits.
+        read: the splits that will be read: they are checked and kept in memory.
 
     Attributes:
         info: what the source says about itself.
         notes: what a person should know about the data and how its splits came about.
+        changes: how the source differs from the record.
 
     Raises:
-        DataError: images are damaged, or too few for the splits.
+        DataError: images are damaged, or too few for the splits; or the record's classes or
+            images are gone.
     """
 
     def __init__(
@@ -65,24 +74,47 @@ class DataModule:
         eval_transform: Transform,
         *,
         seed: int = 0,
+        record: SplitRecord | None = None,
+        take_in: bool = False,
+        read: Collection[str] = tuple(_SPLITS),
     ) -> None:
         self.info = source.info
         self.config = config
         self.seed = seed
-        self._selections, notes = choose_images(source, config.split)
-        self.notes = tuple(notes)
+        self._source = source
+        self.changes = Changes()
+        self._keys: ImageKeys | None = None
+        if isinstance(source, FileSource) and config.split.by != "position":
+            self._keys = ImageKeys(source, config.split.by)
+        if record is not None and record.images and isinstance(source, FileSource):
+            self._selections, self.changes = find_recorded(source, record, self._keys, read)
+            if take_in:
+                add_new(self._selections, source, self.changes.added, config.split, self._keys)
+            notes = [*source.info.notes, *share_missing(self._selections)]
+        else:
+            self._selections, notes = choose_images(source, config.split, self._keys)
         self._eval_transform = eval_transform
         self._sets: dict[tuple[str, bool], ImageSet] = {}
         budget = config.loader.cache_limit_megabytes * 10**6
+        damage = Damage()
         for split in self.sizes:
+            if split not in read and not (split == "val" and "test" in read and not self.has_test):
+                continue
             training = split == "train"
             images = ImageSet(
                 self._selections[split],
                 train_transform if training else eval_transform,
                 seed=seed,
             )
-            budget -= _verify_and_keep(images, config.loader, budget, _SPLITS[split])
+            budget -= _verify_and_keep(images, config.loader, budget, _SPLITS[split], damage)
             self._sets[split, training] = images
+        damage.report()
+        if isinstance(source, FileSource) and source.noticed:
+            notes.append(
+                f"{len(source.noticed)} images were read all the same, such as "
+                + next(iter(source.noticed.values()))
+            )
+        self.notes = tuple(notes)
 
     @property
     def classes(self) -> list[str]:
@@ -102,6 +134,10 @@ class DataModule:
             for split in _SPLITS
             if split != "test" or self.has_test
         }
+
+    def record(self) -> SplitRecord:
+        """The images of every split, for the run's folder; by content, every file is read once."""
+        return record_split(self._source, str(self.config.source), self._selections, self._keys)
 
     def dataset(self, split: str, *, training: bool = False) -> ImageSet:
         """The images of ``train``, ``val`` or ``test``.
@@ -160,6 +196,7 @@ class DataModule:
             rank=rank,
             world_size=world_size,
             sides=images.transform.sides if training else (),
+            last_batch=options.last_batch,
         )
         sampler.seek(*start)
         if options.workers and images.remember:
@@ -177,11 +214,25 @@ class DataModule:
 
     def batches_per_epoch(self, world_size: int = 1) -> int:
         """Training batches that each of ``world_size`` processes sees in an epoch."""
-        batch_size = self.config.loader.batch_size
-        return len(EpochBatches(self.sizes["train"], batch_size, train=True, world_size=world_size))
+        return len(self._epoch(world_size))
+
+    def dropped_per_epoch(self, world_size: int = 1) -> int:
+        """Training images that an epoch leaves out, because they do not fill a batch."""
+        return self._epoch(world_size).dropped
+
+    def _epoch(self, world_size: int) -> EpochBatches:
+        return EpochBatches(
+            self.sizes["train"],
+            self.config.loader.batch_size,
+            train=True,
+            world_size=world_size,
+            last_batch=self.config.loader.last_batch,
+        )
 
 
-def _verify_and_keep(images: ImageSet, config: LoaderConfig, budget: int, what: str) -> int:
+def _verify_and_keep(
+    images: ImageSet, config: LoaderConfig, budget: int, what: str, damage: Damage
+) -> int:
     """Verify the files of one split, and decode and keep its images if they may be kept.
 
     Args:
@@ -189,27 +240,46 @@ def _verify_and_keep(images: ImageSet, config: LoaderConfig, budget: int, what: 
         config: what to verify and to keep.
         budget: bytes that may be used.
         what: which images, for errors.
+        damage: takes damaged images.
 
     Returns:
         Bytes that are used.
-
-    Raises:
-        DataError: images are damaged; the first are named.
     """
     selection, size = images.selection, images.transform.fixed_size
     may_check = config.verify != "none" and not selection.source.info.trusted
     need = None if size is None else 3 * len(images) * size[0] * size[1]
     measured = need is None and config.cache == "auto" and may_check
     if measured:
-        need = 3 * total_pixels(selection, what)
+        sound, area = _total_pixels(selection, what, damage)
+        if not sound:
+            return 0
+        need = 3 * area
     fits = need is not None and need <= budget
     if config.cache == "memory" or (config.cache == "auto" and fits):
         images.remember = True
         if config.verify != "none":
-            images.fill(what)
+            images.fill(what, damage)
         return need or 0
     if config.verify == "full":
-        visit_all(len(images), selection.sample, what)
+        damage.visit(len(images), selection.sample, what)
     elif may_check and not measured:
-        total_pixels(selection, what)
+        _total_pixels(selection, what, damage)
     return 0
+
+
+def _total_pixels(selection: Selection, what: str, damage: Damage) -> tuple[bool, int]:
+    """Whether all headers are sound, and the pixels of all images together.
+
+    Args:
+        selection: the images.
+        what: which images, for the report.
+        damage: takes those whose headers are damaged.
+    """
+    areas: dict[int, int] = {}
+
+    def measure(index: int) -> None:
+        height, width = selection.size(index)
+        areas[index] = height * width
+
+    damage.visit(len(selection), measure, what)
+    return len(areas) == len(selection), sum(areas.values())
