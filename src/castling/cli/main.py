@@ -89,6 +89,13 @@ def train(arguments: list[str]) -> int:
             help="go on with an interrupted run of the same recipe (default: auto)",
         )
         parser.add_argument(
+            "--changed_data",
+            choices=["refuse", "allow"],
+            default="refuse",
+            help="whether to go on with a run whose training images were removed or changed since; "
+            "allow also takes in new images (default: refuse)",
+        )
+        parser.add_argument(
             "--dry_run", action="store_true", help="only try a step, on generated images"
         )
         add_json(parser)
@@ -100,7 +107,7 @@ def train(arguments: list[str]) -> int:
         return 0
     source = Path(str(recipe.data.source).split(":")[-1]).stem
     folder = values.run or f"runs/{recipe.model.name}-{source}"
-    result = train_model(recipe, folder, resume=values.resume)
+    result = train_model(recipe, folder, resume=values.resume, changed_data=values.changed_data)
     if not result.metrics:  # one of several processes; the first one reports
         return 0
     from castling.profiling.report import write_run_report
@@ -202,6 +209,8 @@ def predict(arguments: list[str]) -> int:
         predictor.to_csv(found, values.csv)
     lines = [f"{one.name}  {one.summary()}" for one in found if not one.error]
     show(values, [one.to_dict() for one in found], "\n".join(lines))
+    for note in predictor.notes:
+        print(f"castling predict: note: {note}", file=sys.stderr)
     failed = [one for one in found if one.error]
     for one in failed:
         print(f"castling predict: {one.error}", file=sys.stderr)

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision import tv_tensors
 
@@ -125,7 +125,7 @@ def _opened(stream: BinaryIO, name: str) -> Iterator[Image.Image]:
     try:
         try:
             image = Image.open(stream)
-        except Image.UnidentifiedImageError as error:
+        except UnidentifiedImageError as error:
             stream.seek(0)
             registered, advice = plugin_for(stream.read(32))
             if not registered:
@@ -194,7 +194,7 @@ def _complaint(stream: BinaryIO, name: str, error: Exception) -> str:
             "down, or raise PIL.Image.MAX_IMAGE_PIXELS"
         )
     reason = printable(str(error)) or type(error).__name__
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         # Pillow names the in-memory stream, which tells the reader nothing.
         reason = "not an image that Pillow can read"
     elif not isinstance(error, (OSError, ValueError, SyntaxError)):

@@ -7,6 +7,7 @@ from typing import BinaryIO, Protocol
 
 from castling.data.decode import open_file
 from castling.data.errors import DataError
+from castling.data.formats import is_image
 from castling.data.listing import Listing, list_folder
 from castling.data.zip_store import ZipStore
 from castling.utils.text import printable
@@ -47,6 +48,19 @@ def open_store(path: str | Path) -> FileStore:
     if not path.is_file():
         raise DataError(f"{path} is a pipe, socket or device; name a folder or a zip file")
     return ZipStore(path)
+
+
+def list_images(folder: Path) -> tuple[list[Path], list[str]]:
+    """The images at any depth below a folder, sorted, and notes about what was left out.
+
+    Raises:
+        PermissionError: a folder may not be read.
+    """
+    listing = list_folder(folder)
+    images = [file for file in listing.files if is_image(file)]
+    copies, notes = listing.without_copies(images)
+    found = [folder / file for file in images if file not in copies]
+    return sorted(found), listing.notes + notes
 
 
 class FolderStore:

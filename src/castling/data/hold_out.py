@@ -109,8 +109,9 @@ def hold_out_by_key(
                     part[each] = empty
                     break
             else:
+                name = classes[int(label)]
                 raise DataError(
-                    f"class {classes[label]!r} has {len(members)} different images, too few to be "
+                    f"class {name!r} has {len(members)} different images, too few to be "
                     f"split into training and {len(fractions)} held-out parts; add images or give "
                     "the splits as folders"
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from typing import BinaryIO, Literal
@@ -61,8 +62,6 @@ class ImageKeys:
             self.source.path(split, index).encode(), digest_size=_BYTES
         ).hexdigest()
         if self.by == "content":
-            try:
+            with contextlib.suppress(DataError):
                 key = self.source.content(split, index)
-            except DataError:
-                pass
         self._known[split, index] = key

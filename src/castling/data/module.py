@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from castling.data.config import DataConfig, LoaderConfig
+from castling.data.config import DataConfig
 from castling.data.dataset import ImageSet
+from castling.data.keep import verify_and_keep
 from castling.data.keys import ImageKeys
 from castling.data.recorded import Changes, add_new, find_recorded
 from castling.data.registry import FileSource, Source
@@ -54,9 +56,11 @@ class DataModule:
         seed: of order, resolutions and augmentation.
         record: the split of a run, which is taken in place of a new one.
         take_in: let files that are not in the record join its splits.
+        whole: take all images of a source without splits for every split, and hold none out.
         read: the splits that will be read: they are checked and kept in memory.
 
     Attributes:
+        source: as given.
         info: what the source says about itself.
         notes: what a person should know about the data and how its splits came about.
         changes: how the source differs from the record.
@@ -76,21 +80,29 @@ class DataModule:
         seed: int = 0,
         record: SplitRecord | None = None,
         take_in: bool = False,
+        whole: bool = False,
         read: Collection[str] = tuple(_SPLITS),
     ) -> None:
         self.info = source.info
         self.config = config
         self.seed = seed
-        self._source = source
+        self.source = source
+        self._before = record
         self.changes = Changes()
         self._keys: ImageKeys | None = None
         if isinstance(source, FileSource) and config.split.by != "position":
             self._keys = ImageKeys(source, config.split.by)
         if record is not None and record.images and isinstance(source, FileSource):
+            if "test" in read and "test" not in record.images:
+                read = {*read, "val"}
             self._selections, self.changes = find_recorded(source, record, self._keys, read)
             if take_in:
                 add_new(self._selections, source, self.changes.added, config.split, self._keys)
             notes = [*source.info.notes, *share_missing(self._selections)]
+        elif whole:
+            everything = Selection(source, "train", np.arange(source.info.splits["train"]))
+            self._selections = dict.fromkeys(_SPLITS, everything)
+            notes = list(source.info.notes)
         else:
             self._selections, notes = choose_images(source, config.split, self._keys)
         self._eval_transform = eval_transform
@@ -100,13 +112,13 @@ class DataModule:
         for split in self.sizes:
             if split not in read and not (split == "val" and "test" in read and not self.has_test):
                 continue
-            training = split == "train"
+            training = split == "train" and train_transform is not eval_transform
             images = ImageSet(
                 self._selections[split],
                 train_transform if training else eval_transform,
                 seed=seed,
             )
-            budget -= _verify_and_keep(images, config.loader, budget, _SPLITS[split], damage)
+            budget -= verify_and_keep(images, config.loader, budget, _SPLITS[split], damage)
             self._sets[split, training] = images
         damage.report()
         if isinstance(source, FileSource) and source.noticed:
@@ -114,7 +126,7 @@ class DataModule:
                 f"{len(source.noticed)} images were read all the same, such as "
                 + next(iter(source.noticed.values()))
             )
-        self.notes = tuple(notes)
+        self.notes: tuple[str, ...] = tuple(notes)
 
     @property
     def classes(self) -> list[str]:
@@ -137,7 +149,15 @@ class DataModule:
 
     def record(self) -> SplitRecord:
         """The images of every split, for the run's folder; by content, every file is read once."""
-        return record_split(self._source, str(self.config.source), self._selections, self._keys)
+        name = str(self.config.source)
+        return record_split(self.source, name, self._selections, self._keys, self._before)
+
+    def contents(self, split: str) -> list[str]:
+        """Digest of every image of a split; empty where images are not known by their content."""
+        if self._keys is None or self._keys.by != "content":
+            return []
+        chosen = self.dataset(split).selection
+        return self._keys.of(chosen.split, chosen.positions.tolist())
 
     def dataset(self, split: str, *, training: bool = False) -> ImageSet:
         """The images of ``train``, ``val`` or ``test``.
@@ -228,58 +248,3 @@ class DataModule:
             world_size=world_size,
             last_batch=self.config.loader.last_batch,
         )
-
-
-def _verify_and_keep(
-    images: ImageSet, config: LoaderConfig, budget: int, what: str, damage: Damage
-) -> int:
-    """Verify the files of one split, and decode and keep its images if they may be kept.
-
-    Args:
-        images: the split.
-        config: what to verify and to keep.
-        budget: bytes that may be used.
-        what: which images, for errors.
-        damage: takes damaged images.
-
-    Returns:
-        Bytes that are used.
-    """
-    selection, size = images.selection, images.transform.fixed_size
-    may_check = config.verify != "none" and not selection.source.info.trusted
-    need = None if size is None else 3 * len(images) * size[0] * size[1]
-    measured = need is None and config.cache == "auto" and may_check
-    if measured:
-        sound, area = _total_pixels(selection, what, damage)
-        if not sound:
-            return 0
-        need = 3 * area
-    fits = need is not None and need <= budget
-    if config.cache == "memory" or (config.cache == "auto" and fits):
-        images.remember = True
-        if config.verify != "none":
-            images.fill(what, damage)
-        return need or 0
-    if config.verify == "full":
-        damage.visit(len(images), selection.sample, what)
-    elif may_check and not measured:
-        _total_pixels(selection, what, damage)
-    return 0
-
-
-def _total_pixels(selection: Selection, what: str, damage: Damage) -> tuple[bool, int]:
-    """Whether all headers are sound, and the pixels of all images together.
-
-    Args:
-        selection: the images.
-        what: which images, for the report.
-        damage: takes those whose headers are damaged.
-    """
-    areas: dict[int, int] = {}
-
-    def measure(index: int) -> None:
-        height, width = selection.size(index)
-        areas[index] = height * width
-
-    damage.visit(len(selection), measure, what)
-    return len(areas) == len(selection), sum(areas.values())

@@ -96,15 +96,22 @@ def find_recorded(
         own: {source.path(own, index): index for index in range(count)}
         for own, count in source.info.splits.items()
     }
-    known = {
-        path for classes in record.images.values() for files in classes.values() for path in files
-    }
+    known = {image.path for images in record.images.values() for image in images}
+    known.update(record.unused)
     new = {own: [p for p in paths if p not in known] for own, paths in places.items()}
     splits: dict[str, Selection] = {}
     for split in record.images:
         own = split if split in places else "train"
-        keys_of = by_content if split in read else None
-        found = _find_split(source, split, own, record, places[own], new[own], keys_of, changes)
+        found = _find_split(
+            source,
+            split,
+            own,
+            record,
+            places[own],
+            new[own],
+            by_content if split in read else None,
+            changes if split in read else Changes(),
+        )
         if not len(found):
             raise DataError(
                 f"none of the {record.sizes[split]} {split} images of {record.source} is left"
@@ -130,36 +137,33 @@ def _find_split(
     changes: Changes,
 ) -> Indices:
     """Positions of the images of one recorded split; takes renamed ones out of ``new``."""
-    rows = [
-        (name, path, key)
-        for name, files in record.images[split].items()
-        for path, key in files.items()
-    ]
-    held_out_of = record.trained if split != "train" else set()
+    images = record.images[split]
+    trained = record.trained if split != "train" else set()
     now: dict[str, str] = {}
     if image_keys is not None:
-        present = [path for _, path, _ in rows if path in places]
+        present = [image.path for image in images if image.path in places]
         now = dict(zip(present, image_keys.of(own, [places[p] for p in present]), strict=True))
     labels = source.labels(own)
     positions: list[int] = []
     elsewhere: dict[str, list[str]] | None = None
-    for name, path, key in rows:
+    for image in images:
+        path, key = image.path, image.key
         if path in places and (not key or now.get(path, key) == key):
             positions.append(places[path])
             continue
         if elsewhere is None:  # contents of new files are needed only where one is missing
             elsewhere = {}
             if image_keys is not None:
-                for other in new:
-                    content = image_keys.of(own, [places[other]])[0]
+                contents = image_keys.of(own, [places[other] for other in new])
+                for other, content in zip(new, contents, strict=True):
                     elsewhere.setdefault(content, []).append(other)
         if elsewhere.get(key):
             other = elsewhere[key].pop(0)
             new.remove(other)
             positions.append(places[other])
-            kept = labels is None or source.info.classes[labels[places[other]]] == name
+            kept = labels is None or labels[places[other]] == image.label
             (changes.renamed if kept else changes.changed).setdefault(split, []).append(other)
-        elif path in places and now.get(path) not in held_out_of:
+        elif path in places and now.get(path) not in trained:
             changes.changed.setdefault(split, []).append(path)
             positions.append(places[path])
         else:

@@ -57,8 +57,8 @@ class EpochBatches(Sampler[BatchKey]):
     what one sees with 32, and an epoch looks the same whether or not the run was resumed before it.
 
     In training all batches are whole, because the last, incomplete global batch is left out or
-    filled with images of the epoch's beginning (a smaller set makes one smaller batch). In evaluation
-    every image is seen exactly once, and the last global batch is shared out.
+    filled with images of the epoch's beginning (a smaller set makes one smaller batch). In
+    evaluation every image is seen exactly once, and the last global batch is shared out.
 
     ``set_epoch`` is called by Lightning before every epoch; other loops call it themselves.
     ``len`` is that of a whole epoch, also where the next iteration begins in its middle.

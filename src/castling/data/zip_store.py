@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import stat
@@ -137,8 +138,6 @@ def _name(entry: zipfile.ZipInfo) -> str:
     """
     name = entry.filename
     if not entry.flag_bits & _UTF8 and not name.isascii():
-        try:
+        with contextlib.suppress(UnicodeError):  # the code page, or another that nothing names
             name = name.encode("cp437").decode("utf-8")
-        except UnicodeError:
-            pass  # the older code page, or an unknown one of which nothing is said in the file
     return name.replace("\\", "/")  # some Windows programs write backslashes

@@ -8,20 +8,31 @@ import os
 import torch
 from torch import nn
 
-from castling.data import DataConfig, SplitConfig, open_source
-from castling.deploy.saved_data import open_saved_data, run_data
+from castling.data import (
+    DataConfig,
+    DataModule,
+    FileSource,
+    FolderConfig,
+    SplitConfig,
+    open_source,
+)
+from castling.deploy.saved_data import RunData, open_saved_data, run_data
 from castling.models.card import ModelCard
 from castling.models.saved import open_model
 from castling.tasks import (
     DEFAULT_TASK,
     EvaluateResult,
+    Task,
     TaskConfig,
     build_task,
     evaluate_loader,
     task_from_card,
 )
+from castling.utils.text import few
 
 SPLITS = ("train", "val", "test")
+ALL = "all"
+"""The split of a result over all images of files that have no splits."""
 
 
 def evaluate(
@@ -34,6 +45,10 @@ def evaluate(
 ) -> EvaluateResult:
     """Evaluate a model, or a saved one, on a split of the data.
 
+    A run's own images are divided as they were for its training, whatever has been added since. Of
+    other files without folders of splits all are taken as test images. The notes of the result
+    say so, and how many images the run was trained on.
+
     Args:
         model: a network, or the folder of a saved model or of a finished run.
         data: which images; a saved model's size, normalisation and resizing replace this config's.
@@ -42,6 +57,9 @@ def evaluate(
         split: ``"train"``, ``"val"`` or ``"test"``; training images without augmentation.
         device: where; None keeps a network's device and puts a saved model on the CPU.
 
+    Returns:
+        The metrics. Its ``split`` is ``"all"`` where all images of files without splits were taken.
+
     Raises:
         ValueError: classes differ from those the model knows, or there is no such split.
         FileNotFoundError: no saved model, or no images there.
@@ -49,6 +67,7 @@ def evaluate(
     if split not in SPLITS:
         raise ValueError(f'split must be "train", "val" or "test", got {split!r}')
     card: ModelCard | None = None
+    own: RunData | None = None
     if isinstance(model, nn.Module):
         if data is None:
             raise ValueError("a network needs a data config to be evaluated on")
@@ -58,17 +77,65 @@ def evaluate(
         model, card = open_model(path)
         made = task_from_card(card)
         own = run_data(path, made)
-        if data is None:
-            data = own
-        elif own is not None and (data.source, data.split) == (own.source, SplitConfig()):
-            # The run's own images are divided as they were for training.
-            data = dataclasses.replace(data, split=own.split)
-        if data is None:
+        if own is None and data is None:
             raise ValueError(
                 f"{path} is not a run's folder, so its images are not known: name them with --data"
             )
-    images = open_saved_data(made, card, data)
+    images, split, notes = _open(made, card, own, data, split)
     if device is not None:
         model.to(device)
-    found = evaluate_loader(made, model, images.loader(split), split)
-    return dataclasses.replace(found, notes=images.notes)
+    found = evaluate_loader(made, model, images.loader("train" if split == ALL else split), split)
+    return dataclasses.replace(found, notes=(*images.notes, *notes))
+
+
+def _open(
+    task: Task, card: ModelCard | None, own: RunData | None, data: DataConfig | None, split: str
+) -> tuple[DataModule, str, list[str]]:
+    """The images, which of them are evaluated, and what a person should know about them."""
+    config = _own_config(own, data)
+    if own is not None and config is not None:
+        images = open_saved_data(task, card, config, record=own.record, read=(split,))
+        notes = images.changes.lines()
+        if own.record is None and isinstance(images.source, FileSource):
+            notes.append(
+                "this run is of a version that did not write its split down: it is drawn anew by "
+                "position, so that images trained on are among these if files came or went since"
+            )
+        return images, split, notes
+    assert data is not None  # evaluate() asks for one of both
+    source = open_source(data.source)
+    whole = (
+        split == "test"
+        and data.split == SplitConfig()
+        and isinstance(source, FileSource)
+        and set(source.info.splits) == {"train"}
+    )
+    read = "train" if whole else split
+    images = open_saved_data(task, card, data, whole=whole, read=(read,))
+    notes = ["there are no folders of splits, so all images are evaluated"] if whole else []
+    trained = set() if own is None or own.record is None else own.record.trained
+    seen = [
+        images.dataset(read).name(index)
+        for index, key in enumerate(images.contents(read) if trained else ())
+        if key in trained
+    ]
+    if seen:
+        notes.append(
+            f"the model was trained on {len(seen)} of these {images.sizes[read]} images, so the "
+            f"figures are too good: {few(seen, 3)}"
+        )
+    return images, ALL if whole else split, notes
+
+
+def _own_config(own: RunData | None, data: DataConfig | None) -> DataConfig | None:
+    """The run's data section, where its own images are meant; they are divided as for training."""
+    if own is None or data is None:
+        return None if own is None else own.config
+    theirs, ours = data.source, own.config.source
+    if isinstance(theirs, FolderConfig) and isinstance(ours, FolderConfig):
+        same = os.path.realpath(theirs.path) == os.path.realpath(ours.path)
+    else:
+        same = theirs == ours
+    if not same or data.split != SplitConfig():
+        return None
+    return dataclasses.replace(own.config, loader=data.loader)

@@ -31,6 +31,7 @@ class TrainingModule(pl.LightningModule):
         recipe: everything else.
         data: the images.
         start: (epoch, batch) at which a resumed run goes on.
+        split_digest: of the record of which images train, kept in checkpoints.
     """
 
     def __init__(
@@ -40,8 +41,10 @@ class TrainingModule(pl.LightningModule):
         recipe: Recipe,
         data: DataModule,
         start: tuple[int, int] = (0, 0),
+        split_digest: str = "",
     ) -> None:
         super().__init__()
+        self.split_digest = split_digest
         self.model = model
         self.task, self.recipe, self.data = task, recipe, data
         self.start = start
@@ -200,6 +203,7 @@ class TrainingModule(pl.LightningModule):
             "loss_sums": self.loss_sums,
             "loss_count": self.loss_count,
             "metrics": self.metrics,
+            "split": self.split_digest,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

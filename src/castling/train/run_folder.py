@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 import torch
 
-from castling.tasks.result import TrainResult, read_result
+from castling.tasks.result import RESULT, TrainResult, read_result
 from castling.train.recipe import Recipe
-from castling.train.recipe_file import load_recipe, recipe_differences, recipe_to_yaml
+from castling.train.recipe_file import recipe_differences, recipe_to_yaml
+from castling.train.recorded_split import load_run_recipe
 from castling.utils.files import write_text
 
 Resume = Literal["auto", "never", "must"]
@@ -20,6 +21,11 @@ Resume = Literal["auto", "never", "must"]
 def checkpoint_path(run_dir: Path) -> Path:
     """The checkpoint that a run resumes from."""
     return run_dir / "checkpoints" / "last.ckpt"
+
+
+def holds_run(run_dir: Path) -> bool:
+    """Whether a folder holds a run that may be resumed, or a finished one."""
+    return checkpoint_path(run_dir).is_file() or (run_dir / RESULT).is_file()
 
 
 def find_run(
@@ -53,7 +59,7 @@ def find_run(
             )
         started = False
     elif result is not None or started:
-        differences = recipe_differences(load_recipe(run_dir / "recipe.yaml"), recipe)
+        differences = recipe_differences(load_run_recipe(run_dir), recipe)
         if differences:
             state = "a finished" if result is not None else "an unfinished"
             raise FileExistsError(

@@ -32,10 +32,18 @@ from castling.train.callbacks import (
 from castling.train.finish import finish
 from castling.train.module import TrainingModule
 from castling.train.recipe import Recipe
+from castling.train.recorded_split import (
+    ChangedData,
+    check_changes,
+    in_rules_of_run,
+    notes_on_split,
+    recorded_split,
+)
 from castling.train.run_folder import (
     Resume,
     checkpoint_path,
     find_run,
+    holds_run,
     make_run,
     read_checkpoint,
 )
@@ -51,12 +59,13 @@ def train(
     resume: Resume = "auto",
     progress: bool = True,
     callbacks: Sequence[pl.Callback] = (),
+    changed_data: ChangedData = "refuse",
 ) -> TrainResult:
     """Train, evaluate, switch where there is something to switch, and evaluate again.
 
-    Writes to ``run_dir``: recipe.yaml, metrics.csv, auxiliary.csv (models with auxiliary branches),
-    tensorboard/, checkpoints/last.ckpt, model.safetensors and model.json, switched/ with the same
-    two and certificate.json, result.json.
+    Writes to ``run_dir``: recipe.yaml, split.json, metrics.csv, auxiliary.csv (models with
+    auxiliary branches), tensorboard/, checkpoints/last.ckpt, model.safetensors and model.json,
+    switched/ with the same two and certificate.json, result.json.
 
     Args:
         recipe: everything that decides how it goes.
@@ -65,6 +74,8 @@ def train(
             that is finished; "must" insists on something to resume; "never" starts anew.
         progress: show what is trained on what, and a live display, on standard error.
         callbacks: further Lightning callbacks; they run before a step is logged and saved.
+        changed_data: whether a run may go on where images that it trained on are gone or changed:
+            "refuse", or "allow", which also takes in new images.
 
     Returns:
         Results before and after the switch, and where the models lie.
@@ -79,27 +90,35 @@ def train(
     """
     run_dir = Path(run_dir)
     with _quiet_lightning(), plain_data_errors():
+        if resume != "never" and holds_run(run_dir):
+            recipe = in_rules_of_run(recipe, run_dir)
         finished, checkpoint = find_run(recipe, run_dir, resume)
         if finished is not None:
             return finished
         check(recipe)
         seed_everything(recipe.seed)
-        data, task = open_data(recipe)
-        model, card = build(recipe, task)
-        start = (0, 0)
+        start, record = (0, 0), None
         if checkpoint is not None:
-            start = _position(read_checkpoint(checkpoint))
-        else:
+            state = read_checkpoint(checkpoint)
+            start, record = _position(state), recorded_split(run_dir, state, changed_data)
+        allowed = changed_data == "allow"
+        data, task = open_data(recipe, record, take_in=allowed)
+        check_changes(data, record, changed_data)
+        split = record if record is not None and not allowed else data.record()
+        data.notes += notes_on_split(data, split, record, checkpoint is not None, allowed)
+        model, card = build(recipe, task)
+        if checkpoint is None:
             check_forward(model, task, data)
         if recipe.hardware.channels_last:
             model.to(memory_format=torch.channels_last)
         if recipe.hardware.compile:
             model.compile()
-        module = TrainingModule(model, task, recipe, data, start)
+        module = TrainingModule(model, task, recipe, data, start, split.digest)
         checkpoints = Checkpoints(checkpoint_path(run_dir).parent, recipe.save)
         trainer = _trainer(recipe, model, run_dir, progress, checkpoints, callbacks)
         if trainer.is_global_zero:
             make_run(recipe, run_dir, resume)
+            split.write(run_dir)
         with checkpoints.listening(trainer):
             trainer.fit(
                 module, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True

@@ -20,10 +20,10 @@ def did_you_mean(name: str, known: Iterable[str], count: int = 3) -> str:
 
 
 def printable(name: str) -> str:
-    """A file's name that every terminal and every UTF-8 file can hold.
+    r"""A file's name that every terminal and every UTF-8 file can hold.
 
     Bytes that are not UTF-8 (which Python keeps as lone surrogates) and control characters are
-    written as escapes: the bytes ``c\\xe9t`` become ``c\\\\xe9t``. Other names stay as they are.
+    written as escapes: the bytes ``63 e9 74`` become ``c\xe9t``. Other names stay as they are.
     """
     if name.isprintable():  # the usual case; it is False for some harmless characters too
         return name

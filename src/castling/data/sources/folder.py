@@ -101,7 +101,7 @@ class FolderSource:
         return height, width
 
     def name(self, split: str, index: int) -> str:
-        """Path of the file, or of the zip file and the entry in it; other bytes than UTF-8 escaped."""
+        """Path of the file, or of the zip file and the entry in it; bytes beyond UTF-8 escaped."""
         return self._store.describe(self._files[split][index])
 
     def path(self, split: str, index: int) -> str:

@@ -1,0 +1,116 @@
+"""The images of a run that goes on: those it began with, unless the user says otherwise."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from castling.data import DataModule, FileSource, SplitRecord, read_split_record
+from castling.data.legacy import RULES_OF_OLD_RUNS, with_old_rules
+from castling.data.split_record import SPLIT_FILE, leaks
+from castling.train.recipe import Recipe
+from castling.train.recipe_file import recipe_from_dict
+from castling.train.recipe_parser import normalised, read_recipe_values
+
+ChangedData = Literal["refuse", "allow"]
+
+_ADVICE = (
+    "Put the images back, train a new run (another --run), or go on with the images as they are "
+    "now: --changed_data allow"
+)
+
+
+def load_run_recipe(run_dir: Path) -> Recipe:
+    """The recipe in a run's folder, with the rules of its time for options that are younger.
+
+    Raises:
+        FileNotFoundError: no recipe there.
+        ValueError: it cannot be read; the file is named.
+    """
+    values = _run_values(run_dir)
+    return recipe_from_dict({**values, "data": with_old_rules(values.get("data", {}))})
+
+
+def in_rules_of_run(recipe: Recipe, run_dir: Path) -> Recipe:
+    """``recipe`` with the rules of the run in the folder, where that is of an earlier version.
+
+    So the command that began a run goes on with it, although the defaults have changed since.
+    """
+    if not (run_dir / "recipe.yaml").is_file():
+        return recipe
+    written = _run_values(run_dir).get("data", {})
+    data = recipe.data
+    for section, name, value in RULES_OF_OLD_RUNS:
+        if name not in (written.get(section) or {}):
+            part = dataclasses.replace(getattr(data, section), **{name: value})
+            data = dataclasses.replace(data, **{section: part})
+    return dataclasses.replace(recipe, data=data)
+
+
+def recorded_split(
+    run_dir: Path, checkpoint: Mapping[str, Any], changed_data: ChangedData
+) -> SplitRecord | None:
+    """The split that an interrupted run began with; None where its version wrote none down.
+
+    Raises:
+        ValueError: ``split.json`` is missing, damaged, or not that of the checkpoint.
+    """
+    record = read_split_record(run_dir)
+    digest = checkpoint["castling"].get("split")  # None: of an earlier version
+    same = digest is None or (record is not None and record.digest == digest)
+    if changed_data == "refuse" and not same:
+        state = "missing" if record is None else "not the one of its last checkpoint"
+        raise ValueError(
+            f"{run_dir / SPLIT_FILE}, which says what the run was trained on, is {state}; put it "
+            "back, or go on with it as it is: --changed_data allow"
+        )
+    return record
+
+
+def check_changes(data: DataModule, record: SplitRecord | None, changed_data: ChangedData) -> None:
+    """Refuse to go on over other training images than before, unless that is allowed.
+
+    Raises:
+        ValueError: images trained on are gone or changed; the message lists the changes.
+    """
+    if record is not None and data.changes.training and changed_data == "refuse":
+        lines = "\n  ".join(data.changes.lines())
+        raise ValueError(
+            f"the images of {record.source} are not those that this run began with:\n  {lines}\n"
+            + _ADVICE
+        )
+
+
+def notes_on_split(
+    data: DataModule, now: SplitRecord, before: SplitRecord | None, resumed: bool, allowed: bool
+) -> tuple[str, ...]:
+    """What a person should know about the split of the run that starts or goes on.
+
+    Args:
+        data: the images.
+        now: their record.
+        before: the record that the run goes on with.
+        resumed: whether a run goes on.
+        allowed: whether new images joined.
+    """
+    notes = leaks(now)
+    if before is not None:
+        notes += data.changes.lines()
+        if data.changes.added:
+            notes.append(
+                "the new images joined the splits"
+                if allowed
+                else "the run goes on without the new images; --changed_data allow takes them in"
+            )
+    elif resumed and isinstance(data.source, FileSource):
+        notes.append(
+            "this run is of a version that did not write its split down: its images are those at "
+            "the same positions, others than before if files came or went since"
+        )
+    return tuple(notes)
+
+
+def _run_values(run_dir: Path) -> dict[str, Any]:
+    return normalised(read_recipe_values(run_dir / "recipe.yaml"))
