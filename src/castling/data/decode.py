@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +32,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ONE_AT_A_TIME = threading.Lock()
 _SIXTEEN_BIT = {"I;16", "I;16B", "I;16L", "I;16N"}
 
 
@@ -47,13 +50,8 @@ def to_rgb(image: Image.Image, note: Callable[[str], None] | None = None) -> Ima
         An image of mode RGB.
     """
     image.load()  # what is wrong with the pixels must not be taken for a fault of the EXIF
-    try:
-        # Not ImageOps.exif_transpose: it also writes the EXIF anew, which any damaged tag prevents.
-        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
-    except Exception as error:  # damaged EXIF raises many kinds
-        turn = None
-        if note is not None:
-            note(_exif_complaint(error))
+    # Not ImageOps.exif_transpose: it also writes the EXIF anew, which any damaged tag prevents.
+    turn = _TURNS.get(_orientation(image, note))
     if turn is not None:
         image = image.transpose(turn)
     if image.mode in _SIXTEEN_BIT:
@@ -69,6 +67,27 @@ def to_rgb(image: Image.Image, note: Callable[[str], None] | None = None) -> Ima
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _orientation(image: Image.Image, note: Callable[[str], None] | None) -> int:
+    """The EXIF tag that says which side is up; 1, upright, where it cannot be read."""
+    found: object = 1
+    complaints: list[str] = []
+    try:
+        found = image.getexif().get(_ORIENTATION, 1)
+        if note is not None and "exif" in image.info:
+            # Read once more: opening a JPEG file reads it, and Pillow warns the first time alone.
+            # Filters of warnings belong to the process, and images are read on several threads.
+            with _ONE_AT_A_TIME, warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                Image.Exif().load(image.info["exif"])
+            texts = [str(each.message).strip() for each in caught]
+            complaints = [text for text in texts if "EXIF" in text]
+    except Exception as error:  # damaged EXIF raises many kinds
+        complaints.append(str(error) or type(error).__name__)
+    if note is not None and complaints:
+        note(f"its EXIF is damaged ({printable(complaints[0])}), so it may not be shown upright")
+    return found if isinstance(found, int) else 1
 
 
 def _grey(values: np.ndarray) -> Image.Image:
@@ -112,10 +131,7 @@ def read_size(
     """
     with _opened(stream, name) as image:
         if note is not None and "exif" in image.info:
-            try:
-                image.getexif().get(_ORIENTATION)
-            except Exception as error:  # damaged EXIF raises many kinds
-                note(f"{name}: {_exif_complaint(error)}")
+            _orientation(image, lambda text: note(f"{name}: {text}"))
         return image.size
 
 
@@ -200,10 +216,3 @@ def _complaint(stream: BinaryIO, name: str, error: Exception) -> str:
     elif not isinstance(error, (OSError, ValueError, SyntaxError)):
         reason = f"{reason} ({type(error).__name__})"
     return f"{name} cannot be read as an image: {reason}; remove the file or replace it"
-
-
-def _exif_complaint(error: Exception) -> str:
-    return (
-        f"its EXIF is damaged ({printable(str(error)) or type(error).__name__}); it is taken "
-        "as it is stored, not turned"
-    )

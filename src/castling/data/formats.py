@@ -10,7 +10,7 @@ import importlib
 from dataclasses import dataclass
 from functools import cache
 
-from PIL import Image
+from PIL import Image, features
 
 #: Formats that Pillow names but does not decode by itself: documents (Ghostscript), Windows
 #: metafiles (the Windows API), films, and containers without a reader.
@@ -85,10 +85,12 @@ def plugin_for(head: bytes) -> tuple[bool, str]:
         boxed = head[4:8] == b"ftyp" and head[8:12] in plugin.brands
         if not boxed and not (plugin.kind == "JPEG XL" and head.startswith(_JPEG_XL)):
             continue
+        if plugin.kind == "AVIF" and features.check("avif"):
+            return False, ""  # Pillow decodes these: this one is damaged
         if _register(plugin):
             return True, ""
         return False, (
-            f"it is a {plugin.kind} image, which this Pillow does not decode: "
+            f"{plugin.kind} is a format that this Pillow does not decode: "
             f"pip install {plugin.package}, or convert it to JPEG or PNG"
         )
     return False, ""

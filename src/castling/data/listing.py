@@ -111,10 +111,12 @@ def list_folder(root: Path) -> Listing:
         links.sort()
         name, target = links.pop(0)
         here = os.path.realpath(os.path.join(root, os.path.dirname(name)))
-        if target == here or here.startswith(target.rstrip(os.sep) + os.sep):
+        known = names.get(target)
+        above = known is not None and f"{name}/".startswith(f"{known}/" if known else "")
+        if above or target == here or here.startswith(target.rstrip(os.sep) + os.sep):
             listing.leave_out("links to a folder that holds them", printable(name))
-        elif target in names:
-            _list_again(listing, names[target], name, inside)
+        elif known is not None:
+            _list_again(listing, known, name, inside)
         else:
             listing.folders.append(name)
             names[target] = name

@@ -22,8 +22,12 @@ class _UniqueKeys(yaml.SafeLoader):
         """The mapping; raises ConstructorError at a repeated key."""
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if (
+                key_node.tag == "tag:yaml.org,2002:merge"
+            ):  # several may be given; they hold no value
+                continue
             key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str) and key != "<<" and key in seen:
+            if isinstance(key, str) and key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"{key!r} is given twice", key_node.start_mark
                 )
