@@ -121,8 +121,8 @@ def _open(
     ]
     if seen:
         notes.append(
-            f"the model was trained on {len(seen)} of these {images.sizes[read]} images, so the "
-            f"figures are too good: {few(seen, 3)}"
+            f"the model was trained on {len(seen)} of these {len(images.dataset(read))} images, so "
+            f"the figures are too good: {few(seen, 3)}"
         )
     return images, ALL if whole else split, notes
 

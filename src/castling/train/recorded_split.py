@@ -34,17 +34,19 @@ def load_run_recipe(run_dir: Path) -> Recipe:
 
 
 def in_rules_of_run(recipe: Recipe, run_dir: Path) -> Recipe:
-    """``recipe`` with the rules of the run in the folder, where that is of an earlier version.
+    """``recipe`` with the rules of the run in the folder, where that went by those of old.
 
-    So the command that began a run goes on with it, although the defaults have changed since.
+    So the command that began a run goes on with it, although the defaults have changed since. An
+    option that is not at its default was asked for and stays.
     """
     if not (run_dir / "recipe.yaml").is_file():
         return recipe
-    written = _run_values(run_dir).get("data", {})
+    written = with_old_rules(_run_values(run_dir).get("data", {}))
     data = recipe.data
     for section, name, value in RULES_OF_OLD_RUNS:
-        if name not in (written.get(section) or {}):
-            part = dataclasses.replace(getattr(data, section), **{name: value})
+        part = getattr(data, section)
+        if written[section][name] == value and getattr(part, name) == getattr(type(part)(), name):
+            part = dataclasses.replace(part, **{name: value})
             data = dataclasses.replace(data, **{section: part})
     return dataclasses.replace(recipe, data=data)
 
