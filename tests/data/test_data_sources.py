@@ -111,6 +111,8 @@ def test_readable_names(make_folder: Make, open_folder: Open) -> None:
         ("{", "valid JSON"),
         ("[1]", "must hold"),
         ('{"x": "y"}', "none of"),
+        ('{"n01": "\\ud800"}', r"names a class '.*ud800'"),
+        ("[" * 100_000, "valid JSON"),
     ):
         (folder / "classes.json").write_text(content)
         with pytest.raises(DataError, match=rf"classes\.json.*{complaint}"):

@@ -170,7 +170,7 @@ def test_runs_of_earlier_versions_go_on_and_are_evaluated_by_position(photos, tm
     as_of_earlier_version(run)
     found = evaluate(run)
     assert found.metrics["loss"] == pytest.approx(expected.metrics["test_loss"])
-    assert "did not write its split down" in found.notes[-1]
+    assert "drawn anew by position; if files" in found.notes[-1]
     with pytest.raises(FileExistsError, match=r"epochs: 2 → 3$"):
         train(dataclasses.replace(new, epochs=3), run, progress=False)
 

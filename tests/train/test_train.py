@@ -69,6 +69,7 @@ def test_folder_holds_what_is_promised(run):
     names = {path.name for path in folder.iterdir()}
     assert names == {
         "recipe.yaml",
+        "split.json",
         "metrics.csv",
         "auxiliary.csv",
         "tensorboard",

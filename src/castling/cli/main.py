@@ -144,7 +144,7 @@ def evaluate(arguments: list[str]) -> int:
     result = evaluate_model(folder, data_of(values.data), split=values.split, device=values.device)
     percentages = task_from_card(read_card(folder / "model.json")).percentages
     lines = [
-        f"{folder}, {result.images} {result.split} images",
+        f"{folder}, {result.images} {'' if result.split == 'all' else result.split + ' '}images",
         describe_metrics(result.metrics, percentages),
         f"{result.images_per_second:.0f} images/s with loading",
         *(f"note: {note}" for note in result.notes),

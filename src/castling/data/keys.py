@@ -35,10 +35,15 @@ class ImageKeys:
 
     def __init__(self, source: FileSource, by: Literal["content", "path"]) -> None:
         self.source, self.by = source, by
-        self._known: dict[tuple[str, int], str] = {}
+        self._numbers = {
+            split: np.zeros(count, dtype=np.uint64) for split, count in source.info.splits.items()
+        }
+        self._known = {
+            split: np.zeros(count, dtype=bool) for split, count in source.info.splits.items()
+        }
 
-    def of(self, split: str, indices: Sequence[int] | None = None) -> list[str]:
-        """Keys of images of a split of the source, 16 hexadecimal digits each.
+    def numbers(self, split: str, indices: Sequence[int] | None = None) -> Keys:
+        """(n,) keys of images of a split of the source, as integers.
 
         A file that cannot be read gets the key of its name: naming it is left to the check of all
         images.
@@ -47,21 +52,25 @@ class ImageKeys:
             split: of the source.
             indices: positions; None for all.
         """
-        if indices is None:
-            indices = range(self.source.info.splits[split])
-        wanted = [index for index in indices if (split, index) not in self._known]
-        visit_all(len(wanted), lambda place: self._read(split, wanted[place]))
-        return [self._known[split, index] for index in indices]
+        numbers, known = self._numbers[split], self._known[split]
+        wanted = np.arange(len(known)) if indices is None else np.asarray(indices, dtype=np.int64)
+        unknown = wanted[~known[wanted]]
 
-    def numbers(self, split: str) -> Keys:
-        """(n,) keys of all images of a split as integers."""
-        return np.array([int(key, 16) for key in self.of(split)], dtype=np.uint64)
+        def read(place: int) -> None:
+            index = int(unknown[place])
+            numbers[index] = int(self._read(split, index), 16)
+            known[index] = True
 
-    def _read(self, split: str, index: int) -> None:
-        key = hashlib.blake2b(
-            self.source.path(split, index).encode(), digest_size=_BYTES
-        ).hexdigest()
+        visit_all(len(unknown), read)
+        return numbers[wanted]
+
+    def of(self, split: str, indices: Sequence[int] | None = None) -> list[str]:
+        """The same keys as 16 hexadecimal digits each."""
+        return [f"{number:016x}" for number in self.numbers(split, indices).tolist()]
+
+    def _read(self, split: str, index: int) -> str:
         if self.by == "content":
             with contextlib.suppress(DataError):
-                key = self.source.content(split, index)
-        self._known[split, index] = key
+                return self.source.content(split, index)
+        name = self.source.path(split, index).encode()
+        return hashlib.blake2b(name, digest_size=_BYTES).hexdigest()

@@ -199,6 +199,12 @@ def _label_names(folders: list[str], names: dict[str, str], where: str) -> list[
             f"folders are {folders[0]}, …)"
         )
     labels = [names.get(folder, folder) for folder in folders]
+    for label in labels:
+        if printable(label) != label:
+            raise DataError(
+                f"classes.json in {where} names a class {printable(label)!r}: control characters "
+                "and halves of characters cannot be written as a class"
+            )
     counts = Counter(labels)
     # ImageNet has two cranes; a prediction must say which.
     return [

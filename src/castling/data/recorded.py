@@ -98,7 +98,7 @@ def find_recorded(
     }
     known = {image.path for images in record.images.values() for image in images}
     known.update(record.unused)
-    new = {own: [p for p in paths if p not in known] for own, paths in places.items()}
+    new = {own: dict.fromkeys(p for p in paths if p not in known) for own, paths in places.items()}
     splits: dict[str, Selection] = {}
     for split in record.images:
         own = split if split in places else "train"
@@ -132,7 +132,7 @@ def _find_split(
     own: str,
     record: SplitRecord,
     places: Mapping[str, int],
-    new: list[str],
+    new: dict[str, None],
     image_keys: ImageKeys | None,
     changes: Changes,
 ) -> Indices:
@@ -159,7 +159,7 @@ def _find_split(
                     elsewhere.setdefault(content, []).append(other)
         if elsewhere.get(key):
             other = elsewhere[key].pop(0)
-            new.remove(other)
+            del new[other]
             positions.append(places[other])
             kept = labels is None or labels[places[other]] == image.label
             (changes.renamed if kept else changes.changed).setdefault(split, []).append(other)
@@ -193,7 +193,7 @@ def add_new(
         parts = {own: fresh}
         shares = held_out_shares(source, config)
         if own == "train" and image_keys is not None and shares:
-            numbers = np.array([int(key, 16) for key in image_keys.of(own, fresh)], dtype=np.uint64)
+            numbers = image_keys.numbers(own, fresh)
             draws = uniform(keys(config.seed, numbers.view(np.int64)), 0)
             stops = np.cumsum([share for _, share in shares])
             names = [*(split for split, _ in shares), "train"]

@@ -18,7 +18,7 @@ SPLIT_FILE = "split.json"
 _FORMAT = "castling split 1"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RecordedImage:
     """A file of a split.
 

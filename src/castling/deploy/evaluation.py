@@ -98,8 +98,9 @@ def _open(
         notes = images.changes.lines()
         if own.record is None and isinstance(images.source, FileSource):
             notes.append(
-                "this run is of a version that did not write its split down: it is drawn anew by "
-                "position, so that images trained on are among these if files came or went since"
+                "the run has no split.json, which earlier versions did not write: its split is "
+                f"drawn anew by {config.split.by}; if files came or went since, images trained on "
+                "may be among these"
             )
         return images, split, notes
     assert data is not None  # evaluate() asks for one of both

@@ -44,6 +44,11 @@ class FolderConfig(SourceConfig):
                 f"data.source.path is {self.path!r}; name a folder or a zip file of images"
             )
         check_fields(self, "data.source")
+        if any(0xD800 <= ord(letter) <= 0xDFFF for letter in self.path):
+            raise ValueError(
+                f"data.source.path {printable(self.path)} is not UTF-8, so no recipe can hold it; "
+                "rename the folder"
+            )
 
 
 @register_source(FolderConfig)
