@@ -99,7 +99,7 @@ def test_an_image_more_changes_no_recorded_split(make_folder: Make, by: str) -> 
     assert _files(again) == before
     assert again.changes.added == ["cat/000-new.png"]
     assert not again.changes.training
-    assert again.changes.lines() == ["1 images are new: cat/000-new.png"]
+    assert again.changes.lines() == ["new images: 1 (cat/000-new.png)"]
     fresh = _files(_open(folder, by=by))
     moved = sum(len(set(before[split]) - set(fresh[split])) for split in before)
     assert (moved == 0) == (by != "position")
@@ -119,7 +119,7 @@ def test_renamed_images_are_known_by_their_content(make_folder: Make) -> None:
     assert len(again.changes.renamed["train"]) == 3
     assert not again.changes.training
     assert not again.changes.added
-    assert "3 train images were renamed" in again.changes.lines()[0]
+    assert "train images renamed since training began: 3 " in again.changes.lines()[0]
 
 
 def test_removed_changed_and_relabelled_images_are_changes_of_training(make_folder: Make) -> None:
@@ -137,9 +137,9 @@ def test_removed_changed_and_relabelled_images_are_changes_of_training(make_fold
     assert changes.changed == {"train": [cats[1], "dog/was-a-cat.png"]}
     assert changes.added == []
     assert [line.split(":")[0] for line in changes.lines()] == [
-        "1 train images were removed since training began",
-        "1 test images were removed since training began",
-        "2 train images were changed since training began",
+        "train images removed since training began",
+        "test images removed since training began",
+        "train images changed since training began",
     ]
 
 
@@ -188,9 +188,9 @@ def test_copies_are_noted(make_folder: Make) -> None:
     (folder / "test" / "cat" / "copy.png").write_bytes(image)
     (folder / "train" / "dog" / "copy.png").write_bytes(image)
     copies, double = leaks(_open(folder).record())
-    assert copies.startswith("1 val images are copies of training images")
+    assert copies.startswith("val images that are copies of training images: 1 (test/cat/copy.png)")
     assert "test/cat/copy.png" in copies
-    assert double.startswith("1 images lie in more than one class")
+    assert double.startswith("images in more than one class: 1 ")
     assert "train/cat/0.png" in double
 
 

@@ -109,7 +109,7 @@ def test_changed_training_images_are_refused_unless_allowed(photos, tmp_path):
     (photos / gone.path).unlink()
     for index in range(10):
         noise(photos / "dog" / f"new-{index}.png", 900 + index)
-    with pytest.raises(ValueError, match=rf"1 train images were removed.*{gone.path}(?s:.*)allow"):
+    with pytest.raises(ValueError, match=rf"train images removed.*: 1 .{gone.path}(?s:.*)allow"):
         train(recipe(photos), run, progress=False)
     assert read_split_record(run) == record
     seen = Indices()
@@ -189,8 +189,11 @@ def test_evaluation_takes_the_recorded_images(photos, tmp_path):
             assert (found.split, found.images) == (split, result.images[split])
             loss = result.metrics[f"{split}_loss"]
             assert found.metrics["loss"] == pytest.approx(loss, rel=1e-5)
-            assert any("21 images are new" in note for note in found.notes)
-            assert any("copies of images trained on: dog/copy.png" in note for note in found.notes)
+            assert any("new images: 21 " in note for note in found.notes)
+            assert any(
+                "copies of images trained on" in note and "dog/copy.png" in note
+                for note in found.notes
+            )
 
 
 def test_evaluation_of_other_folders_warns_of_images_trained_on(photos, tmp_path):
@@ -252,11 +255,11 @@ def test_copies_and_new_images_are_said_before_training(photos, tmp_path, capsys
     run = tmp_path / "run"
     with pytest.raises(RuntimeError, match="stopped"):
         train(recipe(photos), run, progress=True, callbacks=[StopAt(3)])
-    assert "1 images lie in more than one class: cat/00.png" in capsys.readouterr().err
+    assert "images in more than one class: 1 (cat/00.png and dog/00.png)" in capsys.readouterr().err
     noise(photos / "cat" / "new.png", 999)
     train(recipe(photos), run, progress=True)
     text = capsys.readouterr().err
-    assert "1 images are new: cat/new.png" in text
+    assert "new images: 1 (cat/new.png)" in text
     assert "the run goes on without the new images" in text
 
 

@@ -123,7 +123,7 @@ class DataModule:
         damage.report()
         if isinstance(source, FileSource) and source.noticed:
             notes.append(
-                f"{len(source.noticed)} images were read all the same, such as "
+                f"images read with a fault: {len(source.noticed)}, such as "
                 + next(iter(source.noticed.values()))
             )
         self.notes: tuple[str, ...] = tuple(notes)

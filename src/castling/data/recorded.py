@@ -44,21 +44,21 @@ class Changes:
     def lines(self) -> list[str]:
         """One line for each kind of change and split."""
         found = [
-            f"{len(paths)} {split} images {what} since training began: {few(paths, 3)}"
+            f"{split} images {what} since training began: {len(paths)} ({few(paths, 3)})"
             for what, by_split in (
-                ("were removed", self.removed),
-                ("were changed", self.changed),
-                ("were renamed", self.renamed),
+                ("removed", self.removed),
+                ("changed", self.changed),
+                ("renamed", self.renamed),
             )
             for split, paths in by_split.items()
             if paths
         ]
         if self.added:
-            found.append(f"{len(self.added)} images are new: {few(self.added, 3)}")
+            found.append(f"new images: {len(self.added)} ({few(self.added, 3)})")
         if self.copies:
             found.append(
-                f"{len(self.copies)} of the new images are copies of images trained on: "
-                f"{few(self.copies, 3)}"
+                f"copies of images trained on among the new ones: {len(self.copies)} "
+                f"({few(self.copies, 3)})"
             )
         return found
 

@@ -191,8 +191,8 @@ def leaks(record: SplitRecord) -> list[str]:
         copies = [image.path for image in images if image.key in trained]
         if copies and split != "train":
             notes.append(
-                f"{len(copies)} {split} images are copies of training images, so that the figures "
-                f"of {split} will be too good: {few(copies, 3)}; remove them"
+                f"{split} images that are copies of training images: {len(copies)} "
+                f"({few(copies, 3)}); remove them, or the figures of {split} will be too good"
             )
     first: dict[str, RecordedImage] = {}
     double: dict[str, str] = {}
@@ -201,5 +201,5 @@ def leaks(record: SplitRecord) -> list[str]:
             if image.key and first.setdefault(image.key, image).label != image.label:
                 double[image.key] = f"{first[image.key].path} and {image.path}"
     if double:
-        notes.append(f"{len(double)} images lie in more than one class: {few(double.values(), 3)}")
+        notes.append(f"images in more than one class: {len(double)} ({few(double.values(), 3)})")
     return notes
