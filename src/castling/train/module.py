@@ -31,7 +31,6 @@ class TrainingModule(pl.LightningModule):
         recipe: everything else.
         data: the images.
         start: (epoch, batch) at which a resumed run goes on.
-        split_digest: of the record of which images train, kept in checkpoints.
     """
 
     def __init__(
@@ -41,10 +40,10 @@ class TrainingModule(pl.LightningModule):
         recipe: Recipe,
         data: DataModule,
         start: tuple[int, int] = (0, 0),
-        split_digest: str = "",
     ) -> None:
         super().__init__()
-        self.split_digest = split_digest
+        #: Of the record of which images train; kept in checkpoints.
+        self.split_digest = ""
         self.model = model
         self.task, self.recipe, self.data = task, recipe, data
         self.start = start

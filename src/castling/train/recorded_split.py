@@ -85,20 +85,29 @@ def check_changes(data: DataModule, record: SplitRecord | None, changed_data: Ch
         )
 
 
-def notes_on_split(
-    data: DataModule, now: SplitRecord, before: SplitRecord | None, resumed: bool, allowed: bool
-) -> tuple[str, ...]:
-    """What a person should know about the split of the run that starts or goes on.
+def write_split(
+    data: DataModule,
+    run_dir: Path,
+    record: SplitRecord | None,
+    resumed: bool,
+    changed_data: ChangedData,
+) -> str:
+    """Write ``split.json``, and add what a person should know about the split to the data's notes.
 
     Args:
-        data: the images.
-        now: their record.
-        before: the record that the run goes on with.
+        data: the images; by content, every file is read.
+        run_dir: the run's folder.
+        record: what the run goes on with.
         resumed: whether a run goes on.
-        allowed: whether new images joined.
+        changed_data: whether new images joined.
+
+    Returns:
+        The digest of the record, for checkpoints.
     """
+    allowed = changed_data == "allow"
+    now = record if record is not None and not allowed else data.record()
     notes = leaks(now)
-    if before is not None:
+    if record is not None:
         notes += data.changes.lines()
         if data.changes.added:
             notes.append(
@@ -111,7 +120,9 @@ def notes_on_split(
             "this run is of a version that did not write its split down: its images are those at "
             "the same positions, others than before if files came or went since"
         )
-    return tuple(notes)
+    data.notes += tuple(notes)
+    now.write(run_dir)
+    return now.digest
 
 
 def _run_values(run_dir: Path) -> dict[str, Any]:

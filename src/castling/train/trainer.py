@@ -36,8 +36,8 @@ from castling.train.recorded_split import (
     ChangedData,
     check_changes,
     in_rules_of_run,
-    notes_on_split,
     recorded_split,
+    write_split,
 )
 from castling.train.run_folder import (
     Resume,
@@ -101,11 +101,8 @@ def train(
         if checkpoint is not None:
             state = read_checkpoint(checkpoint)
             start, record = _position(state), recorded_split(run_dir, state, changed_data)
-        allowed = changed_data == "allow"
-        data, task = open_data(recipe, record, take_in=allowed)
+        data, task = open_data(recipe, record, take_in=changed_data == "allow")
         check_changes(data, record, changed_data)
-        split = record if record is not None and not allowed else data.record()
-        data.notes += notes_on_split(data, split, record, checkpoint is not None, allowed)
         model, card = build(recipe, task)
         if checkpoint is None:
             check_forward(model, task, data)
@@ -113,12 +110,13 @@ def train(
             model.to(memory_format=torch.channels_last)
         if recipe.hardware.compile:
             model.compile()
-        module = TrainingModule(model, task, recipe, data, start, split.digest)
+        module = TrainingModule(model, task, recipe, data, start)
         checkpoints = Checkpoints(checkpoint_path(run_dir).parent, recipe.save)
         trainer = _trainer(recipe, model, run_dir, progress, checkpoints, callbacks)
         if trainer.is_global_zero:
             make_run(recipe, run_dir, resume)
-            split.write(run_dir)
+            resumed = checkpoint is not None
+            module.split_digest = write_split(data, run_dir, record, resumed, changed_data)
         with checkpoints.listening(trainer):
             trainer.fit(
                 module, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True
