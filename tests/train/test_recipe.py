@@ -38,7 +38,7 @@ def test_every_published_row_has_a_recipe():
     rows |= {f"castling-mvitv2-{s}" for s in "tsb"} | {f"castling-deit-{s}" for s in "tb"}
     rows |= {f"qt-vit-{i}" for i in range(1, 7)}
     rows |= {f"cas-vit-{s}{end}" for s in ("xs", "s", "m", "t") for end in ("", "-384")}
-    assert rows | {"digits", "cifar10", "imagenette128"} <= names
+    assert rows | {"digits", "cifar10", "imagenette128", "finetune", "photos"} <= names
 
 
 def test_flags_lie_over_the_file(tmp_path):

@@ -146,6 +146,7 @@ def command(run, *more):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
 
 
@@ -159,13 +160,15 @@ def wait_for(path, process):
 
 def test_the_command_line_ends_with_143_and_refuses_a_second_training(tmp_path):
     run = tmp_path / "run"
-    first = command(run, "--epochs", "100000")
+    # With loader processes: timeout, terminals and schedulers signal the whole group.
+    workers = ("--data.loader.workers", "1", "--data.loader.cache", "none")
+    first = command(run, "--epochs", "100000", *workers)
     wait_for(run / "checkpoints" / "last.ckpt", first)
-    second = command(run, "--epochs", "100000")
+    second = command(run, "--epochs", "100000", *workers)
     _, refused = second.communicate(timeout=120)
     assert second.returncode == 2
     assert f"is being trained already by process {first.pid}" in refused
-    first.send_signal(signal.SIGTERM)
+    os.killpg(first.pid, signal.SIGTERM)
     _, said = first.communicate(timeout=60)
     assert first.returncode == 143, said
     assert "Run the same command again to go on" in said

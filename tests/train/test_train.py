@@ -4,12 +4,14 @@ import importlib.util
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch import Callback
 from PIL import Image
 
+import castling.train as train_package
 from castling.data import DataConfig, DataError, DigitsConfig, SplitConfig
 from castling.deploy import evaluate
 from castling.models.saved import open_model
@@ -27,6 +29,7 @@ from castling.train.loggers import check_loggers
 from castling.train.recipe_file import recipe_to_dict
 from castling.train.run_lock import locked
 
+RECIPES = Path(train_package.__file__).parents[3] / "recipes"
 BASE = {
     "model": {"name": "castling_deit_pico", "kwargs": {"depth": 1, "embed_dim": 16}},
     "data": {
@@ -250,12 +253,7 @@ def test_display_is_quiet_about_the_engine(tmp_path, capfd):
 
 @pytest.mark.parametrize("name", ["castling-deit-t", "qt-vit-1"])
 def test_published_recipe_steps(name):
-    from pathlib import Path
-
-    import castling.train as package
-
-    path = Path(package.__file__).parents[3] / "recipes" / f"{name}.yaml"
-    recipe = load_recipe(path)
+    recipe = load_recipe(RECIPES / f"{name}.yaml")
     before = recipe_to_dict(recipe)
     result = dry_run(recipe, image_size=64, batch_size=2, teacher="deit_pico")
     assert result.steps == 1
@@ -368,6 +366,15 @@ def test_the_dry_run_checks_the_folder(run, tmp_path):
         dry_run(with_(), run_dir=tmp_path / "run")
     dry_run(with_(), run_dir=tmp_path / "run", image_size=16)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("name", ["finetune", "photos"])
+def test_the_recipes_for_photographs_step(name):
+    recipe = load_recipe(RECIPES / f"{name}.yaml")
+    result = dry_run(recipe, image_size=64, batch_size=2)
+    assert result.steps == 1
+    assert recipe.save.use == "best"
+    assert bool(result.switched_metrics) == (name == "finetune")
 
 
 def test_more_gpus_than_there_are(monkeypatch):

@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -91,7 +92,13 @@ def demo(arguments: list[str]) -> int:
 
 def train(arguments: list[str]) -> int:
     """See VERBS."""
-    from castling.train import dry_run, parse_flags, recipe_changes
+    from castling.train import (
+        dry_run,
+        find_batch_size,
+        find_learning_rate,
+        parse_flags,
+        recipe_changes,
+    )
     from castling.train import train as train_model
 
     def extend(parser: ArgumentParser) -> None:
@@ -107,6 +114,16 @@ def train(arguments: list[str]) -> int:
             action="store_true",
             help="check everything, and try a step on generated images; writes nothing",
         )
+        parser.add_argument(
+            "--find_lr",
+            action="store_true",
+            help="only suggest a learning rate, from some steps with a rising one",
+        )
+        parser.add_argument(
+            "--find_batch_size",
+            action="store_true",
+            help="only find the largest batch that the memory holds; on a CPU up to 256 images",
+        )
         add_json(parser)
         add_quiet(parser)
 
@@ -116,6 +133,15 @@ def train(arguments: list[str]) -> int:
     if values.dry_run:
         dry_run(recipe, run_dir=folder, resume=values.resume)
         show(values, {"dry_run": "passed"}, "dry run passed: the recipe starts and steps")
+        return 0
+    for wanted, find in (
+        (values.find_batch_size, lambda: find_batch_size(recipe)),
+        (values.find_lr, lambda: find_learning_rate(recipe, folder)),
+    ):
+        if wanted:
+            found = find()
+            show(values, asdict(found), str(found))
+    if values.find_lr or values.find_batch_size:
         return 0
     result = train_model(recipe, folder, resume=values.resume, progress=not values.quiet)
     if not result.metrics:  # one of several processes; the first one reports

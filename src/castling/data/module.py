@@ -15,6 +15,7 @@ from castling.data.sampler import EpochBatches
 from castling.data.splits import Indices, choose_images
 from castling.data.transforms.base import Transform
 from castling.data.verify import total_pixels, visit_all
+from castling.data.workers import outlive_signals
 
 _SPLITS = {"train": "training", "val": "validation", "test": "test"}
 
@@ -172,6 +173,7 @@ class DataModule:
             num_workers=options.workers,
             persistent_workers=options.workers > 0,
             pin_memory=pin_memory,
+            worker_init_fn=outlive_signals,
             # Without its own generator every iteration would advance PyTorch's global one.
             generator=torch.Generator().manual_seed(self.seed),
         )

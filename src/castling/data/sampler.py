@@ -122,16 +122,17 @@ class EpochBatches(Sampler[BatchKey]):
     def __iter__(self) -> Iterator[BatchKey]:
         order = places = np.arange(self.length)
         if self.train:
-            order = self._balanced() if self.labels is not None else order
+            if self.labels is not None:
+                order = self._balanced(self.labels)
             order = order[np.argsort(keys(self.seed, _ORDER, self.epoch, places), kind="stable")]
         for batch in range(self.first, len(self)):
             # Only a training set smaller than one global batch wraps around.
             chosen = order.take(range(*self._part(batch)), mode="wrap")
             yield BatchKey(tuple(chosen.tolist()), self.epoch, self._size(batch))
 
-    def _balanced(self) -> NDArray[np.int64]:
+    def _balanced(self, labels: NDArray[np.int64]) -> NDArray[np.int64]:
         """(length,) images of this epoch, equally many of every class that has any."""
-        classes = np.unique(self.labels)
+        classes = np.unique(labels)
         share, rest = divmod(self.length, len(classes))
         # Which classes get one more than the others changes from epoch to epoch.
         more = np.argsort(keys(self.seed, _EXTRA, self.epoch, classes), kind="stable")[:rest]
@@ -139,7 +140,7 @@ class EpochBatches(Sampler[BatchKey]):
         wanted[more] += 1
         chosen = []
         for label, count in zip(classes, wanted, strict=True):
-            members = np.flatnonzero(self.labels == label)
+            members = np.flatnonzero(labels == label)
             order = np.argsort(keys(self.seed, _BALANCE, self.epoch, members), kind="stable")
             chosen.append(np.resize(members[order], count))  # from the beginning again, if short
         return np.concatenate(chosen)

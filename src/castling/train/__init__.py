@@ -29,12 +29,20 @@ from castling.train.recipe_parser import parse_flags, recipe_parser
 from castling.train.run_lock import RunLockedError
 from castling.train.stopping import TrainingInterrupted
 from castling.train.trainer import train
+from castling.train.tune import (
+    BatchSizeFound,
+    LearningRateFound,
+    find_batch_size,
+    find_learning_rate,
+)
 
 __all__ = [
+    "BatchSizeFound",
     "ClipConfig",
     "EarlyStoppingConfig",
     "EmaConfig",
     "HardwareConfig",
+    "LearningRateFound",
     "ModelConfig",
     "NonFiniteLossError",
     "OptimConfig",
@@ -47,6 +55,8 @@ __all__ = [
     "TrainResult",
     "TrainingInterrupted",
     "dry_run",
+    "find_batch_size",
+    "find_learning_rate",
     "load_recipe",
     "open_data",
     "parse_flags",

@@ -30,7 +30,7 @@ def checkpoint_path(run_dir: Path) -> Path:
 
 
 def find_run(
-    recipe: Recipe, run_dir: Path, resume: Resume
+    recipe: Recipe, run_dir: Path, resume: Resume, *, warn: bool = True
 ) -> tuple[TrainResult | None, Path | None]:
     """Decide whether to start, resume or return a finished result; writes nothing.
 
@@ -39,6 +39,7 @@ def find_run(
         run_dir: where.
         resume: "auto" goes on with a run of the same recipe where there is one; "must" insists that
             there is; "never" starts anew and refuses to replace a finished run.
+        warn: say where a finished run has a damaged file, and is therefore taken for unfinished.
 
     Returns:
         The result, where the same recipe has been finished here (not with "never"); the checkpoint
@@ -68,7 +69,7 @@ def find_run(
                 f"{run_dir} holds {state} run of another recipe; choose another folder, delete "
                 "this one, or use its recipe. Differences:\n  " + "\n  ".join(differences)
             )
-        if finished and (result := _whole_result(run_dir, can_rebuild=started)) is not None:
+        if finished and (result := _whole_result(run_dir, started, warn)) is not None:
             return dataclasses.replace(result, already_finished=True), None
     elif resume == "must":
         raise FileNotFoundError(f"nothing to resume: {run_dir} has no checkpoints/last.ckpt")
@@ -90,7 +91,7 @@ def _recipe_of(run_dir: Path) -> Recipe:
         ) from error
 
 
-def _whole_result(run_dir: Path, can_rebuild: bool) -> TrainResult | None:
+def _whole_result(run_dir: Path, can_rebuild: bool, warn: bool) -> TrainResult | None:
     """The result of a finished run; None where a file is damaged that can be written again.
 
     Raises:
@@ -109,11 +110,12 @@ def _whole_result(run_dir: Path, can_rebuild: bool) -> TrainResult | None:
                 f"{run_dir} was finished, but {first_line(error)}. Without "
                 "checkpoints/last.ckpt it cannot be written again: delete the folder to train anew"
             ) from error
-        _log.warning(
-            "%s was finished, but %s: written again from checkpoints/last.ckpt",
-            run_dir,
-            first_line(error),
-        )
+        if warn:
+            _log.warning(
+                "%s was finished, but %s: written again from checkpoints/last.ckpt",
+                run_dir,
+                first_line(error),
+            )
         return None
 
 

@@ -107,9 +107,9 @@ def train(
     """
     run_dir = Path(run_dir)
     stop = StopRequest()
-    with _quiet_lightning(), plain_data_errors(), stop.listening():
+    with quiet_lightning(), plain_data_errors(), stop.listening():
         recipe = with_plan(recipe)
-        finished, _ = find_run(recipe, run_dir, resume)
+        finished, _ = find_run(recipe, run_dir, resume, warn=False)
         if finished is not None:
             return finished
         first = not several_processes(recipe.hardware) or rank_zero_only.rank == 0
@@ -222,7 +222,6 @@ def _position(checkpoint: dict[str, Any], path: Path) -> tuple[int, int]:
 
 
 def _silence() -> Callable[[], None]:
-    """Silence Lightning's tips and warnings; errors are raised as exceptions."""
     stack = contextlib.ExitStack()
     stack.enter_context(warnings.catch_warnings())
     warnings.filterwarnings("ignore", module="lightning.*")
@@ -235,4 +234,5 @@ def _silence() -> Callable[[], None]:
     return stack.close
 
 
-_quiet_lightning = SharedSetting(_silence)
+#: Silences Lightning's tips and warnings; errors are raised as exceptions.
+quiet_lightning = SharedSetting(_silence)

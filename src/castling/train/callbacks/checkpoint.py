@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
-from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from castling.train.callbacks.best import BestWeights
 from castling.train.module import TrainingModule
@@ -55,7 +55,7 @@ class Checkpoints(Callback):
             if trainer.is_global_zero:
                 raise
             # Of the processes that the first one has started none may fail: it would be killed.
-            environment = trainer.strategy.cluster_environment  # type: ignore[attr-defined]
+            environment = trainer.strategy.cluster_environment
             if not isinstance(environment, LightningEnvironment):
                 raise SystemExit(error.exit_code) from error
         except (ProcessRaisedException, ProcessExitedException) as error:
