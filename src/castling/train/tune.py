@@ -173,7 +173,7 @@ def _prepare(recipe: Recipe, folder: str) -> tuple[_Probe, pl.Trainer]:
     seed_everything(recipe.seed)
     recipe = with_plan(recipe)
     data, task = open_data(recipe)
-    model, _ = build(recipe, task)
+    model, _, _ = build(recipe, task)
     task.see_training_labels(data.dataset("train").selection.labels)
     if recipe.hardware.channels_last:
         model.to(memory_format=torch.channels_last)
