@@ -14,11 +14,11 @@ from castling.data.dataset import ImageSet
 from castling.data.keep import verify_and_keep
 from castling.data.keys import ImageKeys
 from castling.data.recorded import Changes, add_new, find_recorded
-from castling.data.registry import FileSource, Source
+from castling.data.registry import FileSource, Indices, Source
 from castling.data.sample import Batch
 from castling.data.sampler import EpochBatches
 from castling.data.split_record import SplitRecord, record_split
-from castling.data.splits import Indices, Selection, choose_images, share_missing
+from castling.data.splits import Selection, choose_images, share_missing
 from castling.data.transforms.base import Transform
 from castling.data.verify import Damage
 from castling.data.workers import outlive_signals
