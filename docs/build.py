@@ -57,16 +57,23 @@ def models_page() -> str:
         "Every model is in timm's registry: `timm.create_model(NAME)` once castling is imported. "
         "Parameters and multiply-accumulates (every matrix product counted) are of the model as "
         "used for inference: switched, 1000 classes, at its default size.\n",
+        "What timm promises of its models holds for these: metadata (`pretrained_cfg`), "
+        "`features_only`, gradient checkpointing, `device=` and `dtype=`, the meta device, "
+        "`init_weights()` (but for MViTv2, whose host has none), `torch.fx`, in whose graphs an "
+        "attention is one node. They cannot be "
+        "compiled by `torch.jit.script`: use `torch.jit.trace` or `torch.export`. "
+        "`castling.create_model(NAME, attention=…)` puts an attention into any model here, and "
+        "into any of timm's that can be converted.\n",
         "| model | parameters (M) | MACs (G) | image | strides of `features_only` | what it is |",
         "|---|---|---|---|---|---|",
     ]
     for name in castling.list_models():
-        model = timm.create_model(name).eval()
+        model = timm.create_model(name, device="meta").eval()
         if auxiliaries(model):
             strip_(model)
         parameters = sum(p.numel() for p in model.parameters()) / 1e6
         size = model.pretrained_cfg["input_size"]
-        gigamacs = castling.macs(model.to("meta"), size).total / 1e9
+        gigamacs = castling.macs(model, size).total / 1e9
         strides = [info["reduction"] for info in model.feature_info]
         shown = (
             f"{strides[0]} (all {len(strides)} blocks)"

@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 import pytest
+import timm
+import torch
 from PIL import Image
 
 import castling
@@ -88,7 +90,7 @@ def test_evaluate_says_which_images_and_prints_the_classes(trained, capsys):
     assert "40 training images of digits; the model was trained on them" in out
     assert run("evaluate", trained, "--split", "val", "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["data"], found["held_out"], found["split"]) == ("digits", True, "val")
+    assert (found["data"], found["trained_on"], found["split"]) == ("digits", 0, "val")
     figures = found["class_figures"]
     assert sum(one["images"] for one in figures.values()) == found["images"]
     assert list(figures["0"]) == ["precision", "recall", "f1", "images"]
@@ -106,7 +108,7 @@ def test_evaluate_does_not_know_what_other_images_were_used_for(trained, tmp_pat
     assert run("evaluate", trained, *options) == 0
     assert "whether the model was trained on them is not known" in capsys.readouterr().out
     assert run("evaluate", trained, *options, "--json") == 0
-    assert json.loads(capsys.readouterr().out)["held_out"] is None
+    assert json.loads(capsys.readouterr().out)["trained_on"] is None
 
 
 def test_quiet_prints_the_result_only(tmp_path, capsys):
@@ -300,6 +302,18 @@ def test_plan_of_a_run(trained, tmp_path, capsys):
     assert [layer.name for layer in castling.load_plan(output).layers] == ["blocks.0.attn"]
     assert run("plan", "deit_pico", *arguments) == 2
     assert "holds a castling_deit_pico, not a deit_pico" in capsys.readouterr().err
+
+
+def test_plan_of_a_file_of_weights(tmp_path, capsys):
+    weights, output = tmp_path / "weights.pth", tmp_path / "plan.json"
+    torch.save({"model": timm.create_model("deit_pico", img_size=48).state_dict()}, weights)
+    arguments = ["--image_size", 32, "--rounds", 1, "--output", output, "--checkpoint", weights]
+    assert run("plan", "deit_pico", *arguments) == 0
+    said = capsys.readouterr().err
+    assert f"weights: 56 entries of {weights}, model" in said
+    assert "pos_embed resized from 12×12 to 8×8" in said
+    assert run("plan", "levit_128s", *arguments) == 2
+    assert "the file holds a ViT of width 64, depth 4, patch 4" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", [verb for verb in castling_launcher.VERBS if verb != "train"])

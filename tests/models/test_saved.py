@@ -1,16 +1,22 @@
 import json
 import os
 
+import numpy as np
 import pytest
+import safetensors.torch
 import timm
 import torch
 
 import castling
 from castling.attention import auxiliaries, set_progress
+from castling.data import DataConfig
+from castling.deploy import evaluate, switch_saved
 from castling.models.builder import build_model
 from castling.models.card import ModelCard
 from castling.models.saved import open_model, save_model
+from castling.models.starting_weights import start_from
 from castling.surgery import strip_
+from castling.tasks.teacher import DistillConfig, load_teacher
 
 IMAGES = torch.randn(2, 3, 32, 32)
 PREPROCESSING = {"image_size": [32, 32], "mean": [0.5] * 3, "std": [0.25] * 3}
@@ -200,8 +206,76 @@ def test_both_files_follow_the_umask(tmp_path):
         ({"name": 3}, '"name" is 3'),
         ({"preprocessing": {**PREPROCESSING, "std": [0.0, 1, 1]}}, '"std" is'),
         ({"preprocessing": {**PREPROCESSING, "mean": [float("nan"), 1, 1]}}, '"mean" is'),
+        ({"preprocessing": {**PREPROCESSING, "mean": [0.5]}}, '"mean" is .* three finite numbers'),
+        ({"preprocessing": {**PREPROCESSING, "std": [-1, 1, 1]}}, '"std" is .* each above 0'),
+        ({"preprocessing": {**PREPROCESSING, "std": [True, 1, 1]}}, '"std" is'),
+        ({"preprocessing": {**PREPROCESSING, "crop_fraction": 5}}, '"crop_fraction" is 5'),
+        ({"preprocessing": {**PREPROCESSING, "crop_fraction": 0}}, '"crop_fraction" is 0'),
+        ({"preprocessing": {**PREPROCESSING, "image_size": [-32, 32]}}, '"image_size" is'),
+        ({"preprocessing": {**PREPROCESSING, "image_size": 0}}, '"image_size" is 0'),
+        ({"preprocessing": {**PREPROCESSING, "image_size": [32.5, 32]}}, '"image_size" is'),
+        ({"preprocessing": {**PREPROCESSING, "image_size": "32"}}, '"image_size" is'),
+        ({"progress": 2.0}, '"progress" is 2.0'),
+        ({"kwargs": {"num_classes": 4}}, '"classes" has 3 names, "num_classes" in "kwargs" is 4'),
     ],
 )
 def test_card_without_a_meaning_is_refused(entries, message):
     with pytest.raises(ValueError, match=message):
         ModelCard.from_dict({**card().to_dict(), **entries})
+
+
+def test_a_damaged_card_is_named_on_every_road(tmp_path):
+    described = card()
+    save_model(model_of(described), tmp_path, described)
+    values = json.loads((tmp_path / "model.json").read_text())
+    values["preprocessing"]["std"] = [0.0, 1, 1]
+    (tmp_path / "model.json").write_text(json.dumps(values))
+    image = np.zeros((8, 8, 3), dtype=np.uint8)
+    roads = {
+        "open": lambda: open_model(tmp_path),
+        "predict": lambda: castling.Predictor(tmp_path)(image),
+        "evaluate": lambda: evaluate(tmp_path, DataConfig()),
+        "switch": lambda: switch_saved(tmp_path, data=DataConfig()),
+    }
+    for road in roads.values():
+        with pytest.raises(ValueError, match=r'model\.json.*"std" is \[0\.0, 1, 1\]'):
+            road()
+
+
+def test_a_card_of_another_number_of_classes(tmp_path):
+    described = card(kwargs={"depth": 2, "img_size": 32})
+    model = build_model(described.name, {**described.kwargs, "num_classes": 5})
+    save_model(model, tmp_path, described)
+    with pytest.raises(ValueError, match=r'model\.json does not describe .* "classes" has 3 names'):
+        open_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.fill_(torch.nan), r"head\.bias \(NaN, 3 of 3\)"),
+        (lambda t: t.to(torch.int8), r"head\.bias \(int8 for floating point\)"),
+        (lambda t: t > 0, r"head\.bias \(bool for floating point\)"),
+        (lambda t: t.to(torch.complex64), r"head\.bias \(complex\)"),
+    ],
+)
+def test_numbers_that_are_no_weights_are_refused_on_every_road(tmp_path, change, message):
+    described = card()
+    save_model(model_of(described), tmp_path, described)
+    state = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    state["head.bias"] = change(state["head.bias"])
+    safetensors.torch.save_file(state, tmp_path / "model.safetensors")
+    image = np.zeros((8, 8, 3), dtype=np.uint8)
+    teacher = DistillConfig(kind="hard", teacher=str(tmp_path))
+    roads = {
+        "open": lambda: open_model(tmp_path),
+        "load": lambda: castling.load_checkpoint(model_of(described), tmp_path),
+        "predict": lambda: castling.Predictor(tmp_path)(image),
+        "evaluate": lambda: evaluate(tmp_path, DataConfig()),
+        "switch": lambda: switch_saved(tmp_path, data=DataConfig()),
+        "teacher": lambda: load_teacher(teacher, ["a", "b", "c"]),
+        "start": lambda: start_from(model_of(described), tmp_path),
+    }
+    for road in roads.values():
+        with pytest.raises(ValueError, match=rf"(?s){tmp_path}.*{message}"):
+            road()

@@ -1,4 +1,4 @@
-"""Tables of positions and patch embeddings of other sizes, against timm and the models themselves."""
+"""Tables of positions and patches of other sizes, against timm and the models themselves."""
 
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,14 @@ def outputs(model: nn.Module, size: tuple[int, int]) -> torch.Tensor:
 
 def randomise(model: nn.Module) -> nn.Module:
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.2)
+        for name, parameter in model.named_parameters():
+            parameter.normal_(std=3.0 if name.endswith("attention_biases") else 0.2)
     return model
+
+
+def assert_same(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Equal up to rounding, whatever their size."""
+    assert (found - expected).norm() / expected.norm() < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -52,7 +57,7 @@ def test_resized_once_or_at_every_call_is_the_same(tmp_path: Path) -> None:
     source = timm.create_model("castling_deit_pico", depth=1, dynamic_img_size=True)
     target = timm.create_model("castling_deit_pico", depth=1, img_size=48)
     load_checkpoint(target, saved(source, tmp_path))
-    torch.testing.assert_close(outputs(target, (48, 48)), outputs(source, (48, 48)))
+    assert_same(outputs(target, (48, 48)), outputs(source, (48, 48)))
 
 
 def test_positions_that_are_no_square_need_the_image_size(tmp_path: Path) -> None:
@@ -103,7 +108,7 @@ def test_relative_positions_as_the_model_resizes_them_itself(tmp_path: Path, nam
     assert report.resized
     assert all("bias" in name or "rel_pos" in name for name in report.resized)
     expected = outputs(source, (96, 96))  # the adapters resize while running
-    torch.testing.assert_close(outputs(target, (96, 96)), expected, rtol=1e-4, atol=1e-4)
+    assert_same(outputs(target, (96, 96)), expected)
 
 
 def test_timms_own_hosts_with_relative_positions(tmp_path: Path) -> None:
@@ -113,9 +118,7 @@ def test_timms_own_hosts_with_relative_positions(tmp_path: Path) -> None:
     assert "stages.0.blocks.0.attn.attention_biases" in report.resized
     assert target.stages[0].blocks[0].attn.attention_biases.shape == (4, 16 * 16)
     castling.linearize_(source, "softmax")  # the adapter resizes while running
-    torch.testing.assert_close(
-        outputs(target, (256, 256)), outputs(source, (256, 256)), rtol=1e-3, atol=1e-3
-    )
+    assert_same(outputs(target, (256, 256)), outputs(source, (256, 256)))
 
 
 def test_key_tables_of_qt_vit(tmp_path: Path) -> None:

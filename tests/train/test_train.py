@@ -80,6 +80,7 @@ def test_folder_holds_what_is_promised(run):
         "recipe.yaml",
         "predictions.csv",
         "examples",
+        "split.json",
         "metrics.csv",
         "auxiliary.csv",
         "tensorboard",

@@ -166,9 +166,12 @@ class QTViT(_QTViTMixin, EfficientVit):
 class QTViTLarge(_QTViTMixin, EfficientVitLarge):
     """QT-ViT 4–6 on timm's EfficientViT L; arguments of :class:`_QTViTMixin`.
 
-    ``norm_eps`` is the ε of every norm, 1e-7 as the authors set it; timm leaves out that of the
-    head's convolution.
+    ``norm_eps`` is the ε of every norm, 1e-7 as the authors set it; timm leaves the norm behind the
+    head's convolution at 1e-5.
     """
+
+    head: Any
+    norm_eps: float
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)

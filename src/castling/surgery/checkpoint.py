@@ -157,7 +157,9 @@ def prepare(
     unexpected = [n for n in state if n not in own]
     kept: list[str] = []
     if options.allow_head_mismatch or options.keep_head:
-        kept = [n for n in own if n in target.heads and (n in shapes or n in missing)]
+        misfits = {n.rpartition(".")[0] for n in (*shapes, *missing) if n in target.heads}
+        # A layer's weight and bias belong together.
+        kept = [n for n in own if n in target.heads and n.rpartition(".")[0] in misfits]
         foreign = [n for n in unexpected if n.startswith(target.head_modules)]
         if kept or options.keep_head:
             unexpected = [n for n in unexpected if n not in foreign]

@@ -18,6 +18,8 @@ from castling.surgery.checkpoint_types import stand_ins
 # PyTorch files are zip archives; before 2020 they were pickles, as some still are.
 _STARTS = (b"PK\x03\x04", b"\x80")
 _DAMAGED = ("Unsupported operand", "String is too long")
+#: Of our runs and saved models, and of the hub's folders, older ones last.
+_IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")
 #: PyTorch keeps what its reader allows in one place for the whole process.
 _ALLOWING = threading.Lock()
 
@@ -30,7 +32,7 @@ def read_content(path: str | os.PathLike[str]) -> Any:
     for anything else is refused.
 
     Args:
-        path: a .safetensors file, a PyTorch file, or a run's folder (its model.safetensors).
+        path: a .safetensors file, a PyTorch file, or a folder that holds one by its usual name.
 
     Raises:
         FileNotFoundError: no such file.
@@ -58,14 +60,15 @@ def read_content(path: str | os.PathLike[str]) -> Any:
 
 
 def weights_file(path: str | os.PathLike[str]) -> Path:
-    """The file that ``path`` is or, for the folder of a run or saved model, holds.
+    """The file that ``path`` is or, for the folder of a run, saved or downloaded model, holds.
 
     Raises:
         FileNotFoundError: no such file.
     """
     path = Path(path)
     if path.is_dir():
-        path = path / "model.safetensors"
+        inside = [path / name for name in _IN_FOLDERS]
+        path = next((file for file in inside if file.is_file()), inside[0])
     if not path.is_file():
         raise FileNotFoundError(f"no such checkpoint: {path}")
     return path

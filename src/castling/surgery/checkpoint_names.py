@@ -11,6 +11,8 @@ from collections.abc import Container, Mapping
 
 from torch import Tensor, strided
 
+from castling.surgery.checkpoint_transformers import from_transformers
+
 State = dict[str, Tensor]
 
 # EfficientViT and QT-ViT as their authors name them -> timm's efficientvit_mit.
@@ -39,6 +41,7 @@ def translate(
     """
     notes: list[str] = []
     result = _from_mit(dict(state), notes)
+    result = from_transformers(result, notes)
     result = _scalar_of_kernel(result, names)
     if any(".local_perception." in name or ".oper_q." in name for name in result):
         result = _fit_cas_vit(result, names, has_classifier, notes)

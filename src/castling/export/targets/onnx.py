@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from castling.export.exported_model import ExportedModel
+from castling.export.onnx_sizes import read_sizes_off_tensors
 from castling.export.outputs import INPUT
 from castling.export.target import ExportError, ExportJob, quiet_exporter, register_target
 from castling.utils.text import first_line
@@ -106,6 +107,7 @@ def onnx_model(job: ExportJob) -> tuple[Any, int]:
             f"PyTorch's exporter cannot write this model in opset {job.opset}, it wrote {opset}; "
             f"ask for {opset}, or for none"
         )
+    read_sizes_off_tensors(proto)
     # Inferred shapes of inner values carry the exporter's symbols, on which quantisers fail.
     del proto.graph.value_info[:]
     # The exporter stores a stack trace with the paths of this machine in every node.
