@@ -11,10 +11,11 @@ from torch.utils.data import DataLoader
 
 from castling.data.config import DataConfig
 from castling.data.dataset import ImageSet
+from castling.data.hold_out import Indices
 from castling.data.keep import verify_and_keep
 from castling.data.keys import ImageKeys
 from castling.data.recorded import Changes, add_new, find_recorded
-from castling.data.registry import FileSource, Indices, Source
+from castling.data.registry import FileSource, Source
 from castling.data.sample import Batch
 from castling.data.sampler import EpochBatches
 from castling.data.split_record import SplitRecord, record_split
