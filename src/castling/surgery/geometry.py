@@ -258,16 +258,16 @@ class Geometry:
 
     def _find(self, records: ThreadRecords, tokens: Tensor, place: Position) -> TokenGrid | str:
         """The grid of tokens that no running module was called with, or why it is not known."""
-        found: TokenGrid | str | None = records.output_grid(tokens) or self._inputs.find(tokens)
-        if found is not None:
-            return found
         backward = _backward_pass()
+        known = records.output_grid(tokens) or self._inputs.find(tokens)
+        if known is not None:
+            return records.confirmed(known, backward, place.level)
         if self._by_graph and backward == _NO_BACKWARD and type(self._latest[0]) is int:
-            found = TokenGrid(*self._latest)
-            self._seen.add(found)
-            return found
+            latest = TokenGrid(*self._latest)
+            self._seen.add(latest)
+            return latest
         level, prefix = place.level, place.num_prefix_tokens
-        found = NO_IMAGE
+        found: TokenGrid | str = NO_IMAGE
         if records.task == backward:
             found = records.embedding_grid(
                 tokens, id(place), level, prefix, one_size=self._one_size
