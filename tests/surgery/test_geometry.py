@@ -421,6 +421,31 @@ def test_another_patch_size_and_padding():
     assert taps["blocks.0.attn"][0].grid == (4, 8)
 
 
+class Unfolded(nn.Module):
+    """A patch projection that returns a sequence."""
+
+    def __init__(self, host):
+        super().__init__()
+        self.linear = nn.Linear(48, host.out_channels)
+
+    def forward(self, x):
+        return self.linear(nn.functional.unfold(x, 4, stride=4).transpose(1, 2))
+
+
+def test_other_projections():
+    model = vit(dynamic_img_size=False).eval()
+    model.patch_embed.proj = nn.Sequential(model.patch_embed.proj, nn.Identity())
+    with castling.tap(model, "blocks.0") as taps:
+        model(torch.randn(1, 3, 32, 32))
+    assert taps["blocks.0.attn"][0].grid == (8, 8)
+    model.patch_embed.proj = Unfolded(model.patch_embed.proj[0])
+    model.patch_embed.flatten = False
+    with castling.tap(model, "blocks.0") as taps:
+        model(torch.randn(1, 3, 32, 32))
+        model.forward_features(torch.randn(1, 3, 32, 32))
+    assert [call.grid for call in taps["blocks.0.attn"]] == [(8, 8)] * 2
+
+
 def test_given_grids_hold_in_recomputation():
     model = vit().train()
     first, second = (torch.randn(2, 65, 32, requires_grad=True) for _ in range(2))

@@ -86,6 +86,8 @@ class ThreadRecords:
         calls: running modules that hold attentions, outermost first.
         outputs: what such modules returned lately, with its grid.
         given: id of a place -> the grid that ``token_grid`` gives it.
+        expected: the grid that the patch embedding now running makes by its image's size, until
+            its projection tells.
     """
 
     def __init__(self) -> None:
@@ -95,6 +97,7 @@ class ThreadRecords:
         self.calls: list[Call] = []
         self.outputs: deque[tuple[weakref.ref[Tensor], TokenGrid]] = deque(maxlen=_RECENT)
         self.given: dict[int, TokenGrid] = {}
+        self.expected: Grid | None = None
 
     def begin(self, task: int, *, in_call: bool) -> None:
         """Forget the embeddings of earlier forwards; the host's ``forward`` begins or has ended."""
@@ -105,6 +108,7 @@ class ThreadRecords:
     def embedded(self, grid: TokenGrid, batch: int, task: int) -> None:
         """An image batch was embedded."""
         self.calls.clear()  # left over from a module that was interrupted
+        self.expected = None
         if task != self.task:
             self.begin(task, in_call=False)
         self.embeddings.append(Embedding(grid, batch))
