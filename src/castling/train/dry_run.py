@@ -13,7 +13,7 @@ from PIL import Image
 from castling.data.sources import FolderConfig
 from castling.tasks import TaskConfig
 from castling.tasks.result import TrainResult
-from castling.train.build import check, check_starting_weights
+from castling.train.build import check, check_starting_weights, with_plan
 from castling.train.hardware import check_hardware
 from castling.train.recipe import Recipe
 from castling.train.run_folder import Resume, check_writable
@@ -58,6 +58,7 @@ def dry_run(
     Raises:
         ValueError: and others, as ``train`` raises them.
     """
+    recipe = with_plan(recipe)
     if run_dir is None:
         check_hardware(recipe.hardware)
         check_starting_weights(recipe)

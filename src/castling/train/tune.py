@@ -13,7 +13,7 @@ from lightning.pytorch.tuner import Tuner
 
 from castling.data import Batch
 from castling.data.errors import plain_data_errors
-from castling.train.build import build, check, open_data
+from castling.train.build import build, check, open_data, with_plan
 from castling.train.hardware import trainer_arguments
 from castling.train.module import TrainingModule
 from castling.train.recipe import Recipe
@@ -169,10 +169,11 @@ def find_batch_size(recipe: Recipe) -> BatchSizeFound:
 
 def _prepare(recipe: Recipe, folder: str) -> tuple[_Probe, pl.Trainer]:
     """The recipe's training without anything that writes."""
+    recipe = with_plan(recipe)
     check(recipe)
     seed_everything(recipe.seed)
     data, task = open_data(recipe)
-    model, _ = build(recipe, task)
+    model, _, _ = build(recipe, task)
     task.see_training_labels(data.dataset("train").selection.labels)
     if recipe.hardware.channels_last:
         model.to(memory_format=torch.channels_last)
