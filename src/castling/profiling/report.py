@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from castling.profiling.page import Page, badge, cards, figures, gallery, subhea
 from castling.profiling.plots import Plot, lines
 from castling.profiling.results import BenchResult
 from castling.tasks.result import RESULT, TrainResult, metric_label, read_result
+from castling.utils.files import read_csv
 from castling.utils.version import VERSION
 
 
@@ -302,7 +302,17 @@ def _label(results: Mapping[str, TrainResult]) -> str:
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a run's table; none where there is no file.
+
+    Raises:
+        ValueError: the file is damaged; the message says what to do.
+    """
     if not path.is_file():
         return []
-    with path.open(encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream))
+    try:
+        return read_csv(path)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}. Delete {path.with_name(RESULT)} and run the training command again: it "
+            "writes both anew from the run's checkpoint"
+        ) from error
