@@ -5,7 +5,6 @@ Written at the end of a training run and read by its report.
 
 from __future__ import annotations
 
-import csv
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from castling.data.errors import plain_data_errors
 from castling.data.module import DataModule
 from castling.data.sampler import BatchKey
 from castling.tasks.interface import Task
-from castling.utils.files import replacing, write_csv
+from castling.utils.files import read_csv, replacing, write_csv
 from castling.utils.modes import eval_mode
 
 PREDICTIONS = "predictions.csv"
@@ -73,12 +72,13 @@ def write_records(
 
 
 def read_records(folder: Path) -> list[Record]:
-    """The rows of a run's ``predictions.csv``; none where there is no such file."""
+    """The rows of a run's ``predictions.csv``; none where there is no such file.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
     path = folder / PREDICTIONS
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream))
+    return read_csv(path) if path.is_file() else []
 
 
 def _save(pixels: Tensor, stem: Path) -> Path:
