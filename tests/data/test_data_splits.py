@@ -240,3 +240,18 @@ def test_a_subset_by_key_keeps_its_images_when_others_come() -> None:
     assert set(order[shuffled]) == set(small)
     more = balanced_subset(labels, 20, seed=0, what="subset", image_keys=image_keys)
     assert len(set(small) - set(more)) <= 1
+
+
+def test_the_nearest_image_stands_in() -> None:
+    stood_in = 0
+    for seed in range(40):
+        image_keys = _image_keys(6, seed)
+        draws = uniform(keys(seed, image_keys.view(np.int64)), 0)
+        rest, held = hold_out_by_key([0] * 6, image_keys, [0.2], ["a"], seed=seed)
+        if (draws >= 0.2).all():  # nothing would be held out
+            assert held.tolist() == [draws.argmin()]
+            stood_in += 1
+        else:
+            assert held.tolist() == np.flatnonzero(draws < 0.2).tolist()
+        assert len(rest) + len(held) == 6
+    assert stood_in > 3

@@ -47,12 +47,19 @@ class RunData:
 
 
 def run_data(path: str | os.PathLike[str], task: Task) -> RunData | None:
-    """What the run in a folder, or in the one above it, was trained on; None without a run.
+    """What the run in a folder, or that the folder belongs to, was trained on; None without a run.
+
+    The models of a run lie in its folder and in ``switched``, ``best``, ``last``,
+    ``best/switched`` and ``last/switched``.
 
     Raises:
         ValueError: the run's recipe or split cannot be read; the message names the file.
     """
-    for folder in (Path(path), Path(path).parent):
+    folder = Path(path).absolute()
+    folders = [folder, folder.parent]
+    if folder.name == "switched" and folder.parent.name in ("best", "last"):
+        folders.append(folder.parent.parent)
+    for folder in folders:
         recipe = folder / "recipe.yaml"
         if not recipe.is_file():
             continue

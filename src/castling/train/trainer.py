@@ -13,7 +13,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import nn
 
 from castling.data import SplitRecord
@@ -35,7 +34,7 @@ from castling.train.callbacks import (
 )
 from castling.train.callbacks.early_stopping import check_early_stopping
 from castling.train.finish import finish
-from castling.train.hardware import several_processes, trainer_arguments
+from castling.train.hardware import is_first_process, trainer_arguments
 from castling.train.loggers import make_loggers
 from castling.train.module import TrainingModule
 from castling.train.recipe import Recipe
@@ -126,7 +125,7 @@ def train(
         finished, _ = find_run(recipe, run_dir, resume, warn=False)
         if finished is not None:
             return finished
-        first = not several_processes(recipe.hardware) or rank_zero_only.rank == 0
+        first = is_first_process(recipe.hardware)
         with locked(run_dir) if first else contextlib.nullcontext():
             found = prepare(
                 recipe, run_dir, resume, progress, callbacks, stop, changed_data=changed_data

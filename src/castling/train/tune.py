@@ -169,6 +169,7 @@ def find_batch_size(recipe: Recipe) -> BatchSizeFound:
 
 def _prepare(recipe: Recipe, folder: str) -> tuple[_Probe, pl.Trainer]:
     """The recipe's training without anything that writes."""
+    recipe = with_plan(recipe)
     check(recipe)
     seed_everything(recipe.seed)
     recipe = with_plan(recipe)
