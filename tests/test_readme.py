@@ -69,9 +69,11 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture
-def here(place, monkeypatch):
-    monkeypatch.chdir(place)
-    return place
+def here(place, tmp_path, monkeypatch):
+    """A copy of its own: an export refuses to replace that of another test."""
+    folder = shutil.copytree(place, tmp_path / "own")
+    monkeypatch.chdir(folder)
+    return folder
 
 
 def substituted(code: str) -> str:
@@ -107,8 +109,7 @@ def test_the_python_of_the_first_hour(here, capsys):
 
 
 @pytest.mark.parametrize("page", [README, FIRST_HOUR], ids=lambda page: page.name)
-def test_the_commands(place, page, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(shutil.copytree(place, tmp_path / "own"))
+def test_the_commands(here, page, capsys):
     found = commands(page)
     assert {"evaluate", "predict", "export", "compare"} <= {words[0] for words in found}
     for words in found:

@@ -234,7 +234,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
 def test_what_does_not_fit_is_said_before_training(tmp_path):
     with pytest.raises(ValueError, match="does not take images of 15×15"):
         train(with_(data={"transform": {"image_size": 15}}), tmp_path / "a", progress=False)
-    with pytest.raises(ValueError, match="outputs, the data 10 classes"):
+    with pytest.raises(ValueError, match="num_classes is 7, the data needs 10: leave"):
         train(with_(model={"kwargs": {"num_classes": 7}}), tmp_path / "b", progress=False)
     with pytest.raises(ValueError, match="timm knows no model"):
         train(with_(model={"name": "no_such"}), tmp_path / "c", progress=False)

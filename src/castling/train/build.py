@@ -163,7 +163,14 @@ def build(
     preprocessing = task.preprocessing()
     size = preprocessing["image_size"]
     height, width = (size, size) if isinstance(size, int) else size
-    kwargs: dict[str, Any] = {**task.model_arguments(), **config.kwargs}
+    needed = task.model_arguments()
+    for name, value in needed.items():
+        if config.kwargs.get(name, value) != value:
+            raise ValueError(
+                f"model.kwargs.{name} is {config.kwargs[name]!r}, the data needs {value!r}: leave "
+                f"model.kwargs.{name} out"
+            )
+    kwargs: dict[str, Any] = {**needed, **config.kwargs}
     if config.drop_path is not None:
         kwargs["drop_path_rate"] = config.drop_path
     model = build_model(
