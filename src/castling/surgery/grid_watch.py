@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-if TYPE_CHECKING:
-    from castling.surgery.geometry import Geometry
+from castling.surgery.grid_records import TokenGrid
+
+
+class Follower(Protocol):
+    """What a ``Geometry`` is to its watches."""
+
+    def enter(self, watch: Watch, tokens: Any) -> None:
+        """A watched module is called."""
+
+    def leave(self, watch: Watch, output: Any) -> None:
+        """A watched module has returned, or raised."""
+
+    def give(self, watch: Watch, grid: TokenGrid | None) -> TokenGrid | None:
+        """Say the grid that a watched module is called with in this thread; None ends that."""
 
 
 class Watch:
@@ -20,7 +32,7 @@ class Watch:
         num_prefix_tokens: tokens in front of the grid.
     """
 
-    def __init__(self, geometry: Geometry, level: int, num_prefix_tokens: int) -> None:
+    def __init__(self, geometry: Follower, level: int, num_prefix_tokens: int) -> None:
         self.geometry, self.level, self.num_prefix_tokens = geometry, level, num_prefix_tokens
 
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
