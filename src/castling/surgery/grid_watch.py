@@ -10,6 +10,13 @@ from torch import nn
 from castling.surgery.grid_records import TokenGrid
 
 
+class Position(Protocol):
+    """Where in its host an attention stands; see :class:`castling.surgery.Place`."""
+
+    level: int
+    num_prefix_tokens: int
+
+
 class Follower(Protocol):
     """What a ``Geometry`` is to its watches."""
 
@@ -28,12 +35,11 @@ class Watch:
 
     Args:
         geometry: of its host.
-        level: downsamplings between the patch embedding and the module's input.
-        num_prefix_tokens: tokens in front of the grid.
+        place: that of the first attention inside, whose tokens are the module's.
     """
 
-    def __init__(self, geometry: Follower, level: int, num_prefix_tokens: int) -> None:
-        self.geometry, self.level, self.num_prefix_tokens = geometry, level, num_prefix_tokens
+    def __init__(self, geometry: Follower, place: Position) -> None:
+        self.geometry, self.place = geometry, place
 
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Forward pre-hook."""
