@@ -581,3 +581,48 @@ def test_replicas_in_threads_of_their_own():
     for name, gradient in found.items():
         wanted = expected[0][name] + expected[1][name]
         torch.testing.assert_close(gradient, wanted, rtol=1e-5, atol=1e-5)
+
+
+#: As many tokens each, other shapes; and one of another count.
+SHAPES = [(16, 64), (64, 16), (32, 32), (16, 16)]
+CROPS = st.integers(0, len(SHAPES) - 1)
+STEPS = st.tuples(st.sampled_from(["embed", "project", "block", "changed", "call", "all"]), CROPS)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(STEPS, min_size=4, max_size=14), st.booleans())
+def test_any_order_of_steps_is_right_or_refused(steps, with_gradients):
+    """Crops embedded and sent through the blocks in any order, with changes between blocks."""
+    model = vit(depth=3).eval()
+    truth = copy.deepcopy(model)
+    crops = images(*SHAPES)
+    at = {}
+
+    def step(kind, index):
+        x = crops[index]
+        if kind == "call":
+            model(x)
+        elif kind == "all":
+            model.forward_features(x)
+        elif kind in ("embed", "project"):
+            if kind == "embed":
+                tokens = embedded(model, x)
+            else:
+                tokens = model.patch_embed.proj(x).flatten(2).transpose(1, 2)
+                cls = model.cls_token.expand(len(x), -1, -1)
+                tokens = torch.cat([cls, tokens], 1)
+            at[index] = (0, tokens)
+        elif index in at and at[index][0] < 3:
+            depth, tokens = at[index]
+            tokens = tokens * 1.1 if kind == "changed" else tokens
+            out = model.blocks[depth](tokens)
+            with token_grid(truth.blocks[depth], (x.shape[2] // 4, x.shape[3] // 4)):
+                torch.testing.assert_close(out, truth.blocks[depth](tokens))
+            at[index] = (depth + 1, out)
+
+    with torch.set_grad_enabled(with_gradients):
+        for kind, index in steps:
+            try:
+                step(kind, index)
+            except castling.surgery.geometry.GridUnknownError:
+                assert kind in ("block", "changed", "all")

@@ -21,7 +21,7 @@ them one by one with images of several shapes.)
 from __future__ import annotations
 
 import threading
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from timm.layers import PatchEmbed
@@ -31,6 +31,7 @@ from torch.utils.hooks import RemovableHandle
 from castling.surgery.grid_records import (
     NO_IMAGE,
     Call,
+    Embedding,
     Grid,
     InputGrids,
     ThreadRecords,
@@ -38,7 +39,7 @@ from castling.surgery.grid_records import (
     downsampled,
     recomputed,
 )
-from castling.surgery.grid_watch import Watch, in_graph, owner_of_hook, watches_of
+from castling.surgery.grid_watch import Position, Watch, in_graph, owner_of_hook, watches_of
 
 __all__ = ["Geometry", "Grid", "GridUnknownError"]
 
@@ -58,13 +59,6 @@ class GridUnknownError(ValueError):
             "say the grid: with castling.surgery.token_grid(module, (height, width)): ..."
         )
         self.never_embedded = why == NO_IMAGE
-
-
-class Position(Protocol):
-    """Where in its host a module stands; see :class:`castling.surgery.Place`."""
-
-    level: int
-    num_prefix_tokens: int
 
 
 class Geometry:
@@ -109,15 +103,14 @@ class Geometry:
                 raise GridUnknownError(NO_IMAGE)
             return downsampled(self._latest, place.level)
         records = self._records()
-        if records.calls:
-            call = records.calls[-1]
-            found: TokenGrid | str = call.grid or call.why
-        else:
-            found = self._find(records, tokens, place)
-        if isinstance(found, str):
-            raise GridUnknownError(found)
-        self._record(tokens, found)
-        height, width = grid = found.at(place.level)
+        source = records.calls[-1].source if records.calls else self._find(records, tokens, place)
+        if isinstance(source, str):
+            raise GridUnknownError(source)
+        if not records.calls:
+            source.read(id(place), tokens)
+            self._seen.add(source.grid)
+        self._record(tokens, source)
+        height, width = grid = source.grid.at(place.level)
         count = tokens.shape[1] - place.num_prefix_tokens
         if height * width != count:
             raise GridUnknownError(f"{count} tokens do not make its image's {height}×{width} grid")
@@ -154,7 +147,7 @@ class Geometry:
             place: that of the first attention inside.
         """
         if all(watch.geometry is not self for watch in watches_of(module)):
-            watch = Watch(self, place.level, place.num_prefix_tokens)
+            watch = Watch(self, place)
             self._handles += [
                 module.register_forward_pre_hook(watch.before),
                 module.register_forward_hook(watch.after, always_call=True),
@@ -227,33 +220,33 @@ class Geometry:
     def enter(self, watch: Watch, tokens: Any) -> None:
         """A watched module is called."""
         records = self._records()
-        found: TokenGrid | str
+        source: Embedding | str = NO_IMAGE
         if records.calls:
-            outer = records.calls[-1]
-            self._record(tokens, outer.grid)
-            records.calls.append(Call(watch, outer.grid, outer.why))
+            source = records.calls[-1].source
+        elif isinstance(tokens, Tensor) and tokens.dim() == 3:
+            given = records.given.get(id(watch))
+            source = (
+                self._find(records, tokens, watch.place) if given is None else Embedding(given, 0)
+            )
+        records.calls.append(Call(watch, source))
+        if isinstance(source, str) or not isinstance(tokens, Tensor):
             return
-        if isinstance(tokens, Tensor) and tokens.dim() == 3:
-            found = records.given.get(id(watch)) or self._find(records, tokens, watch)
-        else:
-            found = NO_IMAGE
-        if isinstance(found, str):
-            records.calls.append(Call(watch, None, found))
-            return
-        self._seen.add(found)
-        self._record(tokens, found)
-        records.calls.append(Call(watch, found, ""))
-        if not self._by_graph:
-            self._latest = None if found.level else found[:2]
+        source.read(id(watch.place), tokens)
+        self._record(tokens, source)
+        if len(records.calls) == 1:
+            self._seen.add(source.grid)
+            if not self._by_graph:
+                self._latest = None if source.grid.level else source.grid[:2]
 
     def leave(self, watch: Watch, output: Any) -> None:
         """A watched module has returned, or raised."""
         records = self._records()
         call = records.leave(watch)
-        if call is not None and call.grid is not None and isinstance(output, Tensor):
-            self._record(output, call.grid)
-            if not records.calls:
-                records.returned(output, call.grid)
+        if call is None or isinstance(call.source, str) or not isinstance(output, Tensor):
+            return
+        self._record(output, call.source)
+        if not records.calls:
+            records.returned(output, call.source)
 
     def _note(self, grid: Grid, batch: int) -> None:
         """An image batch was embedded."""
@@ -275,22 +268,18 @@ class Geometry:
                 patch_embed.strict_img_size and patch_embed.img_size
             )
 
-    def _find(self, records: ThreadRecords, tokens: Tensor, place: Position) -> TokenGrid | str:
-        """The grid of tokens that no running module was called with, or why it is not known."""
+    def _find(self, records: ThreadRecords, tokens: Tensor, place: Position) -> Embedding | str:
+        """Where tokens come from that no running module was called with, or why it is not known."""
         backward = _backward_pass()
-        known = records.output_grid(tokens) or self._inputs.find(tokens)
+        known = records.source_of_output(tokens) or self._inputs.find(tokens)
         if known is not None:
             return records.confirmed(known, backward, place.level)
         if self._by_graph and backward == _NO_BACKWARD and type(self._latest[0]) is int:
-            latest = TokenGrid(*self._latest)
-            self._seen.add(latest)
-            return latest
+            return Embedding(TokenGrid(*self._latest), tokens.shape[0])
         level, prefix = place.level, place.num_prefix_tokens
-        found: TokenGrid | str = NO_IMAGE
+        found: Embedding | str = NO_IMAGE
         if records.task == backward:
-            found = records.embedding_grid(
-                tokens, id(place), level, prefix, one_size=self._one_size
-            )
+            found = records.embedding_of(tokens, id(place), level, prefix, one_size=self._one_size)
         if isinstance(found, str) and backward != _NO_BACKWARD:
             count = tokens.shape[1] - prefix
             fitting = [
@@ -299,18 +288,14 @@ class Geometry:
                 if grid.level <= level and grid.tokens(level) == count
             ]
             # Every image was seen in its forward pass: if only one grid fits, it is that.
-            return fitting[0] if len(fitting) == 1 else recomputed(fitting)
+            return Embedding(fitting[0], 0) if len(fitting) == 1 else recomputed(fitting)
         return found
 
-    def _record(self, tokens: Any, grid: TokenGrid | None) -> None:
+    def _record(self, tokens: Tensor, source: Embedding) -> None:
         """Remember tokens from which a backward pass may compute again."""
         # A reentrant checkpoint runs its forward without gradients, on inputs that require them.
-        if (
-            grid is not None
-            and isinstance(tokens, Tensor)
-            and (torch.is_grad_enabled() or tokens.requires_grad)
-        ):
-            self._inputs.record(tokens, grid)
+        if torch.is_grad_enabled() or tokens.requires_grad:
+            self._inputs.record(tokens, source)
 
     def _records(self) -> ThreadRecords:
         records: ThreadRecords | None = getattr(self._threads, "records", None)

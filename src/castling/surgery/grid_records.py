@@ -47,33 +47,38 @@ class TokenGrid(NamedTuple):
 
 
 class Embedding:
-    """One image batch that went through a patch embedding.
+    """One image batch that went through a patch embedding: where tokens come from.
 
     Attributes:
         grid: of its tokens.
         batch: B.
-        readers: id of a module's place -> the tokens it took this grid for.
+        readers: id of an attention's place -> the tokens of this image that reached it first, or
+            the module around it that starts with it.
     """
 
     __slots__ = ("batch", "grid", "readers")
 
     def __init__(self, grid: TokenGrid, batch: int) -> None:
         self.grid, self.batch = grid, batch
-        self.readers: dict[int, weakref.ref[Tensor]] = {}
+        self.readers: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+
+    def read(self, reader: int, tokens: Tensor) -> None:
+        """A module was called with tokens of this image."""
+        self.readers[reader] = (weakref.ref(tokens), _version(tokens))
 
     def is_new_to(self, reader: int, tokens: Tensor) -> bool:
-        """Whether this module has not taken the grid for other tokens already."""
+        """Whether this module has not been called with other tokens of the image already."""
         seen = self.readers.get(reader)
-        return seen is None or seen() is tokens
+        return seen is None or (seen[0]() is tokens and seen[1] == _version(tokens))
 
 
 class Call:
-    """A module that is running, and the grid of the tokens it was called with."""
+    """A module that is running, and where its tokens come from, or why that is not known."""
 
-    __slots__ = ("grid", "owner", "why")
+    __slots__ = ("owner", "source")
 
-    def __init__(self, owner: object, grid: TokenGrid | None, why: str) -> None:
-        self.owner, self.grid, self.why = owner, grid, why
+    def __init__(self, owner: object, source: Embedding | str) -> None:
+        self.owner, self.source = owner, source
 
 
 class ThreadRecords:
@@ -84,7 +89,7 @@ class ThreadRecords:
         in_call: whether the host's own ``forward`` is running.
         task: the backward pass that the embeddings belong to; -1 outside.
         calls: running modules that hold attentions, outermost first.
-        outputs: what such modules returned lately, with its grid.
+        outputs: what such modules returned lately, and where it comes from.
         given: id of a place -> the grid that ``token_grid`` gives it.
         expected: the grid that the patch embedding now running makes by its image's size, until
             its projection tells.
@@ -95,7 +100,7 @@ class ThreadRecords:
         self.in_call = False
         self.task = -1
         self.calls: list[Call] = []
-        self.outputs: deque[tuple[weakref.ref[Tensor], TokenGrid]] = deque(maxlen=_RECENT)
+        self.outputs: deque[tuple[weakref.ref[Tensor], Embedding]] = deque(maxlen=_RECENT)
         self.given: dict[int, TokenGrid] = {}
         self.expected: Grid | None = None
 
@@ -122,38 +127,38 @@ class ThreadRecords:
             if call.owner is owner:
                 return call
 
-    def returned(self, tokens: Tensor, grid: TokenGrid) -> None:
+    def returned(self, tokens: Tensor, source: Embedding) -> None:
         """The outermost running module returned ``tokens``."""
-        self.outputs.append((weakref.ref(tokens), grid))
+        self.outputs.append((weakref.ref(tokens), source))
 
-    def output_grid(self, tokens: Tensor) -> TokenGrid | None:
-        """The grid of tokens that are the very output of an earlier module."""
-        for output, grid in reversed(self.outputs):
+    def source_of_output(self, tokens: Tensor) -> Embedding | None:
+        """Where tokens come from that are the very output of an earlier module."""
+        for output, source in reversed(self.outputs):
             if output() is tokens:
-                return grid
+                return source
         return None
 
-    def confirmed(self, known: TokenGrid, task: int, level: int) -> TokenGrid | str:
-        """A grid known by memory, unless the host's running call is of one other image.
+    def confirmed(self, known: Embedding, task: int, level: int) -> Embedding | str:
+        """A source known by memory, unless the host's running call is of one other image.
 
         Memory tells whose tokens these were first; a learned tensor, say, is the same for all.
         """
-        if self.in_call and self.task == task and not known.level:
+        if self.in_call and self.task == task and not known.grid.level:
             grids = {embedding.grid for embedding in self.embeddings}
-            if len(grids) == 1 and known not in grids:
+            if len(grids) == 1 and known.grid not in grids:
                 (other,) = grids
-                if other.tokens(level) == known.tokens(level):
-                    return _either((known, other))
+                if other.tokens(level) == known.grid.tokens(level):
+                    return _either((known.grid, other))
         return known
 
-    def embedding_grid(
+    def embedding_of(
         self, tokens: Tensor, reader: int, level: int, prefix: int, *, one_size: bool
-    ) -> TokenGrid | str:
-        """The grid of the only embedding that these tokens can come from, or why there is none.
+    ) -> Embedding | str:
+        """The only embedding that these tokens can come from, or why there is none.
 
         Args:
             tokens: (B, N, C).
-            reader: id of the place of the module that was called with them.
+            reader: id of the place of the first attention that they meet.
             level: downsamplings between the embedding and ``tokens``.
             prefix: tokens in front of the grid.
             one_size: the host takes images of one size only.
@@ -165,34 +170,38 @@ class ThreadRecords:
         fitting = [e for e in self.embeddings if e.grid.tokens(level) + prefix == count]
         if self.in_call and len(grids) == 1:
             # All tokens of this call are of one grid, in whatever batches it computes them.
-            return fitting[0].grid if fitting else _misfit(self.embeddings, prefix)
-        groups: list[list[Embedding]] = []
-        for grid in dict.fromkeys(e.grid for e in fitting):
-            same = [e for e in fitting if e.grid == grid]
-            same = [e for e in same if not e.readers] or [
-                e for e in same if one_size or e.is_new_to(reader, tokens)
-            ]
-            exact = [e for e in same if e.batch == batch]
-            if exact:
-                groups.append(exact[:1])
-            elif same and sum(e.batch for e in same) == batch:  # embedded in parts
-                groups.append(same)
-        # Tokens of an image that no module has read yet come before those of one already read.
-        unread = [group for group in groups if not group[0].readers]
-        groups = unread or groups
-        if len(groups) > 1:
+            return fitting[0] if fitting else _misfit(self.embeddings, prefix)
+        exact = [e for e in fitting if e.batch == batch]
+        exact = exact or self._joined(fitting, batch)
+        # A module that had an image's tokens already is now called with those of another.
+        new = [e for e in exact if one_size or e.is_new_to(reader, tokens)]
+        grids = {embedding.grid for embedding in new}
+        if len(grids) > 1:
             self.embeddings.clear()  # what embedded them is refused here
-            return _either(group[0].grid for group in groups)
-        if not groups:
-            read = any(e.batch == batch for e in fitting)
-            return ALREADY_READ if read else _misfit(self.embeddings, prefix)
-        for embedding in groups[0]:
-            embedding.readers[reader] = weakref.ref(tokens)
-        return groups[0][0].grid
+            return _either(grids)
+        if not new:
+            return ALREADY_READ if exact else _misfit(self.embeddings, prefix)
+        return next((e for e in new if not e.readers), new[0])
+
+    def _joined(self, fitting: list[Embedding], batch: int) -> list[Embedding]:
+        """Images embedded in parts that together make the batch, as one embedding."""
+        for grid in {e.grid for e in fitting}:
+            parts = [e for e in fitting if e.grid == grid and not e.readers]
+            if sum(e.batch for e in parts) == batch:
+                for part in parts:
+                    self.embeddings.remove(part)
+                self.embeddings.append(Embedding(grid, batch))
+                return [self.embeddings[-1]]
+        return []
 
 
 NO_IMAGE = "no image went through the patch embedding in this forward"
 ALREADY_READ = "this module already had the tokens of the images embedded last"
+
+
+def _version(tokens: Tensor) -> int:
+    """How often a tensor was written to; inference tensors do not count it."""
+    return -1 if tokens.is_inference() else tokens._version
 
 
 def _either(grids: Iterable[TokenGrid]) -> str:
@@ -220,7 +229,7 @@ def _listed(grids: Iterable[TokenGrid]) -> str:
 
 
 class InputGrids:
-    """The grid of every input that a backward pass may compute again, by the input's memory.
+    """Where every input comes from that a backward pass may compute again, by its memory.
 
     Gradient checkpointing keeps the inputs of what it will recompute. An input that is still alive
     was recorded by its own forward. One that was written to in the meantime has another version and
@@ -228,18 +237,18 @@ class InputGrids:
     """
 
     def __init__(self) -> None:
-        self._entries: dict[tuple[int, int], tuple[StorageWeakRef, int, TokenGrid]] = {}
+        self._entries: dict[tuple[int, int], tuple[StorageWeakRef, int, Embedding]] = {}
         self._limit = 64
 
-    def record(self, tokens: Tensor, grid: TokenGrid) -> None:
+    def record(self, tokens: Tensor, source: Embedding) -> None:
         """Remember ``tokens`` for as long as they live."""
         try:
             storage, version = tokens.untyped_storage(), tokens._version
             key = (storage._cdata, int(tokens.storage_offset()))
             known = self._entries.get(key)
-            if known is not None and known[1] == version and known[2] == grid:
+            if known is not None and known[1] == version and known[2] is source:
                 return
-            self._entries[key] = (StorageWeakRef(storage), version, grid)
+            self._entries[key] = (StorageWeakRef(storage), version, source)
         except (NotImplementedError, RuntimeError):  # tensors without memory or without versions
             return
         if len(self._entries) > self._limit:
@@ -248,8 +257,8 @@ class InputGrids:
                     self._entries.pop(key, None)
             self._limit = max(64, 2 * len(self._entries))
 
-    def find(self, tokens: Tensor) -> TokenGrid | None:
-        """The recorded grid; a weak reference keeps its address from being used again."""
+    def find(self, tokens: Tensor) -> Embedding | None:
+        """The recorded source; a weak reference keeps its address from being used again."""
         try:
             key = (tokens.untyped_storage()._cdata, int(tokens.storage_offset()))
             entry = self._entries.get(key)

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-if TYPE_CHECKING:
-    from castling.surgery.geometry import Geometry
+from castling.surgery.grid_records import TokenGrid
+
+
+class Position(Protocol):
+    """Where in its host an attention stands; see :class:`castling.surgery.Place`."""
+
+    level: int
+    num_prefix_tokens: int
+
+
+class Follower(Protocol):
+    """What a ``Geometry`` is to its watches."""
+
+    def enter(self, watch: Watch, tokens: Any) -> None:
+        """A watched module is called."""
+
+    def leave(self, watch: Watch, output: Any) -> None:
+        """A watched module has returned, or raised."""
+
+    def give(self, watch: Watch, grid: TokenGrid | None) -> TokenGrid | None:
+        """Say the grid that a watched module is called with in this thread; None ends that."""
 
 
 class Watch:
@@ -16,12 +35,11 @@ class Watch:
 
     Args:
         geometry: of its host.
-        level: downsamplings between the patch embedding and the module's input.
-        num_prefix_tokens: tokens in front of the grid.
+        place: that of the first attention inside, whose tokens are the module's.
     """
 
-    def __init__(self, geometry: Geometry, level: int, num_prefix_tokens: int) -> None:
-        self.geometry, self.level, self.num_prefix_tokens = geometry, level, num_prefix_tokens
+    def __init__(self, geometry: Follower, place: Position) -> None:
+        self.geometry, self.place = geometry, place
 
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Forward pre-hook."""
