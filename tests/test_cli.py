@@ -90,7 +90,7 @@ def test_evaluate_says_which_images_and_prints_the_classes(trained, capsys):
     assert "40 training images of digits; the model was trained on them" in out
     assert run("evaluate", trained, "--split", "val", "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["data"], found["held_out"], found["split"]) == ("digits", True, "val")
+    assert (found["data"], found["trained_on"], found["split"]) == ("digits", 0, "val")
     figures = found["class_figures"]
     assert sum(one["images"] for one in figures.values()) == found["images"]
     assert list(figures["0"]) == ["precision", "recall", "f1", "images"]
@@ -108,7 +108,7 @@ def test_evaluate_does_not_know_what_other_images_were_used_for(trained, tmp_pat
     assert run("evaluate", trained, *options) == 0
     assert "whether the model was trained on them is not known" in capsys.readouterr().out
     assert run("evaluate", trained, *options, "--json") == 0
-    assert json.loads(capsys.readouterr().out)["held_out"] is None
+    assert json.loads(capsys.readouterr().out)["trained_on"] is None
 
 
 def test_quiet_prints_the_result_only(tmp_path, capsys):

@@ -64,6 +64,9 @@ from castling.data import (
         (MixConfig, {"mixup": -1.0}, "mixup"),
         (MixConfig, {"probability": 2.0}, "probability"),
         (FolderConfig, {"path": ""}, "path"),
+        (FolderConfig, {"path": "c\udce9t"}, r"path c.xe9t is not UTF-8"),
+        (SplitConfig, {"by": "name"}, "content, path, position"),
+        (LoaderConfig, {"last_batch": "keep"}, "auto, drop, fill"),
     ],
 )
 def test_nonsense_is_refused_by_name(kind: type, options: dict[str, Any], named: str) -> None:

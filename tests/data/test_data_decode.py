@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 import io
+import os
+import struct
+import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from castling.data import DataError, open_image, to_rgb
+from castling.data.decode import read_size
 
 
 def _stored(image: Image.Image, kind: str = "PNG", **options: object) -> Image.Image:
@@ -95,3 +100,173 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
             open_image(tmp_path / f"{name}.png")
     with pytest.raises(FileNotFoundError):
         open_image(tmp_path / "absent.png")
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    """A PNG chunk with its checksum (ISO/IEC 15948, 5.3)."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _png_with(kind: bytes, data: bytes, before: bytes = b"IDAT") -> bytes:
+    stream = io.BytesIO()
+    Image.effect_noise((20, 20), 60).convert("RGB").save(stream, "PNG")
+    png = stream.getvalue()
+    at = png.index(before) - 4
+    return png[:at] + _chunk(kind, data) + png[at:]
+
+
+def _dds_of_unknown_format() -> bytes:
+    """DXGI format 93, which Pillow does not implement: NotImplementedError."""
+    header = b"DDS " + struct.pack("<7I", 124, 0x1007, 16, 16, 64, 0, 0) + bytes(44)
+    header += (
+        struct.pack("<2I", 32, 4) + b"DX10" + bytes(20) + struct.pack("<5I", 0x1000, 0, 0, 0, 0)
+    )
+    return header + struct.pack("<5I", 93, 3, 0, 1, 0) + bytes(1024)
+
+
+def _avif(share: float, flipped: bool = False) -> bytes:
+    stream = io.BytesIO()
+    Image.effect_noise((64, 64), 80).convert("RGB").save(stream, "AVIF", quality=60)
+    data = stream.getvalue()[: int(len(stream.getvalue()) * share)]
+    if flipped:
+        at = data.index(b"mdat") + 12
+        data = data[:at] + bytes(255 - byte for byte in data[at : at + 52]) + data[at + 52 :]
+    return data
+
+
+DAMAGED = {
+    "ihdr.png": lambda: _png_with(b"IHDR", b""),
+    "gama.png": lambda: _png_with(b"gAMA", b"", b"IEND"),
+    "chrm.png": lambda: _png_with(b"cHRM", b"\0"),
+    "trns.png": lambda: _png_with(b"tRNS", b""),
+    "iccp.png": lambda: _png_with(b"iCCP", b"x"),
+    "ztxt.png": lambda: _png_with(b"zTXt", b"a\0\1"),
+    "format.dds": _dds_of_unknown_format,
+    "empty.jpg": lambda: b"",
+    "text.gif": lambda: b"GIF89a and then nothing of the kind",
+}
+if features.check("avif"):
+    DAMAGED |= {
+        "cut30.avif": lambda: _avif(0.3),
+        "cut90.avif": lambda: _avif(0.9),
+        "flipped.avif": lambda: _avif(1, flipped=True),
+    }
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_whatever_a_decoder_raises_names_the_file(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(DAMAGED[name]())
+    with pytest.raises(DataError) as caught:
+        open_image(path)
+    assert str(caught.value).startswith(f"{path} ")
+    assert "\n" not in str(caught.value)
+    assert "pip install" not in str(caught.value)
+
+
+def _jpeg(exif: bytes) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (16, 8), "red").save(stream, "JPEG", exif=exif)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"Exif\0\0II*\0\xff\xff\xff\x7f",  # the directory lies behind the end
+        b"Exif\0\0MM\0*\0\0\0\x08\xff\xff",  # 65535 entries, of which there are none
+    ],
+)
+def test_damaged_exif_is_noted_and_the_image_read(tmp_path: Path, exif: bytes) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(_jpeg(exif))
+    notes: list[str] = []
+    image = open_image(path, notes.append)
+    assert image.size == (16, 8)
+    assert image.getpixel((3, 3))[0] > 240
+    with path.open("rb") as stream:
+        assert read_size(stream, str(path), notes.append) == (16, 8)
+    assert len(notes) == 2
+    assert all(str(path) in note and "EXIF is damaged" in note for note in notes)
+
+
+def test_orientation_is_read_though_other_tags_are_damaged(tmp_path: Path) -> None:
+    # Orientation 6, and a GPS directory that points behind the end.
+    entries = struct.pack("<HHII", 0x0112, 3, 1, 6) + struct.pack("<HHII", 0x8825, 4, 1, 10**6)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + struct.pack("<I", 0)
+    path = tmp_path / "a.jpg"
+    path.write_bytes(_jpeg(exif))
+    assert open_image(path).size == (8, 16)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_that_of_pillow(orientation: int) -> None:
+    from PIL import ImageOps
+
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = _stored(Image.fromarray(pixels), "PNG", exif=exif)
+    expected = ImageOps.exif_transpose(_stored(Image.fromarray(pixels), "PNG", exif=exif))
+    assert np.array_equal(np.asarray(to_rgb(stored)), np.asarray(expected))
+
+
+@pytest.mark.parametrize(
+    ("head", "package"),
+    [
+        (b"\0\0\0\x18ftypheic", "pillow-heif"),
+        (b"\0\0\0\x18ftypmif1", "pillow-heif"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "pillow-jxl-plugin"),
+        (b"\xff\x0a\xfa\x7f", "pillow-jxl-plugin"),
+    ],
+)
+def test_a_format_without_a_decoder_names_the_package(
+    tmp_path: Path, head: bytes, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("pillow_heif", "pillow_jxl"):
+        monkeypatch.setitem(sys.modules, module, None)
+    path = tmp_path / "photo.jpg"  # telephones and converters leave the ending as it was
+    path.write_bytes(head + bytes(100))
+    with pytest.raises(DataError, match=rf"photo\.jpg.*pip install {package}"):
+        open_image(path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pipes in folders")
+def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"a\.png is a pipe"):
+        open_image(tmp_path / "a.png")
+
+
+def test_too_many_pixels_are_refused_by_the_header(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.png"
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", b""))
+    with pytest.raises(DataError, match=r"bomb\.png.*more than 178 million pixels"):
+        open_image(path)
+
+
+def test_transparency_of_palettes_and_greys_given_as_bytes() -> None:
+    image = Image.fromarray(np.array([[0, 1]], dtype=np.uint8))
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    shown = to_rgb(_stored(image, transparency=bytes([0, 255])))
+    assert np.asarray(shown).tolist() == [[[255, 255, 255], [200, 100, 50]]]
+    grey = _stored(Image.fromarray(np.array([[7, 9]], dtype=np.uint8)), transparency=7)
+    assert np.asarray(to_rgb(grey))[0, :, 0].tolist() == [255, 9]
+
+
+def test_sixteen_bit_colour_keeps_its_high_byte() -> None:
+    """PNG of 16 bits a channel: Pillow reads it as 8-bit RGB."""
+    rows = b"\0" + struct.pack(">3H", 65535, 32768, 256)
+    png = b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0))
+    png += _chunk(b"IDAT", zlib.compress(rows)) + _chunk(b"IEND", b"")
+    with Image.open(io.BytesIO(png)) as image:
+        assert to_rgb(image).getpixel((0, 0)) == (255, 128, 1)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_first_frame_of_every_kind_of_animation(kind: str) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    image = _stored(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+    assert to_rgb(image).getpixel((0, 0)) == (255, 0, 0)

@@ -123,10 +123,35 @@ def test_an_epoch_sees_every_image_once() -> None:
     assert first != second
 
 
-def test_incomplete_training_batches_are_left_out_but_small_sets_train() -> None:
-    assert [len(key.indices) for key in EpochBatches(21, 8, train=True)] == [8, 8]
+def _sizes(length: int, batch: int, **options: object) -> list[int]:
+    return [len(key.indices) for key in EpochBatches(length, batch, train=True, **options)]
+
+
+def test_incomplete_training_batches_are_left_out_or_filled() -> None:
+    assert _sizes(85, 8) == [8] * 10  # 5 of 85 images are left out, others in every epoch
+    assert _sizes(85, 8, last_batch="fill") == [8] * 11
+    assert _sizes(21, 8) == [8, 8, 8]  # 5 of 21 would be too many
+    assert _sizes(21, 8, last_batch="drop") == [8, 8]
+    assert _sizes(16, 8) == [8, 8]
     small = list(EpochBatches(5, 8, train=True))
     assert [sorted(key.indices) for key in small] == [[0, 1, 2, 3, 4]]
+    assert EpochBatches(85, 8, train=True).dropped == 5
+    assert EpochBatches(21, 8, train=True).dropped == 0
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("length", [21, 25, 40, 47, 200])
+def test_an_epoch_never_leaves_out_more_than_a_tenth(length: int, world_size: int) -> None:
+    parts = [
+        EpochBatches(length, 8, train=True, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    seen = [index for part in parts for key in part for index in key.indices]
+    assert length - len(set(seen)) == parts[0].dropped <= length / 10
+    assert len({len(part) for part in parts}) == 1
+    assert {len(key.indices) for part in parts for key in part} == {parts[0].batch_size}
+    # Those that come twice fill the last batch: they stand at the epoch's beginning.
+    assert len(seen) - len(set(seen)) < 8 * world_size
 
 
 def test_processes_together_see_the_batches_of_one() -> None:
@@ -159,9 +184,9 @@ def test_a_small_training_set_feeds_all_processes_evenly() -> None:
 def test_loaders_of_processes_share_an_epoch(make_folder: Make, open_data: Open) -> None:
     data = open_data(make_folder(CONTENT), **SMALL)
     parts = [data.loader("train", training=True, rank=rank, world_size=2) for rank in range(2)]
-    assert [len(part) for part in parts] == [data.batches_per_epoch(2)] * 2 == [2, 2]
+    assert [len(part) for part in parts] == [data.batches_per_epoch(2)] * 2 == [3, 3]
     seen = [index for part in parts for batch in part for index in batch.index.tolist()]
-    assert len(seen) == len(set(seen)) == 32
+    assert (len(seen), len(set(seen))) == (48, 40)
 
 
 def test_wrong_rank_and_too_few_images() -> None:

@@ -56,13 +56,18 @@ def test_zip_equals_folder(make_folder: Make, zip_folder: Make, open_folder: Ope
 
 
 def test_folder_of_classes_is_split_without_leakage(make_folder: Make, open_folder: Open) -> None:
-    data = open_folder(make_folder({"cat": 20, "dog": 30}), val_fraction=0.2, test_fraction=0.1)
+    folder = make_folder({"cat": 20, "dog": 30})
+    data = open_folder(folder, val_fraction=0.2, test_fraction=0.1)
     parts = [data.dataset(split) for split in ("train", "val", "test")]
     names = [{part.name(index) for index in range(len(part))} for part in parts]
-    assert [len(part) for part in names] == [35, 10, 5]
-    assert len(set.union(*names)) == 50
-    assert data.dataset("val").selection.labels.tolist().count(0) == 4
-    assert len(data.notes) == 2
+    sizes = [len(part) for part in names]
+    assert sum(sizes) == len(set.union(*names)) == 50
+    assert all(set(part.selection.labels) == {0, 1} for part in parts)
+    # By position shares are met exactly, as in earlier versions.
+    exact = open_folder(folder, val_fraction=0.2, test_fraction=0.1, by="position")
+    assert exact.sizes == {"train": 35, "val": 10, "test": 5}
+    assert exact.dataset("val").selection.labels.tolist().count(0) == 4
+    assert len(data.notes) == len(exact.notes) == 2
 
 
 def test_test_serves_for_validation_and_says_so(make_folder: Make, open_folder: Open) -> None:
@@ -72,7 +77,7 @@ def test_test_serves_for_validation_and_says_so(make_folder: Make, open_folder: 
     assert "test" not in data.sizes
     assert data.dataset("val") is data.dataset("test")
     assert any("test images serve for validation" in note for note in data.notes)
-    held = open_folder(folder, val_fraction=0.2)
+    held = open_folder(folder, val_fraction=0.2, by="position")
     assert held.sizes == {"train": 16, "val": 4, "test": 4}
     assert all("train" in held.dataset("val").name(index) for index in range(4))
 
@@ -86,8 +91,9 @@ def test_validation_serves_for_test_and_says_so(make_folder: Make, open_folder: 
 
 
 def test_train_folder_alone_is_split(make_folder: Make, open_folder: Open) -> None:
-    data = open_folder(make_folder({"train": {"a": 10, "b": 10}}))
-    assert data.sizes == {"train": 16, "val": 2, "test": 2}
+    folder = make_folder({"train": {"a": 10, "b": 10}})
+    assert open_folder(folder, by="position").sizes == {"train": 16, "val": 2, "test": 2}
+    assert sum(open_folder(folder).sizes.values()) == 20
 
 
 def test_readable_names(make_folder: Make, open_folder: Open) -> None:
@@ -105,6 +111,8 @@ def test_readable_names(make_folder: Make, open_folder: Open) -> None:
         ("{", "valid JSON"),
         ("[1]", "must hold"),
         ('{"x": "y"}', "none of"),
+        ('{"n01": "\\ud800"}', r"names a class '.*ud800'"),
+        ("[" * 100_000, "valid JSON"),
     ):
         (folder / "classes.json").write_text(content)
         with pytest.raises(DataError, match=rf"classes\.json.*{complaint}"):
@@ -181,7 +189,8 @@ def test_damaged_header_is_named_before_training(
     folder = make_folder(SPLIT)
     (folder / "train" / "dog" / "4.png").write_bytes(b"no image")
     (folder / "test" / "cat" / "0.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"1 of 12 training images(?s:.*)train/dog/4\.png"):
+    expected = r"1 of 12 training images and 1 of 6 test images are damaged"
+    with pytest.raises(DataError, match=rf"{expected}(?s:.*)dog/4\.png(?s:.*)test/cat/0\.png"):
         open_folder(folder, cache=cache)
     (folder / "train" / "dog" / "4.png").unlink()
     with pytest.raises(DataError, match=r"test/cat/0\.png is empty"):

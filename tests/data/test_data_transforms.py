@@ -90,6 +90,27 @@ def test_non_square_sizes() -> None:
         assert _run(_train(image_size=(96, 160)), picture, 5).shape == (3, 96, 160)
 
 
+@pytest.mark.parametrize("size", [(1, 40_000), (40_000, 1), (2, 60_000)])
+def test_very_long_images_take_no_more_memory_than_others(size: tuple[int, int]) -> None:
+    resource = pytest.importorskip("resource")
+    pixels = np.zeros((size[1], size[0], 3), dtype=np.uint8)
+    # What the centre crop keeps is white: a square of the shorter side, and the filter's border.
+    middle = tuple(slice(max(0, side // 2 - 9), side // 2 + 9) for side in pixels.shape[:2])
+    pixels[middle] = 255
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = _evaluated(Image.fromarray(pixels), 224)
+    assert found.shape == (3, 224, 224)
+    assert (found == 255).all()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kilobytes
+
+
+def test_the_middle_of_a_long_image_is_that_of_a_shorter_one() -> None:
+    image = _noise(30, 50_000)  # too long to be scaled whole
+    shorter = image.crop((0, 25_000 - 450, 30, 25_000 + 450))
+    difference = _evaluated(image, 224).float() - _evaluated(shorter, 224).float()
+    assert difference.abs().mean() < 1  # lengths are rounded to pixels, and the filter's border
+
+
 def test_pillow_and_tensors_convert_without_loss() -> None:
     image = _noise(7, 5)
     tensor = image_tensor(image)

@@ -1,6 +1,10 @@
 """Prediction: right classes by name, wrong files reported without stopping the others."""
 
 import csv
+import os
+import struct
+import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -186,3 +190,55 @@ def test_a_network_with_weights_that_are_not_finite_is_refused():
     nn.init.constant_(network.scale.weight, float("nan"))
     with pytest.raises(ValueError, match=r"not finite: scale\.weight \(NaN, 9 of 9\)"):
         Predictor(network, task=task_from_card(CARD))
+
+
+def damaged_images(folder):
+    """Files on which Pillow raises other errors than OSError: a bad chunk, an unknown format."""
+    image = folder / "good.png"
+    Image.new("RGB", (8, 8), "red").save(image)
+    png = image.read_bytes()
+    at = png.index(b"IDAT") - 4
+    chunk = b"cHRM" + b"\0"
+    chunk = struct.pack(">I", 1) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    (folder / "chunk.png").write_bytes(png[:at] + chunk + png[at:])
+    dds = b"DDS " + struct.pack("<7I", 124, 0x1007, 16, 16, 64, 0, 0) + bytes(44)
+    dds += struct.pack("<2I", 32, 4) + b"DX10" + bytes(20)
+    dds += struct.pack("<5I", 0x1000, 0, 0, 0, 0) + struct.pack("<5I", 93, 3, 0, 1, 0)
+    (folder / "format.dds").write_bytes(dds + bytes(1024))
+
+
+def test_whatever_a_decoder_raises_is_that_image_alone(predictor, tmp_path):
+    damaged_images(tmp_path)
+    chunk, dds, good = predictor(tmp_path)
+    assert "chunk.png cannot be read as an image" in chunk.error
+    assert "93 (NotImplementedError)" in dds.error
+    assert good.classes[0] == "red"
+    with Image.open(tmp_path / "good.png") as lazy:
+        lazy.fp.seek(0)
+        lazy.fp = open(os.devnull, "rb")  # noqa: SIM115 an image whose file is gone
+        (gone,) = predictor(lazy)
+    assert "cannot be decoded" in gone.error
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems allow no such files")
+def test_folders_are_listed_as_for_training(predictor, images):
+    for place in (images / "@eaDir", images / "lost+found"):
+        place.mkdir()
+        (images / "red.png").rename(place / "red.png")
+        (images / "red.png").write_bytes((place / "red.png").read_bytes())
+    os.symlink(".", images / "loop")
+    os.symlink("red.png", images / "same.png")
+    os.mkfifo(images / "pipe.png")
+    os.rename(images / "blue.png", os.fsencode(images) + b"/bl\xe9.png")
+    found = predictor(images)
+    names = [one.name.rsplit("/", 1)[-1] for one in found]
+    assert names == [r"bl\xe9.png", "broken.jpg", "green.png", "red.png"]
+    notes = "\n".join(predictor.notes)
+    for left_out in ("@eaDir", "lost+found", "loop", "same.png", "pipe.png"):
+        assert left_out in notes
+    predictor.to_csv(found, images / "found.csv")  # UTF-8, whatever the names
+    assert r"bl\xe9.png" in (images / "found.csv").read_text(encoding="utf-8")
+    pipe, missing = predictor([images / "pipe.png", os.fsdecode(b"no\xe9.png")])
+    assert "pipe, socket or device" in pipe.error
+    assert missing.error == r"no such file or folder: no\xe9.png"
+    assert predictor.notes == []

@@ -133,6 +133,15 @@ def test_metadata_are_the_hosts(name):
         assert getattr(own, field) == getattr(hosts, field)
 
 
+def test_the_tag_of_the_hosts_weights_chooses_among_its_metadata():
+    name = "castling_vit_base_patch16.augreg2_in21k_ft_in1k"
+    cfg = timm.create_model(name, device="meta").pretrained_cfg
+    assert cfg["architecture"] == "castling_vit_base_patch16"
+    assert cfg["mean"] == get_pretrained_cfg("vit_base_patch16_224.augreg2_in21k_ft_in1k").mean
+    with pytest.raises(RuntimeError, match="tag"):
+        timm.create_model("castling_vit_base_patch16.unheard_of", device="meta")
+
+
 def test_the_distilled_model_names_both_classifiers():
     model = timm.create_model("castling_deit_tiny_patch16_224", distilled=True, device="meta")
     assert tuple(model.pretrained_cfg["classifier"]) == ("head", "head_dist")

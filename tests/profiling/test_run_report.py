@@ -65,7 +65,9 @@ def test_the_headline_says_model_data_accuracy_split_and_cost(finished):
     result = run.result
     text = headline(run)
     top1 = result.switched_metrics["test_top1"]
-    assert text.startswith("castling_deit_pico, trained on digits (80 images of 10 classes)")
+    name = (json.loads((finished / "model.json").read_text())["attention"] or {}).get("name")
+    what = f"castling_deit_pico with {name} attention" if name else "castling_deit_pico"
+    assert text.startswith(f"{what}, trained on digits (80 images of 10 classes)")
     assert f"top-1 {top1:.2f} % on {result.images['test']} test images after the switch" in text
     model, _ = open_model(finished / "switched")
     count = castling.macs(model, (3, 32, 32)).total

@@ -337,6 +337,39 @@ def test_a_layer_that_needs_no_grid_takes_any_tokens():
     model = timm.create_model("deit_pico").eval()
     linearize_(model, castling.LinearAngular(local="none"))
     assert model.blocks(torch.randn(2, 7, 64)).shape == (2, 7, 64)
+    levit = timm.create_model("levit_128s", img_size=64).eval()
+    linearize_(levit, castling.LinearAngular(local="none"))
+    assert levit.stages[0](torch.randn(2, 7, 128)).shape == (2, 7, 128)
+
+
+def test_levit_layers_alone_are_bound_to_the_grid_they_were_made_for():
+    """As the host's are; other tokens are refused."""
+    model = timm.create_model("levit_128s", img_size=(64, 128)).eval()
+    linearize_(model, GRID)
+    with castling.tap(model, "stages.0") as taps:
+        model(torch.randn(2, 3, 64, 128))
+        model(torch.randn(2, 3, 128, 64))
+    wide, high = taps["stages.0.blocks.0.attn"]
+    tokens = wide.args[0].detach().clone()
+    attention = model.stages[0].blocks[0].attn
+    with torch.no_grad():
+        torch.testing.assert_close(attention(tokens), wide.output)
+        assert high.grid == (8, 4)
+        torch.testing.assert_close(high.replay(attention), high.output)
+        with pytest.raises(ValueError, match="no image went through"):
+            attention(tokens[:, :7])
+
+
+def test_a_learned_tensor_is_not_the_first_images():
+    """The same tokens in calls of images of another shape: whose are they?"""
+    model = vit().train()
+    queries = nn.Parameter(torch.randn(2, 65, 32))
+    model.blocks.register_forward_pre_hook(lambda module, args: (queries,), prepend=True)
+    wide, high = images((16, 64), (64, 16))
+    model(wide)
+    model(wide)
+    with pytest.raises(ValueError, match="could be of either"):
+        model(high)
 
 
 @pytest.mark.parametrize("gradients", [False, True])
@@ -386,6 +419,31 @@ def test_another_patch_size_and_padding():
     with castling.tap(model, "blocks.0") as taps:
         model(torch.randn(1, 3, 32, 64))
     assert taps["blocks.0.attn"][0].grid == (4, 8)
+
+
+class Unfolded(nn.Module):
+    """A patch projection that returns a sequence."""
+
+    def __init__(self, host):
+        super().__init__()
+        self.linear = nn.Linear(48, host.out_channels)
+
+    def forward(self, x):
+        return self.linear(nn.functional.unfold(x, 4, stride=4).transpose(1, 2))
+
+
+def test_other_projections():
+    model = vit(dynamic_img_size=False).eval()
+    model.patch_embed.proj = nn.Sequential(model.patch_embed.proj, nn.Identity())
+    with castling.tap(model, "blocks.0") as taps:
+        model(torch.randn(1, 3, 32, 32))
+    assert taps["blocks.0.attn"][0].grid == (8, 8)
+    model.patch_embed.proj = Unfolded(model.patch_embed.proj[0])
+    model.patch_embed.flatten = False
+    with castling.tap(model, "blocks.0") as taps:
+        model(torch.randn(1, 3, 32, 32))
+        model.forward_features(torch.randn(1, 3, 32, 32))
+    assert [call.grid for call in taps["blocks.0.attn"]] == [(8, 8)] * 2
 
 
 def test_given_grids_hold_in_recomputation():
@@ -480,3 +538,46 @@ def test_under_transforms_of_functions():
     expected = gradients(model, sum(total(model(image[None])) for image in x))
     for name, gradient in expected.items():
         torch.testing.assert_close(per_image[name].sum(0), gradient, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["deit", "levit"])
+def test_hooks_are_harmless_in_torch_fx(name):
+    """With attentions as leaves; the traced module's projection or stem tells the grid."""
+    model = MODELS[name]().eval() if name == "levit" else vit(dynamic_img_size=False).eval()
+    x = images((64, 64) if name == "levit" else (32, 32))[0]
+
+    class Leaves(torch.fx.Tracer):
+        def is_leaf_module(self, module, qualified_name):
+            converted = isinstance(module, castling.surgery.HostAttention)
+            return converted or super().is_leaf_module(module, qualified_name)
+
+    with torch.no_grad():
+        expected = model(x)
+        traced = torch.fx.GraphModule(model, Leaves().trace(model))
+        torch.testing.assert_close(traced(x), expected)
+        model(x)
+        torch.testing.assert_close(traced(x), expected)
+
+
+def test_replicas_in_threads_of_their_own():
+    """As DataParallel makes them: shallow copies that share the hooks of their original."""
+    model = vit().eval()
+    model.set_grad_checkpointing(True)
+    crops = images((16, 64), (64, 16))
+    expected = [gradients(model, total(model(crop))) for crop in crops]
+
+    def replica(module):
+        twin = module._replicate_for_data_parallel()
+        for key, child in module._modules.items():
+            twin._modules[key] = None if child is None else replica(child)
+        for key, parameter in module._parameters.items():
+            twin._parameters[key] = parameter
+        return twin
+
+    twins = [replica(model) for _ in crops]
+    with ThreadPoolExecutor(2) as pool:
+        outputs = list(pool.map(lambda twin, x: total(twin(x)), twins, crops))
+    found = gradients(model, sum(outputs))
+    for name, gradient in found.items():
+        wanted = expected[0][name] + expected[1][name]
+        torch.testing.assert_close(gradient, wanted, rtol=1e-5, atol=1e-5)

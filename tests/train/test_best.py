@@ -1,6 +1,7 @@
 """The best weights, and the end of training when there are none better any more."""
 
 import dataclasses
+import json
 import os
 import signal
 
@@ -9,6 +10,7 @@ import safetensors.torch
 import torch
 from lightning.pytorch import Callback
 
+import castling_launcher
 from castling.deploy import evaluate
 from castling.models.saved import open_model
 from castling.tasks.result import read_result
@@ -66,7 +68,7 @@ def run(folder, values, recipe=None, further=(), **options):
     ],
     ids=["before the last", "last", "of equals the later", "not a number"],
 )
-def test_the_best_counts_once_the_switch_is_possible(tmp_path, values, epoch):
+def test_the_best_counts_once_the_switch_is_possible(tmp_path, capsys, values, epoch):
     result, scores = run(tmp_path, values)
     assert result.best == {
         "metric": "top1",
@@ -91,6 +93,10 @@ def test_the_best_counts_once_the_switch_is_possible(tmp_path, values, epoch):
     assert evaluate(model, config, split="val").metrics["top1"] == card.metrics["val_top1"]
     assert "best weights, of epoch 7" in str(result)
     assert untimed(read_result(tmp_path)) == untimed(result)
+    assert castling_launcher.main(["evaluate", str(tmp_path / "best"), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["model"] == str(tmp_path / "best" / "switched")
+    assert said["metrics"]["top1"] == card.metrics["test_top1"]
 
 
 def untimed(result):

@@ -12,6 +12,7 @@ import safetensors.torch
 from lightning.pytorch import Callback
 
 import castling_launcher
+from castling.profiling.report import write_run_report
 from castling.tasks.result import read_result
 from castling.train import recipe_from_dict, recipe_to_yaml, train
 
@@ -113,6 +114,18 @@ def test_every_verb_names_the_file(run, capsys, verb, name, damage):
     assert str(target) in said
     assert len(said.splitlines()) == 1
     assert "unexpected" not in said
+
+
+@pytest.mark.parametrize("damage", [d for d in DAMAGES if d not in ("missing", "list")])
+@pytest.mark.parametrize("name", ["metrics.csv", "auxiliary.csv"])
+def test_the_report_names_a_damaged_table_and_the_remedy_works(finished, run, name, damage):
+    DAMAGES[damage](run / name)
+    with pytest.raises(ValueError, match=rf"{name} is .*Delete .*result\.json and run the"):
+        write_run_report(run)
+    (run / "result.json").unlink()
+    train(RECIPE, run, progress=False)
+    assert (run / name).read_bytes() == (finished / name).read_bytes()
+    write_run_report(run)
 
 
 def test_a_result_of_an_earlier_version_is_read(run):

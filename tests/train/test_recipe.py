@@ -249,3 +249,11 @@ def test_training_knows_no_task_by_name():
     names = re.compile("classification|detection|segmentation|pretraining|distillation")
     for path in folder.rglob("*.py"):
         assert not names.search(path.read_text().replace("self_distill", "")), path
+
+
+def test_a_checkpoint_takes_the_place_of_pretrained_weights(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("model: {name: deit_pico, pretrained: true}\n")
+    assert load_recipe(file).model.pretrained
+    found = load_recipe(file, ["--model.checkpoint", "my_vit.pth"]).model
+    assert (found.pretrained, found.checkpoint) == (False, "my_vit.pth")

@@ -24,7 +24,7 @@ from castling.train import (
     recipe_from_dict,
     train,
 )
-from castling.train.hardware import check_hardware
+from castling.train.hardware import check_hardware, is_first_process
 from castling.train.loggers import check_loggers
 from castling.train.recipe_file import recipe_to_dict
 from castling.train.run_lock import locked
@@ -80,6 +80,7 @@ def test_folder_holds_what_is_promised(run):
         "recipe.yaml",
         "predictions.csv",
         "examples",
+        "split.json",
         "metrics.csv",
         "auxiliary.csv",
         "tensorboard",
@@ -386,6 +387,20 @@ def test_more_gpus_than_there_are(monkeypatch):
         check_hardware(HardwareConfig(accelerator="cuda:1", devices=2))
     with pytest.raises(ValueError, match=r"hardware\.accelerator is 'tpu'; it must be auto, cpu"):
         HardwareConfig(accelerator="tpu")
+
+
+def test_the_first_process_of_several_is_known_from_the_environment(monkeypatch):
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+    two = HardwareConfig(accelerator="cpu", devices=2)
+    assert is_first_process(two)
+    monkeypatch.setenv("NODE_RANK", "1")
+    assert not is_first_process(two)
+    assert is_first_process(HardwareConfig(accelerator="cpu"))
+    monkeypatch.delenv("NODE_RANK")
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    assert not is_first_process(two)
+    assert is_first_process(HardwareConfig(accelerator="cpu"))
 
 
 def test_a_logger_that_is_not_installed_is_said_before_the_data(tmp_path):

@@ -124,6 +124,13 @@ def train(arguments: list[str]) -> int:
             action="store_true",
             help="only find the largest batch that the memory holds; on a CPU up to 256 images",
         )
+        parser.add_argument(
+            "--changed_data",
+            choices=["refuse", "allow"],
+            default="refuse",
+            help="whether to go on with a run whose training images were removed or changed since; "
+            "allow also takes in new images (default: refuse)",
+        )
         add_json(parser)
         add_quiet(parser)
 
@@ -131,7 +138,7 @@ def train(arguments: list[str]) -> int:
     source = Path(str(recipe.data.source).split(":")[-1]).stem
     folder = values.run or f"runs/{recipe.model.name}-{source}"
     if values.dry_run:
-        dry_run(recipe, run_dir=folder, resume=values.resume)
+        dry_run(recipe, run_dir=folder, resume=values.resume, changed_data=values.changed_data)
         show(values, {"dry_run": "passed"}, "dry run passed: the recipe starts and steps")
         return 0
     for wanted, find in (
@@ -143,7 +150,13 @@ def train(arguments: list[str]) -> int:
             show(values, asdict(found), str(found))
     if values.find_lr or values.find_batch_size:
         return 0
-    result = train_model(recipe, folder, resume=values.resume, progress=not values.quiet)
+    result = train_model(
+        recipe,
+        folder,
+        resume=values.resume,
+        progress=not values.quiet,
+        changed_data=values.changed_data,
+    )
     if not result.metrics:  # one of several processes; the first one reports
         return 0
     from castling.profiling.run_report import write_run_report

@@ -73,6 +73,8 @@ def predict(arguments: list[str]) -> int:
             say(f"written to {values.output}")
     if values.json:
         show(values, [one.to_dict() for one in found], "")
+    for note in predictor.notes:
+        print(f"castling predict: note: {note}", file=sys.stderr)
     failed = [one for one in found if one.error]
     for one in failed:
         print(f"castling predict: {one.error}", file=sys.stderr)
@@ -85,7 +87,7 @@ def expand(images: Sequence[str]) -> tuple[list[str], list[str]]:
     A pattern is expanded here where the shell did not: quoted, or on a system whose shell does not
     expand. ``**`` stands for any folders. An existing file of that very name is no pattern.
     """
-    from castling.data.decode import IMAGE_ENDINGS
+    from castling.data import is_image
 
     found: list[str] = []
     unmatched: list[str] = []
@@ -96,7 +98,7 @@ def expand(images: Sequence[str]) -> tuple[list[str], list[str]]:
         matches = [
             match
             for match in sorted(glob.glob(text, recursive=True))
-            if Path(match).is_dir() or Path(match).suffix.lower().lstrip(".") in IMAGE_ENDINGS
+            if Path(match).is_dir() or is_image(match)
         ]
         # A folder stands for the images in it: named with them they would come twice.
         files = [match for match in matches if not Path(match).is_dir()]

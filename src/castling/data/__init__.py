@@ -8,14 +8,16 @@ from castling.data.config import (
     data_config_to_dict,
 )
 from castling.data.dataset import ImageSet
-from castling.data.decode import IMAGE_ENDINGS, image_tensor, open_image, pillow_image, to_rgb
+from castling.data.decode import image_tensor, open_image, pillow_image, to_rgb
 from castling.data.erasing import erase_batch
 from castling.data.errors import DataError, plain_data_errors
+from castling.data.formats import image_endings, is_image
 from castling.data.legacy import upgrade_data
 from castling.data.mixing import MixConfig, mixes, mixup_batch
 from castling.data.module import BatchLoader, DataModule
 from castling.data.registry import (
     DataInfo,
+    FileSource,
     Source,
     SourceConfig,
     list_sources,
@@ -34,6 +36,7 @@ from castling.data.sources import (
     source_from,
     split_shorthand,
 )
+from castling.data.split_record import SplitRecord, read_split_record
 from castling.data.transforms import (
     ClassificationEvalTransform,
     ClassificationTrainTransform,
@@ -43,7 +46,6 @@ from castling.data.transforms import (
 )
 
 __all__ = [
-    "IMAGE_ENDINGS",
     "Batch",
     "BatchKey",
     "BatchLoader",
@@ -56,6 +58,7 @@ __all__ = [
     "DataModule",
     "DigitsConfig",
     "EpochBatches",
+    "FileSource",
     "FolderConfig",
     "ImageSet",
     "LoaderConfig",
@@ -64,13 +67,16 @@ __all__ = [
     "Source",
     "SourceConfig",
     "SplitConfig",
+    "SplitRecord",
     "TorchvisionConfig",
     "Transform",
     "TransformConfig",
     "data_config_from_dict",
     "data_config_to_dict",
     "erase_batch",
+    "image_endings",
     "image_tensor",
+    "is_image",
     "list_sources",
     "mixes",
     "mixup_batch",
@@ -78,6 +84,7 @@ __all__ = [
     "open_source",
     "pillow_image",
     "plain_data_errors",
+    "read_split_record",
     "register_source",
     "sample_keys",
     "source_config_class",

@@ -26,6 +26,11 @@ class SplitConfig:
             none; None is 0.1, except that a source with a test split then validates on it.
         test_fraction: the same for the test split; None is 0.1 (0.2 for the digits), except that
             a source with a validation split then tests on it.
+        by: what decides which images are held out, where they are files: their ``content``, so that
+            a file added, removed or renamed moves no other, and copies of one file fall into one
+            split (every file is read once before training); their ``path``, which reads nothing
+            and knows no copies; or their ``position`` in the sorted list, as earlier versions did.
+            Other sources are always divided by position.
         seed: chooses the images of held-out shares and subsets.
         subset: train on this many images only, spread evenly over the classes; None for all.
         val_subset: the same for validation.
@@ -33,6 +38,7 @@ class SplitConfig:
 
     val_fraction: OpenUnitInterval | None = None
     test_fraction: OpenUnitInterval | None = None
+    by: Literal["content", "path", "position"] = "content"
     seed: int = 0
     subset: PositiveInt | None = None
     val_subset: PositiveInt | None = None
@@ -55,6 +61,10 @@ class LoaderConfig:
         sampler: ``shuffle`` sees every training image once an epoch; ``balanced`` draws as many
             images, equally many of every class, those of small classes several times.
         eval_batch_size: the same for validation and test; None is ``batch_size``.
+        last_batch: what becomes of the training images that do not fill a batch at the end of an
+            epoch (others in every epoch): ``drop`` leaves them out, ``fill`` completes the batch
+            with images of the epoch's beginning, ``auto`` fills where more than a tenth of the
+            images would be left out.
         workers: data-loading processes; 0 loads in the training process.
         verify: what is checked before training: that every file's ``headers`` can be read, that
             every image decodes (``full``), or ``none``.
@@ -65,6 +75,7 @@ class LoaderConfig:
     batch_size: PositiveInt = 128
     sampler: Literal["shuffle", "balanced"] = "shuffle"
     eval_batch_size: PositiveInt | None = None
+    last_batch: Literal["auto", "drop", "fill"] = "auto"
     workers: NonNegativeInt = 0
     verify: Literal["headers", "full", "none"] = "headers"
     cache: Literal["auto", "memory", "none"] = "auto"

@@ -14,7 +14,7 @@ from castling.data.sample import Batch, Sample, stack_samples
 from castling.data.sampler import BatchKey, sample_keys
 from castling.data.splits import Selection
 from castling.data.transforms.base import Transform
-from castling.data.verify import visit_all
+from castling.data.verify import Damage
 from castling.utils.randomness import global_generators_kept, seed_global_generators
 
 
@@ -47,16 +47,22 @@ class ImageSet(Dataset[Sample]):
         return self.selection.name(index)
 
     @torch.inference_mode(False)  # kept tensors outlive the evaluation that may ask for them first
-    def fill(self, what: str = "") -> None:
+    def fill(self, what: str = "", damage: Damage | None = None) -> None:
         """Decode every image once and keep it.
 
         Args:
             what: which images, for the error.
+            damage: takes the damaged images, if there are any, and nothing is kept then.
 
         Raises:
-            DataError: images are damaged; the first are named.
+            DataError: without ``damage``: images are damaged; the first are named.
         """
         if self._stack is not None or self._list:
+            return
+        if damage is None:
+            damage = Damage()
+            self.fill(what, damage)
+            damage.report()
             return
         found: dict[int, Sample] = {}
         size = self.transform.fixed_size
@@ -65,8 +71,9 @@ class ImageSet(Dataset[Sample]):
             def keep(index: int) -> None:
                 found[index] = self._read(index)
 
-            visit_all(len(self), keep, what)
-            self._list = [found[index] for index in range(len(self))]
+            damage.visit(len(self), keep, what)
+            if len(found) == len(self):
+                self._list = [found[index] for index in range(len(self))]
             return
         if self.transform.random:  # one by one to Pillow, which wants channels last
             images = torch.empty((len(self), *size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
@@ -78,8 +85,9 @@ class ImageSet(Dataset[Sample]):
             images[index] = sample.image.as_subclass(Tensor)
             found[index] = replace(sample, image=tv_tensors.Image(images[index]))
 
-        visit_all(len(self), keep_stacked, what)
-        self._stack = stack_samples([found[index] for index in range(len(self))], images)
+        damage.visit(len(self), keep_stacked, what)
+        if len(found) == len(self):
+            self._stack = stack_samples([found[index] for index in range(len(self))], images)
 
     @overload
     def __getitem__(self, key: int) -> Sample: ...

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import io
-import os
-import threading
-import zipfile
-import zlib
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import BinaryIO, Protocol
 
+from castling.data.decode import open_file
 from castling.data.errors import DataError
+from castling.data.formats import is_image
+from castling.data.listing import Listing, list_folder
+from castling.data.zip_store import ZipStore
+from castling.utils.text import printable
 
 
 class FileStore(Protocol):
     """A tree of files whose names are relative and joined by ``/``."""
 
-    def listing(self) -> tuple[list[str], list[str]]:
-        """Sorted names of all files and of all folders; hidden ones are left out."""
+    def listing(self) -> Listing:
+        """All files and folders but hidden and foreign ones."""
         ...
 
     def open(self, name: str) -> BinaryIO:
@@ -45,7 +45,22 @@ def open_store(path: str | Path) -> FileStore:
             f"there is no folder or zip file at {path}; source must be digits, a folder, a zip "
             "file or torchvision:NAME"
         )
+    if not path.is_file():
+        raise DataError(f"{path} is a pipe, socket or device; name a folder or a zip file")
     return ZipStore(path)
+
+
+def list_images(folder: Path) -> tuple[list[Path], list[str]]:
+    """The images at any depth below a folder, sorted, and notes about what was left out.
+
+    Raises:
+        PermissionError: a folder may not be read.
+    """
+    listing = list_folder(folder)
+    images = [file for file in listing.files if is_image(file)]
+    copies, notes = listing.without_copies(images)
+    found = [folder / file for file in images if file not in copies]
+    return sorted(found), listing.notes + notes
 
 
 class FolderStore:
@@ -54,19 +69,13 @@ class FolderStore:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def listing(self) -> tuple[list[str], list[str]]:
-        """Sorted names of all files and folders; links are followed.
+    def listing(self) -> Listing:
+        """All files and folders; see :func:`castling.data.listing.list_folder`.
 
         Raises:
             PermissionError: a folder may not be read.
         """
-        files, folders = [], []
-        for parent, children, names in os.walk(self.root, onerror=_unreadable, followlinks=True):
-            children[:] = [child for child in children if not _hidden(child)]
-            relative = Path(parent).relative_to(self.root)
-            folders += [(relative / child).as_posix() for child in children]
-            files += [(relative / name).as_posix() for name in names if not _hidden(name)]
-        return sorted(files), sorted(folders)
+        return list_folder(self.root)
 
     def open(self, name: str) -> BinaryIO:
         """A stream of one file.
@@ -75,86 +84,10 @@ class FolderStore:
             DataError: the file cannot be opened.
         """
         try:
-            return open(self.root / name, "rb")
+            return open_file(self.root / name)
         except OSError as error:
             raise DataError(f"{self.describe(name)} cannot be opened: {error.strerror}") from error
 
     def describe(self, name: str) -> str:
         """The file's path."""
-        return str(self.root / name)
-
-
-class ZipStore:
-    """Files in a zip file, never unpacked.
-
-    Every process opens its own handle at the first read, since the position in a handle that was
-    inherited from a parent process is shared with it.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._archive: zipfile.ZipFile | None = None
-        self._owner = -1
-        self._lock = threading.Lock()
-        self._entries: dict[str, str] = {}
-        folders: set[str] = set()
-        for entry in self._handle().namelist():
-            name = entry.replace("\\", "/")  # some Windows programs write backslashes
-            parts = name.rstrip("/").split("/")
-            if any(_hidden(part) for part in parts):
-                continue
-            folders.update("/".join(parts[:depth]) for depth in range(1, len(parts)))
-            if name.endswith("/"):
-                folders.add("/".join(parts))
-            else:
-                self._entries[name] = entry
-        self._folders = sorted(folders)
-
-    def _handle(self) -> zipfile.ZipFile:
-        with self._lock:
-            if self._archive is None or self._owner != os.getpid():
-                try:
-                    self._archive = zipfile.ZipFile(self.path)
-                except zipfile.BadZipFile as error:
-                    raise DataError(
-                        f"{self.path} is not a whole zip file ({error}): it may be cut off or of "
-                        "another kind; copy or download it again"
-                    ) from error
-                self._owner = os.getpid()
-            return self._archive
-
-    def listing(self) -> tuple[list[str], list[str]]:
-        """Sorted names of all files and folders in the archive."""
-        return sorted(self._entries), self._folders
-
-    def open(self, name: str) -> BinaryIO:
-        """A stream of one entry, whose checksum has been compared.
-
-        Raises:
-            DataError: the entry is damaged, encrypted or compressed in an unknown way.
-        """
-        try:
-            return io.BytesIO(self._handle().read(self._entries[name]))
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
-            raise DataError(
-                f"{self.describe(name)} cannot be read ({error}); the zip file is damaged or "
-                "encrypted: copy or make it again"
-            ) from error
-
-    def describe(self, name: str) -> str:
-        """The archive's path and the entry's name."""
-        return f"{self.path}:{name}"
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_archive": None, "_owner": -1, "_lock": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state | {"_lock": threading.Lock()})
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
-
-
-def _unreadable(error: OSError) -> None:
-    raise type(error)(error.errno, f"cannot read the folder: {error.strerror}", error.filename)
+        return printable(str(self.root / name))

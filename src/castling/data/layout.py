@@ -7,19 +7,11 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from castling.data.decode import IMAGE_ENDINGS
 from castling.data.errors import DataError
 from castling.data.files import FileStore
-
-_SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
+from castling.data.formats import is_image
+from castling.data.split_folders import SPLIT_NAMES, LayoutOption, find_splits
+from castling.utils.text import printable
 
 
 @dataclass(frozen=True)
@@ -37,39 +29,44 @@ class Layout:
     notes: tuple[str, ...]
 
 
-def read_layout(store: FileStore) -> Layout:
+def read_layout(store: FileStore, layout: LayoutOption = "auto") -> Layout:
     """Find splits and classes: ``train/CLASS/FILE``, ``val/…``, ``test/…``, or ``CLASS/FILE``.
 
     Everything may lie in one top folder. ``classes.json`` beside the splits may give readable
     names: an object from folder to name, or ``{"classes": [...]}`` with names or
     ``{"wnid", "name"}`` objects.
 
+    Args:
+        store: the files.
+        layout: whether the top folders are ``splits`` or ``classes``; ``auto`` decides by what lies
+            in them, see :func:`castling.data.split_folders.find_splits`.
+
     Raises:
-        DataError: no images, a single class, an empty class, or classes that differ between splits.
+        DataError: no images, a single class, an empty class, classes that differ between splits,
+            folders that may be splits or classes, or a class whose name is not UTF-8.
     """
-    files, folders = store.listing()
-    top, files, folders = _enter_top_folder(files, folders)
-    where = store.describe(top.rstrip("/")) if top else store.describe("").rstrip(":/")
+    listing = store.listing()
+    notes = listing.notes
+    top, files, folders = _enter_top_folder(listing.files, listing.folders)
+    where = store.describe(top.rstrip("/"))
     names = _readable_names(store, f"{top}classes.json") if "classes.json" in files else {}
 
-    split_folders = _split_folders(folders, where)
-    notes: list[str] = []
-    if not split_folders:
-        split_folders = {"train": ""}
-    else:
-        others = sorted(
-            {folder for folder in folders if "/" not in folder} - set(split_folders.values())
-        )
-        if others:
-            notes.append(f"ignored beside the splits: {', '.join(others[:5])}")
-
+    split_folders, more = find_splits(files, folders, layout, where)
+    notes += more
     found: dict[str, dict[str, list[str]]] = {}
     ignored: Counter[str] = Counter()
     for split, folder in split_folders.items():
         found[split] = _classes_below(folder, files, folders, ignored)
-        _check_split(found[split], split, folder, store, top, where)
+    used = (top + file for classes in found.values() for each in classes.values() for file in each)
+    copies, more = listing.without_copies(used)
+    notes += more
+    for split, classes in found.items():
+        if copies:
+            for name, each in classes.items():
+                classes[name] = [file for file in each if top + file not in copies]
+        _check_split(classes, split, split_folders[split], store, top, where)
     if ignored.total():
-        kinds = ", ".join(sorted(ignored)[:5])
+        kinds = ", ".join(printable(kind) for kind in sorted(ignored)[:5])
         notes.append(
             f"{ignored.total()} files that are not images in a class folder were ignored ({kinds})"
         )
@@ -89,8 +86,8 @@ def _enter_top_folder(files: list[str], folders: list[str]) -> tuple[str, list[s
     top = ""
     while True:
         heads = [folder for folder in folders if "/" not in folder]
-        loose = any("/" not in file and _is_image(file) for file in files)
-        if len(heads) != 1 or loose or heads[0].lower() in _SPLITS:
+        loose = any("/" not in file and is_image(file) for file in files)
+        if len(heads) != 1 or loose or heads[0].lower() in SPLIT_NAMES:
             return top, files, folders
         prefix = heads[0] + "/"
         if not any(folder.startswith(prefix) for folder in folders):
@@ -98,24 +95,6 @@ def _enter_top_folder(files: list[str], folders: list[str]) -> tuple[str, list[s
         top += prefix
         files = [file.removeprefix(prefix) for file in files if file.startswith(prefix)]
         folders = [folder.removeprefix(prefix) for folder in folders if folder.startswith(prefix)]
-
-
-def _split_folders(folders: list[str], where: str) -> dict[str, str]:
-    """Folder of each split, or nothing when the top folders are classes."""
-    heads = [folder for folder in folders if "/" not in folder]
-    splits: dict[str, str] = {}
-    for head in heads:
-        split = _SPLITS.get(head.lower())
-        if split is None:
-            continue
-        if split in splits:
-            raise DataError(f"{where} has both {splits[split]}/ and {head}/; keep one of them")
-        splits[split] = head
-    if "train" in splits:
-        return splits
-    if splits and len(splits) == len(heads):
-        raise DataError(f"{where} has {', '.join(sorted(splits.values()))} but no train folder")
-    return {}
 
 
 def _classes_below(
@@ -129,9 +108,9 @@ def _classes_below(
         if not file.startswith(prefix):
             continue
         name, separator, _ = file.removeprefix(prefix).partition("/")
-        if separator and _is_image(file):
+        if separator and is_image(file):
             classes[name].append(file)
-        elif separator or prefix or _is_image(file):
+        elif separator or prefix or is_image(file):
             ignored[file.rpartition("/")[2].rpartition(".")[2] if "." in file else "no ending"] += 1
     return classes
 
@@ -144,6 +123,12 @@ def _check_split(
         raise DataError(
             f"no images in folders of classes below {place}; put each image into a folder named by "
             "its class, such as train/cat/1.jpg"
+        )
+    unprintable = sorted(name for name in classes if printable(name) != name)
+    if unprintable:
+        raise DataError(
+            f"the name of the class folder {place}/{printable(unprintable[0])} is not UTF-8 or "
+            "holds control characters, so no file could name the class; rename the folder"
         )
     empty = sorted(name for name, images in classes.items() if not images)
     if empty:
@@ -182,7 +167,7 @@ def _readable_names(store: FileStore, file: str) -> dict[str, str]:
     with store.open(file) as stream:
         try:
             content = json.load(stream)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{store.describe(file)} is not valid JSON: {error}") from error
     if isinstance(content, dict) and isinstance(content.get("classes"), list):
         content = content["classes"]
@@ -214,13 +199,15 @@ def _label_names(folders: list[str], names: dict[str, str], where: str) -> list[
             f"folders are {folders[0]}, …)"
         )
     labels = [names.get(folder, folder) for folder in folders]
+    for label in labels:
+        if printable(label) != label:
+            raise DataError(
+                f"classes.json in {where} names a class {printable(label)!r}: control characters "
+                "and halves of characters cannot be written as a class"
+            )
     counts = Counter(labels)
     # ImageNet has two cranes; a prediction must say which.
     return [
         f"{label} ({folder})" if counts[label] > 1 else label
         for folder, label in zip(folders, labels, strict=True)
     ]
-
-
-def _is_image(file: str) -> bool:
-    return file.rpartition(".")[2].lower() in IMAGE_ENDINGS

@@ -50,6 +50,9 @@ _MIXING = {
     "erase_probability": "erase_probability",
     "erase_mode": "erase_mode",
 }
+#: Section, option and value by which runs went before the option was there.
+RULES_OF_OLD_RUNS = (("split", "by", "position"), ("loader", "last_batch", "drop"))
+
 _SOURCE = ("source", "root", "download", "seed")
 _NEW = ("source", "split", "transform", "loader")
 _KNOWN = (*_SOURCE, *_SPLIT, *_LOADER, *_TRANSFORM, "augment")
@@ -94,6 +97,19 @@ def upgrade_data(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, A
         if content:
             data[section] = content
     return data, _renamed(augment, _MIXING)
+
+
+def with_old_rules(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The data section of a run's own recipe, in today's form, with the rules of its time.
+
+    A run writes every option down, so one that is missing is younger than the run, which went by
+    what is the option's value here: images were held out by position, and an epoch left out the
+    images that did not fill a batch.
+    """
+    data = dict(values)
+    for section, name, value in RULES_OF_OLD_RUNS:
+        data[section] = {name: value, **(data.get(section) or {})}
+    return data
 
 
 def _source(values: Mapping[str, Any]) -> dict[str, Any]:

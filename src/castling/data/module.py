@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from castling.data.config import DataConfig, LoaderConfig
+from castling.data.config import DataConfig
 from castling.data.dataset import ImageSet
-from castling.data.registry import Source
+from castling.data.hold_out import Indices
+from castling.data.keep import verify_and_keep
+from castling.data.keys import ImageKeys
+from castling.data.recorded import Changes, add_new, find_recorded
+from castling.data.registry import FileSource, Source
 from castling.data.sample import Batch
 from castling.data.sampler import EpochBatches
-from castling.data.splits import Indices, choose_images
+from castling.data.split_record import SplitRecord, record_split
+from castling.data.splits import Selection, choose_images, share_missing
 from castling.data.transforms.base import Transform
-from castling.data.verify import total_pixels, visit_all
+from castling.data.verify import Damage
 from castling.data.workers import outlive_signals
 
 _SPLITS = {"train": "training", "val": "validation", "test": "test"}
@@ -45,17 +52,24 @@ class DataModule:
 
     Args:
         source: from :func:`castling.data.open_source`.
-        config: splits and loaders; its source and transform are not looked at.
+        config: splits and loaders; its transform is not looked at.
         train_transform: of training batches.
         eval_transform: of all others.
         seed: of order, resolutions and augmentation.
+        record: the split of a run, which is taken in place of a new one.
+        take_in: let files that are not in the record join its splits.
+        whole: take all images of a source without splits for every split, and hold none out.
+        read: the splits that will be read: they are checked and kept in memory.
 
     Attributes:
+        source: as given.
         info: what the source says about itself.
         notes: what a person should know about the data and how its splits came about.
+        changes: how the source differs from the record.
 
     Raises:
-        DataError: images are damaged, or too few for the splits.
+        DataError: images are damaged, or too few for the splits; or the record's classes or
+            images are gone.
     """
 
     def __init__(
@@ -66,24 +80,55 @@ class DataModule:
         eval_transform: Transform,
         *,
         seed: int = 0,
+        record: SplitRecord | None = None,
+        take_in: bool = False,
+        whole: bool = False,
+        read: Collection[str] = tuple(_SPLITS),
     ) -> None:
         self.info = source.info
         self.config = config
         self.seed = seed
-        self._selections, notes = choose_images(source, config.split)
-        self.notes = tuple(notes)
+        self.source = source
+        self._before = record
+        self.changes = Changes()
+        self._keys: ImageKeys | None = None
+        if isinstance(source, FileSource) and config.split.by != "position":
+            self._keys = ImageKeys(source, config.split.by)
+        if record is not None and record.images and isinstance(source, FileSource):
+            if "test" in read and "test" not in record.images:
+                read = {*read, "val"}
+            self._selections, self.changes = find_recorded(source, record, self._keys, read)
+            if take_in:
+                add_new(self._selections, source, self.changes.added, config.split, self._keys)
+            notes = [*source.info.notes, *share_missing(self._selections)]
+        elif whole:
+            everything = Selection(source, "train", np.arange(source.info.splits["train"]))
+            self._selections = dict.fromkeys(_SPLITS, everything)
+            notes = list(source.info.notes)
+        else:
+            self._selections, notes = choose_images(source, config.split, self._keys)
         self._eval_transform = eval_transform
         self._sets: dict[tuple[str, bool], ImageSet] = {}
         budget = config.loader.cache_limit_megabytes * 10**6
+        damage = Damage()
         for split in self.sizes:
-            training = split == "train"
+            if split not in read and not (split == "val" and "test" in read and not self.has_test):
+                continue
+            training = split == "train" and train_transform is not eval_transform
             images = ImageSet(
                 self._selections[split],
                 train_transform if training else eval_transform,
                 seed=seed,
             )
-            budget -= _verify_and_keep(images, config.loader, budget, _SPLITS[split])
+            budget -= verify_and_keep(images, config.loader, budget, _SPLITS[split], damage)
             self._sets[split, training] = images
+        damage.report()
+        if isinstance(source, FileSource) and source.noticed:
+            notes.append(
+                f"images read with a fault: {len(source.noticed)}, such as "
+                + next(iter(source.noticed.values()))
+            )
+        self.notes: tuple[str, ...] = tuple(notes)
 
     @property
     def classes(self) -> list[str]:
@@ -103,6 +148,18 @@ class DataModule:
             for split in _SPLITS
             if split != "test" or self.has_test
         }
+
+    def record(self) -> SplitRecord:
+        """The images of every split, for the run's folder; by content, every file is read once."""
+        name = str(self.config.source)
+        return record_split(self.source, name, self._selections, self._keys, self._before)
+
+    def contents(self, split: str) -> list[str]:
+        """Digest of every image of a split; empty where images are not known by their content."""
+        if self._keys is None or self._keys.by != "content":
+            return []
+        chosen = self.dataset(split).selection
+        return self._keys.of(chosen.split, chosen.positions.tolist())
 
     def dataset(self, split: str, *, training: bool = False) -> ImageSet:
         """The images of ``train``, ``val`` or ``test``.
@@ -162,6 +219,7 @@ class DataModule:
             world_size=world_size,
             sides=images.transform.sides if training else (),
             labels=self._balanced_labels() if training else None,
+            last_batch=options.last_batch,
         )
         sampler.seek(*start)
         if options.workers and images.remember:
@@ -189,39 +247,17 @@ class DataModule:
 
     def batches_per_epoch(self, world_size: int = 1) -> int:
         """Training batches that each of ``world_size`` processes sees in an epoch."""
-        batch_size = self.config.loader.batch_size
-        return len(EpochBatches(self.sizes["train"], batch_size, train=True, world_size=world_size))
+        return len(self._epoch(world_size))
 
+    def dropped_per_epoch(self, world_size: int = 1) -> int:
+        """Training images that an epoch leaves out, because they do not fill a batch."""
+        return self._epoch(world_size).dropped
 
-def _verify_and_keep(images: ImageSet, config: LoaderConfig, budget: int, what: str) -> int:
-    """Verify the files of one split, and decode and keep its images if they may be kept.
-
-    Args:
-        images: the split.
-        config: what to verify and to keep.
-        budget: bytes that may be used.
-        what: which images, for errors.
-
-    Returns:
-        Bytes that are used.
-
-    Raises:
-        DataError: images are damaged; the first are named.
-    """
-    selection, size = images.selection, images.transform.fixed_size
-    may_check = config.verify != "none" and not selection.source.info.trusted
-    need = None if size is None else 3 * len(images) * size[0] * size[1]
-    measured = need is None and config.cache == "auto" and may_check
-    if measured:
-        need = 3 * total_pixels(selection, what)
-    fits = need is not None and need <= budget
-    if config.cache == "memory" or (config.cache == "auto" and fits):
-        images.remember = True
-        if config.verify != "none":
-            images.fill(what)
-        return need or 0
-    if config.verify == "full":
-        visit_all(len(images), selection.sample, what)
-    elif may_check and not measured:
-        total_pixels(selection, what)
-    return 0
+    def _epoch(self, world_size: int) -> EpochBatches:
+        return EpochBatches(
+            self.sizes["train"],
+            self.config.loader.batch_size,
+            train=True,
+            world_size=world_size,
+            last_batch=self.config.loader.last_batch,
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,6 +87,29 @@ class Source(Protocol):
 
     def problems(self) -> list[str]:
         """Every fault of the data that can be found without decoding images, one line each."""
+        ...
+
+
+@runtime_checkable
+class FileSource(Source, Protocol):
+    """A source whose images are files, so that images may be added, removed, renamed or changed.
+
+    Its missing splits follow from the images themselves instead of their positions.
+    """
+
+    #: What was noticed while images were read, such as damaged EXIF; by file.
+    noticed: dict[str, str]
+
+    def path(self, split: str, index: int) -> str:
+        """Name of the file in the source: unique, and the same wherever the source lies."""
+        ...
+
+    def content(self, split: str, index: int) -> str:
+        """Digest of the file's bytes, as of :func:`castling.data.keys.content_digest`.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
         ...
 
 

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Sampler
 
 from castling.utils.randomness import Keys, keys
+
+LastBatch = Literal["auto", "drop", "fill"]
+
+MOST_DROPPED = 0.1
+"""Share of the training images that an epoch may leave out, others in every epoch."""
 
 _ORDER, _RESOLUTION, _BALANCE, _EXTRA = 1, 2, 3, 4  # separate streams of random numbers
 
@@ -51,8 +56,9 @@ class EpochBatches(Sampler[BatchKey]):
     process takes its part of every global batch. So two processes with batch size 16 see together
     what one sees with 32, and an epoch looks the same whether or not the run was resumed before it.
 
-    In training the last, incomplete global batch is left out (a smaller set makes one smaller
-    batch); in evaluation every image is seen exactly once, and the last global batch is shared out.
+    In training all batches are whole, because the last, incomplete global batch is left out or
+    filled with images of the epoch's beginning (a smaller set makes one smaller batch). In
+    evaluation every image is seen exactly once, and the last global batch is shared out.
 
     ``set_epoch`` is called by Lightning before every epoch; other loops call it themselves.
     ``len`` is that of a whole epoch, also where the next iteration begins in its middle.
@@ -69,6 +75,7 @@ class EpochBatches(Sampler[BatchKey]):
         world_size: int = 1,
         sides: Sequence[int] = (),
         labels: NDArray[np.int64] | None = None,
+        last_batch: LastBatch = "auto",
     ) -> None:
         """Describe the batches.
 
@@ -83,6 +90,8 @@ class EpochBatches(Sampler[BatchKey]):
                 for the configured size.
             labels: (length,) classes, which are then drawn equally often: an epoch has as many
                 images as before, those of large classes left out and those of small ones repeated.
+            last_batch: ``drop`` or ``fill`` an incomplete one; ``auto`` fills where dropping would
+                leave out more than ``MOST_DROPPED`` of the images. In training alone.
 
         Raises:
             ValueError: the rank does not exist, or there are fewer images than processes.
@@ -99,8 +108,16 @@ class EpochBatches(Sampler[BatchKey]):
         self.sides = tuple(sides)
         self.labels = labels
         self.batch_size = min(batch_size, math.ceil(length / world_size)) if train else batch_size
+        rest = length % (self.batch_size * world_size)
+        much = rest > MOST_DROPPED * length
+        self.fill = train and rest > 0 and (last_batch == "fill" or (last_batch == "auto" and much))
         self.epoch = 0
         self.first = 0
+
+    @property
+    def dropped(self) -> int:
+        """Training images that an epoch leaves out."""
+        return max(0, self.length - len(self) * self.batch_size * self.world_size)
 
     def seek(self, epoch: int, batch: int = 0) -> None:
         """Let the next iteration begin at ``batch`` of ``epoch``; both count from 0."""
@@ -115,7 +132,7 @@ class EpochBatches(Sampler[BatchKey]):
         whole = self.batch_size * self.world_size
         batches = self.length // whole
         if self.train:
-            return max(1, batches)
+            return max(1, batches + self.fill)
         start, stop = self._part(batches)
         return batches + (1 if stop > start else 0)
 
@@ -126,7 +143,7 @@ class EpochBatches(Sampler[BatchKey]):
                 order = self._balanced(self.labels)
             order = order[np.argsort(keys(self.seed, _ORDER, self.epoch, places), kind="stable")]
         for batch in range(self.first, len(self)):
-            # Only a training set smaller than one global batch wraps around.
+            # A filled last batch wraps around, and a set that is smaller than one global batch.
             chosen = order.take(range(*self._part(batch)), mode="wrap")
             yield BatchKey(tuple(chosen.tolist()), self.epoch, self._size(batch))
 

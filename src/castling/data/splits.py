@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from castling.data.config import SplitConfig
-from castling.data.errors import DataError
+from castling.data.hold_out import Indices, balanced_subset, hold_out, hold_out_by_key
+from castling.data.keys import ImageKeys
 from castling.data.registry import Source
 from castling.data.sample import Sample
-from castling.utils.randomness import keys
-
-Indices = NDArray[np.int64]
 
 _VAL_FRACTION = 0.1
 
@@ -63,11 +59,18 @@ class Selection:
         return self.source.name(self.split, int(self.positions[index]))
 
 
-def choose_images(source: Source, config: SplitConfig) -> tuple[dict[str, Selection], list[str]]:
+def choose_images(
+    source: Source, config: SplitConfig, image_keys: ImageKeys | None = None
+) -> tuple[dict[str, Selection], list[str]]:
     """The images of ``train``, ``val`` and ``test``.
 
     Splits that the source lacks are held out from its training images. Where only one of ``val``
     and ``test`` exists and no share is asked for the other, both are the same object.
+
+    Args:
+        source: the images.
+        config: shares and subsets.
+        image_keys: of the images, by which they are drawn; None draws by position.
 
     Returns:
         The selections by split, and what a person should know about how they came about.
@@ -80,19 +83,8 @@ def choose_images(source: Source, config: SplitConfig) -> tuple[dict[str, Select
         split: Selection(source, split, np.arange(count)) for split, count in info.splits.items()
     }
     notes = list(info.notes)
-    _hold_out_missing(splits, notes, source, config)
-    if "val" not in splits:
-        splits["val"] = splits["test"]
-        notes.append(
-            "there is no validation split: the test images serve for validation, so a checkpoint "
-            "chosen by validation has seen them; set val_fraction to hold out training images"
-        )
-    elif "test" not in splits:
-        splits["test"] = splits["val"]
-        notes.append(
-            "there is no test split: test figures are those of the validation images; set "
-            "test_fraction to hold out training images"
-        )
+    _hold_out_missing(splits, notes, source, config, image_keys)
+    notes += share_missing(splits)
     for split, count, option in (
         ("train", config.subset, "subset"),
         ("val", config.val_subset, "val_subset"),
@@ -100,7 +92,12 @@ def choose_images(source: Source, config: SplitConfig) -> tuple[dict[str, Select
         if count is None:
             continue
         whole = splits[split]
-        chosen = balanced_subset(_strata(whole), count, seed=config.seed, what=option)
+        numbers = None
+        if image_keys is not None:
+            numbers = image_keys.numbers(whole.split)[whole.positions]
+        chosen = balanced_subset(
+            _strata(whole), count, seed=config.seed, what=option, image_keys=numbers
+        )
         splits[split] = whole.part(chosen)
         notes.append(
             f"training on {len(chosen)} of {len(whole)} images, spread over the classes"
@@ -110,28 +107,57 @@ def choose_images(source: Source, config: SplitConfig) -> tuple[dict[str, Select
     return splits, notes
 
 
-def _hold_out_missing(
-    splits: dict[str, Selection], notes: list[str], source: Source, config: SplitConfig
-) -> None:
+def share_missing(splits: dict[str, Selection]) -> list[str]:
+    """Let one of ``val`` and ``test`` stand for the other where that is missing; notes say so."""
+    if "val" not in splits:
+        splits["val"] = splits["test"]
+        return [
+            "there is no validation split: the test images serve for validation, so a checkpoint "
+            "chosen by validation has seen them; set val_fraction to hold out training images"
+        ]
+    if "test" not in splits:
+        splits["test"] = splits["val"]
+        return [
+            "there is no test split: test figures are those of the validation images; set "
+            "test_fraction to hold out training images"
+        ]
+    return []
+
+
+def held_out_shares(source: Source, config: SplitConfig) -> list[tuple[str, float]]:
+    """The splits that are held out from the training images, with their shares."""
     info = source.info
-    missing = [
+    return [
         (split, share)
         for split, share, asked, other in (
             ("val", config.val_fraction or _VAL_FRACTION, config.val_fraction, "test"),
             ("test", config.test_fraction or info.test_fraction, config.test_fraction, "val"),
         )
-        if split not in splits and (asked is not None or other not in splits)
+        if split not in info.splits and (asked is not None or other not in info.splits)
     ]
+
+
+def _hold_out_missing(
+    splits: dict[str, Selection],
+    notes: list[str],
+    source: Source,
+    config: SplitConfig,
+    image_keys: ImageKeys | None,
+) -> None:
+    info = source.info
+    missing = held_out_shares(source, config)
     if not missing:
         return
     everything = splits["train"]
-    parts = hold_out(
-        _strata(everything),
-        [share for _, share in missing],
-        info.classes if everything.labels is not None else ["all images"],
-        seed=config.seed,
-        shuffle=info.shuffle,
-    )
+    shares = [share for _, share in missing]
+    classes = info.classes if everything.labels is not None else ["all images"]
+    if image_keys is None:
+        parts = hold_out(
+            _strata(everything), shares, classes, seed=config.seed, shuffle=info.shuffle
+        )
+    else:
+        numbers = image_keys.numbers("train")
+        parts = hold_out_by_key(_strata(everything), numbers, shares, classes, seed=config.seed)
     splits["train"] = everything.part(parts[0])
     for (split, _), part in zip(missing, parts[1:], strict=True):
         splits[split] = everything.part(part)
@@ -144,82 +170,3 @@ def _strata(selection: Selection) -> Indices:
     """Labels by which a selection is divided; one for all images where it has none."""
     labels = selection.labels
     return np.zeros(len(selection), dtype=np.int64) if labels is None else labels
-
-
-def hold_out(
-    labels: Sequence[int] | Indices,
-    fractions: Sequence[float],
-    classes: Sequence[str],
-    *,
-    seed: int,
-    shuffle: bool = True,
-) -> list[Indices]:
-    """Split off shares of every class.
-
-    Args:
-        labels: class of every image.
-        fractions: share of each part that is held out.
-        classes: names, for errors.
-        seed: chooses the images.
-        shuffle: choose at random; otherwise the last images of every class are held out, the
-            last part last, which keeps neighbours (such as one writer's figures) together.
-
-    Returns:
-        Sorted positions of what remains, then of each held-out part; disjoint, together complete.
-
-    Raises:
-        DataError: a class has too few images to appear in every part.
-    """
-    labels = np.asarray(labels)
-    parts: list[list[Indices]] = [[] for _ in range(len(fractions) + 1)]
-    for label, name in enumerate(classes):
-        members = np.flatnonzero(labels == label)
-        if shuffle:
-            members = members[np.argsort(keys(seed, label, members), kind="stable")]
-        sizes = [max(1, round(fraction * len(members))) for fraction in fractions]
-        if sum(sizes) >= len(members):
-            raise DataError(
-                f"class {name!r} has {len(members)} images, too few to be split into training and "
-                f"{len(fractions)} held-out parts; add images or give the splits as folders"
-            )
-        stops = np.cumsum([len(members) - sum(sizes), *sizes])
-        for part, stop, start in zip(parts, stops, [0, *stops[:-1]], strict=True):
-            part.append(members[start:stop])
-    return [np.sort(np.concatenate(part)) for part in parts]
-
-
-def balanced_subset(
-    labels: Sequence[int] | Indices, count: int, *, seed: int, what: str
-) -> Indices:
-    """Choose ``count`` images, as evenly over the classes as their numbers allow.
-
-    A larger subset of the same seed contains a smaller one.
-
-    Args:
-        labels: class of every image.
-        count: how many to choose.
-        seed: chooses the images, and the classes that get one more.
-        what: the option's name, for errors.
-
-    Returns:
-        Sorted positions.
-
-    Raises:
-        DataError: there are fewer images, or more classes, than ``count``.
-    """
-    labels = np.asarray(labels)
-    present = np.unique(labels)
-    if not len(present) <= count <= len(labels):
-        raise DataError(
-            f"{what} is {count}, but there are {len(labels)} images in {len(present)} classes; "
-            "it must lie between these numbers"
-        )
-    # Rank every image within its class; taking images by rank alternates between the classes.
-    image_keys = keys(seed, np.arange(len(labels)))
-    class_keys = keys(seed, labels, np.array([-1]))
-    ranks = np.empty(len(labels), dtype=np.int64)
-    for label in present:
-        members = np.flatnonzero(labels == label)
-        ranks[members[np.argsort(image_keys[members], kind="stable")]] = np.arange(len(members))
-    order = np.lexsort((class_keys, ranks))
-    return np.sort(order[:count])

@@ -8,21 +8,32 @@ import os
 import torch
 from torch import nn
 
-from castling.data import DataConfig, SplitConfig, open_source
-from castling.deploy.saved_data import open_saved_data, run_data
+from castling.data import (
+    DataConfig,
+    DataModule,
+    FileSource,
+    FolderConfig,
+    SplitConfig,
+    open_source,
+)
+from castling.deploy.saved_data import RunData, open_saved_data, run_data
 from castling.models.card import ModelCard
 from castling.models.saved import open_model
 from castling.tasks import (
     DEFAULT_TASK,
     EvaluateResult,
+    Task,
     TaskConfig,
     build_task,
     evaluate_loader,
     task_from_card,
 )
 from castling.utils.devices import read_device
+from castling.utils.text import few
 
 SPLITS = ("train", "val", "test")
+ALL = "all"
+"""The split of a result over all images of files that have no splits."""
 
 
 def evaluate(
@@ -35,6 +46,10 @@ def evaluate(
 ) -> EvaluateResult:
     """Evaluate a model, or a saved one, on a split of the data.
 
+    A run's own images are divided as they were for its training, whatever has been added since. Of
+    other files without folders of splits all are taken as test images. The notes of the result
+    say so, and how many images the run was trained on.
+
     Args:
         model: a network, or the folder of a saved model or of a finished run.
         data: which images; a saved model's size, normalisation and resizing replace this config's.
@@ -42,6 +57,9 @@ def evaluate(
         task: what a network was trained for; None is classification. A saved model knows its own.
         split: ``"train"``, ``"val"`` or ``"test"``; training images without augmentation.
         device: where; None keeps a network's device and puts a saved model on the CPU.
+
+    Returns:
+        The metrics. Its ``split`` is ``"all"`` where all images of files without splits were taken.
 
     Raises:
         ValueError: classes differ from those the model knows, there is no such split, or the
@@ -51,7 +69,7 @@ def evaluate(
     if split not in SPLITS:
         raise ValueError(f'split must be "train", "val" or "test", got {split!r}')
     card: ModelCard | None = None
-    own: DataConfig | None = None
+    own: RunData | None = None
     if isinstance(model, nn.Module):
         if data is None:
             raise ValueError("a network needs a data config to be evaluated on")
@@ -61,25 +79,75 @@ def evaluate(
         model, card = open_model(path)
         made = task_from_card(card, path)
         own = run_data(path, made)
-        if data is None:
-            data = own
-        elif own is not None and (data.source, data.split) == (own.source, SplitConfig()):
-            # The run's own images are divided as they were for training.
-            data = dataclasses.replace(data, split=own.split)
-        if data is None:
+        if own is None and data is None:
             raise ValueError(
                 f"{path} is not a run's folder, so its images are not known: name them with --data"
             )
-    images = open_saved_data(made, card, data)
+    images, split, trained_on, notes = _open(made, card, own, data, split)
     if device is not None:
         model.to(read_device(device))
-    found = evaluate_loader(made, model, images.loader(split), split)
-    # Images of other data may or may not have been trained on.
-    known = own is not None and data.source == own.source
+    found = evaluate_loader(made, model, images.loader("train" if split == ALL else split), split)
     return dataclasses.replace(
         found,
-        notes=images.notes,
+        notes=(*images.notes, *notes),
         split="val" if split == "test" and not images.has_test else split,
-        data=str(data.source),
-        held_out=split != "train" if known else None,
+        data=str(images.config.source),
+        trained_on=trained_on,
     )
+
+
+def _open(
+    task: Task, card: ModelCard | None, own: RunData | None, data: DataConfig | None, split: str
+) -> tuple[DataModule, str, int | None, list[str]]:
+    """Images, which of them are evaluated, how many of them were trained on, and notes on them."""
+    config = _own_config(own, data)
+    if own is not None and config is not None:
+        images = open_saved_data(task, card, config, record=own.record, read=(split,))
+        notes = images.changes.lines()
+        if own.record is None and isinstance(images.source, FileSource):
+            notes.append(
+                "the run has no split.json, which earlier versions did not write: its split is "
+                f"drawn anew by {config.split.by}; if files came or went since, images trained on "
+                "may be among these"
+            )
+        return images, split, len(images.dataset(split)) if split == "train" else 0, notes
+    assert data is not None  # evaluate() asks for one of both
+    source = open_source(data.source)
+    whole = (
+        split == "test"
+        and data.split == SplitConfig()
+        and isinstance(source, FileSource)
+        and set(source.info.splits) == {"train"}
+    )
+    read = "train" if whole else split
+    images = open_saved_data(task, card, data, whole=whole, read=(read,))
+    notes = ["there are no folders of splits, so all images are evaluated"] if whole else []
+    split = ALL if whole else split
+    trained = set() if own is None or own.record is None else own.record.trained
+    if not trained:
+        return images, split, None, notes
+    seen = [
+        images.dataset(read).name(index)
+        for index, key in enumerate(images.contents(read))
+        if key in trained
+    ]
+    if seen:
+        notes.append(
+            f"the model was trained on {len(seen)} of these {len(images.dataset(read))} images, so "
+            f"the figures are too good: {few(seen, 3)}"
+        )
+    return images, split, len(seen), notes
+
+
+def _own_config(own: RunData | None, data: DataConfig | None) -> DataConfig | None:
+    """The run's data section, where its own images are meant; they are divided as for training."""
+    if own is None or data is None:
+        return None if own is None else own.config
+    theirs, ours = data.source, own.config.source
+    if isinstance(theirs, FolderConfig) and isinstance(ours, FolderConfig):
+        same = os.path.realpath(theirs.path) == os.path.realpath(ours.path)
+    else:
+        same = theirs == ours
+    if not same or data.split != SplitConfig():
+        return None
+    return dataclasses.replace(own.config, loader=data.loader)

@@ -14,8 +14,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional
 
-from castling.data.decode import IMAGE_ENDINGS, open_image, to_rgb
+from castling.data.decode import open_image, to_rgb
 from castling.data.errors import DataError
+from castling.data.files import list_images
 from castling.data.sample import Batch, Sample
 from castling.deploy.saved_data import model_folder
 from castling.export import open_exported
@@ -27,6 +28,7 @@ from castling.utils.devices import read_device
 from castling.utils.files import write_csv
 from castling.utils.finite import explain_non_finite, non_finite_images
 from castling.utils.modes import eval_mode
+from castling.utils.text import printable
 
 #: A file, a folder, a Pillow image, an array (H, W), (H, W, 3) or (H, W, 4) of uint8, or a tensor
 #: (3, H, W) of uint8.
@@ -98,6 +100,8 @@ class Predictor:
             fixed = exported.input_shape[0]
             self.batch_size = min(batch_size, fixed) if fixed else batch_size
         self.transform = self.task.transform(training=False)
+        #: What was left out of folders or noticed while images were read, in the last call.
+        self.notes: list[str] = []
 
     def _pytorch(
         self, network: nn.Module, device: str | torch.device | None
@@ -131,7 +135,8 @@ class Predictor:
 
     def stream(self, images: ImageLike | Iterable[ImageLike]) -> Iterator[Prediction]:
         """As calling it, one batch of images in memory at a time."""
-        found = enumerate(_expanded(images))
+        self.notes = []
+        found = enumerate(_expanded(images, self.notes))
         while chunk := list(itertools.islice(found, self.batch_size)):
             yield from self._predict(chunk)
 
@@ -141,7 +146,7 @@ class Predictor:
         samples: list[Sample] = []
         for index, image in chunk:
             try:
-                samples.append(self.transform.resize(_sample(index, image)))
+                samples.append(self.transform.resize(_sample(index, image, self.notes)))
             except (OSError, ValueError) as error:  # a DataError is a ValueError
                 results[index] = self.task.prediction_class(
                     name=_name(index, image), error=_complaint(image, error)
@@ -183,8 +188,8 @@ class Predictor:
         write_csv(path, self.task.prediction_class.columns, rows)
 
 
-def _expanded(images: ImageLike | Iterable[ImageLike]) -> Iterator[ImageLike]:
-    """Single images, in the place of folders those inside."""
+def _expanded(images: ImageLike | Iterable[ImageLike], notes: list[str]) -> Iterator[ImageLike]:
+    """Single images, in the place of folders those inside; ``notes`` takes what is left out."""
     if isinstance(images, (str, os.PathLike, Image.Image, np.ndarray, Tensor)):
         images = [images]
     for image in images:
@@ -192,13 +197,10 @@ def _expanded(images: ImageLike | Iterable[ImageLike]) -> Iterator[ImageLike]:
             yield image
             continue
         path = Path(image)
-        inside = []
+        inside: list[Path] = []
         if _is_folder(path):
-            inside = sorted(
-                file
-                for file in path.rglob("*")
-                if file.suffix.lower().lstrip(".") in IMAGE_ENDINGS and file.is_file()
-            )
+            inside, more = list_images(path)
+            notes += more
         yield from inside or [path]
 
 
@@ -209,11 +211,14 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
-def _pillow(image: ImageLike) -> Image.Image:
+def _pillow(image: ImageLike, notes: list[str] | None = None) -> Image.Image:
     if isinstance(image, (str, os.PathLike)):
-        return open_image(Path(image))
+        return open_image(Path(image), None if notes is None else notes.append)
     if isinstance(image, Image.Image):
-        return to_rgb(image)
+        try:
+            return to_rgb(image)
+        except Exception as error:  # a lazy image is decoded here; see castling.data.decode
+            raise DataError(f"the image cannot be decoded: {error}") from error
     if 0 in image.shape:
         raise DataError(f"the image is empty: its shape is {tuple(image.shape)}")
     if isinstance(image, Tensor):
@@ -231,8 +236,8 @@ def _pillow(image: ImageLike) -> Image.Image:
     return to_rgb(Image.fromarray(image))
 
 
-def _sample(index: int, image: ImageLike) -> Sample:
-    pillow = _pillow(image)
+def _sample(index: int, image: ImageLike, notes: list[str]) -> Sample:
+    pillow = _pillow(image, notes)
     return Sample(
         image=functional.to_image(pillow),
         target={},
@@ -243,15 +248,18 @@ def _sample(index: int, image: ImageLike) -> Sample:
 
 
 def _name(index: int, image: ImageLike) -> str:
-    return os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"image {index}"
+    if isinstance(image, (str, os.PathLike)):
+        return printable(os.fspath(image))
+    return f"image {index}"
 
 
 def _complaint(image: ImageLike, error: Exception) -> str:
+    name = printable(str(image)) if isinstance(image, (str, os.PathLike)) else "the image"
     if isinstance(error, FileNotFoundError):
-        return f"no such file or folder: {image}"
+        return f"no such file or folder: {name}"
     if isinstance(error, IsADirectoryError):
-        return f"{image} holds no image files"
+        return f"{name} holds no image files"
     if isinstance(error, DataError):  # what follows the semicolon is advice for training data
         return str(error).rpartition(";")[0] or str(error)
     reason: Any = getattr(error, "strerror", None) or error
-    return f"{image} cannot be read: {reason}"
+    return f"{name} cannot be read: {reason}"

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Collection
 from pathlib import Path
 
-from castling.data import DataConfig, DataModule, data_config_from_dict, open_source
-from castling.data.legacy import upgrade_data
+from castling.data import (
+    DataConfig,
+    DataModule,
+    SplitRecord,
+    data_config_from_dict,
+    open_source,
+    read_split_record,
+)
+from castling.data.legacy import upgrade_data, with_old_rules
 from castling.models.card import CARD, ModelCard
 from castling.tasks import Task, task_class
 from castling.tasks.run_recipe import read_run_recipe
-from castling.utils.text import first_line
+from castling.utils.text import few, first_line
 
 
 def model_folder(path: str | os.PathLike[str]) -> Path:
@@ -24,28 +32,60 @@ def model_folder(path: str | os.PathLike[str]) -> Path:
     return switched if (switched / CARD).is_file() else folder
 
 
-def run_data(path: str | os.PathLike[str], task: Task) -> DataConfig | None:
-    """The data that the run in a folder, or in the one above it, was trained on; None without.
+@dataclasses.dataclass(frozen=True)
+class RunData:
+    """What a run was trained on.
+
+    Attributes:
+        config: its data section.
+        record: which images it trained, validated and tested on; None for runs of versions that
+            did not write it down.
+    """
+
+    config: DataConfig
+    record: SplitRecord | None
+
+
+def run_data(path: str | os.PathLike[str], task: Task) -> RunData | None:
+    """What the run in a folder, or that the folder belongs to, was trained on; None without a run.
+
+    The models of a run lie in its folder and in ``switched``, ``best``, ``last``,
+    ``best/switched`` and ``last/switched``.
 
     Raises:
-        ValueError: the run's recipe cannot be read; the message names the file.
+        ValueError: the run's recipe or split cannot be read; the message names the file.
     """
-    for folder in (Path(path), Path(path).parent):
+    folder = Path(path).absolute()
+    folders = [folder, folder.parent]
+    if folder.name == "switched" and folder.parent.name in ("best", "last"):
+        folders.append(folder.parent.parent)
+    for folder in folders:
         recipe = folder / "recipe.yaml"
         if not recipe.is_file():
             continue
         try:
             data, _ = upgrade_data(read_run_recipe(recipe)["data"])
-            return data_config_from_dict(data, task_class(task.config).transform_config)
+            config = data_config_from_dict(
+                with_old_rules(data), task_class(task.config).transform_config
+            )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{recipe} does not say which images the run had ({first_line(error)}): name them "
                 "with --data"
             ) from error
+        return RunData(config, read_split_record(folder))
     return None
 
 
-def open_saved_data(task: Task, card: ModelCard | None, data: DataConfig) -> DataModule:
+def open_saved_data(
+    task: Task,
+    card: ModelCard | None,
+    data: DataConfig,
+    *,
+    record: SplitRecord | None = None,
+    whole: bool = False,
+    read: Collection[str] = ("train", "val", "test"),
+) -> DataModule:
     """Open images for a task, without augmentation.
 
     Args:
@@ -53,6 +93,9 @@ def open_saved_data(task: Task, card: ModelCard | None, data: DataConfig) -> Dat
             of the saved model.
         card: of the saved model, for its classes; None where there is none.
         data: which images, how they are split and loaded.
+        record: the split of the run that these images belong to.
+        whole: take all images of a source without splits as its training images.
+        read: the splits that will be read; only these are checked.
 
     Raises:
         ValueError: the classes differ from those the model knows, or the images are at fault.
@@ -61,14 +104,11 @@ def open_saved_data(task: Task, card: ModelCard | None, data: DataConfig) -> Dat
     source = open_source(data.source)
     if card is not None and source.info.classes != card.classes:
         raise ValueError(
-            f"the model knows the classes {_few(card.classes)}; {data.source} has "
-            f"{_few(source.info.classes)}"
+            f"the model knows the classes {few(card.classes)}; {data.source} has "
+            f"{few(source.info.classes)}"
         )
     transform = task.transform(training=False)
     config = dataclasses.replace(data, transform=task.transform_options)
-    return DataModule(source, config, transform, transform, seed=0)
-
-
-def _few(names: list[str]) -> str:
-    text = ", ".join(names[:5])
-    return f"{text}, … ({len(names)})" if len(names) > 5 else text
+    return DataModule(
+        source, config, transform, transform, seed=0, record=record, whole=whole, read=read
+    )

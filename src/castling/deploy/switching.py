@@ -63,13 +63,16 @@ def switch_saved(
             f"{path} has no auxiliary branch: it was trained without one, nothing is to be switched"
         )
     task = task_from_card(card, path)
-    data = data or run_data(path, task)
+    own = run_data(path, task)
+    record = own.record if own is not None and data in (None, own.config) else None
+    data = data or (None if own is None else own.config)
     if data is None:
         raise ValueError(
             f"{path} is not a run's folder, so its images are not known: name them with --data"
         )
     alone = dataclasses.replace(data, loader=dataclasses.replace(data.loader, workers=0))
-    batches = _calibration(task, open_saved_data(task, card, alone), images)
+    opened = open_saved_data(task, card, alone, record=record, read=("val",))
+    batches = _calibration(task, opened, images)
     report = switch_(model, batches, tolerance=tolerance, force=force)
     save_model(
         model,

@@ -135,14 +135,17 @@ def _from_host(
             "cache_dir": cache_dir,
         }
         overlay = {key: value for key, value in overlay.items() if key not in _SOURCES}
-        cfg = {**cfg, **_NO_SOURCE} if isinstance(cfg, Mapping) else None
+        if isinstance(cfg, Mapping):
+            cfg = {**cfg, **_NO_SOURCE}
+    if not isinstance(cfg, Mapping):  # the tag of the host's weights, or nothing
+        cfg = _own_cfg(name, f"{host}.{cfg}" if cfg else host)
     entrypoint = model_entrypoint(host)
     return build_converted(
         name,
         partial(entrypoint, **source),
         levels,
         pretrained and saved,
-        pretrained_cfg=cfg or _own_cfg(name, host),
+        pretrained_cfg=cfg,
         pretrained_cfg_overlay={**overlay, "architecture": name},
         pretrained_filter_fn=sys.modules[entrypoint.__module__].checkpoint_filter_fn,
         cache_dir=cache_dir,

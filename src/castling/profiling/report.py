@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ from castling.profiling.page import (
 )
 from castling.profiling.plots import Curve, Plot, lines
 from castling.profiling.results import BenchResult
-from castling.tasks.result import TrainResult, metric_label
+from castling.tasks.result import RESULT, TrainResult, metric_label
+from castling.utils.files import read_csv
 from castling.utils.version import VERSION
 
 
@@ -297,11 +297,20 @@ def _label(results: Mapping[str, TrainResult]) -> str:
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file; none where there is no such file."""
+    """The rows of a run's table; none where there is no such file.
+
+    Raises:
+        ValueError: the file is damaged; the message says what to do.
+    """
     if not path.is_file():
         return []
-    with path.open(encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream))
+    try:
+        return read_csv(path)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}. Delete {path.with_name(RESULT)} and run the training command again: it "
+            "writes both anew from the run's checkpoint"
+        ) from error
 
 
 def curve(rows: Sequence[Mapping[str, str]], column: str) -> Curve:

@@ -142,7 +142,9 @@ def headline(run: RunFacts) -> str:
     result = run.result
     switched = bool(result.switched_metrics)
     name = run.card.name if run.card else (run.recipe.get("model") or {}).get("name", "A model")
-    words = [f"{name}, trained on {run.data}"]
+    attention = (run.card.attention or {}).get("name") if run.card else None
+    with_it = f" with {attention} attention" if attention else ""
+    words = [f"{name}{with_it}, trained on {run.data}"]
     if result.images:
         words.append(f" ({result.images['train']:,} images of {result.classes} classes)")
     value = report.headline_value(result, run.split, switched=switched)

@@ -38,8 +38,11 @@ from castling.surgery.grid_records import (
     downsampled,
     recomputed,
 )
+from castling.surgery.grid_watch import Watch, in_graph, owner_of_hook, watches_of
 
-__all__ = ["Geometry", "Grid", "GridUnknownError", "TokenGrid", "Watch", "watches"]
+__all__ = ["Geometry", "Grid", "GridUnknownError"]
+
+_NO_BACKWARD = -1
 
 
 class GridUnknownError(ValueError):
@@ -101,7 +104,7 @@ class Geometry:
         Raises:
             GridUnknownError: the image that they come from is not known.
         """
-        if self._given or _in_graph():
+        if self._given or in_graph():
             if self._latest is None:
                 raise GridUnknownError(NO_IMAGE)
             return downsampled(self._latest, place.level)
@@ -121,9 +124,14 @@ class Geometry:
         return grid
 
     def watch_patch_embed(self, patch_embed: Any) -> None:
-        """Take the grid from what timm's ``PatchEmbed`` or ``HybridEmbed`` projects."""
-        hook = patch_embed.register_forward_pre_hook(self.before_patch_embed)
-        self._handles.append(hook)
+        """Take the grid from what timm's ``PatchEmbed`` or ``HybridEmbed`` projects.
+
+        Where the projection does not return (B, C, h, w), the grid follows from the image's size.
+        """
+        self._handles += [
+            patch_embed.register_forward_pre_hook(self.before_patch_embed),
+            patch_embed.register_forward_hook(self.after_patch_embed),
+        ]
         self._watch_projection(patch_embed)
 
     def watch_stem(self, stem: nn.Module) -> None:
@@ -132,7 +140,7 @@ class Geometry:
 
     def watch_host(self, host: nn.Module) -> None:
         """Know where the host's own ``forward`` begins and ends."""
-        if not any(_owner(hook) is self for hook in host._forward_pre_hooks.values()):
+        if not any(owner_of_hook(hook) is self for hook in host._forward_pre_hooks.values()):
             self._handles += [
                 host.register_forward_pre_hook(self.before_host),
                 host.register_forward_hook(self.after_host, always_call=True),
@@ -185,32 +193,34 @@ class Geometry:
                 f"an image of {height}×{width} pixels is not a whole number of "
                 f"{patch_height}×{patch_width} patches: resize or pad it to multiples of the patch"
             )
-        if not _in_graph():
+        expected = (-(-height // patch_height), -(-width // patch_width))
+        if in_graph():
+            self._latest, self._by_graph = expected, True
+        else:
             self._watch_projection(patch_embed)  # timm replaces it for another patch size
+            self._records().expected = expected
+
+    def after_patch_embed(self, patch_embed: Any, args: tuple[Any, ...], output: Any) -> None:
+        """Forward hook of :meth:`watch_patch_embed`."""
+        if not in_graph() and args and isinstance(args[0], Tensor):
+            expected = self._records().expected
+            if expected is not None:  # the projection did not tell
+                self._note(expected, args[0].shape[0])
 
     def after_stem(self, stem: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Forward hook of :meth:`watch_stem` and of a patch embedding's projection."""
-        if not isinstance(output, Tensor):
-            return
-        height, width = output.shape[-2:]
-        self._latest = (height, width)
-        if _in_graph() or type(height) is not int or type(width) is not int:
-            self._by_graph = True
-            return
-        self._by_graph = False
-        grid = TokenGrid(height, width)
-        self._seen.add(grid)
-        self._records().embedded(grid, output.shape[0], _backward_pass())
+        if isinstance(output, Tensor) and output.dim() == 4:
+            self._note((output.shape[-2], output.shape[-1]), output.shape[0])
 
     def before_host(self, host: nn.Module, args: tuple[Any, ...]) -> None:
         """Forward pre-hook of :meth:`watch_host`."""
-        if not _in_graph():
+        if not in_graph():
             self._by_graph = False
             self._records().begin(_backward_pass(), in_call=True)
 
     def after_host(self, host: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Forward hook of :meth:`watch_host`; also after a forward that raised."""
-        if not _in_graph():
+        if not in_graph():
             self._by_graph = False
             self._records().begin(_NO_BACKWARD, in_call=False)
 
@@ -245,11 +255,20 @@ class Geometry:
             if not records.calls:
                 records.returned(output, call.grid)
 
+    def _note(self, grid: Grid, batch: int) -> None:
+        """An image batch was embedded."""
+        self._latest = grid
+        self._by_graph = in_graph() or any(type(side) is not int for side in grid)
+        if not self._by_graph:
+            noted = TokenGrid(*grid)
+            self._seen.add(noted)
+            self._records().embedded(noted, batch, _backward_pass())
+
     def _watch_projection(self, patch_embed: Any) -> None:
         """Hook the module that makes (B, C, h, w) of the image: own forwards may call it alone."""
         projection = getattr(patch_embed, "proj", None)
         if isinstance(projection, nn.Module):
-            if all(_owner(hook) is not self for hook in projection._forward_hooks.values()):
+            if all(owner_of_hook(hook) is not self for hook in projection._forward_hooks.values()):
                 self.watch_stem(projection)
             # Only PatchEmbed itself enforces it.
             self._one_size = isinstance(patch_embed, PatchEmbed) and bool(
@@ -258,16 +277,16 @@ class Geometry:
 
     def _find(self, records: ThreadRecords, tokens: Tensor, place: Position) -> TokenGrid | str:
         """The grid of tokens that no running module was called with, or why it is not known."""
-        found: TokenGrid | str | None = records.output_grid(tokens) or self._inputs.find(tokens)
-        if found is not None:
-            return found
         backward = _backward_pass()
+        known = records.output_grid(tokens) or self._inputs.find(tokens)
+        if known is not None:
+            return records.confirmed(known, backward, place.level)
         if self._by_graph and backward == _NO_BACKWARD and type(self._latest[0]) is int:
-            found = TokenGrid(*self._latest)
-            self._seen.add(found)
-            return found
+            latest = TokenGrid(*self._latest)
+            self._seen.add(latest)
+            return latest
         level, prefix = place.level, place.num_prefix_tokens
-        found = NO_IMAGE
+        found: TokenGrid | str = NO_IMAGE
         if records.task == backward:
             found = records.embedding_grid(
                 tokens, id(place), level, prefix, one_size=self._one_size
@@ -300,52 +319,6 @@ class Geometry:
         return records
 
 
-class Watch:
-    """The hooks of one module that holds attentions.
-
-    Args:
-        geometry: of its host.
-        level: downsamplings between the patch embedding and the module's input.
-        num_prefix_tokens: tokens in front of the grid.
-    """
-
-    def __init__(self, geometry: Geometry, level: int, num_prefix_tokens: int) -> None:
-        self.geometry, self.level, self.num_prefix_tokens = geometry, level, num_prefix_tokens
-
-    def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Forward pre-hook."""
-        if not _in_graph():
-            self.geometry.enter(self, args[0] if args else None)
-
-    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Forward hook; also after a forward that raised."""
-        if not _in_graph():
-            self.geometry.leave(self, output)
-
-
-def watches(module: nn.Module) -> list[Watch]:
-    """The watches on ``module`` and on the modules inside it."""
-    return [watch for part in module.modules() for watch in watches_of(part)]
-
-
-def watches_of(module: nn.Module) -> list[Watch]:
-    """The watches on ``module`` itself."""
-    owners = map(_owner, module._forward_pre_hooks.values())
-    return [owner for owner in owners if isinstance(owner, Watch)]
-
-
-_NO_BACKWARD = -1
-
-
 def _backward_pass() -> int:
     """The backward pass that this thread is in, as checkpointing numbers them; -1 outside."""
     return torch._C._current_graph_task_id()
-
-
-def _in_graph() -> bool:
-    """Whether this code is being compiled, exported or traced."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
-
-
-def _owner(hook: Any) -> Any:
-    return getattr(hook, "__self__", None)

@@ -86,6 +86,8 @@ class ThreadRecords:
         calls: running modules that hold attentions, outermost first.
         outputs: what such modules returned lately, with its grid.
         given: id of a place -> the grid that ``token_grid`` gives it.
+        expected: the grid that the patch embedding now running makes by its image's size, until
+            its projection tells.
     """
 
     def __init__(self) -> None:
@@ -95,6 +97,7 @@ class ThreadRecords:
         self.calls: list[Call] = []
         self.outputs: deque[tuple[weakref.ref[Tensor], TokenGrid]] = deque(maxlen=_RECENT)
         self.given: dict[int, TokenGrid] = {}
+        self.expected: Grid | None = None
 
     def begin(self, task: int, *, in_call: bool) -> None:
         """Forget the embeddings of earlier forwards; the host's ``forward`` begins or has ended."""
@@ -105,6 +108,7 @@ class ThreadRecords:
     def embedded(self, grid: TokenGrid, batch: int, task: int) -> None:
         """An image batch was embedded."""
         self.calls.clear()  # left over from a module that was interrupted
+        self.expected = None
         if task != self.task:
             self.begin(task, in_call=False)
         self.embeddings.append(Embedding(grid, batch))
@@ -128,6 +132,19 @@ class ThreadRecords:
             if output() is tokens:
                 return grid
         return None
+
+    def confirmed(self, known: TokenGrid, task: int, level: int) -> TokenGrid | str:
+        """A grid known by memory, unless the host's running call is of one other image.
+
+        Memory tells whose tokens these were first; a learned tensor, say, is the same for all.
+        """
+        if self.in_call and self.task == task and not known.level:
+            grids = {embedding.grid for embedding in self.embeddings}
+            if len(grids) == 1 and known not in grids:
+                (other,) = grids
+                if other.tokens(level) == known.tokens(level):
+                    return _either((known, other))
+        return known
 
     def embedding_grid(
         self, tokens: Tensor, reader: int, level: int, prefix: int, *, one_size: bool
@@ -165,10 +182,7 @@ class ThreadRecords:
         groups = unread or groups
         if len(groups) > 1:
             self.embeddings.clear()  # what embedded them is refused here
-            return (
-                f"images of {_listed(group[0].grid for group in groups)} patches were embedded "
-                "and the tokens could be of either"
-            )
+            return _either(group[0].grid for group in groups)
         if not groups:
             read = any(e.batch == batch for e in fitting)
             return ALREADY_READ if read else _misfit(self.embeddings, prefix)
@@ -179,6 +193,10 @@ class ThreadRecords:
 
 NO_IMAGE = "no image went through the patch embedding in this forward"
 ALREADY_READ = "this module already had the tokens of the images embedded last"
+
+
+def _either(grids: Iterable[TokenGrid]) -> str:
+    return f"images of {_listed(grids)} patches were embedded and the tokens could be of either"
 
 
 def recomputed(grids: Iterable[TokenGrid]) -> str:

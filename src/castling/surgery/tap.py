@@ -18,7 +18,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from castling.surgery.geometry import Geometry, Grid, GridUnknownError, TokenGrid, watches
+from castling.surgery.geometry import Geometry, Grid, GridUnknownError
+from castling.surgery.grid_records import TokenGrid
+from castling.surgery.grid_watch import watches
 from castling.surgery.hosts import HostAttention, Place, adapter_for
 from castling.surgery.plan import Plan
 from castling.surgery.selection import Where, attention_layers, choose, owner_of, read_plan

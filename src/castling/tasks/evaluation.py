@@ -31,7 +31,7 @@ class EvaluateResult:
         images_per_second: with loading.
         split: which images; ``"val"`` where those serve as test images too.
         data: what they belong to; empty where that is not known.
-        held_out: whether they were held out from the model's training; None where it is not known.
+        trained_on: how many of them the model was trained on; None where that is not known.
         notes: what a person should know about the images.
     """
 
@@ -42,7 +42,7 @@ class EvaluateResult:
     images_per_second: float
     split: str
     data: str = ""
-    held_out: bool | None = None
+    trained_on: int | None = None
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -51,14 +51,17 @@ class EvaluateResult:
 
     def describe(self) -> str:
         """Which images, and whether the model was trained on them, in a sentence."""
-        name = {"train": "training", "val": "validation", "test": "test"}[self.split]
+        name = {"train": "training ", "val": "validation ", "test": "test "}.get(self.split, "")
         of = f" of {self.data}" if self.data else ""
-        held_out = {
-            None: "whether the model was trained on them is not known",
-            True: "held out from training",
-            False: "the model was trained on them",
-        }[self.held_out]
-        return f"{self.images} {name} images{of}; {held_out}"
+        if self.trained_on is None:
+            seen = "whether the model was trained on them is not known"
+        elif self.trained_on == 0:
+            seen = "held out from training"
+        elif self.trained_on == self.images:
+            seen = "the model was trained on them"
+        else:
+            seen = f"the model was trained on {self.trained_on} of them"
+        return f"{self.images} {name}images{of}; {seen}"
 
 
 def _never() -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
+from castling.utils.yaml_files import read_yaml
 
 
 def read_run_recipe(path: Path) -> dict[str, Any]:
@@ -18,9 +18,9 @@ def read_run_recipe(path: Path) -> dict[str, Any]:
         ValueError: the file is missing, empty, half or something else; the message names it.
     """
     try:
+        values = read_yaml(path)
         text = path.read_text(encoding="utf-8")
-        values = yaml.safe_load(text)
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} is missing or damaged ({error})") from error
     if not isinstance(values, dict) or not isinstance(values.get("data"), dict):
         raise ValueError(f"{path} is damaged: it is not a recipe")

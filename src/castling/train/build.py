@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from castling.attention import attention_config
-from castling.data import BatchKey, DataModule, open_source
+from castling.data import BatchKey, DataModule, SplitRecord, open_source
+from castling.data.advice import training_notes
 from castling.models.builder import build_model, timm_name
 from castling.models.card import ModelCard, describe_attention
 from castling.models.published import published_weights
@@ -106,8 +107,15 @@ def _converting(recipe: Recipe, names: list[str]) -> Recipe:
     return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, where=names))
 
 
-def open_data(recipe: Recipe) -> tuple[DataModule, Task]:
+def open_data(
+    recipe: Recipe, record: SplitRecord | None = None, *, take_in: bool = False
+) -> tuple[DataModule, Task]:
     """The recipe's images and its task for them.
+
+    Args:
+        recipe: what is to be trained.
+        record: the split of the run that goes on; None draws one.
+        take_in: let images that are not in the record join its splits.
 
     Raises:
         FileNotFoundError: the images do not exist.
@@ -125,7 +133,11 @@ def open_data(recipe: Recipe) -> tuple[DataModule, Task]:
         task.transform(training=True),
         task.transform(training=False),
         seed=recipe.seed,
+        record=record,
+        take_in=take_in,
     )
+    processes = max(1, recipe.hardware.devices) * recipe.hardware.nodes
+    data.notes += tuple(training_notes(data, processes))
     return data, task
 
 

@@ -16,6 +16,7 @@ from castling.tasks.result import TrainResult
 from castling.train.build import check, check_starting_weights, with_plan
 from castling.train.hardware import check_hardware
 from castling.train.recipe import Recipe
+from castling.train.recorded_split import ChangedData
 from castling.train.run_folder import Resume, check_writable
 from castling.train.run_lock import check_unlocked
 from castling.train.trainer import prepare, train
@@ -31,6 +32,7 @@ def dry_run(
     teacher: str | None = None,
     run_dir: str | os.PathLike[str] | None = None,
     resume: Resume = "auto",
+    changed_data: ChangedData = "refuse",
 ) -> TrainResult:
     """Run a recipe for a few steps through everything it does: training, saving, switching.
 
@@ -51,6 +53,7 @@ def dry_run(
         run_dir: folder of the run to check as well; nothing is written to it. None tries the
             recipe without its data and weights.
         resume: as for ``train``, with ``run_dir``.
+        changed_data: as for ``train``, with ``run_dir``.
 
     Returns:
         The result. Its metrics are meaningless, and its folders no longer exist.
@@ -65,7 +68,7 @@ def dry_run(
     else:
         check(recipe)  # also of a run that is finished
         check_unlocked(Path(run_dir))
-        prepare(recipe, Path(run_dir), resume)
+        prepare(recipe, Path(run_dir), resume, changed_data=changed_data)
         check_writable(Path(run_dir))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -49,7 +49,8 @@ def finish(
     Both are those of the last checkpoint, so what is interrupted here can be done again.
     """
     checkpoint = read_checkpoint(checkpoint_path(run_dir))
-    device = torch.device("cuda") if trainer.strategy.root_device.type == "cuda" else "cpu"
+    trained_on = trainer.strategy.root_device
+    device = trained_on if trained_on.type == "cuda" else torch.device("cpu")
     module.to(device)
     module.task.to(device)
     weights: dict[str, State] = {"last": _last_weights(checkpoint)}

@@ -6,6 +6,8 @@ import logging
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import StrategyRegistry
 from torch import nn
 
@@ -52,6 +54,13 @@ def check_hardware(hardware: HardwareConfig) -> None:
 def several_processes(hardware: HardwareConfig) -> bool:
     """Whether more than one process trains."""
     return _count(hardware) > 1 or hardware.nodes > 1
+
+
+def is_first_process(hardware: HardwareConfig) -> bool:
+    """Whether this process is the first of all that train, as known before there is a trainer."""
+    if not several_processes(hardware):
+        return True
+    return rank_zero_only.rank == 0 and LightningEnvironment().node_rank() == 0
 
 
 def trainer_arguments(hardware: HardwareConfig, model: nn.Module) -> dict[str, Any]:

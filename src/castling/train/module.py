@@ -42,6 +42,8 @@ class TrainingModule(pl.LightningModule):
         start: tuple[int, int] = (0, 0),
     ) -> None:
         super().__init__()
+        #: Of the record of which images train; kept in checkpoints.
+        self.split_digest = ""
         self.model = model
         self.task, self.recipe, self.data = task, recipe, data
         self.start = start
@@ -200,6 +202,7 @@ class TrainingModule(pl.LightningModule):
             "loss_sums": self.loss_sums,
             "loss_count": self.loss_count,
             "metrics": self.metrics,
+            "split": self.split_digest,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -26,7 +26,8 @@ class ModelConfig:
         where: names of the attention layers to convert, "*" allowed; a dictionary from such names
             to the attention of each, null leaving a layer as it is; or the file that castling plan
             wrote (plan.json); empty means all.
-        pretrained: start from timm's published weights (needs the network).
+        pretrained: start from timm's published weights (needs the network), unless there is a
+            checkpoint.
         checkpoint: start from these weights: a run's folder, .safetensors or .pth. Softmax weights
             of the model go into its linear version, another number of classes starts the
             classifier afresh, positions are resized to the image size.
@@ -46,8 +47,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         """Raise ValueError on values without a meaning."""
         check_fields(self, "model")
-        if self.pretrained and self.checkpoint:
-            raise ValueError("model.pretrained and model.checkpoint exclude each other")
+        if self.checkpoint:  # on the command line it takes the place of a recipe's pretrained
+            object.__setattr__(self, "pretrained", False)
         if self.checkpoint_key and not self.checkpoint:
             raise ValueError(
                 "model.checkpoint_key names weights in model.checkpoint, which is empty"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 from argparse import SUPPRESS
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from castling.train.recipe import SCALARS, SECTIONS, Recipe
 from castling.utils.checks import check_known
 from castling.utils.parser import Parser
 from castling.utils.text import did_you_mean
+from castling.utils.yaml_files import read_yaml
 
 _USAGE = (
     "%(prog)s [--config FILE] [--task NAME] [--data.source SOURCE] [--SECTION.OPTION VALUE ...]"
@@ -107,7 +109,7 @@ def parse_flags(
     files, flags, chosen = _split_arguments(arguments)
     values: dict[str, Any] = {}
     for path in files:
-        values = _merged(values, normalised(_read(path)))
+        values = _merged(values, normalised(read_recipe_values(path)))
     values = _merged(values, chosen)
     task, source = pop_names(values)
     require_known(values, task, source)
@@ -264,30 +266,16 @@ def _merged(first: dict[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a mapping that names a key twice, of which YAML would keep the last."""
+def read_recipe_values(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+    """The values of a recipe file as they stand there.
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping; raises ConstructorError at a repeated key."""
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str) and key != "<<" and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key!r} is given twice", key_node.start_mark
-                )
-            if isinstance(key, str):
-                seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def _read(path: str) -> Mapping[str, Any]:
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is not valid YAML, too large, or no recipe; it is named.
+    """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no such recipe file: {path}")
-    try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise ValueError(f"{path} is not a recipe: it holds no sections such as model: and data:")
     return values

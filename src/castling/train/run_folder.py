@@ -14,9 +14,9 @@ import torch
 
 from castling.models.saved import check_model_files
 from castling.tasks.result import RESULT, TrainResult, read_result
-from castling.tasks.run_recipe import read_run_recipe
 from castling.train.recipe import Recipe
-from castling.train.recipe_file import load_recipe, recipe_differences, recipe_to_yaml
+from castling.train.recipe_file import recipe_differences, recipe_to_yaml
+from castling.train.recorded_split import load_run_recipe
 from castling.utils.files import write_text
 from castling.utils.text import first_line
 
@@ -27,6 +27,11 @@ Resume = Literal["auto", "never", "must"]
 def checkpoint_path(run_dir: Path) -> Path:
     """The checkpoint that a run resumes from."""
     return run_dir / "checkpoints" / "last.ckpt"
+
+
+def holds_run(run_dir: Path) -> bool:
+    """Whether a folder holds a run that may be resumed, or a finished one."""
+    return checkpoint_path(run_dir).is_file() or (run_dir / RESULT).is_file()
 
 
 def find_run(
@@ -62,7 +67,7 @@ def find_run(
             )
         started = False
     elif finished or started:
-        differences = recipe_differences(_recipe_of(run_dir), recipe)
+        differences = recipe_differences(load_run_recipe(run_dir), recipe)
         if differences:
             state = "a finished" if finished else "an unfinished"
             raise FileExistsError(
@@ -77,18 +82,6 @@ def find_run(
     if not existing.is_dir():
         raise FileExistsError(f"{run_dir} cannot be a run's folder: {existing} is a file")
     return None, checkpoint if started else None
-
-
-def _recipe_of(run_dir: Path) -> Recipe:
-    path = run_dir / "recipe.yaml"
-    try:
-        read_run_recipe(path)
-        return load_recipe(path)
-    except ValueError as error:
-        raise ValueError(
-            f"{first_line(error)}, so it cannot be seen whether this is the same run: put the "
-            f"recipe of the run there, as {path.name} of such a run has it, or choose another --run"
-        ) from error
 
 
 def _whole_result(run_dir: Path, can_rebuild: bool, warn: bool) -> TrainResult | None:

@@ -13,9 +13,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import nn
 
+from castling.data import SplitRecord
 from castling.data.errors import plain_data_errors
 from castling.models.card import ModelCard
 from castling.tasks.result import TrainResult
@@ -34,14 +34,22 @@ from castling.train.callbacks import (
 )
 from castling.train.callbacks.early_stopping import check_early_stopping
 from castling.train.finish import finish
-from castling.train.hardware import several_processes, trainer_arguments
+from castling.train.hardware import is_first_process, trainer_arguments
 from castling.train.loggers import make_loggers
 from castling.train.module import TrainingModule
 from castling.train.recipe import Recipe
+from castling.train.recorded_split import (
+    ChangedData,
+    check_changes,
+    in_rules_of_run,
+    recorded_split,
+    write_split,
+)
 from castling.train.run_folder import (
     Resume,
     checkpoint_path,
     find_run,
+    holds_run,
     make_run,
     read_checkpoint,
 )
@@ -61,6 +69,7 @@ class Prepared:
         trainer: Lightning's.
         checkpoints: writes checkpoints.
         checkpoint: what the run goes on from; None for a new one.
+        record: the split that it began with, where it goes on.
     """
 
     module: TrainingModule
@@ -68,6 +77,7 @@ class Prepared:
     trainer: pl.Trainer
     checkpoints: Checkpoints
     checkpoint: Path | None
+    record: SplitRecord | None
 
 
 def train(
@@ -76,13 +86,14 @@ def train(
     resume: Resume = "auto",
     progress: bool = True,
     callbacks: Sequence[pl.Callback] = (),
+    changed_data: ChangedData = "refuse",
 ) -> TrainResult:
     """Train, evaluate, switch where there is something to switch, and evaluate again.
 
-    Writes to ``run_dir``: recipe.yaml, metrics.csv, auxiliary.csv (models with auxiliary branches),
-    what the loggers write, checkpoints/, model.safetensors and model.json, switched/ with the same
-    two and certificate.json, best/ (or last/) with another saved model, result.json. While it
-    trains there is train.lock.
+    Writes to ``run_dir``: recipe.yaml, split.json, metrics.csv, auxiliary.csv (models with
+    auxiliary branches), what the loggers write, checkpoints/, model.safetensors and model.json,
+    switched/ with the same two and certificate.json, best/ (or last/) with another saved model,
+    result.json. While it trains there is train.lock.
 
     Args:
         recipe: everything that decides how it goes.
@@ -91,6 +102,8 @@ def train(
             that is finished; "must" insists on something to resume; "never" starts anew.
         progress: show what is trained on what, and a live display, on standard error.
         callbacks: further Lightning callbacks; they run before a step is logged and saved.
+        changed_data: whether a run may go on where images that it trained on are gone or changed:
+            "refuse", or "allow", which also takes in new images.
 
     Returns:
         Results before and after the switch, and where the models lie.
@@ -108,18 +121,27 @@ def train(
     run_dir = Path(run_dir)
     stop = StopRequest()
     with quiet_lightning(), plain_data_errors(), stop.listening():
-        recipe = with_plan(recipe)
+        recipe = _of_run(recipe, run_dir, resume)
         finished, _ = find_run(recipe, run_dir, resume, warn=False)
         if finished is not None:
             return finished
-        first = not several_processes(recipe.hardware) or rank_zero_only.rank == 0
+        first = is_first_process(recipe.hardware)
         with locked(run_dir) if first else contextlib.nullcontext():
-            found = prepare(recipe, run_dir, resume, progress, callbacks, stop)
+            found = prepare(
+                recipe, run_dir, resume, progress, callbacks, stop, changed_data=changed_data
+            )
             if isinstance(found, TrainResult):
                 return found
             trainer = found.trainer
             if trainer.is_global_zero:
                 make_run(recipe, run_dir, resume)
+                found.module.split_digest = write_split(
+                    found.module.data,
+                    run_dir,
+                    found.record,
+                    found.checkpoint is not None,
+                    changed_data,
+                )
             with found.checkpoints.taking_part(trainer):
                 trainer.fit(
                     found.module,
@@ -138,6 +160,8 @@ def prepare(
     progress: bool = False,
     callbacks: Sequence[pl.Callback] = (),
     stop: StopRequest | None = None,
+    *,
+    changed_data: ChangedData = "refuse",
 ) -> Prepared | TrainResult:
     """Everything before the first step: all checks are made, and nothing is written.
 
@@ -146,19 +170,24 @@ def prepare(
     Returns:
         The run, or the result of one that is finished.
     """
+    recipe = _of_run(recipe, run_dir, resume)
     finished, checkpoint = find_run(recipe, run_dir, resume)
     if finished is not None:
         return finished
     check(recipe, resumed=checkpoint is not None)
     seed_everything(recipe.seed)
-    data, task = open_data(recipe)
+    start: tuple[int, int] = (0, 0)
+    record = None
+    if checkpoint is not None:
+        state = read_checkpoint(checkpoint)
+        start = _position(state, checkpoint)
+        record = recorded_split(run_dir, state, changed_data)
+    data, task = open_data(recipe, record, take_in=changed_data == "allow")
+    check_changes(data, record, changed_data)
     model, card, weights = build(recipe, task, resumed=checkpoint is not None)
     task.see_training_labels(data.dataset("train").selection.labels)
     check_early_stopping(recipe.early_stopping, model)
-    start = (0, 0)
-    if checkpoint is not None:
-        start = _position(read_checkpoint(checkpoint), checkpoint)
-    else:
+    if checkpoint is None:
         check_forward(model, task, data)
     if recipe.hardware.channels_last:
         model.to(memory_format=torch.channels_last)
@@ -169,7 +198,15 @@ def prepare(
     checkpoints = Checkpoints(checkpoint_path(run_dir), recipe.save, stop or StopRequest(), best)
     shown = [Progress(run_dir, weights)] if progress else []
     trainer = _trainer(recipe, model, run_dir, shown, checkpoints, callbacks)
-    return Prepared(module, card, trainer, checkpoints, checkpoint)
+    return Prepared(module, card, trainer, checkpoints, checkpoint, record)
+
+
+def _of_run(recipe: Recipe, run_dir: Path, resume: Resume) -> Recipe:
+    """The recipe with its plan read, by the rules of the run in the folder where there is one."""
+    recipe = with_plan(recipe)
+    if resume != "never" and holds_run(run_dir):
+        recipe = in_rules_of_run(recipe, run_dir)
+    return recipe
 
 
 def _trainer(

@@ -172,6 +172,7 @@ def _prepare(recipe: Recipe, folder: str) -> tuple[_Probe, pl.Trainer]:
     recipe = with_plan(recipe)
     check(recipe)
     seed_everything(recipe.seed)
+    recipe = with_plan(recipe)
     data, task = open_data(recipe)
     model, _, _ = build(recipe, task)
     task.see_training_labels(data.dataset("train").selection.labels)

@@ -148,3 +148,20 @@ def write_csv(
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())
+
+
+def read_csv(path: str | os.PathLike[str]) -> list[dict[str, str]]:
+    """The rows of a table that :func:`write_csv` wrote.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is empty, half or no table; the message names it.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        rows = list(csv.DictReader(io.StringIO(text)))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is no table ({error})") from error
+    if not text.endswith("\n") or any(None in row or None in row.values() for row in rows):
+        raise ValueError(f"{path} is empty or damaged: a row is not whole")
+    return rows

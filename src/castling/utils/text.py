@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 #: A part of a name of at least so many letters is taken for the name.
@@ -33,3 +34,28 @@ def did_you_mean(name: str, known: Iterable[str], count: int = 3) -> str:
 def suggestion(names: Sequence[str]) -> str:
     """``"; did you mean a, b?"``, or an empty string without names."""
     return f"; did you mean {', '.join(names)}?" if names else ""
+
+
+def printable(name: str) -> str:
+    r"""A file's name that every terminal and every UTF-8 file can hold.
+
+    Bytes that are not UTF-8 (which Python keeps as lone surrogates) and control characters are
+    written as escapes: the bytes ``63 e9 74`` become ``c\xe9t``. Other names stay as they are.
+    """
+    if name.isprintable():  # the usual case; it is False for some harmless characters too
+        return name
+    return "".join(
+        f"\\x{ord(letter) - 0xDC00:02x}"
+        if 0xDC80 <= ord(letter) <= 0xDCFF
+        else ascii(letter)[1:-1]
+        if unicodedata.category(letter) in ("Cc", "Cs")
+        else letter
+        for letter in name
+    )
+
+
+def few(names: Iterable[str], count: int = 5) -> str:
+    """The first names, and how many there are where some are left out."""
+    listed = list(names)
+    text = ", ".join(listed[:count])
+    return f"{text}, … ({len(listed)} in all)" if len(listed) > count else text

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -11,9 +12,12 @@ from numpy.typing import NDArray
 
 from castling.data.decode import image_tensor, read_image, read_size
 from castling.data.files import open_store
+from castling.data.keys import content_digest
 from castling.data.layout import read_layout
 from castling.data.registry import DataInfo, SourceConfig, register_source
 from castling.data.sample import Sample
+from castling.utils.checks import check_fields
+from castling.utils.text import printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +27,13 @@ class FolderConfig(SourceConfig):
     Attributes:
         path: a folder or a zip file with ``train/CLASS/FILE`` (and perhaps ``val``, ``test``), or
             with ``CLASS/FILE`` alone; a zip file is read in place.
+        layout: whether the top folders are ``splits`` or ``classes``; ``auto`` decides by what lies
+            in them, and refuses what may be either, such as classes bus, car and train.
     """
 
     name: ClassVar[str] = "folder"
     path: str
+    layout: Literal["auto", "splits", "classes"] = "auto"
 
     def __str__(self) -> str:
         return self.path
@@ -35,6 +42,12 @@ class FolderConfig(SourceConfig):
         if not isinstance(self.path, str) or not self.path:
             raise ValueError(
                 f"data.source.path is {self.path!r}; name a folder or a zip file of images"
+            )
+        check_fields(self, "data.source")
+        if any(0xD800 <= ord(letter) <= 0xDFFF for letter in self.path):
+            raise ValueError(
+                f"data.source.path {printable(self.path)} is not UTF-8, so no recipe can hold it; "
+                "rename the folder"
             )
 
 
@@ -50,7 +63,9 @@ class FolderSource:
 
     def __init__(self, config: FolderConfig) -> None:
         self._store = open_store(config.path)
-        layout = read_layout(self._store)
+        layout = read_layout(self._store, config.layout)
+        #: What was noticed while images were read, such as damaged EXIF; by file.
+        self.noticed: dict[str, str] = {}
         self._files = {split: [file for file, _ in pairs] for split, pairs in layout.splits.items()}
         self._labels = {
             split: np.array([label for _, label in pairs], dtype=np.int64)
@@ -70,7 +85,7 @@ class FolderSource:
         """
         name = self.name(split, index)
         with self._store.open(self._files[split][index]) as stream:
-            image = image_tensor(read_image(stream, name))
+            image = image_tensor(read_image(stream, name, self._notice(name)))
         return Sample(
             image=image,
             target={"label": torch.tensor(self._labels[split][index])},
@@ -86,12 +101,29 @@ class FolderSource:
             DataError: the header is damaged; the file is named.
         """
         with self._store.open(self._files[split][index]) as stream:
-            width, height = read_size(stream, self.name(split, index))
+            name = self.name(split, index)
+            width, height = read_size(stream, name, self._notice(name))
         return height, width
 
     def name(self, split: str, index: int) -> str:
-        """Path of the file, or of the zip file and the entry in it."""
+        """Path of the file, or of the zip file and the entry in it; bytes beyond UTF-8 escaped."""
         return self._store.describe(self._files[split][index])
+
+    def path(self, split: str, index: int) -> str:
+        """Path of the file below the folder, or in the zip file."""
+        return printable(self._files[split][index])
+
+    def content(self, split: str, index: int) -> str:
+        """Digest of the file's bytes.
+
+        Raises:
+            DataError: the file cannot be read; it is named.
+        """
+        with self._store.open(self._files[split][index]) as stream:
+            return content_digest(stream)
+
+    def _notice(self, name: str) -> Callable[[str], None]:
+        return lambda text: self.noticed.update({name: text})
 
     def labels(self, split: str) -> NDArray[np.int64]:
         """(n,) class of every image."""

@@ -131,7 +131,7 @@ class TorchvisionSource:
         name = self.name(split, index)
         try:
             image = image_tensor(to_rgb(self._datasets[split][index][0]))
-        except (OSError, ValueError, SyntaxError) as error:
+        except Exception as error:  # see castling.data.decode
             raise DataError(f"{name} cannot be read: {error}") from error
         return Sample(
             image=image,

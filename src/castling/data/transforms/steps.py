@@ -27,6 +27,8 @@ RESAMPLING = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 
+_MOST_PIXELS = 10**8  # of an image between scaling and cropping: 300 MB
+
 _SPATIAL = (tv_tensors.BoundingBoxes, tv_tensors.Mask)
 
 
@@ -92,6 +94,11 @@ class Fit(v2.Transform):
         if same and scaled == self.size:
             return inpt
         image = pillow_image(inpt)
+        if scaled[0] * scaled[1] > _MOST_PIXELS:
+            # Of a very long image only the part that is kept is scaled.
+            rows, columns = image.height / scaled[0], image.width / scaled[1]
+            box = (left * columns, top * rows, (left + width) * columns, (top + height) * rows)
+            return image_tensor(image.resize((width, height), self.filter, box=box))
         if not same:
             image = image.resize(scaled[::-1], self.filter)
         return image_tensor(image.crop((left, top, left + width, top + height)))

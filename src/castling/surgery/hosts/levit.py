@@ -95,8 +95,17 @@ class _LevitAttention(HostAttention):
                 return height, width
             raise
 
-    def known_grid(self, tokens: Tensor) -> Grid:
-        """(h, w) of the keys, which this attention always needs."""
+    @property
+    def uses_grid(self) -> bool:
+        """See :class:`HostAttention`; score biases and maps depend on the grid too."""
+        return super().uses_grid or self.use_conv or self.wants_bias
+
+    def known_grid(self, tokens: Tensor) -> Grid | None:
+        """See :class:`HostAttention`."""
+        return self.require_grid(tokens) if self.uses_grid else None
+
+    def require_grid(self, tokens: Tensor) -> Grid:
+        """(h, w) of the keys; raises GridUnknownError as :meth:`Place.grid_of`."""
         return self.call_grid(self, self.place, (tokens,), {})
 
     def tokens(self, projected: Tensor) -> Tensor:
@@ -127,11 +136,11 @@ class _LevitAttention(HostAttention):
         bias = table[:, rows[:, None, :, None], columns[None, :, None, :]]
         return bias.flatten(3).flatten(1, 2)[None]
 
-    def project(self, out: Tensor, grid: tuple[int, int]) -> Tensor:
+    def project(self, out: Tensor, grid: Grid | None) -> Tensor:
         """Heads joined and projected, in the layout that the host expects."""
         batch, count = out.shape[:2]
         out = out.reshape(batch, count, self.val_attn_dim)
-        if self.use_conv:
+        if self.use_conv and grid is not None:
             out = out.transpose(1, 2).reshape(batch, self.val_attn_dim, *grid)
         return self.proj(out)
 
@@ -152,7 +161,7 @@ class LevitAttention(_LevitAttention):
         query, key, value = self.tokens(self.qkv(x)).split(
             [self.key_dim, self.key_dim, self.val_dim], dim=-1
         )
-        bias = self.score_bias(grid, grid, stride=1)
+        bias = None if grid is None else self.score_bias(grid, grid, stride=1)
         return self.project(self.attend(query, key, value, grid=grid, bias=bias), grid)
 
 
@@ -191,7 +200,7 @@ class LevitAttentionDownsample(_LevitAttention):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, ⌈h/2⌉·⌈w/2⌉, C'), or maps in the convolutional variants."""
-        grid = self.known_grid(x)
+        grid = self.require_grid(x)
         query_grid = ((grid[0] - 1) // self.stride + 1, (grid[1] - 1) // self.stride + 1)
         key, value = self.tokens(self.kv(x)).split([self.key_dim, self.val_dim], dim=-1)
 

@@ -45,6 +45,8 @@ class AuxiliarySchedule(Callback):
             found += auxiliaries(module.evaluated).values()
         self.branches = found
         self._set(module)
+        if self.rows and trainer.is_global_zero:  # of a resumed run, whatever became of the file
+            write_csv(self.path, COLUMNS, self.rows)
 
     def _set(self, module: TrainingModule) -> None:
         for branch in self.branches:

@@ -31,8 +31,10 @@ class History(Callback):
         self.logged_step = 0
 
     def on_fit_start(self, trainer: Trainer, module: TrainingModule) -> None:
-        """Start the clock."""
+        """Start the clock; write the rows of a resumed run, whatever became of the file."""
         self.started = time.perf_counter()
+        if self.rows:
+            self._write(trainer)
 
     @property
     def seconds(self) -> float:
@@ -66,6 +68,9 @@ class History(Callback):
         _log(trainer, values)
         module.metrics = {}  # do not repeat them for an epoch without evaluation
         self.rows.append(row)
+        self._write(trainer)
+
+    def _write(self, trainer: Trainer) -> None:
         if trainer.is_global_zero:
             names = dict.fromkeys(key for row in self.rows for key in row)
             parts = [name for name in names if name.startswith("train_")]
