@@ -62,6 +62,9 @@ MODELS = {
     "named, converted again": lambda: linearized("castling_deit_pico", "cosine"),
     "LeViT, switched": lambda: switched("castling_levit_pico"),
     "MViTv2, switched": lambda: switched("castling_mvitv2_pico"),
+    "named, distilled": lambda: create(
+        "castling_deit_tiny_patch16_224", distilled=True, depth=1, dynamic_img_size=False
+    ),
     "host": lambda: linearized("deit_pico", "relu_linear"),
     "host, published size": lambda: linearized("levit_128s", PLAIN),
     "some layers": lambda: linearized("deit_pico", PLAIN, "blocks.[02].attn"),

@@ -13,7 +13,7 @@ from torch import nn
 from castling.data.errors import plain_data_errors
 from castling.data.sample import Batch
 from castling.tasks.interface import Task
-from castling.utils.finite import finite_outputs
+from castling.utils.finite import NonFiniteOutputError, finite_outputs
 from castling.utils.modes import eval_mode
 
 
@@ -90,7 +90,11 @@ def evaluate_loader(
     count = 0
     with eval_mode(model), finite_outputs(model):
         for batch in loader:
-            task.evaluation_step(model, batch.to(device, non_blocking=True), metric)
+            try:
+                task.evaluation_step(model, batch.to(device, non_blocking=True), metric)
+            except NonFiniteOutputError as error:
+                image = batch.names[error.images[0]]
+                raise NonFiniteOutputError(f"{image}: {error}", error.images) from error
             count += len(batch)
     values = metric.compute() if count else {}
     if not values:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,16 @@ from torch import Tensor, nn
 
 
 class NonFiniteOutputError(ValueError):
-    """A model returned NaN or infinity."""
+    """A model returned NaN or infinity.
+
+    Args:
+        message: where they arise.
+        images: positions in the batch of the images concerned.
+    """
+
+    def __init__(self, message: str, images: Sequence[int]) -> None:
+        super().__init__(message)
+        self.images = tuple(images)
 
 
 def non_finite_images(outputs: Any) -> Tensor:
@@ -43,7 +52,8 @@ def finite_outputs(model: nn.Module) -> Iterator[None]:
             handle.remove()
             raise NonFiniteOutputError(
                 f"the model's outputs are not finite for {int(broken.sum())} of {len(broken)} "
-                f"images of a batch: {explain_non_finite(module, *args)}"
+                f"images of a batch: {explain_non_finite(module, *args)}",
+                broken.nonzero().flatten().tolist(),
             )
 
     handle = model.register_forward_hook(check)
