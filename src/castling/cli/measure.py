@@ -177,6 +177,7 @@ def plan(arguments: list[str]) -> int:
         "--strict", action="store_true", help="fail if the prediction is off by more than 10 %%"
     )
     _add_timing(parser, rounds=25, seconds=20)
+    add_quiet(parser)
     values = parser.parse_args(arguments)
     from castling.profiling.candidates import read_attention
     from castling.profiling.planning import WITHIN
