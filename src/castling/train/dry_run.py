@@ -13,10 +13,11 @@ from PIL import Image
 from castling.data.sources import FolderConfig
 from castling.tasks import TaskConfig
 from castling.tasks.result import TrainResult
-from castling.train.build import check, check_starting_weights, with_plan
+from castling.train.build import check, check_starting_weights
 from castling.train.hardware import check_hardware
 from castling.train.recipe import Recipe
 from castling.train.recorded_split import ChangedData
+from castling.train.resolve import resolved
 from castling.train.run_folder import Resume, check_writable
 from castling.train.run_lock import check_unlocked
 from castling.train.trainer import prepare, train
@@ -61,7 +62,7 @@ def dry_run(
     Raises:
         ValueError: and others, as ``train`` raises them.
     """
-    recipe = with_plan(recipe)
+    recipe = resolved(recipe)
     if run_dir is None:
         check_hardware(recipe.hardware)
         check_starting_weights(recipe)
