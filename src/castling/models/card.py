@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from castling.attention import attention_config, config_to_dict
-from castling.utils.files import write_json
+from castling.utils.files import parse_json, write_json
 from castling.utils.version import VERSION
 
 CARD = "model.json"
@@ -176,7 +176,7 @@ def read_card(path: Path) -> ModelCard:
         ValueError: the file is not a card; the message names it.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise ValueError("not a JSON object")
         return ModelCard.from_dict(values)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from castling.data.errors import plain_data_errors
 from castling.data.sources import FolderConfig
 from castling.tasks import TaskConfig
 from castling.tasks.result import TrainResult
@@ -20,7 +21,7 @@ from castling.train.recorded_split import ChangedData
 from castling.train.resolve import resolved
 from castling.train.run_folder import Resume, check_writable
 from castling.train.run_lock import check_unlocked
-from castling.train.trainer import prepare, train
+from castling.train.trainer import prepare, quiet_lightning, train
 
 
 def dry_run(
@@ -69,7 +70,8 @@ def dry_run(
     else:
         check(recipe)  # also of a run that is finished
         check_unlocked(Path(run_dir))
-        prepare(recipe, Path(run_dir), resume, changed_data=changed_data)
+        with quiet_lightning(), plain_data_errors():
+            prepare(recipe, Path(run_dir), resume, changed_data=changed_data)
         check_writable(Path(run_dir))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
