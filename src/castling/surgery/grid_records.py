@@ -100,7 +100,7 @@ class ThreadRecords:
         self.in_call = False
         self.task = -1
         self.calls: list[Call] = []
-        self.outputs: deque[tuple[weakref.ref[Tensor], Embedding]] = deque(maxlen=_RECENT)
+        self.outputs: deque[tuple[weakref.ref[Tensor], int, Embedding]] = deque(maxlen=_RECENT)
         self.given: dict[int, TokenGrid] = {}
         self.expected: Grid | None = None
 
@@ -129,13 +129,13 @@ class ThreadRecords:
 
     def returned(self, tokens: Tensor, source: Embedding) -> None:
         """The outermost running module returned ``tokens``."""
-        self.outputs.append((weakref.ref(tokens), source))
+        self.outputs.append((weakref.ref(tokens), _version(tokens), source))
 
     def source_of_output(self, tokens: Tensor) -> Embedding | None:
-        """Where tokens come from that are the very output of an earlier module."""
-        for output, source in reversed(self.outputs):
+        """Where tokens come from that an earlier module returned and nobody wrote to since."""
+        for output, version, source in reversed(self.outputs):
             if output() is tokens:
-                return source
+                return source if version == _version(tokens) else None
         return None
 
     def confirmed(self, known: Embedding, task: int, level: int) -> Embedding | str:
@@ -172,13 +172,12 @@ class ThreadRecords:
             # All tokens of this call are of one grid, in whatever batches it computes them.
             return fitting[0] if fitting else _misfit(self.embeddings, prefix)
         exact = [e for e in fitting if e.batch == batch]
-        exact = exact or self._joined(fitting, batch)
         # A module that had an image's tokens already is now called with those of another.
         new = [e for e in exact if one_size or e.is_new_to(reader, tokens)]
+        new = new or self._joined(fitting, batch)
         grids = {embedding.grid for embedding in new}
         if len(grids) > 1:
-            self.embeddings.clear()  # what embedded them is refused here
-            return _either(grids)
+            return _either(grids)  # until the host is called: the others may come later
         if not new:
             return ALREADY_READ if exact else _misfit(self.embeddings, prefix)
         return next((e for e in new if not e.readers), new[0])
@@ -206,6 +205,13 @@ def _version(tokens: Tensor) -> int:
 
 def _either(grids: Iterable[TokenGrid]) -> str:
     return f"images of {_listed(grids)} patches were embedded and the tokens could be of either"
+
+
+def conflicting(known: TokenGrid, others: Iterable[TokenGrid]) -> str:
+    """Why tokens are not taken to be of ``known``: as many make another grid; "" if none does."""
+    count = known.tokens(known.level)
+    alike = {g for g in others if g.level == known.level and g.tokens(g.level) == count}
+    return _either(alike | {known}) if alike - {known} else ""
 
 
 def recomputed(grids: Iterable[TokenGrid]) -> str:
