@@ -41,7 +41,10 @@ def renamed(state: dict, prefix: str) -> dict:
     return {prefix + name: tensor for name, tensor in state.items()}
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module._orig_mod.", "model."])
+@pytest.mark.parametrize(
+    "prefix",
+    ["", "module.", "backbone.", "module._orig_mod.", "_orig_mod.module.", "_orig_mod.", "model."],
+)
 @pytest.mark.parametrize("key", ["", "model", "state_dict"])
 def test_wrappings(save, prefix: str, key: str) -> None:
     source, target = pico(), pico()

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import timm
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from timm.models._manipulate import checkpoint_seq
 from torch import nn
@@ -295,6 +295,11 @@ def test_crops_embedded_first_and_run_afterwards(gradients):
         wide, _ = (embedded(model, crop) for crop in images((16, 64), (64, 16)))
         with pytest.raises(ValueError, match="could be of either"):
             model.blocks(wide)
+        # One of them again changes nothing: the next tokens may still be the other's.
+        again = embedded(model, images((16, 64))[0])
+        with pytest.raises(ValueError, match="could be of either"):
+            model.blocks(again)
+        model(crops[0])
         # One after the other, they are known, block by block too.
         model = copy.deepcopy(model)  # which has not embedded the refused ones
         first = model.blocks[0](embedded(model, images((16, 64))[0]))
@@ -527,6 +532,72 @@ def test_compiled_whole_and_compiled_in_part():
                 torch.testing.assert_close(twin.forward_features(x), model.forward_features(x))
 
 
+def test_compiled_blocks_that_are_recomputed():
+    """They read the image embedded last: right for one shape, refused for two of as many tokens."""
+    model = vit(depth=2).eval()
+    first, second = images((32, 32), (16, 64))
+    expected = gradients(model, total(model(first)))
+    model.set_grad_checkpointing(True)
+    for block in model.blocks:
+        block.compile(backend="eager", dynamic=False)
+    check_equal(expected, gradients(model, total(model(first))))
+    with pytest.raises(ValueError, match="could be of either"):
+        (total(model(first)) + total(model(second))).backward()
+
+
+def test_eager_blocks_after_a_compiled_model():
+    model = vit(depth=2).eval()
+    wide, high = images((16, 64), (64, 16))
+    whole = torch.compile(model, backend="eager", dynamic=False)
+    with torch.no_grad():
+        expected = model(wide)
+        tokens = embedded(model, high)
+        whole(wide)
+        with pytest.raises(ValueError, match="could be of either"):
+            model.blocks[0](tokens)
+        model(high)
+        torch.testing.assert_close(whole(wide), expected)
+
+
+def test_tokens_written_to_are_not_the_module_s_output_any_more():
+    model = vit().eval()
+    wide, high = images((16, 64), (64, 16))
+    with torch.no_grad():
+        first = model.blocks[0](embedded(model, wide))
+        second = model.blocks[0](embedded(model, high))
+        first.copy_(second)
+        with pytest.raises(ValueError, match="could be of either"):
+            model.blocks[1](first)
+        model = vit().eval()
+        expected = model.forward_features(wide)
+        # With one image, there is no doubt.
+        tokens = model.blocks[0](embedded(model, wide))
+        tokens.add_(1).sub_(1)
+        for block in model.blocks[1:]:
+            tokens = block(tokens)
+        torch.testing.assert_close(model.norm(tokens), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_blocks_called_by_keyword():
+    model = vit().eval()
+    (x,) = images((32, 32))
+    expected = model.forward_features(x)
+    tokens = embedded(model, x)
+    for block in model.blocks:
+        tokens = block(x=tokens)
+    torch.testing.assert_close(model.norm(tokens), expected)
+
+
+def test_batches_put_together_time_after_time():
+    """As many images as the batch before, which the blocks have had."""
+    model = vit().eval()
+    for size in ((16, 64), (64, 16)):
+        parts = [part for seed in range(3) for part in images(size, batch=seed + 1)]
+        expected = torch.cat([copy.deepcopy(model).forward_features(part) for part in parts])
+        tokens = torch.cat([embedded(model, part) for part in parts])
+        torch.testing.assert_close(model.norm(model.blocks(tokens)), expected)
+
+
 def test_under_transforms_of_functions():
     model = vit(depth=1).eval()
     x = images((16, 64), batch=3)[0]
@@ -590,8 +661,14 @@ CROPS = st.integers(0, len(SHAPES) - 1)
 STEPS = st.tuples(st.sampled_from(["embed", "project", "block", "changed", "call", "all"]), CROPS)
 
 
+#: After a refusal, one of the images again, and then the old tokens of the other.
+REFUSED_FIRST = [("embed", 0), ("embed", 1), ("block", 0), ("embed", 0), ("block", 1)]
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(STEPS, min_size=4, max_size=14), st.booleans())
+@example(REFUSED_FIRST, False)
+@example(REFUSED_FIRST, True)
 def test_any_order_of_steps_is_right_or_refused(steps, with_gradients):
     """Crops embedded and sent through the blocks in any order, with changes between blocks."""
     model = vit(depth=3).eval()

@@ -137,12 +137,15 @@ def prefixes(state: State) -> Counter[str]:
     """Known prefixes of the names, "" among them, and how many names each one leads."""
     found = Counter({"": len(state)})
     for name in state:
-        prefix, rest = "", name
+        prefix, between, rest = "", "", name
         while True:
             part, dot, rest = rest.partition(".")
+            if dot and part in WRAPPERS:  # compiled around data parallelism, or inside
+                between += f"{part}."
+                continue
             if not dot or part not in PREFIXES:
                 break
-            prefix += f"{part}."
+            prefix, between = f"{prefix}{between}{part}.", ""
             found[prefix] += 1
     return found
 

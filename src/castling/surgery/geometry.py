@@ -36,6 +36,7 @@ from castling.surgery.grid_records import (
     InputGrids,
     ThreadRecords,
     TokenGrid,
+    conflicting,
     downsampled,
     recomputed,
 )
@@ -71,6 +72,7 @@ class Geometry:
     def __init__(self, given: Grid | None = None) -> None:
         self._given = given is not None
         #: What compiled and traced code reads; set by such code, or by eager modules around it.
+        #: None before the first image, a reason where it could be one of several.
         self._latest: Any = given
         self._by_graph = False
         self._one_size = False
@@ -99,8 +101,8 @@ class Geometry:
             GridUnknownError: the image that they come from is not known.
         """
         if self._given or in_graph():
-            if self._latest is None:
-                raise GridUnknownError(NO_IMAGE)
+            if self._latest is None or isinstance(self._latest, str):
+                raise GridUnknownError(self._latest or NO_IMAGE)
             return downsampled(self._latest, place.level)
         records = self._records()
         source = records.calls[-1].source if records.calls else self._find(records, tokens, place)
@@ -149,7 +151,7 @@ class Geometry:
         if all(watch.geometry is not self for watch in watches_of(module)):
             watch = Watch(self, place)
             self._handles += [
-                module.register_forward_pre_hook(watch.before),
+                module.register_forward_pre_hook(watch.before, with_kwargs=True),
                 module.register_forward_hook(watch.after, always_call=True),
             ]
 
@@ -216,6 +218,9 @@ class Geometry:
         if not in_graph():
             self._by_graph = False
             self._records().end()
+            if len(self._seen) > 1 and isinstance(self._latest, tuple):
+                # Compiled blocks that a checkpoint recomputes later cannot tell such images apart.
+                self._latest = conflicting(TokenGrid(*self._latest), self._seen) or self._latest
 
     def enter(self, watch: Watch, tokens: Any) -> None:
         """A watched module is called."""
@@ -273,7 +278,8 @@ class Geometry:
         if known is not None:
             return records.confirmed(known, backward, place.level)
         if self._by_graph and backward == _NO_BACKWARD and type(self._latest[0]) is int:
-            return Embedding(TokenGrid(*self._latest))
+            by_graph = TokenGrid(*self._latest)
+            return conflicting(by_graph, records.grids_outside()) or Embedding(by_graph)
         level, prefix = place.level, place.num_prefix_tokens
         found = records.source(tokens, id(place), backward, level, prefix, one_size=self._one_size)
         if isinstance(found, str) and backward != _NO_BACKWARD:

@@ -155,7 +155,7 @@ class ThreadRecords:
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
-        self.outputs: deque[tuple[weakref.ref[Tensor], Embedding]] = deque(maxlen=_RECENT)
+        self.outputs: deque[tuple[weakref.ref[Tensor], int, Embedding]] = deque(maxlen=_RECENT)
         self.given: dict[int, TokenGrid] = {}
         self.expected: Grid | None = None
         # By backward pass, -1 outside of any: the running forward of the host, and other code.
@@ -186,6 +186,10 @@ class ThreadRecords:
                 self._recomputed = (task, Embeddings())
             self._recomputed[1].add(grid, batch)
 
+    def grids_outside(self) -> set[TokenGrid]:
+        """Grids of the images embedded outside of the host's forward and of backward passes."""
+        return self._outside.grids()
+
     def leave(self, owner: object) -> Call | None:
         """The call of the module that ends here, with those inside it that were interrupted."""
         if all(call.owner is not owner for call in self.calls):
@@ -197,13 +201,13 @@ class ThreadRecords:
 
     def returned(self, tokens: Tensor, source: Embedding) -> None:
         """The outermost running module returned ``tokens``."""
-        self.outputs.append((weakref.ref(tokens), source))
+        self.outputs.append((weakref.ref(tokens), _version(tokens), source))
 
     def source_of_output(self, tokens: Tensor) -> Embedding | None:
-        """Where tokens come from that are the very output of an earlier module."""
-        for output, source in reversed(self.outputs):
+        """Where tokens come from that an earlier module returned and nobody wrote to since."""
+        for output, version, source in reversed(self.outputs):
             if output() is tokens:
-                return source
+                return source if version == _version(tokens) else None
         return None
 
     def confirmed(self, known: Embedding, task: int, level: int) -> Embedding | str:
@@ -268,6 +272,13 @@ def recomputed(grids: Iterable[TokenGrid]) -> str:
         "they are recomputed in a backward pass from an input that the forward pass did not see, "
         f"and could be of {_listed(grids) or 'any'} patches"
     )
+
+
+def conflicting(known: TokenGrid, others: Iterable[TokenGrid]) -> str:
+    """Why tokens are not taken to be of ``known``: as many make another grid; "" if none does."""
+    count = known.tokens(known.level)
+    alike = {g for g in others if g.level == known.level and g.tokens(g.level) == count}
+    return _either(alike | {known}) if alike - {known} else ""
 
 
 def _misfit(grid: TokenGrid, prefix: int) -> str:

@@ -41,10 +41,10 @@ class Watch:
     def __init__(self, geometry: Follower, place: Position) -> None:
         self.geometry, self.place = geometry, place
 
-    def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Forward pre-hook."""
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Forward pre-hook, with keyword arguments."""
         if not in_graph():
-            self.geometry.enter(self, args[0] if args else None)
+            self.geometry.enter(self, args[0] if args else kwargs.get("x"))
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Forward hook; also after a forward that raised."""
