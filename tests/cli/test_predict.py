@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import pytest
 from PIL import Image
@@ -91,3 +92,40 @@ def test_help_says_what_the_percentages_are(capsys):
     with pytest.raises(SystemExit):
         run("predict", "--help")
     assert "not calibrated" in " ".join(capsys.readouterr().out.split())
+
+
+def test_pattern_of_folders_stands_for_their_images(photos, monkeypatch):
+    monkeypatch.chdir(photos)
+    assert expand(["**/"]) == (["deep/"], [])
+    assert expand([f"{photos}/**/"]) == ([f"{photos}/"], [])
+
+
+def test_empty_argument_is_not_the_current_folder():
+    with pytest.raises(ValueError, match="empty"):
+        expand(["b.png", ""])
+
+
+def test_csv_does_not_replace_an_image(trained, photos, capsys):
+    image = photos / "b.png"
+    before = image.read_bytes()
+    assert run("predict", trained, image, "--csv", image) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert image.read_bytes() == before
+    assert run("predict", trained, image, "--csv", photos / "deep") == 2
+    table = photos / "table.csv"
+    assert run("predict", trained, image, "--csv", table) == 0
+    assert run("predict", trained, image, "--csv", table) == 2
+    assert run("predict", trained, image, "--csv", table, "--overwrite") == 0
+
+
+def test_output_of_a_name_that_is_not_utf8(trained, photos, tmp_path, capsys):
+    name = os.fsdecode(b"caf\xe9.png")
+    try:
+        (photos / "b.png").rename(photos / name)
+    except OSError:
+        pytest.skip("the file system takes UTF-8 names alone")
+    for images in (photos / name, photos):
+        output = tmp_path / f"out-{images.name!a}"
+        assert run("predict", trained, images, "--output", output) == 0
+        assert (output / r"caf\xe9.png").is_file()
+        assert "caf\\xe9.png" in (output / "predictions.csv").read_text()

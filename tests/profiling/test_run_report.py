@@ -144,7 +144,7 @@ def test_names_of_classes_are_text(run):
     lines = [line.split(",") for line in text.splitlines()]
     for line in lines[1:]:
         line[1:3] = [{"0": "<i>zero</i>"}.get(name, name) for name in line[1:3]]
-    path.write_text("\n".join(",".join(line) for line in lines))
+    path.write_text("".join(",".join(line) + "\n" for line in lines))
     page = write_run_report(run).read_text()
     assert "<i>zero</i>" not in page
     assert "&lt;i&gt;zero&lt;/i&gt;" in page

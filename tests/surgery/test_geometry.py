@@ -296,6 +296,7 @@ def test_crops_embedded_first_and_run_afterwards(gradients):
         with pytest.raises(ValueError, match="could be of either"):
             model.blocks(wide)
         # One after the other, they are known, block by block too.
+        model = copy.deepcopy(model)  # which has not embedded the refused ones
         first = model.blocks[0](embedded(model, images((16, 64))[0]))
         second = model.blocks[0](embedded(model, images((64, 16))[0]))
         for block in model.blocks[1:]:
@@ -326,9 +327,9 @@ def test_tokens_that_do_not_fit_are_refused():
     (x,) = images((32, 32))
     with torch.no_grad():
         tokens = embedded(model, x)
-        with pytest.raises(ValueError, match=r"2×\(8×8\) behind 1 prefix tokens"):
+        with pytest.raises(ValueError, match="8×8 tokens behind 1 prefix tokens"):
             model.blocks(tokens[:, :17])
-        with pytest.raises(ValueError, match=r"2×\(8×8\)"):
+        with pytest.raises(ValueError, match="as many in a batch"):
             model.blocks(tokens[:1].clone())
         model.blocks(tokens)
 
@@ -395,7 +396,7 @@ def test_a_block_used_repeatedly(gradients):
 def test_a_forward_that_raised_leaves_nothing_behind():
     model = vit().eval()
     x, other = images((32, 32), (16, 64))
-    tokens = embedded(model, x).detach()
+    tokens = embedded(copy.deepcopy(model), x).detach()
 
     def fail(*args):
         raise RuntimeError("on purpose")

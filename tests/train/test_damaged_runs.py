@@ -12,7 +12,7 @@ import safetensors.torch
 from lightning.pytorch import Callback
 
 import castling_launcher
-from castling.profiling.report import write_run_report
+from castling.profiling.run_report import write_run_report
 from castling.tasks.result import read_result
 from castling.train import recipe_from_dict, recipe_to_yaml, train
 

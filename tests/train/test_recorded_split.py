@@ -149,6 +149,11 @@ def as_of_earlier_version(run):
     checkpoint = read_checkpoint(path)
     del checkpoint["castling"]["split"]
     torch.save(checkpoint, path)
+    path = run / "result.json"
+    if path.is_file():
+        values = json.loads(path.read_text())
+        del values["split"]
+        path.write_text(json.dumps(values))
 
 
 def test_runs_of_earlier_versions_go_on_and_are_evaluated_by_position(photos, tmp_path):
@@ -194,6 +199,58 @@ def test_evaluation_takes_the_recorded_images(photos, tmp_path):
                 "copies of images trained on" in note and "dog/copy.png" in note
                 for note in found.notes
             )
+
+
+@pytest.mark.parametrize("kept", ["val", "test"])
+def test_a_run_whose_folder_has_one_of_val_and_test_goes_on(kept, photos, tmp_path):
+    for index, name in enumerate(("cat", "dog")):
+        (photos / name).rename(photos / f"moved-{name}")
+        (photos / "train").mkdir(exist_ok=True)
+        (photos / f"moved-{name}").rename(photos / "train" / name)
+        for number in range(3):
+            noise(photos / kept / name / f"{number}.png", 500 + 10 * index + number)
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    images = {"split": {"val_fraction": None, "test_fraction": None}}
+    expected = train(recipe(photos, **images), whole, progress=False)
+    assert expected.images == {"train": 40, "val": 6}
+    interrupted(photos, run, **images)
+    train(recipe(photos, **images), run, progress=False)
+    assert weights(run) == weights(whole)
+    found = evaluate(run)
+    assert (found.split, found.images) == (kept, 6)
+    assert found.metrics["loss"] == pytest.approx(expected.metrics["test_loss"], rel=1e-5)
+
+
+def test_evaluation_refuses_a_split_that_is_not_the_run_s(photos, tmp_path):
+    run = tmp_path / "run"
+    train(recipe(photos), run, progress=False)
+    path = run / "split.json"
+    text = path.read_text()
+    values = json.loads(text)
+    images = values["images"]
+    images["train"][0], images["test"][0] = images["test"][0], images["train"][0]
+    path.write_text(json.dumps(values))
+    for model in (run, run / "switched"):
+        with pytest.raises(ValueError, match=r"split\.json, .* not the one .* trained with"):
+            evaluate(model)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"split\.json, .* is missing"):
+        evaluate(run)
+    path.write_text(text)
+    assert evaluate(run).trained_on == 0
+    (run / "result.json").write_text("")
+    assert evaluate(run).trained_on == 0
+
+
+def test_evaluation_needs_the_images_of_its_own_split_alone(photos, tmp_path):
+    run = tmp_path / "run"
+    result = train(recipe(photos), run, progress=False)
+    for image in read_split_record(run).images["val"]:
+        (photos / image.path).unlink()
+    found = evaluate(run)
+    assert found.metrics["loss"] == pytest.approx(result.metrics["test_loss"], rel=1e-5)
+    with pytest.raises(ValueError, match=r"none of the \d val images"):
+        evaluate(run, split="val")
 
 
 def test_evaluation_of_other_folders_warns_of_images_trained_on(photos, tmp_path):

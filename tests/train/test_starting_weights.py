@@ -14,8 +14,9 @@ import castling
 from castling.models.saved import open_model
 from castling.surgery.plan import Plan, PlannedLayer, Predicted
 from castling.train import dry_run, recipe_from_dict, train
-from castling.train.build import build, check, open_data, with_plan
+from castling.train.build import build, check, open_data
 from castling.train.recipe import Recipe
+from castling.train.resolve import with_plan
 
 TINY = {"depth": 2, "embed_dim": 16}
 

@@ -1,10 +1,21 @@
 """Files: whole or not at all, named when they cannot be written, replaced only if told."""
 
 import errno
+import os
 
 import pytest
 
-from castling.utils.files import naming, read_csv, refuse_existing, replacing, write_csv
+from castling.utils.files import (
+    is_stream,
+    naming,
+    parse_json,
+    read_csv,
+    refuse_existing,
+    replacing,
+    replacing_together,
+    write_csv,
+    write_text,
+)
 
 
 def test_a_full_disk_is_reported_with_the_name_of_the_file(tmp_path):
@@ -37,3 +48,37 @@ def test_tables_come_back_and_broken_ones_are_named(tmp_path):
         path.write_text(broken)
         with pytest.raises(ValueError, match=r"t\.csv is empty or damaged"):
             read_csv(path)
+
+
+def test_a_pipe_is_written_to_not_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_text(pipe, "all of it")
+        assert os.read(reader, 100) == b"all of it"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+    with (
+        pytest.raises(FileExistsError, match="device or pipe"),
+        replacing_together(tmp_path) as temporary,
+    ):
+        (temporary / "pipe").write_text("x")
+    assert pipe.is_fifo()
+
+
+def test_json_that_is_nested_too_deeply_is_a_value_error():
+    assert parse_json('{"a": [1]}') == {"a": [1]}
+    for text in ("[" * 100_000, "{", ""):
+        with pytest.raises(ValueError, match=r"nested|Expecting"):
+            parse_json(text)
+
+
+def test_open_files_are_streams(tmp_path):
+    assert is_stream("/dev/null")
+    with (tmp_path / "plain").open("w") as file:
+        assert is_stream(f"/dev/fd/{file.fileno()}")
+    assert not is_stream(tmp_path / "plain")
+    assert not is_stream(tmp_path)
+    assert not is_stream(tmp_path / "absent")

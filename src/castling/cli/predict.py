@@ -19,9 +19,11 @@ from castling.cli.parts import (
     say,
     show,
 )
+from castling.utils.files import is_stream, refuse_existing, replacing, write_json
 
 if TYPE_CHECKING:
     from castling.deploy import Predictor
+    from castling.deploy.predictor import ImageLike
     from castling.tasks import Prediction
 
 
@@ -46,12 +48,14 @@ def predict(arguments: list[str]) -> int:
         help="write every image with its prediction drawn, predictions.csv and predictions.json "
         "into this folder",
     )
-    add_overwrite(parser, "a folder of --output that holds files")
+    add_overwrite(parser, "the file of --csv; write into a folder of --output that holds files")
     add_quiet(parser)
     values = parser.parse_args(arguments)
     if values.output:
         check_output(Path(values.output), values.overwrite)
-    images, unmatched = expand(values.images)
+    if values.csv:
+        check_csv(Path(values.csv), values.overwrite)
+    patterns, unmatched = expand(values.images)
     from castling.deploy import Predictor
     from castling.tasks.classification import ClassificationPrediction
 
@@ -60,6 +64,8 @@ def predict(arguments: list[str]) -> int:
         predictor.task.prediction_class(name=pattern, error=f"no image matches {pattern}")
         for pattern in unmatched
     ]
+    images = predictor.listed(patterns)
+    notes = list(predictor.notes)
     printed = not values.json and not values.quiet
     for one in predictor.stream(images):
         found.append(one.top(values.top) if isinstance(one, ClassificationPrediction) else one)
@@ -68,12 +74,12 @@ def predict(arguments: list[str]) -> int:
     if values.csv:
         predictor.to_csv(found, values.csv)
     if values.output:
-        write_output(predictor, found, Path(values.output))
+        write_output(predictor, found, [*unmatched, *images], Path(values.output))
         if not values.quiet:
             say(f"written to {values.output}")
     if values.json:
         show(values, [one.to_dict() for one in found], "")
-    for note in predictor.notes:
+    for note in notes + predictor.notes:
         print(f"castling predict: note: {note}", file=sys.stderr)
     failed = [one for one in found if one.error]
     for one in failed:
@@ -86,12 +92,17 @@ def expand(images: Sequence[str]) -> tuple[list[str], list[str]]:
 
     A pattern is expanded here where the shell did not: quoted, or on a system whose shell does not
     expand. ``**`` stands for any folders. An existing file of that very name is no pattern.
+
+    Raises:
+        ValueError: an argument is empty, as a shell's unset variable is.
     """
     from castling.data import is_image
 
     found: list[str] = []
     unmatched: list[str] = []
     for text in images:
+        if not text:
+            raise ValueError("the name of an image is empty; . stands for the current folder")
         if not glob.has_magic(text) or Path(text).exists():
             found.append(text)
             continue
@@ -102,10 +113,29 @@ def expand(images: Sequence[str]) -> tuple[list[str], list[str]]:
         ]
         # A folder stands for the images in it: named with them they would come twice.
         files = [match for match in matches if not Path(match).is_dir()]
-        found += (files if "**" in text else matches) or []
+        found += (files or _outermost(matches)) if "**" in text else matches
         if not matches:
             unmatched.append(text)
     return list(dict.fromkeys(found)), unmatched
+
+
+def _outermost(folders: Sequence[str]) -> list[str]:
+    """Those that lie in none of the others."""
+    every = {Path(folder) for folder in folders}
+    return [folder for folder in folders if every.isdisjoint(Path(folder).parents)]
+
+
+def check_csv(path: Path, overwrite: bool) -> None:
+    """Refuse a file that is there, before any work; it may be one of the images.
+
+    Raises:
+        FileExistsError: it is, and ``overwrite`` is False.
+        IsADirectoryError: it is a folder.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; --csv names a file")
+    if not is_stream(path):
+        refuse_existing([path], overwrite)
 
 
 def check_output(folder: Path, overwrite: bool) -> None:
@@ -121,18 +151,24 @@ def check_output(folder: Path, overwrite: bool) -> None:
         raise FileExistsError(f"{folder} holds files: choose another folder, or give --overwrite")
 
 
-def write_output(predictor: Predictor, found: Sequence[Prediction], folder: Path) -> None:
-    """Drawn images, ``predictions.csv`` and ``predictions.json``."""
-    from castling.utils.files import replacing, write_json
+def write_output(
+    predictor: Predictor, found: Sequence[Prediction], images: Sequence[ImageLike], folder: Path
+) -> None:
+    """``predictions.csv``, ``predictions.json`` and drawn images.
 
-    folder.mkdir(parents=True, exist_ok=True)
-    for one, name in zip(found, drawn_names(found), strict=True):
+    Args:
+        predictor: made the predictions.
+        found: predictions.
+        images: what each is of; its name is for reading and need not be that of a file.
+        folder: made if missing.
+    """
+    predictor.to_csv(found, folder / "predictions.csv")
+    write_json(folder / "predictions.json", [one.to_dict() for one in found])
+    for one, image, name in zip(found, images, drawn_names(found), strict=True):
         if one.error:
             continue
         with replacing(folder / name) as temporary:
-            predictor.draw(one.name, one).save(temporary, format="PNG")
-    predictor.to_csv(found, folder / "predictions.csv")
-    write_json(folder / "predictions.json", [one.to_dict() for one in found])
+            predictor.draw(image, one).save(temporary, format="PNG")
 
 
 def drawn_names(found: Sequence[Prediction]) -> Iterator[str]:

@@ -83,7 +83,7 @@ def find_recorded(
         The selections by split, as far as the record has them, and the changes.
 
     Raises:
-        DataError: the classes are others, or nothing is left of a split.
+        DataError: the classes are others, or nothing is left of a split that is about to be read.
     """
     if source.info.classes != record.classes:
         raise DataError(
@@ -101,7 +101,7 @@ def find_recorded(
     new = {own: dict.fromkeys(p for p in paths if p not in known) for own, paths in places.items()}
     splits: dict[str, Selection] = {}
     for split in record.images:
-        own = split if split in places else "train"
+        own = _own_split(split, record, places)
         found = _find_split(
             source,
             split,
@@ -112,7 +112,7 @@ def find_recorded(
             by_content if split in read else None,
             changes if split in read else Changes(),
         )
-        if not len(found):
+        if not len(found) and split in read:
             raise DataError(
                 f"none of the {record.sizes[split]} {split} images of {record.source} is left"
             )
@@ -124,6 +124,17 @@ def find_recorded(
             found_keys = by_content.of(own, [places[own][path] for path in paths])
             changes.copies += [p for p, k in zip(paths, found_keys, strict=True) if k in trained]
     return splits, changes
+
+
+def _own_split(split: str, record: SplitRecord, places: Mapping[str, Mapping[str, int]]) -> str:
+    """The split of the source that holds the images of one of the record.
+
+    Others are ``train``, of which images were held out, and ``test``, which also served as ``val``.
+    """
+    others = ["test", "train"] if split == "val" and "test" not in record.images else ["train"]
+    candidates = [own for own in (split, *others) if own in places]
+    paths = [image.path for image in record.images[split]]
+    return max(candidates, key=lambda own: sum(path in places[own] for path in paths))
 
 
 def _find_split(

@@ -11,7 +11,7 @@ from pathlib import Path
 from castling.data.keys import ImageKeys
 from castling.data.registry import FileSource, Source
 from castling.data.splits import Selection
-from castling.utils.files import write_text
+from castling.utils.files import parse_json, write_text
 from castling.utils.text import few
 
 SPLIT_FILE = "split.json"
@@ -102,7 +102,7 @@ def read_split_record(folder: Path) -> SplitRecord | None:
     if not path.is_file():
         return None
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
         if values["format"] != _FORMAT:
             raise ValueError(f"its format is {values['format']!r}, not {_FORMAT!r}")
         images = {
@@ -122,7 +122,7 @@ def read_split_record(folder: Path) -> SplitRecord | None:
             unused=list(values["unused"]),
             earlier=list(values["earlier"]),
         )
-    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
             f"{path} is not a whole record of a split ({type(error).__name__}: {error}); put a "
             "copy back. Without the file, the run's images would be drawn anew"

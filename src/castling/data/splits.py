@@ -111,17 +111,19 @@ def share_missing(splits: dict[str, Selection]) -> list[str]:
     """Let one of ``val`` and ``test`` stand for the other where that is missing; notes say so."""
     if "val" not in splits:
         splits["val"] = splits["test"]
+    elif "test" not in splits:
+        splits["test"] = splits["val"]
+    else:
+        return []
+    if splits["val"].split == "test":
         return [
             "there is no validation split: the test images serve for validation, so a checkpoint "
             "chosen by validation has seen them; set val_fraction to hold out training images"
         ]
-    if "test" not in splits:
-        splits["test"] = splits["val"]
-        return [
-            "there is no test split: test figures are those of the validation images; set "
-            "test_fraction to hold out training images"
-        ]
-    return []
+    return [
+        "there is no test split: test figures are those of the validation images; set "
+        "test_fraction to hold out training images"
+    ]
 
 
 def held_out_shares(source: Source, config: SplitConfig) -> list[tuple[str, float]]:

@@ -90,10 +90,16 @@ def evaluate(
     return dataclasses.replace(
         found,
         notes=(*images.notes, *notes),
-        split="val" if split == "test" and not images.has_test else split,
+        split=_served_by(images) if split == "test" else split,
         data=str(images.config.source),
         trained_on=trained_on,
     )
+
+
+def _served_by(images: DataModule) -> str:
+    """Whose images ``test`` gives; of files with one of ``val`` and ``test`` that is its name."""
+    own = images.dataset("test").selection.split
+    return "test" if images.has_test or own == "test" else "val"
 
 
 def _open(

@@ -133,6 +133,11 @@ class Predictor:
         """
         return list(self.stream(images))
 
+    def listed(self, images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
+        """Single images, in the place of folders those inside; ``notes`` says what is left out."""
+        self.notes = []
+        return list(_expanded(images, self.notes))
+
     def stream(self, images: ImageLike | Iterable[ImageLike]) -> Iterator[Prediction]:
         """As calling it, one batch of images in memory at a time."""
         self.notes = []

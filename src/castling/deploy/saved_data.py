@@ -16,8 +16,10 @@ from castling.data import (
     read_split_record,
 )
 from castling.data.legacy import upgrade_data, with_old_rules
+from castling.data.split_record import SPLIT_FILE
 from castling.models.card import CARD, ModelCard
 from castling.tasks import Task, task_class
+from castling.tasks.result import read_result
 from castling.tasks.run_recipe import read_run_recipe
 from castling.utils.text import few, first_line
 
@@ -53,7 +55,8 @@ def run_data(path: str | os.PathLike[str], task: Task) -> RunData | None:
     ``best/switched`` and ``last/switched``.
 
     Raises:
-        ValueError: the run's recipe or split cannot be read; the message names the file.
+        ValueError: the run's recipe or split cannot be read, or the split is not the one that it
+            was trained with; the message names the file.
     """
     folder = Path(path).absolute()
     folders = [folder, folder.parent]
@@ -73,8 +76,25 @@ def run_data(path: str | os.PathLike[str], task: Task) -> RunData | None:
                 f"{recipe} does not say which images the run had ({first_line(error)}): name them "
                 "with --data"
             ) from error
-        return RunData(config, read_split_record(folder))
+        record = read_split_record(folder)
+        trained_with = _split_of_result(folder)
+        if trained_with and (record is None or record.digest != trained_with):
+            state = "missing" if record is None else "not the one that the run was trained with"
+            raise ValueError(
+                f"{folder / SPLIT_FILE}, which says what the run was trained on, is {state}: put "
+                "the run's own back"
+            )
+        return RunData(config, record)
     return None
+
+
+def _split_of_result(folder: Path) -> str:
+    """Digest of the split that a finished run was trained with; empty where it is not known."""
+    try:
+        result = read_result(folder)
+    except ValueError:  # damaged; the weights may be whole
+        return ""
+    return "" if result is None else result.split
 
 
 def open_saved_data(

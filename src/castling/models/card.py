@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from castling.attention import attention_config, config_to_dict
-from castling.utils.files import write_json
+from castling.utils.files import parse_json, write_json
 from castling.utils.version import VERSION
 
 CARD = "model.json"
@@ -101,11 +101,6 @@ class ModelCard:
             raise ValueError(f'"crop_fraction" is {crop!r}; it must lie in (0, 1]')
         if not (_is_number(self.progress) and 0 <= self.progress <= 1):
             raise ValueError(f'"progress" is {self.progress!r}; it must lie in [0, 1]')
-        outputs: Any = self.kwargs.get("num_classes", len(classes))
-        if self.head is None and outputs != len(classes):
-            raise ValueError(
-                f'"classes" has {len(classes)} names, "num_classes" in "kwargs" is {outputs!r}'
-            )
 
     def at_size(self, size: tuple[int, int]) -> ModelCard:
         """The card of the same model for images of another (height, width) in pixels."""
@@ -152,9 +147,15 @@ class ModelCard:
         if unknown:
             raise ValueError(f"unknown entries {sorted(unknown)}; written by a newer castling?")
         try:
-            return cls(**values)
+            card = cls(**values)
         except TypeError as error:
             raise ValueError(str(error)) from error
+        outputs = card.kwargs.get("num_classes", len(card.classes))
+        if card.head is None and outputs != len(card.classes):
+            raise ValueError(
+                f'"classes" has {len(card.classes)} names, "num_classes" in "kwargs" is {outputs!r}'
+            )
+        return card
 
 
 def _is_number(value: Any) -> bool:
@@ -175,7 +176,7 @@ def read_card(path: Path) -> ModelCard:
         ValueError: the file is not a card; the message names it.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise ValueError("not a JSON object")
         return ModelCard.from_dict(values)

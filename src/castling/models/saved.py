@@ -103,7 +103,7 @@ def open_model(path: str | os.PathLike[str]) -> tuple[nn.Module, ModelCard]:
         load_checkpoint(model, folder / WEIGHTS)
     except ValueError as error:
         raise ValueError(
-            f"{error}\n(the model is the one that {folder / CARD} describes)"
+            f"{error} (the model is the one that {folder / CARD} describes)"
         ) from error
     return model, card
 

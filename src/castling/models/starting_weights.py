@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.models import get_pretrained_cfg
 from torch import nn
 
 from castling.models.builder import build_model
@@ -22,6 +23,8 @@ from castling.surgery import LoadReport
 from castling.surgery.checkpoint import LoadOptions, prepare
 from castling.surgery.checkpoint_files import weights_file
 from castling.surgery.checkpoint_values import fill
+
+Channels = tuple[float, float, float]
 
 
 def start_from(
@@ -93,6 +96,30 @@ def skeleton(
         return build_model(name, kwargs, attention, where, image_size=image_size)
 
 
+def normalisation_of(
+    name: str, checkpoint: str | os.PathLike[str] = ""
+) -> tuple[Channels, Channels] | None:
+    """Mean and std, per channel of pixels in [0, 1], of the images that weights were trained on.
+
+    Args:
+        name: in timm's registry.
+        checkpoint: a file of weights, or the folder of a run or saved model; empty for timm's own.
+
+    Returns:
+        Those of the saved model that the weights belong to, or of timm's description of the
+        architecture; None where neither says any.
+
+    Raises:
+        ValueError: the card beside the weights is damaged.
+    """
+    card = card_beside(checkpoint) if checkpoint else None
+    described = card or get_pretrained_cfg(name, allow_unregistered=True)
+    if described is None or not described.mean or not described.std:
+        return None
+    (r, g, b), (s, t, u) = described.mean, described.std
+    return (r, g, b), (s, t, u)
+
+
 def card_beside(path: str | os.PathLike[str]) -> ModelCard | None:
     """The card of the saved model that weights belong to; None for other files.
 
@@ -145,7 +172,14 @@ def _said(
             notes.append("its classes are not those of the data: the classifier starts afresh")
         theirs, whose = [card.mean, card.std], "the model of these weights"
     ours: list[Any] = [mean, std]
-    if None not in (*theirs, *ours) and [tuple(x) for x in theirs] != [tuple(x) for x in ours]:
+    if None in (*theirs, *ours):
+        return notes
+    if [tuple(x) for x in theirs] == [tuple(x) for x in ours]:
+        notes.append(
+            f"images are normalised with mean {_numbers(mean)} and std {_numbers(std)}, as {whose} "
+            "says"
+        )
+    else:
         notes.append(
             f"{whose} has mean {_numbers(theirs[0])} and std {_numbers(theirs[1])}; this run "
             f"normalises with {_numbers(ours[0])} and {_numbers(ours[1])} (data.transform.mean, "

@@ -209,13 +209,13 @@ class Geometry:
         """Forward pre-hook of :meth:`watch_host`."""
         if not in_graph():
             self._by_graph = False
-            self._records().begin(_backward_pass(), in_call=True)
+            self._records().begin(_backward_pass())
 
     def after_host(self, host: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Forward hook of :meth:`watch_host`; also after a forward that raised."""
         if not in_graph():
             self._by_graph = False
-            self._records().begin(_NO_BACKWARD, in_call=False)
+            self._records().end()
 
     def enter(self, watch: Watch, tokens: Any) -> None:
         """A watched module is called."""
@@ -225,9 +225,7 @@ class Geometry:
             source = records.calls[-1].source
         elif isinstance(tokens, Tensor) and tokens.dim() == 3:
             given = records.given.get(id(watch))
-            source = (
-                self._find(records, tokens, watch.place) if given is None else Embedding(given, 0)
-            )
+            source = self._find(records, tokens, watch.place) if given is None else Embedding(given)
         records.calls.append(Call(watch, source))
         if isinstance(source, str) or not isinstance(tokens, Tensor):
             return
@@ -275,11 +273,9 @@ class Geometry:
         if known is not None:
             return records.confirmed(known, backward, place.level)
         if self._by_graph and backward == _NO_BACKWARD and type(self._latest[0]) is int:
-            return Embedding(TokenGrid(*self._latest), tokens.shape[0])
+            return Embedding(TokenGrid(*self._latest))
         level, prefix = place.level, place.num_prefix_tokens
-        found: Embedding | str = NO_IMAGE
-        if records.task == backward:
-            found = records.embedding_of(tokens, id(place), level, prefix, one_size=self._one_size)
+        found = records.source(tokens, id(place), backward, level, prefix, one_size=self._one_size)
         if isinstance(found, str) and backward != _NO_BACKWARD:
             count = tokens.shape[1] - prefix
             fitting = [
@@ -288,7 +284,7 @@ class Geometry:
                 if grid.level <= level and grid.tokens(level) == count
             ]
             # Every image was seen in its forward pass: if only one grid fits, it is that.
-            return Embedding(fitting[0], 0) if len(fitting) == 1 else recomputed(fitting)
+            return Embedding(fitting[0]) if len(fitting) == 1 else recomputed(fitting)
         return found
 
     def _record(self, tokens: Tensor, source: Embedding) -> None:

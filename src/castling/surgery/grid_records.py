@@ -51,14 +51,14 @@ class Embedding:
 
     Attributes:
         grid: of its tokens.
-        batch: B.
+        batch: B; 0 where it does not matter.
         readers: id of an attention's place -> the tokens of this image that reached it first, or
             the module around it that starts with it.
     """
 
     __slots__ = ("batch", "grid", "readers")
 
-    def __init__(self, grid: TokenGrid, batch: int) -> None:
+    def __init__(self, grid: TokenGrid, batch: int = 0) -> None:
         self.grid, self.batch = grid, batch
         self.readers: dict[int, tuple[weakref.ref[Tensor], int]] = {}
 
@@ -81,42 +81,110 @@ class Call:
         self.owner, self.source = owner, source
 
 
+class Embeddings:
+    """The image batches that one forward embedded, or code outside of the host's own forward."""
+
+    def __init__(self) -> None:
+        #: (grid, B) -> how many were embedded whose tokens no module has seen yet.
+        self._unread: dict[tuple[TokenGrid, int], int] = {}
+        self._read: deque[Embedding] = deque(maxlen=_RECENT)
+
+    def add(self, grid: TokenGrid, batch: int) -> None:
+        """An image batch was embedded."""
+        self._unread[grid, batch] = self._unread.get((grid, batch), 0) + 1
+
+    def grids(self) -> set[TokenGrid]:
+        """All grids."""
+        return {grid for grid, _ in self._unread} | {e.grid for e in self._read}
+
+    def only(self, count: int, level: int, prefix: int) -> Embedding | str:
+        """The only image of a forward, in whatever batches it computes its tokens."""
+        (grid,) = self.grids()
+        if grid.tokens(level) + prefix != count:
+            return _misfit(grid, prefix)
+        if not self._read:
+            self._read.append(Embedding(grid))
+        return self._read[0]
+
+    def source(
+        self, tokens: Tensor, reader: int, level: int, prefix: int, *, one_size: bool
+    ) -> Embedding | str:
+        """The only image that these tokens can come from; see :meth:`ThreadRecords.source`."""
+        batch, count = tokens.shape[:2]
+        fitting = {grid for grid in self.grids() if grid.tokens(level) + prefix == count}
+        if not fitting:
+            return _misfit(max(self.grids()), prefix)
+        unread = {grid for grid in fitting if self._share(grid, batch)}
+        # A module that had an image's tokens already is now called with those of another.
+        read = [
+            e
+            for e in self._read
+            if e.grid in fitting and e.batch == batch and (one_size or e.is_new_to(reader, tokens))
+        ]
+        grids = unread | {e.grid for e in read}
+        if len(grids) > 1:
+            return _either(grids)
+        if unread:
+            (grid,) = unread
+            for key in self._share(grid, batch):
+                self._unread[key] -= 1
+                if not self._unread[key]:
+                    del self._unread[key]
+            self._read.append(Embedding(grid, batch))
+            return self._read[-1]
+        return read[0] if read else ALREADY_READ
+
+    def _share(self, grid: TokenGrid, batch: int) -> list[tuple[TokenGrid, int]]:
+        """The unread batches of a grid that make ``batch`` images: one, or all together."""
+        if (grid, batch) in self._unread:
+            return [(grid, batch)]
+        parts = [key for key, times in self._unread.items() if key[0] == grid for _ in range(times)]
+        return parts if parts and sum(size for _, size in parts) == batch else []
+
+
 class ThreadRecords:
     """What one thread does with a host.
 
     Attributes:
-        embeddings: image batches embedded: in the host's running call, else the last few.
-        in_call: whether the host's own ``forward`` is running.
-        task: the backward pass that the embeddings belong to; -1 outside.
         calls: running modules that hold attentions, outermost first.
         outputs: what such modules returned lately, and where it comes from.
-        given: id of a place -> the grid that ``token_grid`` gives it.
+        given: id of a watch -> the grid that ``token_grid`` gives it.
         expected: the grid that the patch embedding now running makes by its image's size, until
             its projection tells.
     """
 
     def __init__(self) -> None:
-        self.embeddings: deque[Embedding] = deque(maxlen=_RECENT)
-        self.in_call = False
-        self.task = -1
         self.calls: list[Call] = []
         self.outputs: deque[tuple[weakref.ref[Tensor], Embedding]] = deque(maxlen=_RECENT)
         self.given: dict[int, TokenGrid] = {}
         self.expected: Grid | None = None
+        # By backward pass, -1 outside of any: the running forward of the host, and other code.
+        self._forward: tuple[int, Embeddings] | None = None
+        self._outside = Embeddings()
+        self._recomputed: tuple[int, Embeddings] = (-1, self._outside)
 
-    def begin(self, task: int, *, in_call: bool) -> None:
-        """Forget the embeddings of earlier forwards; the host's ``forward`` begins or has ended."""
-        self.embeddings.clear()
+    def begin(self, task: int) -> None:
+        """The host's own ``forward`` begins, in a backward pass or, -1, outside."""
         self.calls.clear()
-        self.task, self.in_call = task, in_call
+        self._forward = (task, Embeddings())
+
+    def end(self) -> None:
+        """The host's ``forward`` has ended, and with it what it embedded."""
+        self.calls.clear()
+        self._forward = None
 
     def embedded(self, grid: TokenGrid, batch: int, task: int) -> None:
         """An image batch was embedded."""
         self.calls.clear()  # left over from a module that was interrupted
         self.expected = None
-        if task != self.task:
-            self.begin(task, in_call=False)
-        self.embeddings.append(Embedding(grid, batch))
+        if self._forward is not None and self._forward[0] == task:
+            self._forward[1].add(grid, batch)
+        elif task == -1:
+            self._outside.add(grid, batch)
+        else:
+            if self._recomputed[0] != task:
+                self._recomputed = (task, Embeddings())
+            self._recomputed[1].add(grid, batch)
 
     def leave(self, owner: object) -> Call | None:
         """The call of the module that ends here, with those inside it that were interrupted."""
@@ -143,60 +211,46 @@ class ThreadRecords:
 
         Memory tells whose tokens these were first; a learned tensor, say, is the same for all.
         """
-        if self.in_call and self.task == task and not known.grid.level:
-            grids = {embedding.grid for embedding in self.embeddings}
+        if self._forward is not None and self._forward[0] == task and not known.grid.level:
+            grids = self._forward[1].grids()
             if len(grids) == 1 and known.grid not in grids:
                 (other,) = grids
                 if other.tokens(level) == known.grid.tokens(level):
                     return _either((known.grid, other))
         return known
 
-    def embedding_of(
-        self, tokens: Tensor, reader: int, level: int, prefix: int, *, one_size: bool
+    def source(
+        self, tokens: Tensor, reader: int, task: int, level: int, prefix: int, *, one_size: bool
     ) -> Embedding | str:
-        """The only embedding that these tokens can come from, or why there is none.
+        """The only image that these tokens can come from, or why there is none.
 
         Args:
             tokens: (B, N, C).
             reader: id of the place of the first attention that they meet.
-            level: downsamplings between the embedding and ``tokens``.
+            task: the backward pass that this happens in, -1 outside.
+            level: downsamplings between the patch embedding and ``tokens``.
             prefix: tokens in front of the grid.
             one_size: the host takes images of one size only.
         """
-        batch, count = tokens.shape[:2]
-        grids = {embedding.grid for embedding in self.embeddings}
-        if not grids:
+        if self._forward is not None and self._forward[0] == task:
+            embeddings = self._forward[1]
+            if len(embeddings.grids()) == 1:
+                return embeddings.only(tokens.shape[1], level, prefix)
+        elif task == -1:
+            embeddings = self._outside
+        elif self._recomputed[0] == task:
+            embeddings = self._recomputed[1]
+        else:
             return NO_IMAGE
-        fitting = [e for e in self.embeddings if e.grid.tokens(level) + prefix == count]
-        if self.in_call and len(grids) == 1:
-            # All tokens of this call are of one grid, in whatever batches it computes them.
-            return fitting[0] if fitting else _misfit(self.embeddings, prefix)
-        exact = [e for e in fitting if e.batch == batch]
-        exact = exact or self._joined(fitting, batch)
-        # A module that had an image's tokens already is now called with those of another.
-        new = [e for e in exact if one_size or e.is_new_to(reader, tokens)]
-        grids = {embedding.grid for embedding in new}
-        if len(grids) > 1:
-            self.embeddings.clear()  # what embedded them is refused here
-            return _either(grids)
-        if not new:
-            return ALREADY_READ if exact else _misfit(self.embeddings, prefix)
-        return next((e for e in new if not e.readers), new[0])
-
-    def _joined(self, fitting: list[Embedding], batch: int) -> list[Embedding]:
-        """Images embedded in parts that together make the batch, as one embedding."""
-        for grid in {e.grid for e in fitting}:
-            parts = [e for e in fitting if e.grid == grid and not e.readers]
-            if sum(e.batch for e in parts) == batch:
-                for part in parts:
-                    self.embeddings.remove(part)
-                self.embeddings.append(Embedding(grid, batch))
-                return [self.embeddings[-1]]
-        return []
+        if not embeddings.grids():
+            return NO_IMAGE
+        return embeddings.source(tokens, reader, level, prefix, one_size=one_size)
 
 
 NO_IMAGE = "no image went through the patch embedding in this forward"
-ALREADY_READ = "this module already had the tokens of the images embedded last"
+ALREADY_READ = (
+    "no image of this grid and as many in a batch were embedded since this module had such tokens"
+)
 
 
 def _version(tokens: Tensor) -> int:
@@ -216,12 +270,9 @@ def recomputed(grids: Iterable[TokenGrid]) -> str:
     )
 
 
-def _misfit(embeddings: Iterable[Embedding], prefix: int) -> str:
-    last = list(embeddings)[-1]
+def _misfit(grid: TokenGrid, prefix: int) -> str:
     front = f" behind {prefix} prefix tokens" if prefix else ""
-    return (
-        f"the images embedded last make {last.batch}×({last.grid.height}×{last.grid.width}){front}"
-    )
+    return f"the images embedded here make {grid.height}×{grid.width} tokens{front}"
 
 
 def _listed(grids: Iterable[TokenGrid]) -> str:

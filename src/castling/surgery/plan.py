@@ -7,7 +7,6 @@ The file is small JSON; nothing in it is executed or used as a pattern.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +24,7 @@ from castling.surgery.plan_values import (
     size_of,
     text,
 )
-from castling.utils.files import write_json
+from castling.utils.files import parse_json, write_json
 
 SCHEMA = "castling plan 1"
 #: A plan of a thousand layers is smaller.
@@ -240,6 +239,6 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
     if path.stat().st_size > _MAX_BYTES:
         raise PlanError(f"{path} is no plan: {path.stat().st_size} bytes are too many")
     try:
-        return Plan.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, RecursionError) as error:  # JSON and Unicode errors are ValueErrors too
+        return Plan.from_dict(parse_json(path.read_text(encoding="utf-8")))
+    except ValueError as error:  # JSON and Unicode errors are ValueErrors too
         raise PlanError(f"{path} is no plan: {error}") from error

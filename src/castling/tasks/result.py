@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from castling.utils.checks import check_fields, config_from_dict
+from castling.utils.files import parse_json
 
 RESULT = "result.json"
 #: Metrics in percent of runs that do not name theirs: written before there were other tasks.
@@ -42,6 +42,8 @@ class TrainResult:
         other_dir: folder of the model that ``use`` did not choose, ``best`` or ``last`` in the
             run's; empty where both are the same.
         stopped_early: why training ended before its last epoch; empty otherwise.
+        split: digest of the ``split.json`` that it was trained with; empty in runs of earlier
+            versions.
     """
 
     run_dir: str
@@ -63,6 +65,7 @@ class TrainResult:
     best: dict[str, Any] = dataclasses.field(default_factory=dict)
     other_dir: str = ""
     stopped_early: str = ""
+    split: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -141,7 +144,7 @@ def read_result(run_dir: Path) -> TrainResult | None:
     if not path.is_file():
         return None
     try:
-        return _result_from(json.loads(path.read_text(encoding="utf-8")), run_dir)
+        return _result_from(parse_json(path.read_text(encoding="utf-8")), run_dir)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is not a whole result ({error}): the training command writes it again from "

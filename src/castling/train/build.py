@@ -15,8 +15,8 @@ from castling.data.advice import training_notes
 from castling.models.builder import build_model, timm_name
 from castling.models.card import ModelCard, describe_attention
 from castling.models.published import published_weights
-from castling.models.starting_weights import check_start, skeleton, start_from
-from castling.surgery import LoadReport, convertible, load_plan
+from castling.models.starting_weights import check_start, start_from
+from castling.surgery import LoadReport
 from castling.tasks import Task, build_task, task_class, task_to_dict
 from castling.train.hardware import check_hardware
 from castling.train.loggers import check_loggers
@@ -71,42 +71,6 @@ def check_starting_weights(recipe: Recipe) -> None:
     )
 
 
-def with_plan(recipe: Recipe) -> Recipe:
-    """The recipe with the layers that its plan chose in the place of the plan's file.
-
-    A run then says itself which layers it converted, and goes on without that file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no plan, is for another model or attention, or chose no layer.
-    """
-    config = recipe.model
-    if not isinstance(config.where, str):
-        return recipe
-    if not config.where.endswith(".json"):
-        return _converting(recipe, [config.where])
-    plan = load_plan(config.where)
-    if config.attention is None:
-        raise ValueError(
-            f"model.where is {config.where}, a plan for {plan.attention.name}: set model.attention "
-            "to it"
-        )
-    if not plan.linear:
-        raise ValueError(
-            f"{config.where} leaves softmax in all layers of {plan.model} at "
-            f"{plan.image_size[0]}×{plan.image_size[1]} pixels: leave model.attention and "
-            "model.where out, or plan at a larger image size"
-        )
-    size = recipe.data.transform.size
-    model = skeleton(config.name, config.kwargs, image_size=size)
-    plan.require_fits(convertible(model), attention_config(config.attention))
-    return _converting(recipe, list(plan.linear))
-
-
-def _converting(recipe: Recipe, names: list[str]) -> Recipe:
-    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, where=names))
-
-
 def open_data(
     recipe: Recipe, record: SplitRecord | None = None, *, take_in: bool = False
 ) -> tuple[DataModule, Task]:
@@ -159,7 +123,7 @@ def build(
         FileNotFoundError: the starting weights do not exist.
     """
     config = recipe.model
-    assert not isinstance(config.where, str), "with_plan has read it"
+    assert not isinstance(config.where, str), "resolved() has read it"
     preprocessing = task.preprocessing()
     size = preprocessing["image_size"]
     height, width = (size, size) if isinstance(size, int) else size

@@ -10,16 +10,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from castling.data.errors import plain_data_errors
 from castling.data.sources import FolderConfig
 from castling.tasks import TaskConfig
 from castling.tasks.result import TrainResult
-from castling.train.build import check, check_starting_weights, with_plan
+from castling.train.build import check, check_starting_weights
 from castling.train.hardware import check_hardware
 from castling.train.recipe import Recipe
 from castling.train.recorded_split import ChangedData
+from castling.train.resolve import resolved
 from castling.train.run_folder import Resume, check_writable
 from castling.train.run_lock import check_unlocked
-from castling.train.trainer import prepare, train
+from castling.train.trainer import prepare, quiet_lightning, train
 
 
 def dry_run(
@@ -61,14 +63,15 @@ def dry_run(
     Raises:
         ValueError: and others, as ``train`` raises them.
     """
-    recipe = with_plan(recipe)
+    recipe = resolved(recipe)
     if run_dir is None:
         check_hardware(recipe.hardware)
         check_starting_weights(recipe)
     else:
         check(recipe)  # also of a run that is finished
         check_unlocked(Path(run_dir))
-        prepare(recipe, Path(run_dir), resume, changed_data=changed_data)
+        with quiet_lightning(), plain_data_errors():
+            prepare(recipe, Path(run_dir), resume, changed_data=changed_data)
         check_writable(Path(run_dir))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -83,6 +83,7 @@ def finish(
         best=best,
         other_dir=other_dir,
         stopped_early=_stopped_early(module, early, checkpoint),
+        split=module.split_digest,
         **saved,
     )
     write_json(run_dir / RESULT, result.to_dict())

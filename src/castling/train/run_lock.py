@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from castling.utils.checks import config_from_dict
-from castling.utils.files import naming
+from castling.utils.files import naming, parse_json
 
 try:
     import fcntl
@@ -198,7 +198,7 @@ def _refusal(path: Path, holder: Holder | None) -> str:
 def read_holder(path: Path) -> Holder | None:
     """Who holds a lock; None for a file that is missing, empty or damaged."""
     try:
-        values: Any = json.loads(path.read_text(encoding="utf-8"))
+        values: Any = parse_json(path.read_text(encoding="utf-8"))
         return config_from_dict(Holder, values)
     except (OSError, ValueError):
         return None

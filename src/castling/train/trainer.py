@@ -19,7 +19,7 @@ from castling.data import SplitRecord
 from castling.data.errors import plain_data_errors
 from castling.models.card import ModelCard
 from castling.tasks.result import TrainResult
-from castling.train.build import build, check, check_forward, open_data, with_plan
+from castling.train.build import build, check, check_forward, open_data
 from castling.train.callbacks import (
     AuxiliarySchedule,
     BatchNormStatistics,
@@ -42,9 +42,11 @@ from castling.train.recorded_split import (
     ChangedData,
     check_changes,
     in_rules_of_run,
+    load_run_recipe,
     recorded_split,
     write_split,
 )
+from castling.train.resolve import resolved, with_normalisation_of, with_plan
 from castling.train.run_folder import (
     Resume,
     checkpoint_path,
@@ -202,11 +204,11 @@ def prepare(
 
 
 def _of_run(recipe: Recipe, run_dir: Path, resume: Resume) -> Recipe:
-    """The recipe with its plan read, by the rules of the run in the folder where there is one."""
-    recipe = with_plan(recipe)
-    if resume != "never" and holds_run(run_dir):
-        recipe = in_rules_of_run(recipe, run_dir)
-    return recipe
+    """The recipe resolved, by the rules of the run in the folder where there is one."""
+    if resume == "never" or not holds_run(run_dir):
+        return resolved(recipe)
+    recipe = in_rules_of_run(with_plan(recipe), run_dir)
+    return with_normalisation_of(recipe, load_run_recipe(run_dir))
 
 
 def _trainer(

@@ -13,10 +13,11 @@ from lightning.pytorch.tuner import Tuner
 
 from castling.data import Batch
 from castling.data.errors import plain_data_errors
-from castling.train.build import build, check, open_data, with_plan
+from castling.train.build import build, check, open_data
 from castling.train.hardware import trainer_arguments
 from castling.train.module import TrainingModule
 from castling.train.recipe import Recipe
+from castling.train.resolve import resolved
 from castling.train.trainer import quiet_lightning
 from castling.utils.files import replacing, write_csv
 from castling.utils.randomness import seed_everything
@@ -169,10 +170,9 @@ def find_batch_size(recipe: Recipe) -> BatchSizeFound:
 
 def _prepare(recipe: Recipe, folder: str) -> tuple[_Probe, pl.Trainer]:
     """The recipe's training without anything that writes."""
-    recipe = with_plan(recipe)
+    recipe = resolved(recipe)
     check(recipe)
     seed_everything(recipe.seed)
-    recipe = with_plan(recipe)
     data, task = open_data(recipe)
     model, _, _ = build(recipe, task)
     task.see_training_labels(data.dataset("train").selection.labels)

@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+_OPEN_FILES = ("/dev", "/dev/fd", "/proc/self/fd")
+
 
 @contextmanager
 def naming(path: str | os.PathLike[str], temporary: str | os.PathLike[str] = "") -> Iterator[None]:
@@ -40,17 +42,32 @@ def naming(path: str | os.PathLike[str], temporary: str | os.PathLike[str] = "")
         raise
 
 
+def is_stream(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a device, a pipe or an open file, such as ``/dev/stdout``.
+
+    These are written to; another file must never take their place.
+    """
+    path = Path(path)
+    if str(path.absolute().parent) in _OPEN_FILES:  # links that may lead to plain files
+        return path.exists()
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path in the same folder that takes the place of ``path`` on success.
 
     Missing folders are made. When the body raises, the temporary file is removed and ``path`` is
-    left as it was.
+    left as it was. A device or pipe is given itself: it is written to, not replaced.
 
     Raises:
         OSError: the disk is full or the folder may not be written; the message names ``path``.
     """
     path = Path(path)
+    if is_stream(path):
+        with naming(path):
+            yield path
+        return
     # The name is random, so that two processes writing one file do not write into one another.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
@@ -90,6 +107,8 @@ def _move_together(source: Path, folder: Path) -> None:
     for name in names:
         if (folder / name).is_dir() and not (source / name).is_dir():
             raise IsADirectoryError(errno.EISDIR, "is a folder, not a file", str(folder / name))
+        if is_stream(folder / name):
+            raise FileExistsError(errno.EEXIST, "is a device or pipe", str(folder / name))
     if len(names) == 1 and not (folder / names[0]).is_dir():
         os.replace(source / names[0], folder / names[0])
         return
@@ -148,6 +167,18 @@ def write_csv(
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is not JSON, or nested too deeply, which ``json`` alone reports otherwise.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("its brackets are nested too deeply") from error
 
 
 def read_csv(path: str | os.PathLike[str]) -> list[dict[str, str]]:

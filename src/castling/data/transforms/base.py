@@ -30,7 +30,8 @@ class TransformConfig:
 
     Attributes:
         image_size: side, or (height, width), in pixels.
-        mean: per channel, of pixels in [0, 1]; None takes the source's default.
+        mean: per channel, of pixels in [0, 1]; None takes that of the weights that the model starts
+            from, where there are any and it is known, else the source's default.
         std: as ``mean``.
     """
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from castling.export.exported_model import ExportedModel
 from castling.export.target import ExportJob, register_target
 from castling.export.targets.onnx import onnx_model
+from castling.utils.files import parse_json
 from castling.utils.text import first_line
 
 #: Section of the file's runtime information that holds the metadata.
@@ -73,8 +74,8 @@ class OpenVINOModel(ExportedModel):
             ) from error
         self._request = compiled.create_infer_request()
         stored = model.get_rt_info([_SECTION]).value if model.has_rt_info([_SECTION]) else "{}"
-        metadata = json.loads(stored)
-        expected = json.loads(metadata.get("outputs", "[]"))
+        metadata = parse_json(stored)
+        expected = parse_json(metadata.get("outputs", "[]"))
         super().__init__(
             path,
             OpenVINOTarget.name,

@@ -18,6 +18,7 @@ from torch import Tensor
 from castling.export.exported_model import ExportedModel
 from castling.export.target import ExportError, ExportJob, quiet_exporter, register_target
 from castling.ops.backends import attention_backend
+from castling.utils.files import parse_json
 from castling.utils.text import first_line
 
 #: File inside the archive that holds the metadata.
@@ -83,7 +84,7 @@ class ProgramModel(ExportedModel):
             raise ValueError(
                 f"{path} is not a program that can be run: {first_line(error)}"
             ) from error
-        metadata = json.loads(files[_METADATA])
+        metadata = parse_json(files[_METADATA])
         if "outputs" not in metadata:
             raise ValueError(f"{path} was not written by castling.export: it names no outputs")
         weight = next(iter(program.state_dict.values()), None)
@@ -93,7 +94,7 @@ class ProgramModel(ExportedModel):
             ProgramTarget.name,
             metadata,
             _input_shape(program),
-            json.loads(metadata["outputs"]),
+            parse_json(metadata["outputs"]),
         )
 
     def _bind(self, images: Tensor) -> Callable[[], Any]:
