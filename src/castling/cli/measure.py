@@ -174,7 +174,7 @@ def plan(arguments: list[str]) -> int:
     )
     parser.add_argument("--output", default="plan.json", help="(default: plan.json)")
     parser.add_argument(
-        "--strict", action="store_true", help="fail if the prediction is off by more than 10 %%"
+        "--strict", action="store_true", help="fail if the prediction is off by more than a tenth"
     )
     _add_timing(parser, rounds=25, seconds=20)
     add_quiet(parser)

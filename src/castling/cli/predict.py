@@ -32,8 +32,8 @@ def predict(arguments: list[str]) -> int:
     parser = parser_for(
         "predict",
         "run a trained model or an exported file on images, folders and patterns. Percentages of a "
-        "classifier are softmax scores, not calibrated: among images with a score of 80 %%, more "
-        "or fewer than 80 %% may be right",
+        "classifier are softmax scores, not calibrated: among images with a score of 80 %, more "
+        "or fewer than 80 % may be right",
     )
     parser.add_argument("model", help="folder of a run or of a saved model, or an exported file")
     parser.add_argument(

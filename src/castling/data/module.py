@@ -22,7 +22,7 @@ from castling.data.split_record import SplitRecord, record_split
 from castling.data.splits import Selection, choose_images, share_missing
 from castling.data.transforms.base import Transform
 from castling.data.verify import Damage
-from castling.data.workers import outlive_signals
+from castling.data.workers import outliving_signals
 
 _SPLITS = {"train": "training", "val": "validation", "test": "test"}
 
@@ -231,7 +231,7 @@ class DataModule:
             num_workers=options.workers,
             persistent_workers=options.workers > 0,
             pin_memory=pin_memory,
-            worker_init_fn=outlive_signals,
+            worker_init_fn=outliving_signals(),
             # Without its own generator every iteration would advance PyTorch's global one.
             generator=torch.Generator().manual_seed(self.seed),
         )

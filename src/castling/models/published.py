@@ -66,7 +66,7 @@ def no_weights(name: str, reason: str) -> str:
     return (
         f"the published weights of {name} are not in the cache, and cannot be downloaded "
         f"({reason}): start from a file of weights with --model.checkpoint FILE "
-        "(--task.distill.checkpoint for a teacher), or without --model.pretrained"
+        "(--task.distill.checkpoint for a teacher), or with --model.pretrained false"
     )
 
 
