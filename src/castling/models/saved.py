@@ -102,8 +102,9 @@ def open_model(path: str | os.PathLike[str]) -> tuple[nn.Module, ModelCard]:
     try:
         load_checkpoint(model, folder / WEIGHTS)
     except ValueError as error:
+        space = "\n" if "\n" in str(error) else " "  # a list of weights goes on below
         raise ValueError(
-            f"{error}\n(the model is the one that {folder / CARD} describes)"
+            f"{error}{space}(the model is the one that {folder / CARD} describes)"
         ) from error
     return model, card
 

@@ -78,7 +78,7 @@ def read_records(folder: Path) -> list[Record]:
         ValueError: the file is damaged.
     """
     path = folder / PREDICTIONS
-    return read_csv(path) if path.is_file() else []
+    return list(read_csv(path)) if path.is_file() else []
 
 
 def _save(pixels: Tensor, stem: Path) -> Path:
