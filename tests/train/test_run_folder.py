@@ -49,3 +49,10 @@ def test_a_run_beside_folders_of_splits_is_no_class(tmp_path):
     assert find_run(recipe, tmp_path / "runs" / "a", "auto") == (None, None)
     with pytest.raises(ValueError, match="lies within the images"):
         find_run(recipe, tmp_path / "train" / "a", "auto")
+
+
+@pytest.mark.parametrize("seed", [2**64, -(2**63) - 1])
+def test_a_seed_that_pytorch_does_not_take_is_refused_before_a_folder_is_made(seed):
+    with pytest.raises(ValueError, match=r"seed is .* between"):
+        Recipe(seed=seed)
+    assert Recipe(seed=2**64 - 1).seed == 2**64 - 1
