@@ -72,6 +72,12 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"castling {arguments[0]}: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except OSError as error:
+        print(f"castling: {error}", file=sys.stderr)
+        return REFUSED
     finally:
         if listens:
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -95,12 +101,12 @@ def _on_interrupt(signum: int, frame: FrameType | None) -> None:
 
 def _main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(usage(), end="")
+        print(usage(), end="", flush=True)
         return DONE
     if arguments[0] == "--version":
         from importlib import metadata
 
-        print(f"castling {metadata.version('castling')}")
+        print(f"castling {metadata.version('castling')}", flush=True)
         return DONE
     if arguments[0] not in VERBS:
         near = difflib.get_close_matches(arguments[0], VERBS, n=1)

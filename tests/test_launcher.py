@@ -119,3 +119,18 @@ def test_exit_codes_are_in_the_help_and_used():
 def test_a_misspelt_verb_is_answered_with_the_nearest(verb, said, capsys):
     assert castling_launcher.main([verb]) == 2
     assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize("argument", ["--help", "--version"])
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no /dev/full")
+def test_output_that_nobody_takes(argument):
+    command = [sys.executable, "-m", "castling_launcher", argument]
+    reader, writer = os.pipe()
+    os.close(reader)
+    closed = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (closed.returncode, closed.stderr) == (0, "")
+    with open("/dev/full", "w") as full:
+        refused = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert refused.returncode == 2
+    assert len(refused.stderr.splitlines()) == 1

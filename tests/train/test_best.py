@@ -243,3 +243,12 @@ def test_a_lost_file_of_the_best_is_said(tmp_path, caplog):
     assert result.other_dir == ""
     assert not (tmp_path / "best").exists()
     assert dataclasses.asdict(result)["use"] == "last"
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_weights_in_channels_last_order_are_saved(tmp_path, channels_last):
+    recipe = recipe_of(hardware={"accelerator": "cpu", "channels_last": channels_last})
+    train(recipe, tmp_path / "run", progress=False)
+    model, _ = open_model(tmp_path / "run")
+    assert all(value.is_contiguous() for value in model.state_dict().values())
+    assert evaluate(tmp_path / "run").metrics["loss"] > 0

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jsonargparse import ArgumentError
+from jsonargparse.typing import PositiveInt
 
 from castling.cli.compare import compare
 from castling.cli.lists import attentions, models
@@ -76,7 +77,7 @@ def demo(arguments: list[str]) -> int:
     """See VERBS."""
     parser = parser_for("demo")
     parser.add_argument("--folder", default="runs/demo", help="where runs and report go")
-    parser.add_argument("--epochs", type=int, default=10, help="per model (default: 10)")
+    parser.add_argument("--epochs", type=PositiveInt, default=10, help="per model (default: 10)")
     add_quiet(parser)
     values = parser.parse_args(arguments)
     from castling.demo import run_demo

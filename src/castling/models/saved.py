@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 from castling.attention import auxiliaries, set_progress
@@ -50,8 +51,7 @@ def save_model(
     for branch in auxiliaries(model).values():
         card = dataclasses.replace(card, progress=branch.progress)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    # Not save_file: it makes the file unreadable for other users, whatever the umask.
-    write_bytes(folder / WEIGHTS, safetensors.torch.save(_unshared(state)))
+    write_weights(folder / WEIGHTS, state)
     write_card(folder / CARD, card)
     page = render_model_card(
         card,
@@ -102,8 +102,9 @@ def open_model(path: str | os.PathLike[str]) -> tuple[nn.Module, ModelCard]:
     try:
         load_checkpoint(model, folder / WEIGHTS)
     except ValueError as error:
+        space = "\n" if "\n" in str(error) else " "  # a list of weights goes on below
         raise ValueError(
-            f"{error} (the model is the one that {folder / CARD} describes)"
+            f"{error}{space}(the model is the one that {folder / CARD} describes)"
         ) from error
     return model, card
 
@@ -138,12 +139,15 @@ def _require_classes(model: nn.Module, card: ModelCard, path: Path) -> None:
         )
 
 
-def _unshared(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of tensors that share memory, which safetensors refuses."""
+def write_weights(path: str | os.PathLike[str], state: Mapping[str, Tensor]) -> None:
+    """Write weights as safetensors, which wants tensors in row-major order that share no memory."""
     seen: set[int] = set()
-    result = {}
+    plain = {}
     for name, value in state.items():
         pointer = value.untyped_storage().data_ptr()
-        result[name] = value.clone() if pointer in seen else value
+        # A model in channels-last order has weights in that order.
+        own = value.detach().contiguous(memory_format=torch.contiguous_format)
+        plain[name] = own.clone() if pointer in seen else own
         seen.add(pointer)
-    return result
+    # Not save_file: it makes the file unreadable for other users, whatever the umask.
+    write_bytes(path, safetensors.torch.save(plain))

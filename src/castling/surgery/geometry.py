@@ -14,8 +14,8 @@ they were made of:
 All of it is plain Python state, one for each thread; copies and pickles of a model start without
 it. Compiled and traced code adds no operation for it and sees the image embedded last, which is
 that of the same graph. (Compiled code cannot read its thread: give each thread its own compiled
-model. Blocks compiled one by one read what the eager modules around them noted; do not checkpoint
-them one by one with images of several shapes.)
+model. Blocks compiled one by one read what the eager modules around them noted; after a forward,
+in recomputation say, they are refused once the host has seen other shapes of as many tokens.)
 """
 
 from __future__ import annotations

@@ -318,6 +318,8 @@ class Recipe:
     def __post_init__(self) -> None:
         """Raise ValueError on values without a meaning."""
         check_fields(self)
+        if not -(2**63) <= self.seed < 2**64:  # what PyTorch takes
+            raise ValueError(f"seed is {self.seed}; it must lie between -2^63 and 2^64 - 1")
 
 
 #: The sections of a recipe that have options of their own whatever the task.

@@ -12,15 +12,22 @@ from typing import Any, Literal
 
 import torch
 
+from castling.data import FileSource, FolderConfig, SourceConfig, open_source
+from castling.data.split_record import SPLIT_FILE
 from castling.models.saved import check_model_files
 from castling.tasks.result import RESULT, TrainResult, read_result
 from castling.train.recipe import Recipe
 from castling.train.recipe_file import recipe_differences, recipe_to_yaml
 from castling.train.recorded_split import load_run_recipe
 from castling.utils.files import write_text
-from castling.utils.text import first_line
+from castling.utils.text import few, first_line
 
 _log = logging.getLogger(__name__)
+#: What training writes or removes; a folder without ``recipe.yaml`` holds them of other origin.
+_WRITTEN = (
+    *("README.md", "auxiliary.csv", "best", "examples", "last", "metrics.csv", "model.json"),
+    *("model.safetensors", "predictions.csv", "report.html", SPLIT_FILE, "switched"),
+)
 Resume = Literal["auto", "never", "must"]
 
 
@@ -51,9 +58,11 @@ def find_run(
         to resume from, where there is one.
 
     Raises:
-        FileExistsError: the folder holds another recipe's run, or a finished one with "never".
+        FileExistsError: the folder holds another recipe's run, or a finished one with "never", or
+            files that are no run's and would be replaced.
         FileNotFoundError: "must", and there is no checkpoint.
-        ValueError: a file of the run is damaged; the message names it.
+        ValueError: a file of the run is damaged; the message names it. Or the folder lies among
+            the classes of the images.
     """
     if resume not in ("auto", "never", "must"):
         raise ValueError(f'resume must be "auto", "never" or "must", got {resume!r}')
@@ -81,7 +90,39 @@ def find_run(
     existing = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.exists())
     if not existing.is_dir():
         raise FileExistsError(f"{run_dir} cannot be a run's folder: {existing} is a file")
+    if not holds_run(run_dir):
+        _check_foreign_files(run_dir)
+    _check_outside_images(recipe.data.source, run_dir)
     return None, checkpoint if started else None
+
+
+def _check_foreign_files(run_dir: Path) -> None:
+    """Raise FileExistsError where training would replace files that no run has written."""
+    if (run_dir / "recipe.yaml").exists():  # written first; of a run without a checkpoint yet
+        return
+    if taken := [name for name in _WRITTEN if os.path.lexists(run_dir / name)]:
+        raise FileExistsError(
+            f"{run_dir} is not the folder of a run, and training would replace what it holds: "
+            f"{few(taken)}; choose another --run"
+        )
+
+
+def _check_outside_images(config: SourceConfig, run_dir: Path) -> None:
+    """Raise ValueError where the run's folder would be taken for a class of its own images."""
+    if not isinstance(config, FolderConfig):
+        return
+    folder, run = (Path(os.path.realpath(path)) for path in (config.path, run_dir))
+    if not run.is_relative_to(folder):
+        return
+    source = open_source(config)
+    assert isinstance(source, FileSource)
+    tops = {Path(source.path(split, 0)).parts[0] for split in source.info.splits}
+    has_splits = len(source.info.splits) > 1 or "train" in tops
+    if not has_splits or run.relative_to(folder).parts[:1] in {(top,) for top in tops}:
+        raise ValueError(
+            f"{run_dir} lies within the images of {config.path}, where its folders would be taken "
+            "for classes: choose another --run"
+        )
 
 
 def _whole_result(run_dir: Path, can_rebuild: bool, warn: bool) -> TrainResult | None:

@@ -197,6 +197,8 @@ def _refusal(path: Path, holder: Holder | None) -> str:
 
 def read_holder(path: Path) -> Holder | None:
     """Who holds a lock; None for a file that is missing, empty or damaged."""
+    if not path.is_file():  # reading a pipe would wait for ever
+        return None
     try:
         values: Any = parse_json(path.read_text(encoding="utf-8"))
         return config_from_dict(Holder, values)

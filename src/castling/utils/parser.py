@@ -39,10 +39,13 @@ class Parser(ArgumentParser):
         raise AssertionError("jsonargparse's error() does not return")
 
     def flags(self) -> list[str]:
-        """All long flags but the hidden ones."""
+        """All long flags but the hidden ones and those that append to a list (``--name+``)."""
         own = self._option_string_actions.items()
         shown = [flag for flag, action in own if action.help != argparse.SUPPRESS]
-        return [*(flag for flag in shown if flag.startswith("--")), *self.read_before]
+        return [
+            *(flag for flag in shown if flag.startswith("--") and not flag.endswith("+")),
+            *self.read_before,
+        ]
 
     def _suggested(self, message: str) -> str:
         if found := _UNKNOWN.match(message):

@@ -8,13 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from lightning.pytorch import Callback, Trainer
 from torch import nn
 
 from castling.attention.auxiliary import auxiliaries
+from castling.models.saved import write_weights
 from castling.train.module import TrainingModule
-from castling.utils.files import write_bytes
 
 _log = logging.getLogger(__name__)
 
@@ -81,8 +80,8 @@ class BestWeights(Callback):
             module.task.headline, value, trainer.global_step, trainer.current_epoch + 1
         )
         if trainer.is_global_zero:
-            state = {n: v.detach().cpu().clone() for n, v in module.evaluated.state_dict().items()}
-            write_bytes(weights_path(self.folder, self.best.step), safetensors.torch.save(state))
+            state = {name: value.cpu() for name, value in module.evaluated.state_dict().items()}
+            write_weights(weights_path(self.folder, self.best.step), state)
             self._clean()
 
     def _better(self, module: TrainingModule, value: float) -> bool:
