@@ -209,7 +209,9 @@ def damaged_images(folder):
 
 def test_whatever_a_decoder_raises_is_that_image_alone(predictor, tmp_path):
     damaged_images(tmp_path)
-    chunk, dds, good = predictor(tmp_path)
+    (tmp_path / "a; b.png").write_bytes(b"no image")
+    odd, chunk, dds, good = predictor(tmp_path)
+    assert odd.error.startswith(f"{tmp_path / 'a; b.png'} cannot be read as an image")
     assert "chunk.png cannot be read as an image" in chunk.error
     assert "93 (NotImplementedError)" in dds.error
     assert good.classes[0] == "red"

@@ -269,7 +269,7 @@ def test_truncated_file(save) -> None:
 
 
 def test_file_without_weights(save) -> None:
-    with pytest.raises(ValueError, match="its entries are epoch, lr"):
+    with pytest.raises(ValueError, match="it has the entries epoch, lr"):
         load_checkpoint(pico(), save({"epoch": 3, "lr": 0.1}))
 
 

@@ -182,6 +182,12 @@ def test_teacher_sees_images_in_its_own_normalisation():
     torch.testing.assert_close(teacher(normalise(mean, std)), normalise(*other))
 
 
+def test_a_teacher_that_would_teach_nothing_is_refused():
+    for options in ({"teacher": "regnety_160"}, {"checkpoint": "teacher.pth"}):
+        with pytest.raises(ValueError, match=r"task\.distill\.kind is none"):
+            DistillConfig(**options)
+
+
 def test_unusable_teachers_are_named():
     with pytest.raises(ValueError, match="neither a timm model nor a folder"):
         load_teacher(DistillConfig(kind="hard", teacher="no_such_net"), ["a"])

@@ -83,7 +83,7 @@ def weights(run):
     return (run / "model.safetensors").read_bytes()
 
 
-def test_a_run_writes_its_split_down_and_keeps_it_when_images_come(photos, tmp_path):
+def test_a_run_writes_its_split_down_and_keeps_it_when_images_come(photos, tmp_path, caplog):
     whole = tmp_path / "whole"
     train(recipe(photos), whole, progress=False)
     run = tmp_path / "run"
@@ -98,6 +98,7 @@ def test_a_run_writes_its_split_down_and_keeps_it_when_images_come(photos, tmp_p
     train(recipe(photos), run, progress=False, callbacks=[seen])
     assert weights(run) == weights(whole)  # bit for bit, as if nothing had come
     assert not any("000.png" in name for name in seen.names)
+    assert "new images: 1 (cat/000.png)" in caplog.text  # also without the display
     assert read_split_record(run) == record
 
 

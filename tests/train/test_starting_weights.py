@@ -173,3 +173,21 @@ def test_plans_that_do_not_fit(
     wanted = recipe(name="deit_pico", where=str(tmp_path / "plan.json"), **options)
     with pytest.raises(ValueError, match=message):
         with_plan(wanted)
+
+
+@pytest.mark.parametrize(
+    ("data", "model", "message"),
+    [
+        ({"source": "fotos"}, {"pretrained": True}, "there is no folder or zip file at fotos"),
+        ({}, {"checkpoint": "nothere.pth"}, r"/nothere\.pth; give a file of weights or the folder"),
+    ],
+)
+def test_what_does_not_exist_is_said_before_the_network_is_asked(
+    tmp_path: Path, data: dict[str, Any], model: dict[str, Any], message: str
+) -> None:
+    wanted = recipe_from_dict(
+        {"model": {"name": "vit_tiny_patch16_224", **model}, "data": {"source": "digits", **data}}
+    )
+    with pytest.raises(FileNotFoundError, match=message):
+        train(wanted, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()

@@ -29,6 +29,17 @@ class FileStore(Protocol):
         ...
 
 
+def existing(path: str | Path) -> Path:
+    """The path with ``~`` written out; FileNotFoundError where there is nothing."""
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(
+            f"there is no folder or zip file at {path}; source must be digits, a folder, a zip "
+            "file or torchvision:NAME"
+        )
+    return path
+
+
 def open_store(path: str | Path) -> FileStore:
     """A folder or a zip file as a store.
 
@@ -37,14 +48,9 @@ def open_store(path: str | Path) -> FileStore:
         PermissionError: it may not be read.
         DataError: it is neither a folder nor a sound zip file.
     """
-    path = Path(path).expanduser()
+    path = existing(path)
     if path.is_dir():
         return FolderStore(path)
-    if not path.exists():
-        raise FileNotFoundError(
-            f"there is no folder or zip file at {path}; source must be digits, a folder, a zip "
-            "file or torchvision:NAME"
-        )
     if not path.is_file():
         raise DataError(f"{path} is a pipe, socket or device; name a folder or a zip file")
     return ZipStore(path)

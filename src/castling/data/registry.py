@@ -29,6 +29,9 @@ class SourceConfig:
         """What a person calls the source; the shorthand that a recipe may write."""
         return self.name
 
+    def check_exists(self) -> None:
+        """Raise FileNotFoundError where there is nothing to open; reads no image."""
+
 
 @dataclass(frozen=True)
 class DataInfo:

@@ -265,6 +265,9 @@ def _complaint(image: ImageLike, error: Exception) -> str:
     if isinstance(error, IsADirectoryError):
         return f"{name} holds no image files"
     if isinstance(error, DataError):  # what follows the semicolon is advice for training data
-        return str(error).rpartition(";")[0] or str(error)
+        text = str(error)
+        start = text.find(name) + len(name) if name in text else 0  # names may hold semicolons
+        what, advised, _ = text[start:].rpartition("; ")
+        return text[:start] + what if advised else text
     reason: Any = getattr(error, "strerror", None) or error
     return f"{name} cannot be read: {reason}"

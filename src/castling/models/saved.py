@@ -90,7 +90,12 @@ def open_model(path: str | os.PathLike[str]) -> tuple[nn.Module, ModelCard]:
                 f"{folder} holds no {name}; a finished castling train writes {WEIGHTS} and {CARD}"
             )
     card = read_card(folder / CARD)
-    model = build_model(card.name, card.kwargs, card.attention, card.where)
+    try:
+        model = build_model(card.name, card.kwargs, card.attention, card.where)
+    except ValueError as error:
+        raise ValueError(
+            f"{folder / CARD} describes a model that cannot be built: {error}"
+        ) from error
     if card.switched:
         strip_(model)
     elif auxiliaries(model):

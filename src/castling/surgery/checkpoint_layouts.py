@@ -74,8 +74,12 @@ def find_weights(content: Any, path: Path, key: str = "") -> list[Weights]:
         return chosen[-1:]  # nested deepest
     if not found:
         raise ValueError(
-            f"{path} holds no weights under {', '.join((*PLAIN, *AVERAGED))}; its entries are "
-            f"{', '.join(map(str, list(content)[:12]))}"
+            f"{path} holds no weights under {', '.join((*PLAIN, *AVERAGED))}; it has "
+            + (
+                f"the entries {', '.join(map(str, list(content)[:12]))}"
+                if content
+                else "no entries"
+            )
         )
     return found
 

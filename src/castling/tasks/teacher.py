@@ -54,6 +54,11 @@ class DistillConfig:
             raise ValueError(
                 f"task.distill.kind is {self.kind!r} but task.distill.teacher is empty: name one"
             )
+        if self.kind == "none" and (self.teacher or self.checkpoint):
+            raise ValueError(
+                "task.distill names a teacher, but task.distill.kind is none, so that it would "
+                "teach nothing: set the kind to soft or hard"
+            )
 
 
 class Teacher(nn.Module):

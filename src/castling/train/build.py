@@ -33,12 +33,13 @@ def check(recipe: Recipe, *, resumed: bool = False) -> None:
 
     Raises:
         ValueError: with what is wrong and what to do.
-        FileNotFoundError: weights or a teacher that do not exist.
+        FileNotFoundError: images, weights or a teacher that do not exist.
         ModuleNotFoundError: a logger's package is not installed.
     """
     check_optimizer(recipe.optim)
     check_hardware(recipe.hardware)
     check_loggers(recipe.save.loggers)
+    recipe.data.source.check_exists()  # before the network is asked for weights
     if not resumed:
         check_starting_weights(recipe)
         if recipe.model.pretrained:
@@ -59,7 +60,10 @@ def check_starting_weights(recipe: Recipe) -> None:
     if not config.checkpoint:
         return
     if not Path(config.checkpoint).exists():
-        raise FileNotFoundError(f"model.checkpoint: there is nothing at {config.checkpoint}")
+        raise FileNotFoundError(
+            f"model.checkpoint: there is nothing at {Path(config.checkpoint).absolute()}; give a "
+            "file of weights or the folder of a run"
+        )
     check_start(
         config.checkpoint,
         config.name,

@@ -60,6 +60,8 @@ from castling.train.stopping import StopRequest
 from castling.utils.randomness import seed_everything
 from castling.utils.shared import SharedSetting
 
+_log = logging.getLogger(__name__)
+
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
@@ -144,6 +146,8 @@ def train(
                     found.checkpoint is not None,
                     changed_data,
                 )
+                for line in () if progress else found.module.data.changes.lines():
+                    _log.warning("%s", line)  # the display, where there is one, has it
             with found.checkpoints.taking_part(trainer):
                 trainer.fit(
                     found.module,

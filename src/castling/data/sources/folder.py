@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from castling.data.decode import image_tensor, read_image, read_size
-from castling.data.files import open_store
+from castling.data.files import existing, open_store
 from castling.data.keys import content_digest
 from castling.data.layout import read_layout
 from castling.data.registry import DataInfo, SourceConfig, register_source
@@ -49,6 +49,10 @@ class FolderConfig(SourceConfig):
                 f"data.source.path {printable(self.path)} is not UTF-8, so no recipe can hold it; "
                 "rename the folder"
             )
+
+    def check_exists(self) -> None:
+        """Raise FileNotFoundError where there is no such folder or file."""
+        existing(self.path)
 
 
 @register_source(FolderConfig)
