@@ -275,6 +275,11 @@ def test_gradient_checkpointing_of_feature_models(name):
 
 
 @pytest.mark.parametrize("name", PICO)
+def test_at_least_three_feature_levels_by_default(name):
+    assert len(timm.create_model(name, features_only=True).feature_info.channels()) >= 3
+
+
+@pytest.mark.parametrize("name", PICO)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_precision_is_chosen_at_creation(name, dtype):
     model = timm.create_model(name, dtype=dtype, device="cpu", num_classes=3).eval()

@@ -81,9 +81,12 @@ def castling_levit_pico(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 @register_model
 @converted(MultiScaleVit)
 def castling_mvitv2_pico(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """An MViTv2 of test size, converted: two stages with pooled q, k and v."""
+    """An MViTv2 of test size, converted: three stages with pooled q, k and v."""
     cfg = MultiScaleVitCfg(
-        depths=(1, 2), embed_dim=(32, 64), num_heads=(1, 2), stride_q=((1, 1), (2, 2))
+        depths=(1, 2, 1),
+        embed_dim=(32, 64, 96),
+        num_heads=(1, 2, 3),
+        stride_q=((1, 1), (2, 2), (2, 2)),
     )
     options = {"img_size": (64, 64), "model_cfg": cfg, **kwargs}
-    return build_converted("castling_mvitv2_pico", MultiScaleVit, 2, pretrained, **options)
+    return build_converted("castling_mvitv2_pico", MultiScaleVit, 3, pretrained, **options)
