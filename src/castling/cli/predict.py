@@ -136,13 +136,13 @@ def _without_parts(names: Sequence[str]) -> list[str]:
 
     folders: dict[str, Path] = {}  # by real path: the first name
     for name in names:
-        if Path(name).is_dir():
+        if os.path.isdir(name):
             folders.setdefault(os.path.realpath(name), Path(name))
     first = set(folders.values())
     return [
         name
         for name in names
-        if (not Path(name).is_dir() or Path(name) in first)
+        if (not os.path.isdir(name) or Path(name) in first)
         and not any(is_listed(Path(name), folder) for folder in first)
     ]
 

@@ -69,13 +69,15 @@ def is_listed(path: Path, folder: Path) -> bool:
 
     Real paths count. Hidden and foreign files and those that are no images are not found there.
     """
+    inner = os.path.isdir(path)
+    if not inner and not os.path.isfile(path):
+        return False
     root = Path(os.path.realpath(folder))
     # A link within the folder counts, and so does one from elsewhere to a file in it.
     for place in (Path(os.path.realpath(path.parent)) / path.name, Path(os.path.realpath(path))):
         if root not in place.parents:
             continue
         *above, last = place.relative_to(root).parts
-        inner = path.is_dir()
         foreign = is_foreign(last, inner) or any(is_foreign(name, True) for name in above)
         if not foreign and (inner or is_image(last)):
             return True

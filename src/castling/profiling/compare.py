@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -172,7 +173,9 @@ class Comparison:
         text = [text_line("", self.names, label, width)]
         for title, rows in sections:
             text += ["", title, *(text_line(name, cells, label, width) for name, cells in rows)]
-        return "\n".join([*text, *(f"note: {note}" for note in self._notes())])
+        for note in self._notes():
+            text += textwrap.wrap(f"note: {note}", room, break_on_hyphens=False)
+        return "\n".join(text)
 
     def write_page(self, path: str | os.PathLike[str]) -> Path:
         """Write the comparison as one self-contained HTML file."""
