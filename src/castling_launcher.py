@@ -46,7 +46,7 @@ def usage() -> str:
     codes = "\n".join(f"  {code:<{width}}  {text}" for code, text in EXIT_CODES.items())
     return (
         "usage: castling VERB [options]\n\n"
-        "Vision transformers whose attention costs O(N): train, switch, prove, export.\n\n"
+        "Vision transformers whose attention costs O(N): train, switch, verify, export.\n\n"
         f"{verbs}\n\n"
         "castling VERB --help shows the options of a verb. castling --version prints the version.\n"
         "\n"

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -134,3 +135,16 @@ def test_output_that_nobody_takes(argument):
         refused = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert refused.returncode == 2
     assert len(refused.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "predict"])
+def test_every_option_has_a_text(verb, capsys):
+    with pytest.raises(SystemExit):
+        castling_launcher.main([verb, "--help"])
+    text = capsys.readouterr().out
+    assert "(default: " in text
+    for block in re.split(r"\n(?=  -)", text)[1:]:
+        words = " ".join(block.split("\n\n")[0].split())
+        flags = r"^(-\w, )?--[\w.]+( (\{.*?\}|[A-Z_.]+|CONFIG\[.*?\]))?(, --[\w.]+)*"
+        explained = re.sub(flags, "", re.sub(r"\(default: .*\)", "", words))
+        assert explained.strip(), words

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+from pathlib import Path, PurePath
 
 import pytest
 from PIL import Image
@@ -10,7 +11,6 @@ from PIL import Image
 import castling_launcher
 from castling.cli.predict import drawn_names, expand
 from castling.data import DataConfig, LoaderConfig, SplitConfig
-from castling.tasks import Prediction
 from castling.train import ModelConfig, Recipe, train
 
 
@@ -57,9 +57,49 @@ def test_patterns(photos, monkeypatch):
     assert expand(["b.png", "b.*"]) == (["b.png"], [])
 
 
+def test_what_lies_in_a_named_folder_is_not_named_twice(photos, monkeypatch):
+    monkeypatch.chdir(photos)
+    (photos / ".hidden").mkdir()
+    for name in (".hidden/h.png", ".h.png"):
+        Image.new("RGB", (4, 4)).save(photos / name)
+    assert expand(["b.png", "deep", "deep/**/*.jpg"]) == (["b.png", "deep"], [])
+    assert expand(["deep/b.png", str(photos), "deep", "./deep/er/c.jpg"]) == ([str(photos)], [])
+    assert expand([".", str(photos)]) == (["."], [])
+    assert expand([".hidden/h.png", ".hidden", "."]) == ([".hidden", "."], [])
+    # What the folder does not stand for is not left out.
+    others = [".hidden/h.png", ".h.png", "notes.txt", ".", "absent.png", "x" * 999, "a\0.png"]
+    assert expand(others) == (others, [])
+
+
+def test_links_to_what_a_named_folder_holds(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other.png").write_bytes((photos / "b.png").read_bytes())
+    (photos / "in.png").symlink_to(tmp_path / "other.png")
+    (tmp_path / "link.png").symlink_to(photos / "deep" / "b.png")
+    (tmp_path / "album").symlink_to(photos)
+    assert expand(["link.png", "album/b.png", "photos/in.png", "album", "photos"]) == (
+        ["album"],
+        [],
+    )
+
+
 def test_names_of_drawn_images_are_distinct():
-    found = [Prediction(name=name) for name in ("a/x.jpg", "b/x.png", "X.jpg", "y")]
-    assert list(drawn_names(found)) == ["x.png", "x-2.png", "X-3.png", "y.png"]
+    places = map(PurePath, ("a/x.jpg", "a/x.png", "x.jpg", "X.png", "b/x.tar.jpg", "y"))
+    assert list(drawn_names(places)) == [
+        *("a/x.png", "a/x-2.png", "x.png", "X-2.png", "b/x.tar.png", "y.png"),
+    ]
+
+
+def test_output_keeps_the_folders_below_an_argument(trained, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (photos / "empty").mkdir()
+    loose = tmp_path / "c.jpg"
+    Image.new("RGB", (8, 8)).save(loose)
+    images = (photos, photos / "deep" / "**" / "*.jpg", "../" + tmp_path.name + "/c.jpg")
+    assert run("predict", trained, *images, "--output", "out", "--quiet") == 0
+    drawn = sorted(path.relative_to("out").as_posix() for path in Path("out").rglob("*.png"))
+    assert drawn == ["[x].png", "a.png", "b.png", "c.png", "deep/b.png", "deep/er/c.png"]
+    assert len(json.loads(Path("out/predictions.json").read_text())) == 6
 
 
 def test_output_holds_drawings_and_tables(trained, photos, tmp_path, capsys):

@@ -140,3 +140,26 @@ def test_kinds_of_endings_train_together(tmp_path: Path) -> None:
     source = open_source(FolderConfig(path=str(tmp_path)))
     assert source.info.splits == {"train": 8}
     assert source.info.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("loose", "note"),
+    [
+        (
+            ["train/photo.jpg"],
+            "1 file that is not an image in a class folder was ignored: train/photo.jpg",
+        ),
+        (
+            ["train/dog/note.txt", "train/cat/README", "train/photo.jpg", "train/cat/z.txt"],
+            "4 files that are not images in a class folder were ignored (jpg, no ending, txt), "
+            "the first is train/cat/README",
+        ),
+    ],
+)
+def test_ignored_files_are_counted_and_the_first_is_named(
+    make_folder: Make, loose: list[str], note: str
+) -> None:
+    root = make_folder({"train/cat": 2, "train/dog": 2})
+    for name in loose:
+        (root / name).write_bytes(b"")
+    assert open_source(FolderConfig(path=str(root))).info.notes == (note,)

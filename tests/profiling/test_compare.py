@@ -65,14 +65,40 @@ def test_curves_are_those_of_metrics_csv(runs):
     losses = [float(row["val_loss"]) for row in rows]
     assert found.curves["validation loss"]["second/run"] == ([1, 2, 3, 4], losses)
     progress = dict(found.progress())
-    assert progress["validation loss at 50%"][1] == f"{losses[1]:.4g}"
-    assert progress["validation loss at 100%"][1] == f"{losses[3]:.4g}"
+    assert progress["validation loss at 50 %"][1] == f"{losses[1]:.4f} (epoch 2)"
+    assert progress["validation loss at 100 %"][1] == f"{losses[3]:.4f} (epoch 4)"
     best = min(losses)
-    assert progress["validation loss, best (epoch)"][1] == f"{best:.4g} ({losses.index(best) + 1})"
+    assert progress["validation loss, best of all"][1] == (
+        f"{best:.4f} (epoch {losses.index(best) + 1})"
+    )
     top = [float(row["val_top1"]) for row in rows]
-    expected = f"{max(top):.4g} ({top.index(max(top)) + 1})"
-    assert progress["validation top-1, best (epoch)"][1] == expected
-    assert progress["validation loss at 25%"][0] == "–"  # before the first epoch of two
+    expected = f"{max(top):.2f} % (epoch {top.index(max(top)) + 1})"
+    assert progress["validation top-1, best of all"][1] == expected
+    assert progress["validation loss at 25 %"][0] == "–"  # before the first epoch of two
+
+
+def test_quarters_without_an_epoch_of_their_own_are_left_out(runs, tmp_path):
+    copy = shutil.copytree(runs[0], tmp_path / "copy")  # two epochs, as the first
+    labels = [label for label, _ in compare_runs([runs[0], copy]).progress()]
+    assert [label for label in labels if label.startswith("validation loss")] == [
+        *("validation loss at 50 %", "validation loss at 100 %", "validation loss, best of all"),
+    ]
+
+
+def test_notes_say_what_best_and_speed_are(runs):
+    found = compare_runs(runs)
+    best = json.loads((runs[0] / "result.json").read_text())["best"]
+    notes = found.to_dict()["notes"]
+    assert "ms per image, in each run" in dict(found.results())
+    assert any("--measure compares them side by side" in note for note in notes)
+    assert (
+        f"best after the auxiliary branch ended: first/run epoch {best['epoch']}, "
+        f"validation top-1 {best['value']:.2f} %"
+    ) in notes  # the other run has no branch: all its epochs count
+    assert not re.search(r"\d%", str(found))
+    text = " ".join(str(found).split())
+    for note in notes:
+        assert f"note: {note}" in text
 
 
 def test_two_runs_fit_80_columns(runs, capsys):

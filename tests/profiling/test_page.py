@@ -25,6 +25,24 @@ def test_page_needs_nothing_else(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["report.html"]
 
 
+@pytest.mark.parametrize("count", [2, 6, 7, 12, 40])
+def test_long_legends_stand_below_the_axes(count):
+    series = {f"layer {index}": ([1, 2], [index, 3.0]) for index in range(count)}
+    figure = lines(series, x="epoch", y="share").figure("#222222")
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    inner, below = axes.get_legend(), figure.legends
+    assert (inner is None) == (count > 6)
+    assert len(below) == (count > 6)
+    legend = below[0] if below else inner
+    assert [text.get_text() for text in legend.get_texts()] == list(series)
+    if below:
+        assert legend.get_window_extent().y1 <= axes.get_window_extent().y0
+        assert axes.get_window_extent().height > 200  # pixels, of 100 per inch
+        looks = {(line.get_color(), str(line.get_linestyle())) for line in axes.get_lines()}
+        assert len(looks) >= min(count, 32)
+
+
 def test_svg_takes_the_colour_of_its_page():
     svg = lines({"a": ([1, 2], [3.0, 4.0])}, x="tokens", y="ms").svg()
     ElementTree.fromstring(svg)

@@ -275,7 +275,7 @@ def test_predictions_rank_all_classes():
     assert (first.name, first.original_size) == ("0.png", (8, 8))
     assert [row["rank"] for row in first.rows()] == [1, 2, 3]
     assert set(first.rows()[0]) <= set(first.columns)
-    assert first.summary().startswith("class 1 66.5%")
+    assert first.summary().startswith("class 1 66.5 %")
     drawn = task.draw(Image.new("RGB", (8, 8)), first, {"label": torch.tensor(2)})
     assert drawn.height > 8
 

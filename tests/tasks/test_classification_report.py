@@ -96,7 +96,7 @@ def test_parts_for_two_classes_and_for_a_thousand():
     own = [row for row in found if row["label"] == truth]
     assert truth != said
     assert sum(row["predicted"] == said for row in own) == int(count)
-    assert share == f"{int(count) / len(own):.0%}"
+    assert share == f"{100 * int(count) / len(own):.1f} %"
     assert len(classes.rows) == 1000
     assert report.report_parts([], names) == []
 

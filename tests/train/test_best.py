@@ -91,7 +91,7 @@ def test_the_best_counts_once_the_switch_is_possible(tmp_path, capsys, values, e
     assert open_model(tmp_path / "best" / "switched")[1].switched
     config = recipe_of().data
     assert evaluate(model, config, split="val").metrics["top1"] == card.metrics["val_top1"]
-    assert "best weights, of epoch 7" in str(result)
+    assert "best weights after the auxiliary branch ended, of epoch 7" in str(result)
     assert untimed(read_result(tmp_path)) == untimed(result)
     assert castling_launcher.main(["evaluate", str(tmp_path / "best"), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)

@@ -94,7 +94,12 @@ def evaluate(arguments: list[str]) -> int:
     parser = parser_for("evaluate")
     parser.add_argument("model", help="folder of a run or of a saved model")
     add_data(parser, "images to evaluate on")
-    parser.add_argument("--split", choices=["test", "val", "train"], default="test")
+    parser.add_argument(
+        "--split",
+        choices=["test", "val", "train"],
+        default="test",
+        help="images of which split; test is val where none were held out (default: test)",
+    )
     parser.add_argument(
         "--unswitched", action="store_true", help="the model as trained, with its auxiliary branch"
     )

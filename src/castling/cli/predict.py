@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import glob
+import os
 import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from jsonargparse.typing import PositiveInt
@@ -20,6 +21,7 @@ from castling.cli.parts import (
     show,
 )
 from castling.utils.files import is_stream, refuse_existing, replacing, write_json
+from castling.utils.text import printable
 
 if TYPE_CHECKING:
     from castling.deploy import Predictor
@@ -40,13 +42,15 @@ def predict(arguments: list[str]) -> int:
         "images", nargs="+", help="image files, folders, and patterns such as 'photos/**/*.jpg'"
     )
     parser.add_argument("--top", type=PositiveInt, default=5, help="classes per image (default: 5)")
-    parser.add_argument("--batch_size", type=PositiveInt, default=32, help="(default: 32)")
+    parser.add_argument(
+        "--batch_size", type=PositiveInt, default=32, help="images computed together (default: 32)"
+    )
     add_device(parser, "where PyTorch models run")
     parser.add_argument("--csv", help="write the predictions as a table to this file")
     parser.add_argument(
         "--output",
         help="write every image with its prediction drawn, predictions.csv and predictions.json "
-        "into this folder",
+        "into this folder; the images of a folder keep their sub-folders",
     )
     add_overwrite(parser, "the file of --csv; write into a folder of --output that holds files")
     add_quiet(parser)
@@ -64,8 +68,14 @@ def predict(arguments: list[str]) -> int:
         predictor.task.prediction_class(name=pattern, error=f"no image matches {pattern}")
         for pattern in unmatched
     ]
-    images = predictor.listed(patterns)
-    notes = list(predictor.notes)
+    images: list[ImageLike] = []
+    places: list[PurePath] = [PurePath(pattern) for pattern in unmatched]
+    notes: list[str] = []
+    for pattern in patterns:
+        inside = predictor.listed(pattern)
+        images += inside
+        places += [_place(Path(str(image)), Path(pattern)) for image in inside]
+        notes += predictor.notes
     printed = not values.json and not values.quiet
     for one in predictor.stream(images):
         found.append(one.top(values.top) if isinstance(one, ClassificationPrediction) else one)
@@ -74,7 +84,7 @@ def predict(arguments: list[str]) -> int:
     if values.csv:
         predictor.to_csv(found, values.csv)
     if values.output:
-        write_output(predictor, found, [*unmatched, *images], Path(values.output))
+        write_output(predictor, found, [*unmatched, *images], places, Path(values.output))
         if not values.quiet:
             say(f"written to {values.output}")
     if values.json:
@@ -91,7 +101,8 @@ def expand(images: Sequence[str]) -> tuple[list[str], list[str]]:
     """Images and folders that arguments name, and the patterns that match none.
 
     A pattern is expanded here where the shell did not: quoted, or on a system whose shell does not
-    expand. ``**`` stands for any folders. An existing file of that very name is no pattern.
+    expand. ``**`` stands for any folders. An existing file of that very name is no pattern. What
+    lies in a folder that is named as well is left out: the folder stands for it.
 
     Raises:
         ValueError: an argument is empty, as a shell's unset variable is.
@@ -113,16 +124,32 @@ def expand(images: Sequence[str]) -> tuple[list[str], list[str]]:
         ]
         # A folder stands for the images in it: named with them they would come twice.
         files = [match for match in matches if not Path(match).is_dir()]
-        found += (files or _outermost(matches)) if "**" in text else matches
+        found += (files or matches) if "**" in text else matches
         if not matches:
             unmatched.append(text)
-    return list(dict.fromkeys(found)), unmatched
+    return _without_parts(list(dict.fromkeys(found))), unmatched
 
 
-def _outermost(folders: Sequence[str]) -> list[str]:
-    """Those that lie in none of the others."""
-    every = {Path(folder) for folder in folders}
-    return [folder for folder in folders if every.isdisjoint(Path(folder).parents)]
+def _without_parts(names: Sequence[str]) -> list[str]:
+    """Those that none of the folders among them stands for, a folder of two names once."""
+    from castling.data.files import is_listed
+
+    folders: dict[str, Path] = {}  # by real path: the first name
+    for name in names:
+        if os.path.isdir(name):
+            folders.setdefault(os.path.realpath(name), Path(name))
+    first = set(folders.values())
+    return [
+        name
+        for name in names
+        if (not os.path.isdir(name) or Path(name) in first)
+        and not any(is_listed(Path(name), folder) for folder in first)
+    ]
+
+
+def _place(image: Path, argument: Path) -> PurePath:
+    """Where the drawn image goes: below a folder that was named as it lies there, else on top."""
+    return image.relative_to(argument) if image != argument else PurePath(image.name)
 
 
 def check_csv(path: Path, overwrite: bool) -> None:
@@ -152,7 +179,11 @@ def check_output(folder: Path, overwrite: bool) -> None:
 
 
 def write_output(
-    predictor: Predictor, found: Sequence[Prediction], images: Sequence[ImageLike], folder: Path
+    predictor: Predictor,
+    found: Sequence[Prediction],
+    images: Sequence[ImageLike],
+    places: Iterable[PurePath],
+    folder: Path,
 ) -> None:
     """``predictions.csv``, ``predictions.json`` and drawn images.
 
@@ -160,22 +191,24 @@ def write_output(
         predictor: made the predictions.
         found: predictions.
         images: what each is of; its name is for reading and need not be that of a file.
+        places: relative path of each in the folder; the ending becomes that of a PNG file.
         folder: made if missing.
     """
     predictor.to_csv(found, folder / "predictions.csv")
     write_json(folder / "predictions.json", [one.to_dict() for one in found])
-    for one, image, name in zip(found, images, drawn_names(found), strict=True):
+    for one, image, name in zip(found, images, drawn_names(places), strict=True):
         if one.error:
             continue
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         with replacing(folder / name) as temporary:
             predictor.draw(image, one).save(temporary, format="PNG")
 
 
-def drawn_names(found: Sequence[Prediction]) -> Iterator[str]:
-    """A file name for each: that of its image, numbered where two would be the same."""
+def drawn_names(places: Iterable[PurePath]) -> Iterator[str]:
+    """A PNG file's relative path for each image's, numbered where two would be the same."""
     taken: set[str] = set()
-    for one in found:
-        stem = Path(one.name).stem
+    for place in places:
+        stem = printable((place.parent / place.stem).as_posix())
         name, number = f"{stem}.png", 1
         while name.lower() in taken:
             number += 1

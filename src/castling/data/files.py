@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from castling.data.decode import open_file
 from castling.data.errors import DataError
 from castling.data.formats import is_image
-from castling.data.listing import Listing, list_folder
+from castling.data.listing import Listing, is_foreign, list_folder
 from castling.data.zip_store import ZipStore
 from castling.utils.text import printable
 
@@ -67,6 +68,26 @@ def list_images(folder: Path) -> tuple[list[Path], list[str]]:
     copies, notes = listing.without_copies(images)
     found = [folder / file for file in images if file not in copies]
     return sorted(found), listing.notes + notes
+
+
+def is_listed(path: Path, folder: Path) -> bool:
+    """Whether :func:`list_images` of ``folder`` finds this file, or the images in this folder.
+
+    Real paths count. Hidden and foreign files and those that are no images are not found there.
+    """
+    inner = os.path.isdir(path)
+    if not inner and not os.path.isfile(path):
+        return False
+    root = Path(os.path.realpath(folder))
+    # A link within the folder counts, and so does one from elsewhere to a file in it.
+    for place in (Path(os.path.realpath(path.parent)) / path.name, Path(os.path.realpath(path))):
+        if root not in place.parents:
+            continue
+        *above, last = place.relative_to(root).parts
+        foreign = is_foreign(last, inner) or any(is_foreign(name, True) for name in above)
+        if not foreign and (inner or is_image(last)):
+            return True
+    return False
 
 
 class FolderStore:

@@ -54,7 +54,7 @@ def read_layout(store: FileStore, layout: LayoutOption = "auto") -> Layout:
     split_folders, more = find_splits(files, folders, layout, where)
     notes += more
     found: dict[str, dict[str, list[str]]] = {}
-    ignored: Counter[str] = Counter()
+    ignored: list[str] = []
     for split, folder in split_folders.items():
         found[split] = _classes_below(folder, files, folders, ignored)
     used = (top + file for classes in found.values() for each in classes.values() for file in each)
@@ -65,11 +65,8 @@ def read_layout(store: FileStore, layout: LayoutOption = "auto") -> Layout:
             for name, each in classes.items():
                 classes[name] = [file for file in each if top + file not in copies]
         _check_split(classes, split, split_folders[split], store, top, where)
-    if ignored.total():
-        kinds = ", ".join(printable(kind) for kind in sorted(ignored)[:5])
-        notes.append(
-            f"{ignored.total()} files that are not images in a class folder were ignored ({kinds})"
-        )
+    if ignored:
+        notes.append(_ignored_note([top + file for file in ignored]))
 
     class_folders = sorted(found["train"])
     _check_same_classes(found, split_folders, where)
@@ -98,7 +95,7 @@ def _enter_top_folder(files: list[str], folders: list[str]) -> tuple[str, list[s
 
 
 def _classes_below(
-    folder: str, files: list[str], folders: list[str], ignored: Counter[str]
+    folder: str, files: list[str], folders: list[str], ignored: list[str]
 ) -> dict[str, list[str]]:
     """Images of every class folder directly below ``folder`` (at any depth inside the class)."""
     prefix = f"{folder}/" if folder else ""
@@ -111,8 +108,21 @@ def _classes_below(
         if separator and is_image(file):
             classes[name].append(file)
         elif separator or prefix or is_image(file):
-            ignored[file.rpartition("/")[2].rpartition(".")[2] if "." in file else "no ending"] += 1
+            ignored.append(file)
     return classes
+
+
+def _ignored_note(files: list[str]) -> str:
+    """How many files were ignored, of which kinds, and the name of the first."""
+    first = printable(min(files))
+    if len(files) == 1:
+        return f"1 file that is not an image in a class folder was ignored: {first}"
+    names = [file.rpartition("/")[2] for file in files]
+    kinds = {name.rpartition(".")[2] if "." in name else "no ending" for name in names}
+    return (
+        f"{len(files)} files that are not images in a class folder were ignored "
+        f"({', '.join(map(printable, sorted(kinds)[:5]))}), the first is {first}"
+    )
 
 
 def _check_split(

@@ -11,6 +11,7 @@ from castling.data.hold_out import Indices, balanced_subset, hold_out, hold_out_
 from castling.data.keys import ImageKeys
 from castling.data.registry import Source
 from castling.data.sample import Sample
+from castling.utils.text import percent
 
 _VAL_FRACTION = 0.1
 
@@ -165,7 +166,9 @@ def _hold_out_missing(
         splits[split] = everything.part(part)
         # Every class gives at least one image, so the share may be larger than the one asked for.
         share = len(part) / len(everything)
-        notes.append(f"{len(part)} images ({share:.0%}) of training are held out for {split}")
+        notes.append(
+            f"{len(part)} images ({percent(share, 0)}) of training are held out for {split}"
+        )
 
 
 def _strata(selection: Selection) -> Indices:

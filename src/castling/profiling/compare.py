@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,18 @@ import torch
 from castling.models.card import CARD
 from castling.models.saved import open_model
 from castling.profiling import report
+from castling.profiling.compare_text import (
+    MISSING,
+    Row,
+    best_value,
+    images_cell,
+    option_text,
+    page_rows,
+    speed_cell,
+    switch_cell,
+    text_line,
+    value_at,
+)
 from castling.profiling.formatting import short
 from castling.profiling.machine import machine_facts
 from castling.profiling.page import Page, figures, table
@@ -22,16 +35,15 @@ from castling.profiling.plots import Curve, Plot, lines
 from castling.profiling.run_report import RunFacts, read_run
 from castling.profiling.timing import time_alternately, timer_for
 from castling.tasks.result import metric_label
+from castling.utils.text import percent as percent_of
 
 _SPLITS = {"val": "validation", "test": "test"}
-_MISSING = "–"
 #: Where the curves are read for the terminal, as shares of the run's last epoch.
 _QUARTERS = (0.25, 0.5, 0.75, 1.0)
+#: Label of times that runs took at different moments.
+_OWN_SPEED = "ms per image, in each run"
 #: Width of the terminal's table with two runs, in characters.
 _WIDTH = 80
-
-#: Label and one cell per run.
-Row = tuple[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -68,43 +80,53 @@ class Comparison:
             label = f"{_SPLITS.get(split, split)} {metric_label(own)}"
             rows.append((label, self._cells(lambda run, n=name: run.result.metrics.get(n), own)))
             after = self._cells(lambda run, n=name: run.result.switched_metrics.get(n), own)
-            if any(cell != _MISSING for cell in after):
+            if any(cell != MISSING for cell in after):
                 rows.append((f"{label}, switched", after))
         results = [run.result for run in self.runs]
-        counts = tuple(_images(run) for run in self.runs)
+        counts = tuple(images_cell(run) for run in self.runs)
         rows += [
             ("images train/val/test", counts),
             ("parameters", tuple(f"{result.parameters:,}" for result in results)),
             (
                 "MACs per image",
                 tuple(
-                    _MISSING if run.macs is None else f"{run.macs / 1e6:,.2f} M"
-                    for run in self.runs
+                    MISSING if run.macs is None else f"{run.macs / 1e6:,.2f} M" for run in self.runs
                 ),
             ),
             ("optimiser steps", tuple(f"{result.steps:,}" for result in results)),
             ("training time, s", tuple(f"{result.seconds:,.0f}" for result in results)),
             ("weights", tuple(result.use for result in results)),
-            ("switch", tuple(_switch(run) for run in self.runs)),
+            ("switch", tuple(switch_cell(run) for run in self.runs)),
         ]
         if self.milliseconds:
             cells = tuple(short(value) for value in self.milliseconds)
             rows.append(("ms per image, measured now", cells))
         else:
-            cells = tuple(_certified_speed(run) for run in self.runs)
-            if any(cell != _MISSING for cell in cells):
-                rows.append(("ms per image, certificate", cells))
+            cells = tuple(speed_cell(run) for run in self.runs)
+            if any(cell != MISSING for cell in cells):
+                rows.append((_OWN_SPEED, cells))
         return rows
 
     def progress(self) -> list[Row]:
-        """The curves at quarters of each run, and the best value with its epoch."""
+        """The curves at quarters of each run and the best value, each with its epoch.
+
+        A quarter that no run has an epoch for, or that says what the one before it says, is left
+        out.
+        """
         rows: list[Row] = []
         for metric, curves in self.curves.items():
+            own = [(curves.get(name), _is_percent(metric, run)) for name, run in self._pairs()]
+            before: tuple[str, ...] = (MISSING,) * len(own)
             for quarter in _QUARTERS:
-                cells = tuple(_at(curves.get(name), quarter) for name in self.names)
-                rows.append((f"{metric} at {quarter:.0%}", cells))
-            cells = tuple(self._best(metric, curves.get(n), r) for n, r in self._pairs())
-            rows.append((f"{metric}, best (epoch)", cells))
+                cells = tuple(value_at(curve, quarter, percent) for curve, percent in own)
+                if cells != before:
+                    rows.append((f"{metric} at {percent_of(quarter, 0)}", cells))
+                before = cells
+            cells = tuple(
+                best_value(curve, _is_larger_better(metric, run), percent)
+                for (curve, percent), run in zip(own, self.runs, strict=True)
+            )
+            rows.append((f"{metric}, best of all", cells))
         return rows
 
     def to_dict(self) -> dict[str, Any]:
@@ -129,13 +151,14 @@ class Comparison:
                 for metric, curves in self.curves.items()
             },
             "machine": self.machine,
-            "notes": list(self.notes),
+            "notes": self._notes(),
         }
 
     def __str__(self) -> str:
         """Tables for the terminal; two runs fit 80 columns."""
         options = [
-            (key, tuple(_text(value) for value in values)) for key, values in self.options.items()
+            (key, tuple(option_text(value) for value in values))
+            for key, values in self.options.items()
         ]
         sections = [
             ("options that differ", options or [("none", ("",) * len(self.names))]),
@@ -147,21 +170,23 @@ class Comparison:
         room = max(_WIDTH, shutil.get_terminal_size().columns) if columns > 2 else _WIDTH
         label = min(34, max(len(text) for text, _ in every))
         width = max(10, (room - label) // columns - 2)
-        text = [_line("", self.names, label, width)]
+        text = [text_line("", self.names, label, width)]
         for title, rows in sections:
-            text += ["", title, *(_line(name, cells, label, width) for name, cells in rows)]
-        return "\n".join([*text, *(f"note: {note}" for note in self.notes)])
+            text += ["", title, *(text_line(name, cells, label, width) for name, cells in rows)]
+        for note in self._notes():
+            text += textwrap.wrap(f"note: {note}", room, break_on_hyphens=False)
+        return "\n".join(text)
 
     def write_page(self, path: str | os.PathLike[str]) -> Path:
         """Write the comparison as one self-contained HTML file."""
         page = report.new_page(
             "castling compare", ", ".join(str(run.folder) for run in self.runs), self.headline()
         )
-        note = " ".join(f"{note}." for note in self.notes)
+        note = " ".join(f"{note[:1].upper()}{note[1:]}." for note in self._notes())
         head = ["", *self.names]
-        page.add("Results", table(head, _rows(self.results())), note=note)
+        page.add("Results", table(head, page_rows(self.results())), note=note)
         _add_curves(page, self.curves)
-        rows = [[key, *(_text(value) for value in row)] for key, row in self.options.items()]
+        rows = [[key, *(option_text(value) for value in row)] for key, row in self.options.items()]
         page.add(
             "Recipes",
             table(["option", *self.names], rows, fold_after=1000),
@@ -184,36 +209,36 @@ class Comparison:
         task = self.runs[0].task
         best = (max if task is None or task.maximize else min)(known)
         label = metric_label(first.headline)
-        unit = " %" if first.headline in first.percentages else ""
+        reached = first.text_of(first.headline, best)
         others = ", ".join(
-            f"{name} {value:.2f}{unit}"
+            f"{name} {first.text_of(first.headline, value)}"
             for name, value in zip(self.names, values, strict=True)
             if value is not None and value != best
         )
         winners = " and ".join(n for n, v in zip(self.names, values, strict=True) if v == best)
         if not others:
-            return f"All reach {label} {best:.2f}{unit}."
-        return f"Best by {label}: {winners}, {best:.2f}{unit} ({others})."
+            return f"All reach {label} {reached}."
+        return f"Best by {label}: {winners}, {reached} ({others})."
+
+    def _notes(self) -> list[str]:
+        """``notes``, and what the rows shown need to be read right."""
+        notes = list(self.notes)
+        if any(label == _OWN_SPEED for label, _ in self.results()):
+            notes.append(
+                f"{_OWN_SPEED}: as measured there by the switch, at different moments; --measure "
+                "compares them side by side"
+            )
+        since = [(name, run.result) for name, run in self._pairs() if run.result.best_since]
+        if since:
+            found = "; ".join(f"{name} {result.describe_best()}" for name, result in since)
+            notes.append(f"best{since[0][1].best_since}: {found}")
+        return notes
 
     def _pairs(self) -> list[tuple[str, RunFacts]]:
         return list(zip(self.names, self.runs, strict=True))
 
     def _cells(self, value: Any, metric: str) -> tuple[str, ...]:
-        cells = []
-        for run in self.runs:
-            found = value(run)
-            percent = metric in run.result.percentages
-            cells.append(
-                _MISSING if found is None else f"{found:.2f} %" if percent else f"{found:.4f}"
-            )
-        return tuple(cells)
-
-    def _best(self, metric: str, curve: Curve | None, run: RunFacts) -> str:
-        if curve is None:
-            return _MISSING
-        larger = "loss" not in metric and (run.task is None or run.task.maximize)
-        best = (max if larger else min)(curve[1])
-        return f"{best:.4g} ({curve[0][list(curve[1]).index(best)]:g})"
+        return tuple(run.result.text_of(metric, value(run)) for run in self.runs)
 
 
 def compare_runs(folders: Sequence[str | os.PathLike[str]], *, measure: bool = False) -> Comparison:
@@ -270,7 +295,7 @@ def _curves(names: Sequence[str], runs: Sequence[RunFacts]) -> dict[str, dict[st
         for label, column in (
             ("training loss", "train_loss"),
             ("validation loss", "val_loss"),
-            (f"validation {metric_label(run.result.headline)}", f"val_{run.result.headline}"),
+            (_curve_label(run.result.headline), f"val_{run.result.headline}"),
         ):
             curve = report.curve(rows, column)
             if curve[0]:
@@ -307,62 +332,24 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _is_percent(metric: str, run: RunFacts) -> bool:
+    """Whether a curve of the run is of a metric in percent."""
+    name = run.result.headline
+    return metric == _curve_label(name) and name in run.result.percentages
+
+
+def _is_larger_better(metric: str, run: RunFacts) -> bool:
+    return metric == _curve_label(run.result.headline) and (run.task is None or run.task.maximize)
+
+
+def _curve_label(headline: str) -> str:
+    return f"validation {metric_label(headline)}"
+
+
 def _final(run: RunFacts) -> float | None:
     """The headline metric of the model in use."""
     metrics = run.result.switched_metrics or run.result.metrics
     return metrics.get(f"{run.split}_{run.result.headline}")
-
-
-def _images(run: RunFacts) -> str:
-    counts = run.result.images
-    return "/".join(str(counts.get(split, "–")) for split in ("train", "val", "test"))
-
-
-def _switch(run: RunFacts) -> str:
-    result = run.result
-    if result.switch_refused:
-        return "refused"
-    if not result.switch:
-        return _MISSING
-    return "exact" if result.switch["exact"] else f"gap {result.switch['max_gap']:.1e}"
-
-
-def _certified_speed(run: RunFacts) -> str:
-    switch = run.result.switch
-    if not switch or run.result.switch_refused:
-        return _MISSING
-    batch = switch["batch"][0]
-    return f"{short(switch['milliseconds_after'] / batch)} (batch {batch})"
-
-
-def _at(curve: Curve | None, share: float) -> str:
-    """The last value up to this share of the epochs."""
-    if curve is None:
-        return _MISSING
-    limit = share * curve[0][-1]
-    values = [value for epoch, value in zip(*curve, strict=True) if epoch <= limit + 1e-9]
-    return f"{values[-1]:.4g}" if values else _MISSING
-
-
-def _text(value: Any) -> str:
-    return _MISSING if value is None or value == "" else str(value)
-
-
-def _rows(rows: Sequence[Row]) -> list[list[str]]:
-    return [[name, *cells] for name, cells in rows]
-
-
-def _line(name: str, cells: Sequence[str], label: int, width: int) -> str:
-    shown = "".join(f"  {_cut(cell, width):>{width}}" for cell in cells)
-    return f"{_cut(name, label):{label}}{shown}".rstrip()
-
-
-def _cut(text: str, width: int) -> str:
-    """Text without its middle where it is too long."""
-    if len(text) <= width:
-        return text
-    left = (width - 1) // 2
-    return f"{text[:left]}…{text[len(text) - (width - 1 - left) :]}"
 
 
 def _add_curves(page: Page, curves: Mapping[str, Mapping[str, Curve]]) -> None:

@@ -17,8 +17,14 @@ from matplotlib.ticker import MaxNLocator
 PALETTE = ("#4c78dd", "#e8743b", "#2aa876", "#b45fcf", "#d9a40f", "#d6455d", "#17a2b8", "#8c7355")
 #: Panels per row.
 _COLUMNS = 2
+#: With more series than this, the legend stands below the axes, where it covers none.
+_INNER_LEGEND = 6
 #: Entries per row of a legend below the panels.
 _LEGEND_COLUMNS = 3
+#: Height of such a row, inches.
+_LEGEND_ROW = 0.25
+#: Line styles of the variants of one candidate, in order of appearance, or of one colour.
+_STYLES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (1, 3)), (0, (5, 4)))
 #: Placeholder for the text colour; replaced by the page's in SVG.
 _INK = "#010203"
 _INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
@@ -131,7 +137,7 @@ def lines(
     log_y: bool = False,
     markers: bool = True,
 ) -> Plot:
-    """Curves with a legend.
+    """Curves with a legend: within the axes, or below them where it is long.
 
     Args:
         series: name → (x values, y values).
@@ -141,18 +147,23 @@ def lines(
         log_y: logarithmic axis.
         markers: dots at the values.
     """
+    looks = [
+        (name, PALETTE[i % len(PALETTE)], _STYLES[i // len(PALETTE) % len(_STYLES)])
+        for i, name in enumerate(series)
+    ]
+    below = looks if len(series) > _INNER_LEGEND else []
 
     def draw(axes: Any) -> None:
-        for index, (name, (xs, ys)) in enumerate(series.items()):
+        for (name, colour, style), (xs, ys) in zip(looks, series.values(), strict=True):
             axes.plot(
                 xs,
                 ys,
                 label=name,
-                color=PALETTE[index % len(PALETTE)],
+                color=colour,
                 linewidth=2,
                 marker="o" if markers else None,
                 markersize=4.5,
-                linestyle="-" if index < len(PALETTE) else "--",
+                linestyle=style,
             )
         axes.set_xlabel(x)
         axes.set_ylabel(y)
@@ -165,14 +176,10 @@ def lines(
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no epoch 1.25
         if log_y:
             axes.set_yscale("log")
-        if len(series) > 1:
+        if len(series) > 1 and not below:
             axes.legend(frameon=False)
 
-    return Plot(draw)
-
-
-#: Line styles of the variants of one candidate, in order of appearance.
-_STYLES = ("-", "--", ":", "-.", (0, (1, 3)), (0, (5, 4)))
+    return Plot(draw, height=3.6 + _LEGEND_ROW * -(-len(below) // _LEGEND_COLUMNS), legend=below)
 
 
 def speedups(panels: Panels, *, x: str, y: str, title: str = "") -> Plot:
@@ -226,7 +233,7 @@ def speedups(panels: Panels, *, x: str, y: str, title: str = "") -> Plot:
     return Plot(
         *(draw_panel(name) for name in panels),
         width=8.6 if len(panels) > 1 else 6.4,
-        height=3.0 * rows + 0.25 * -(-len(legend) // _LEGEND_COLUMNS) + 0.5,
+        height=3.0 * rows + _LEGEND_ROW * -(-len(legend) // _LEGEND_COLUMNS) + 0.5,
         y=y,
         title=title,
         legend=legend,

@@ -23,6 +23,7 @@ from castling.profiling.plots import Curve, Plot, lines
 from castling.profiling.results import BenchResult
 from castling.tasks.result import RESULT, TrainResult, metric_label
 from castling.utils.files import read_csv
+from castling.utils.text import percent
 from castling.utils.version import VERSION
 
 
@@ -147,7 +148,7 @@ def add_switch(page: Page, result: TrainResult) -> None:
             f"{certificate['max_gap']:.2g}",
             f"largest output gap (allowed {certificate['tolerance']:g})",
         ),
-        (f"{certificate['agreement']:.1%}", f"same class, {certificate['images']} images"),
+        (percent(certificate["agreement"]), f"same class, {certificate['images']} images"),
         (
             f"{certificate['macs_before'] / 1e6:.2f} → {certificate['macs_after'] / 1e6:.2f} M",
             "MACs, branch computed → cast away",
@@ -174,7 +175,8 @@ def add_switch(page: Page, result: TrainResult) -> None:
         cards(facts),
         note=result.switch_refused
         or "The model was run with and without its softmax branch on calibration images; this is "
-        "how far the outputs moved.",
+        "how far the outputs moved. The times are a short check of that moment, when the machine "
+        "may have been busy: castling bench models measures speed.",
     )
 
 
@@ -241,7 +243,7 @@ def add_export(page: Page, report: Mapping[str, Any]) -> None:
         [
             " × ".join(str(side) for side in check["shape"]),
             f"{check['max_difference']:.1e}",
-            "" if check["argmax_agreement"] is None else f"{check['argmax_agreement']:.0%}",
+            "" if check["argmax_agreement"] is None else percent(check["argmax_agreement"]),
         ]
         for check in report["checks"]
     ]
@@ -272,7 +274,7 @@ def add_predictions(
             (
                 image,
                 said if said == truth else f"{said}, is {truth}",
-                f"{probability:.0%} sure",
+                f"{percent(probability, 0)} sure",
                 said == truth,
             )
             for image, truth, said, probability in predictions
@@ -284,10 +286,7 @@ def add_predictions(
 def headline_value(result: TrainResult, split: str, *, switched: bool = False) -> str:
     """The metric that sums a run up, with its unit; a dash where it was not measured."""
     metrics = result.switched_metrics if switched else result.metrics
-    value = metrics.get(f"{split}_{result.headline}")
-    if value is None:
-        return "–"
-    return f"{value:.2f} %" if result.headline in result.percentages else f"{value:.4f}"
+    return result.text_of(result.headline, metrics.get(f"{split}_{result.headline}"))
 
 
 def _label(results: Mapping[str, TrainResult]) -> str:

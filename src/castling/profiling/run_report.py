@@ -138,7 +138,7 @@ def write_run_report(run_dir: str | os.PathLike[str], changes: Changes | None = 
 
 
 def headline(run: RunFacts) -> str:
-    """The run in a sentence: model, data, result on which images, cost."""
+    """The run in a sentence: model, data, result on which images, MACs."""
     result = run.result
     switched = bool(result.switched_metrics)
     name = run.card.name if run.card else (run.recipe.get("model") or {}).get("name", "A model")
@@ -158,14 +158,10 @@ def headline(run: RunFacts) -> str:
         words.append(f" after the switch ({report.headline_value(result, run.split)} before)")
     elif result.switch_refused:
         words.append("; the switch was refused")
-    cost = []
+    # No time: the switch took it while the machine may have been busy; its section says so.
     if run.macs is not None:
-        cost.append(f"{_millions(run.macs)} MACs per image")
-    if result.switch and not result.switch_refused:
-        batch = result.switch["batch"][0]
-        each = result.switch["milliseconds_after"] / batch
-        cost.append(f"{each:.2g} ms per image (batch of {batch}, {result.switch['device']})")
-    return "".join(words) + (f". It costs {', '.join(cost)}." if cost else ".")
+        words.append(f". It costs {_millions(run.macs)} MACs per image")
+    return "".join(words) + "."
 
 
 def _add_summary(page: Page, run: RunFacts) -> None:
@@ -185,11 +181,7 @@ def _add_summary(page: Page, run: RunFacts) -> None:
             cells = []
             for name in names:
                 own = name.removeprefix("val_")
-                value = metrics.get(f"{split}_{own}")
-                percent = own in result.percentages
-                cells.append(
-                    "–" if value is None else f"{value:.2f} %" if percent else f"{value:.4f}"
-                )
+                cells.append(result.text_of(own, metrics.get(f"{split}_{own}")))
             images = str(result.images.get(split, "–"))
             kind = {"val": "validation", "test": "test"}[split]
             rows.append([f"{kind}, {which}", *cells, images])
@@ -203,9 +195,7 @@ def _which_weights(result: TrainResult) -> str:
     """Which weights the figures are of; empty where the last ones are the best."""
     if not result.other_dir:
         return ""
-    best = result.best
-    figure = f"{metric_label(best['metric'])} {best['value']:.4g}"
-    what = f"best evaluation (epoch {best['epoch']}, {figure})"
+    what = f"best evaluation{result.best_since} ({result.describe_best()})"
     used, other = ("last step", what) if result.use == "last" else (what, "last step")
     return f"weights of the {used}; those of the {other} are in {Path(result.other_dir).name}/"
 
@@ -231,10 +221,14 @@ def _add_curves(page: Page, run: RunFacts) -> None:
     metric = report.curve(rows, f"val_{name}")
     if metric[0]:
         label = metric_label(name)
-        caption = f"{label} on the validation images; {metric[1][-1]:.4g} after the last epoch"
+        last = run.result.text_of(name, metric[1][-1])
+        caption = f"{label} on the validation images; {last} after the last epoch"
         if run.task is not None:
             best = (max if run.task.maximize else min)(metric[1])
-            caption += f", best {best:.4g}"
+            epoch = metric[0][list(metric[1]).index(best)]
+            caption += f", best of all epochs {run.result.text_of(name, best)} (epoch {epoch:g})"
+        if run.result.best_since:
+            caption += f"; best{run.result.best_since}: {run.result.describe_best()}"
         plots.append(
             (
                 lines({label: metric}, x="epoch", y=f"validation {label}", markers=False),

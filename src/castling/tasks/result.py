@@ -91,15 +91,26 @@ class TrainResult:
             lines.append(self._other())
         return "\n".join(lines)
 
+    def text_of(self, name: str, value: float | None) -> str:
+        """The value of one of this run's metrics with its unit; a dash for None."""
+        return "–" if value is None else metric_text(value, name in self.percentages)
+
+    @property
+    def best_since(self) -> str:
+        """From when on evaluations count for ``best``; empty where all do."""
+        return " after the auxiliary branch ended" if self.best and self.switch else ""
+
+    def describe_best(self) -> str:
+        """The best evaluation in words: ``epoch 7, validation top-1 91.20 %``; it must be known."""
+        name = self.best["metric"]
+        figure = describe_metric(name, self.best["value"], name in self.percentages)
+        return f"epoch {self.best['epoch']}, validation {figure}"
+
     def _other(self) -> str:
-        best = self.best
-        figure = describe_metric(best["metric"], best["value"], best["metric"] in self.percentages)
-        where = f"epoch {best['epoch']}, validation {figure}"
+        best = f"best weights{self.best_since}, of {self.describe_best()}"
         if self.use == "best":
-            return (
-                f"these are the best weights, of {where}; those of the last step: {self.other_dir}"
-            )
-        return f"best weights, of {where}: {self.other_dir} (--save.use best makes them the model)"
+            return f"these are the {best}; those of the last step: {self.other_dir}"
+        return f"{best}: {self.other_dir} (--save.use best makes them the model)"
 
     def _figures(self, what: str, metrics: Mapping[str, float]) -> list[str]:
         lines = []
@@ -125,8 +136,12 @@ def describe_metrics(metrics: Mapping[str, float], percentages: Iterable[str]) -
 
 def describe_metric(name: str, value: float, percent: bool) -> str:
     """One metric with its name: ``top-1 91.20 %``."""
-    label = metric_label(name)
-    return f"{label} {value:.2f} %" if percent else f"{label} {value:.4f}"
+    return f"{metric_label(name)} {metric_text(value, percent)}"
+
+
+def metric_text(value: float, percent: bool) -> str:
+    """The value of a metric: ``91.20 %``, or ``0.3123`` for one that is no percentage."""
+    return f"{value:.2f} %" if percent else f"{value:.4f}"
 
 
 def metric_label(name: str) -> str:

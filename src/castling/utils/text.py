@@ -54,6 +54,11 @@ def printable(name: str) -> str:
     )
 
 
+def percent(share: float, digits: int = 1) -> str:
+    """A share in [0, 1] as every table, page and line of castling writes it: ``22.2 %``."""
+    return f"{100 * share:.{digits}f} %"
+
+
 def few(names: Iterable[str], count: int = 5) -> str:
     """The first names, and how many there are where some are left out."""
     listed = list(names)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from castling.tasks.prediction import Prediction
+from castling.utils.text import percent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,4 +46,4 @@ class ClassificationPrediction(Prediction):
     def summary(self) -> str:
         """Classes with their probabilities in one line."""
         ranked = zip(self.classes, self.probabilities, strict=True)
-        return self.error or "  ".join(f"{name} {p:.1%}" for name, p in ranked)
+        return self.error or "  ".join(f"{name} {percent(p)}" for name, p in ranked)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from castling.tasks.classification.figures import ClassFigures, class_figures, confusion_matrix
 from castling.tasks.reporting import Example, ReportExamples, ReportPart, ReportTable
+from castling.utils.text import percent
 
 COLUMNS = ("label", "predicted", "probability")
 #: Up to this many classes the whole confusion matrix is shown.
@@ -93,7 +94,7 @@ def _confusions(matrix: NDArray[np.int64], classes: Sequence[str]) -> ReportTabl
         count = int(wrong[truth, said])
         if count:
             share = count / matrix[truth].sum()
-            rows.append((classes[truth], classes[said], str(count), f"{share:.0%}"))
+            rows.append((classes[truth], classes[said], str(count), percent(share)))
     return ReportTable(
         title="Most frequent confusions",
         head=("label", "predicted", "images", "of the label's images"),
@@ -135,7 +136,7 @@ def _class_row(name: str, one: ClassFigures) -> tuple[str, ...]:
 
 
 def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f} %"
+    return "–" if share is None else percent(share)
 
 
 def _example(row: Mapping[str, str]) -> Example:
@@ -143,7 +144,7 @@ def _example(row: Mapping[str, str]) -> Example:
     return Example(
         file=row["example"],
         text=row["predicted"] if right else f"{row['predicted']}, is {row['label']}",
-        detail=f"score {float(row['probability']):.0%}",
+        detail=f"score {percent(float(row['probability']), 0)}",
         name=row["name"],
         right=right,
     )

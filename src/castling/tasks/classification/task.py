@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor, nn
 
 from castling.data.erasing import erase_batch
@@ -24,6 +24,7 @@ from castling.data.transforms.classification import (
 )
 from castling.tasks.classification import report
 from castling.tasks.classification.config import ClassificationConfig
+from castling.tasks.classification.drawing import with_caption
 from castling.tasks.classification.losses import (
     balanced_weights,
     distillation_loss,
@@ -37,6 +38,7 @@ from castling.tasks.prediction import Prediction
 from castling.tasks.registry import register_task
 from castling.tasks.reporting import ReportPart
 from castling.tasks.teacher import Teacher, check_teacher, load_teacher
+from castling.utils.text import percent
 
 if TYPE_CHECKING:
     import torchmetrics
@@ -288,17 +290,10 @@ class ClassificationTask(Task):
         """The image with its best classes written below it."""
         assert isinstance(prediction, ClassificationPrediction)
         ranked = zip(prediction.classes[:3], prediction.probabilities[:3], strict=True)
-        lines = [f"{name} {probability:.0%}" for name, probability in ranked]
+        lines = [(percent(probability, 0), name) for name, probability in ranked]
         if target is not None:
-            lines.append(f"truth: {self.info.classes[int(target['label'])]}")
-        size = max(10, image.width // 25)
-        width, step = max(image.width, 12 * size), size + size // 4
-        canvas = Image.new("RGB", (width, image.height + step * len(lines) + step // 2), "white")
-        canvas.paste(image, ((width - image.width) // 2, 0))
-        write, font = ImageDraw.Draw(canvas), ImageFont.load_default(size)
-        for row, line in enumerate(lines):
-            write.text((size // 2, image.height + 2 + row * step), line, "black", font=font)
-        return canvas
+            lines.append(("truth", self.info.classes[int(target["label"])]))
+        return with_caption(image, lines)
 
 
 def labels_of(batch: Batch) -> Tensor:
