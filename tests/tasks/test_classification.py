@@ -24,7 +24,7 @@ from castling.tasks.classification import (
 )
 from castling.tasks.classification.losses import distillation_loss, label_loss
 from castling.tasks.classification.metrics import ClassificationMetrics
-from castling.tasks.teacher import DistillConfig, Teacher, load_teacher
+from castling.tasks.teacher import DistillConfig, Teacher, check_teacher, load_teacher
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -185,7 +185,7 @@ def test_teacher_sees_images_in_its_own_normalisation():
 def test_a_teacher_that_would_teach_nothing_is_refused():
     for options in ({"teacher": "regnety_160"}, {"checkpoint": "teacher.pth"}):
         with pytest.raises(ValueError, match=r"task\.distill\.kind is none"):
-            DistillConfig(**options)
+            check_teacher(DistillConfig(**options))
 
 
 def test_unusable_teachers_are_named():

@@ -54,11 +54,6 @@ class DistillConfig:
             raise ValueError(
                 f"task.distill.kind is {self.kind!r} but task.distill.teacher is empty: name one"
             )
-        if self.kind == "none" and (self.teacher or self.checkpoint):
-            raise ValueError(
-                "task.distill names a teacher, but task.distill.kind is none, so that it would "
-                "teach nothing: set the kind to soft or hard"
-            )
 
 
 class Teacher(nn.Module):
@@ -105,9 +100,14 @@ def check_teacher(config: DistillConfig) -> None:
 
     Raises:
         FileNotFoundError: the checkpoint does not exist.
-        ValueError: the teacher is neither a timm model nor a run's folder.
+        ValueError: the teacher is neither a timm model nor a run's folder, or would teach nothing.
     """
     if config.kind == "none":
+        if config.teacher or config.checkpoint:
+            raise ValueError(
+                "task.distill names a teacher, but task.distill.kind is none, so that it would "
+                "teach nothing: set the kind to soft or hard"
+            )
         return
     if Path(config.teacher).is_dir() and (config.checkpoint or config.kwargs):
         raise ValueError(

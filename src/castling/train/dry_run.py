@@ -119,7 +119,7 @@ def dry_run(
 def _without_weights(task: TaskConfig, teacher: str | None) -> TaskConfig:
     """The task's options, its teacher replaced where asked for and with random weights."""
     distill = getattr(task, "distill", None)
-    if distill is None:
+    if distill is None or distill.kind == "none":
         return task
     teacher = teacher or distill.teacher
     free = dataclasses.replace(distill, teacher=teacher, checkpoint="", pretrained=False)
