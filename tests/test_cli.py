@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 
@@ -444,3 +445,13 @@ def test_the_headline_of_the_demo():
     slower = ModelsResult(rows[::2], {}, {})
     assert "is 0.5 times the speed of" in demo.headline(results, slower)
     assert demo.headline(results, ModelsResult((), {}, {})) == ""
+
+
+def test_export_names_the_model_of_an_unknown_task(trained, tmp_path, capsys):
+    folder = tmp_path / "model"
+    shutil.copytree(trained / "switched", folder)
+    card = json.loads((folder / "model.json").read_text())
+    card["task"]["name"] = "clasification"
+    (folder / "model.json").write_text(json.dumps(card))
+    assert run("export", folder, tmp_path / "m.onnx") == 2
+    assert f"{folder}: no task 'clasification'" in capsys.readouterr().err

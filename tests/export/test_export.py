@@ -268,8 +268,11 @@ def test_bad_input_fails_before_work(convolutional, tmp_path):
 )
 def test_what_is_there_is_replaced_only_if_told(convolutional, tmp_path, files, name, older):
     (tmp_path / older).write_bytes(b"older")
-    with pytest.raises(FileExistsError, match=rf"{older} exists.*overwrite=True \(--overwrite\)"):
+    with pytest.raises(
+        FileExistsError, match=rf"{older} exists.*overwrite=True \(--overwrite\)"
+    ) as said:
         export(convolutional, tmp_path / name, (16, 16), dynamic="none")
+    assert "Errno" not in str(said.value)
     assert (tmp_path / older).read_bytes() == b"older"
     assert files(tmp_path) == [older]
     export(convolutional, tmp_path / name, (16, 16), dynamic="none", overwrite=True)
@@ -284,6 +287,9 @@ def test_folders_are_not_replaced(one_block, tmp_path):
     (inside / "notes.txt").write_text("keep")
     with pytest.raises(ValueError, match="is a folder"):
         export(one_block, inside, (32, 32))
+    (tmp_path / "third.bin").mkdir()
+    with pytest.raises(ValueError, match=r"third\.bin is a folder: choose"):
+        export(one_block, tmp_path / "third.xml", (32, 32), overwrite=True)
     (tmp_path / "other.onnx.json").mkdir()
     with pytest.raises(ValueError, match="is a folder"):
         export(one_block, tmp_path / "other.onnx", (32, 32))

@@ -165,3 +165,13 @@ def test_bad_input():
         macs(TinyNet(), (3, 224))
     with pytest.raises(ValueError, match="batch"):
         macs(TinyNet(), (3, 16, 16), batch=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.qint8, torch.float16])
+def test_dynamically_quantised_linear_layers_count_as_before(dtype):
+    model = timm.create_model("castling_deit_pico", num_classes=10).eval()
+    expected = macs(model, (3, 32, 32), batch=2)
+    quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=dtype)
+    found = macs(quantised, (3, 32, 32), batch=2)
+    assert found.total == expected.total
+    assert found.per_layer == expected.per_layer

@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import json
 import math
 
 import pytest
@@ -93,3 +94,16 @@ def test_the_command_line_prints_both(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "--data.loader.batch_size 4 (larger ones were not tried)" in out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_both_searches_print_one_json_value_and_nothing_else(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tune, "_LARGEST", {"cpu": 2})
+    flags = ("--data.split.subset", "32", "--data.transform.image_size", "16", "--run", "r")
+    both = ("--find_batch_size", "--find_lr", "--json", "--quiet")
+    assert castling_launcher.main(["train", *flags, *both]) == 0
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    assert found["batch_size"] == 4
+    assert len(found["learning_rates"]) > 0
+    assert said.err == ""

@@ -202,14 +202,15 @@ def export(arguments: list[str]) -> int:
     from castling.models.saved import open_model
     from castling.tasks import task_from_card
 
-    model, card = open_model(model_folder(values.model))
+    folder = model_folder(values.model)
+    model, card = open_model(folder)
     report = export_model(
         model,
         values.output or Path(values.model) / "model.onnx",
         read_size(values.size) if values.size else card.image_size,
         verify_sizes=[read_size(text) for text in values.verify] or None,
         target=values.target,
-        raw_outputs=task_from_card(card).raw_outputs,
+        raw_outputs=task_from_card(card, folder).raw_outputs,
         dynamic=values.dynamic,
         opset=values.opset,
         portable=values.portable,

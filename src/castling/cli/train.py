@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser
 
 from castling.cli.parts import add_json, add_quiet, parser_options, show
+
+if TYPE_CHECKING:
+    from castling.train import BatchSizeFound, LearningRateFound
 
 
 def train(arguments: list[str]) -> int:
@@ -61,14 +65,14 @@ def train(arguments: list[str]) -> int:
         dry_run(recipe, run_dir=folder, resume=values.resume, changed_data=values.changed_data)
         show(values, {"dry_run": "passed"}, "dry run passed: the recipe starts and steps")
         return 0
-    for wanted, find in (
-        (values.find_batch_size, lambda: find_batch_size(recipe)),
-        (values.find_lr, lambda: find_learning_rate(recipe, folder)),
-    ):
-        if wanted:
-            found = find()
-            show(values, asdict(found), str(found))
-    if values.find_lr or values.find_batch_size:
+    found: list[BatchSizeFound | LearningRateFound] = []
+    if values.find_batch_size:
+        found.append(find_batch_size(recipe))
+    if values.find_lr:
+        found.append(find_learning_rate(recipe, folder, progress=not values.quiet))
+    if found:
+        both = {key: value for one in found for key, value in asdict(one).items()}
+        show(values, both, "\n".join(map(str, found)))
         return 0
     result = train_model(
         recipe,

@@ -115,10 +115,11 @@ def export(
             f"no such folder: {path.parent}; make it first, or export to another"
         )
     report_path = path.with_name(path.name + ".json")
-    for written in (path, report_path):
+    files = (path, *(path.with_suffix(suffix) for suffix in chosen.beside), report_path)
+    for written in files:
         if written.is_dir():
             raise ValueError(f"{written} is a folder: choose another file")
-    refuse_existing((path, report_path), overwrite)
+    refuse_existing(files, overwrite)
     if dynamic not in _DYNAMIC:
         raise ValueError(f"dynamic must be one of {', '.join(_DYNAMIC)}, got {dynamic!r}")
     if dynamic in ("batch", "none") and verify_sizes:
@@ -151,7 +152,7 @@ def export(
                 opset=opset,
                 portable=portable,
             )
-            report = _write(chosen, job, plan, path, tolerance, overwrite)
+            report = _write(chosen, job, plan, path, tolerance)
             return dataclasses.replace(report, metadata=values)
 
         try:
@@ -177,12 +178,9 @@ def _write(
     plan: SizePlan,
     path: Path,
     tolerance: float,
-    overwrite: bool,
 ) -> ExportReport:
     with replacing_together(path.parent) as folder:
         facts = target.write(job, folder / path.name)
-        # Also what the format puts beside the file, such as OpenVINO's weights.
-        refuse_existing((path.parent / written.name for written in folder.iterdir()), overwrite)
         try:
             opened = target.open(folder / path.name)
         except ValueError as error:

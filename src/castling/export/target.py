@@ -64,6 +64,7 @@ class Target(Protocol):
     Attributes:
         name: registered name.
         suffix: of its files, with the dot.
+        beside: suffixes of what ``write`` puts beside the file, under the same name.
         runtime: name of the runtime in reports.
         opset: whether an ONNX operator set can be chosen.
         writing: packages needed to write.
@@ -72,6 +73,7 @@ class Target(Protocol):
 
     name: str
     suffix: str
+    beside: tuple[str, ...]
     runtime: str
     opset: bool
     writing: tuple[str, ...]

@@ -66,10 +66,18 @@ def _matrix_vector(matrix: tuple[int, ...], vector: tuple[int, ...], **_: Any) -
     return 2 * prod(matrix)
 
 
-# PyTorch does not count products with a vector.
+def _quantized_linear(images: tuple[int, ...], *_: Any, out_shape: Any, **__: Any) -> int:
+    return 2 * images[-1] * prod(out_shape)
+
+
+# PyTorch does not count products with a vector, nor those of dynamically quantised linear layers.
 _formulas: dict[Any, Callable[..., int]] = {
     torch.ops.aten.mv: _matrix_vector,
     torch.ops.aten.dot: _matrix_vector,
+    **{
+        getattr(torch.ops.quantized, name): _quantized_linear
+        for name in ("linear_dynamic", "linear_relu_dynamic", "linear_dynamic_fp16")
+    },
 }
 
 

@@ -81,6 +81,15 @@ class BatchSizeFound:
 class _Probe(TrainingModule):
     """Training whose learning rate and batch size Lightning sets."""
 
+    show_progress = True
+
+    def on_train_start(self) -> None:
+        """Leave out the search's progress bar where none is wanted: it has no option for that."""
+        super().on_train_start()
+        for callback in [] if self.show_progress else getattr(self.trainer, "callbacks", []):
+            if hasattr(callback, "progress_bar_refresh_rate"):
+                callback.progress_bar_refresh_rate = 0
+
     @property
     def batch_size(self) -> int:
         """Images per batch; Lightning's search sets it."""
@@ -103,7 +112,11 @@ class _Probe(TrainingModule):
 
 
 def find_learning_rate(
-    recipe: Recipe, run_dir: str | os.PathLike[str], steps: int = 100
+    recipe: Recipe,
+    run_dir: str | os.PathLike[str],
+    steps: int = 100,
+    *,
+    progress: bool = True,
 ) -> LearningRateFound:
     """Train a few steps with a learning rate that rises from 1e-7 to 1, and look at the loss.
 
@@ -113,12 +126,14 @@ def find_learning_rate(
         recipe: what to train; its ``optim.lr`` and schedule are not looked at.
         run_dir: folder of the two files; made if missing.
         steps: optimiser steps, fewer where the loss diverges before.
+        progress: show Lightning's progress bar on standard error.
 
     Raises:
         ValueError: and others, as :func:`castling.train.train` raises them.
     """
     with quiet_lightning(), plain_data_errors(), tempfile.TemporaryDirectory() as folder:
         module, trainer = _prepare(recipe, folder)
+        module.show_progress = progress
         finder = Tuner(trainer).lr_find(
             module, min_lr=1e-7, max_lr=1.0, num_training=steps, update_attr=False
         )

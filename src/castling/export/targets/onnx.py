@@ -21,6 +21,7 @@ class OnnxTarget:
 
     name = "onnx"
     suffix = ".onnx"
+    beside: tuple[str, ...] = ()
     runtime = "ONNX Runtime"
     opset = True
     writing: tuple[str, ...] = ("onnx", "onnxscript")

@@ -24,6 +24,7 @@ class OpenVINOTarget:
 
     name = "openvino"
     suffix = ".xml"
+    beside: tuple[str, ...] = (".bin",)
     runtime = "OpenVINO"
     opset = True
     writing: tuple[str, ...] = ("onnx", "onnxscript", "openvino")

@@ -30,6 +30,7 @@ class ProgramTarget:
 
     name = "program"
     suffix = ".pt2"
+    beside: tuple[str, ...] = ()
     runtime = "torch.export"
     opset = False
     writing: tuple[str, ...] = ()
