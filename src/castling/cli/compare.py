@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from castling.cli.parts import parser_for, show
+from castling.cli.parts import check_files, parser_for, show
 
 
 def compare(arguments: list[str]) -> int:
@@ -14,6 +14,7 @@ def compare(arguments: list[str]) -> int:
         "--measure", action="store_true", help="time the models here, one image per call"
     )
     values = parser.parse_args(arguments)
+    check_files(values, "output")
     from castling.profiling.compare import compare_runs
 
     found = compare_runs(values.runs, measure=values.measure)

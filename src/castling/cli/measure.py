@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser
 from castling.cli.parts import (
     add_device,
     add_quiet,
+    check_files,
     device_of,
     parser_for,
     progress_of,
@@ -88,6 +89,7 @@ def bench_ops(arguments: list[str]) -> int:
     parser.add_argument("--backward", action="store_true", help="time the gradients as well")
     _add_timing_and_files(parser, rounds=15, seconds=5)
     values = parser.parse_args(arguments)
+    check_files(values, "output", "csv", "plot")
     from castling.ops.backends import BACKENDS
     from castling.profiling import bench_ops as ops
     from castling.profiling.candidates import read_attention
@@ -144,6 +146,7 @@ def bench_models(arguments: list[str]) -> int:
     )
     _add_timing_and_files(parser, rounds=15, seconds=10)
     values = parser.parse_args(arguments)
+    check_files(values, "output", "csv", "plot")
     from castling.profiling import bench_models as models
     from castling.profiling.candidates import choose_candidates
 
@@ -179,6 +182,7 @@ def plan(arguments: list[str]) -> int:
     _add_timing(parser, rounds=25, seconds=20)
     add_quiet(parser)
     values = parser.parse_args(arguments)
+    check_files(values, "output")
     from castling.profiling.candidates import read_attention
     from castling.profiling.planning import WITHIN
     from castling.profiling.planning import plan as make_plan

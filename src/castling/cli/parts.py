@@ -7,6 +7,7 @@ import re
 import sys
 from argparse import Action
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
@@ -91,6 +92,18 @@ def add_quiet(parser: ArgumentParser) -> None:
 def add_overwrite(parser: ArgumentParser, what: str = "what is there") -> None:
     """``--overwrite``, for verbs that write files under a name that may be taken."""
     parser.add_argument("--overwrite", action="store_true", help=f"replace {what}")
+
+
+def check_files(values: Any, *flags: str) -> None:
+    """Refuse flags that name a folder where a file is to be written, before any work.
+
+    Raises:
+        IsADirectoryError: one does.
+    """
+    for flag in flags:
+        path = getattr(values, flag)
+        if path and Path(path).is_dir():
+            raise IsADirectoryError(f"--{flag} {path} is a folder: name a file")
 
 
 def progress_of(values: Any) -> Callable[[str], None]:
