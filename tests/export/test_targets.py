@@ -264,7 +264,7 @@ class WeightsTarget:
     """A target from outside: a linear layer over the mean colour, as text."""
 
     name, suffix, runtime, opset = "weights", ".weights", "Python", False
-    writing = running = ()
+    beside = writing = running = ()
 
     def write(self, job, path):
         layer = job.model.model.layer
