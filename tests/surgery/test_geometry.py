@@ -704,3 +704,34 @@ def test_any_order_of_steps_is_right_or_refused(steps, with_gradients):
                 step(kind, index)
             except castling.surgery.geometry.GridUnknownError:
                 assert kind in ("block", "changed", "all")
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_graph_with_two_images_embedded_first_is_refused(dynamic):
+    model = vit().eval()
+    wide, high = images((16, 64), (64, 16))
+
+    def through(tokens):
+        for block in model.blocks:
+            tokens = block(tokens)
+        return tokens
+
+    def at_once(a, b):
+        first, second = embedded(model, a), embedded(model, b)
+        return through(first), through(second)
+
+    def in_turns(a, b):
+        return through(embedded(model, a)), through(embedded(model, b))
+
+    with torch.no_grad():
+        expected = in_turns(wide, high)
+        compiled = torch.compile(in_turns, backend="eager", fullgraph=True, dynamic=dynamic)
+        torch.testing.assert_close(compiled(wide, high), expected)
+        torch.testing.assert_close(compiled(high, wide), expected[::-1])
+        with pytest.raises(Exception, match="embedded images of two shapes"):
+            torch.compile(at_once, backend="eager", fullgraph=True, dynamic=dynamic)(wide, high)
+        # A call of the whole model is not concerned, nor are images of one shape.
+        whole = torch.compile(model, backend="eager", fullgraph=True, dynamic=dynamic)
+        torch.testing.assert_close(whole(wide), model(wide))
+        same = torch.compile(at_once, backend="eager", fullgraph=True, dynamic=dynamic)
+        torch.testing.assert_close(same(wide, 2 * wide)[0], expected[0])

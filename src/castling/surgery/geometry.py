@@ -30,6 +30,7 @@ from torch.utils.hooks import RemovableHandle
 
 from castling.surgery.grid_records import (
     NO_IMAGE,
+    TWO_IN_A_GRAPH,
     Call,
     Embedding,
     Grid,
@@ -75,6 +76,10 @@ class Geometry:
         #: None before the first image, a reason where it could be one of several.
         self._latest: Any = given
         self._by_graph = False
+        #: Whether compiled or traced code, or eager modules around it, used ``_latest`` already.
+        self._used = True
+        #: Whether the patch embedding that runs in a graph told its grid before its projection.
+        self._announced = False
         self._one_size = False
         self._inputs = InputGrids()
         self._seen: set[TokenGrid] = set()
@@ -103,6 +108,7 @@ class Geometry:
         if self._given or in_graph():
             if self._latest is None or isinstance(self._latest, str):
                 raise GridUnknownError(self._latest or NO_IMAGE)
+            self._used = True
             return downsampled(self._latest, place.level)
         records = self._records()
         source = records.calls[-1].source if records.calls else self._find(records, tokens, place)
@@ -190,7 +196,8 @@ class Geometry:
             )
         expected = (-(-height // patch_height), -(-width // patch_width))
         if in_graph():
-            self._latest, self._by_graph = expected, True
+            self._note_in_graph(expected)
+            self._announced = True
         else:
             self._watch_projection(patch_embed)  # timm replaces it for another patch size
             self._records().expected = expected
@@ -209,6 +216,7 @@ class Geometry:
 
     def before_host(self, host: nn.Module, args: tuple[Any, ...]) -> None:
         """Forward pre-hook of :meth:`watch_host`."""
+        self._used = True  # what was embedded before is not part of this forward
         if not in_graph():
             self._by_graph = False
             self._records().begin(_backward_pass())
@@ -253,12 +261,27 @@ class Geometry:
 
     def _note(self, grid: Grid, batch: int) -> None:
         """An image batch was embedded."""
-        self._latest = grid
         self._by_graph = in_graph() or any(type(side) is not int for side in grid)
-        if not self._by_graph:
+        if self._by_graph:
+            if not self._announced:
+                self._note_in_graph(grid)
+            elif not isinstance(self._latest, str):
+                self._latest = grid
+            self._announced = False
+        else:
+            self._latest, self._used = grid, True
             noted = TokenGrid(*grid)
             self._seen.add(noted)
             self._records().embedded(noted, batch, _backward_pass())
+
+    def _note_in_graph(self, grid: Grid) -> None:
+        """Compiled or traced code embeds an image batch.
+
+        It cannot follow tokens: with images of two shapes embedded, they could be of either.
+        """
+        two = not self._used and (isinstance(self._latest, str) or self._latest != grid)
+        self._latest = TWO_IN_A_GRAPH if two else grid
+        self._by_graph, self._used = True, False
 
     def _watch_projection(self, patch_embed: Any) -> None:
         """Hook the module that makes (B, C, h, w) of the image: own forwards may call it alone."""
@@ -279,6 +302,7 @@ class Geometry:
             return records.confirmed(known, backward, place.level)
         if self._by_graph and backward == _NO_BACKWARD and type(self._latest[0]) is int:
             by_graph = TokenGrid(*self._latest)
+            self._used = True
             return conflicting(by_graph, records.grids_outside()) or Embedding(by_graph)
         level, prefix = place.level, place.num_prefix_tokens
         found = records.source(tokens, id(place), backward, level, prefix, one_size=self._one_size)

@@ -274,6 +274,12 @@ def recomputed(grids: Iterable[TokenGrid]) -> str:
     )
 
 
+TWO_IN_A_GRAPH = (
+    "compiled or traced code embedded images of two shapes before it called a block; send each "
+    "through the blocks before the next"
+)
+
+
 def conflicting(known: TokenGrid, others: Iterable[TokenGrid]) -> str:
     """Why tokens are not taken to be of ``known``: as many make another grid; "" if none does."""
     count = known.tokens(known.level)
