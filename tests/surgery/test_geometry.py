@@ -728,10 +728,34 @@ def test_a_graph_with_two_images_embedded_first_is_refused(dynamic):
         compiled = torch.compile(in_turns, backend="eager", fullgraph=True, dynamic=dynamic)
         torch.testing.assert_close(compiled(wide, high), expected)
         torch.testing.assert_close(compiled(high, wide), expected[::-1])
-        with pytest.raises(Exception, match="embedded images of two shapes"):
+        with pytest.raises(Exception, match="images of two shapes were embedded"):
             torch.compile(at_once, backend="eager", fullgraph=True, dynamic=dynamic)(wide, high)
         # A call of the whole model is not concerned, nor are images of one shape.
         whole = torch.compile(model, backend="eager", fullgraph=True, dynamic=dynamic)
         torch.testing.assert_close(whole(wide), model(wide))
         same = torch.compile(at_once, backend="eager", fullgraph=True, dynamic=dynamic)
         torch.testing.assert_close(same(wide, 2 * wide)[0], expected[0])
+
+
+def test_compiled_blocks_do_not_take_the_image_embedded_last():
+    model = vit().eval()
+    wide, high = images((16, 64), (64, 16))
+
+    def through(tokens):
+        for block in model.blocks:
+            tokens = block(tokens)
+        return tokens
+
+    with torch.no_grad():
+        expected = through(embedded(model, wide))
+        through(embedded(model, high))
+        for block in model.blocks:
+            block.compile(backend="eager")
+        torch.testing.assert_close(through(embedded(model, wide)), expected)
+        through(embedded(model, high))
+        torch.testing.assert_close(through(embedded(model, wide)), expected)  # in turns
+        first, _ = embedded(model, wide), embedded(model, high)
+        with pytest.raises(Exception, match=r"two shapes|could be of either"):
+            through(first)
+        model(wide)
+        torch.testing.assert_close(through(embedded(model, wide)), expected)

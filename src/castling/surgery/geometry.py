@@ -117,6 +117,7 @@ class Geometry:
         if not records.calls:
             source.read(id(place), tokens)
             self._seen.add(source.grid)
+            self._used = True
         self._record(tokens, source)
         height, width = grid = source.grid.at(place.level)
         count = tokens.shape[1] - place.num_prefix_tokens
@@ -196,8 +197,8 @@ class Geometry:
             )
         expected = (-(-height // patch_height), -(-width // patch_width))
         if in_graph():
-            self._note_in_graph(expected)
-            self._announced = True
+            self._note_for_graphs(expected)
+            self._by_graph = self._announced = True
         else:
             self._watch_projection(patch_embed)  # timm replaces it for another patch size
             self._records().expected = expected
@@ -245,6 +246,7 @@ class Geometry:
         source.read(id(watch.place), tokens)
         self._record(tokens, source)
         if len(records.calls) == 1:
+            self._used = True
             self._seen.add(source.grid)
             if not self._by_graph:
                 self._latest = None if source.grid.level else source.grid[:2]
@@ -264,24 +266,24 @@ class Geometry:
         self._by_graph = in_graph() or any(type(side) is not int for side in grid)
         if self._by_graph:
             if not self._announced:
-                self._note_in_graph(grid)
+                self._note_for_graphs(grid)
             elif not isinstance(self._latest, str):
                 self._latest = grid
             self._announced = False
         else:
-            self._latest, self._used = grid, True
+            self._note_for_graphs(grid)
             noted = TokenGrid(*grid)
             self._seen.add(noted)
             self._records().embedded(noted, batch, _backward_pass())
 
-    def _note_in_graph(self, grid: Grid) -> None:
-        """Compiled or traced code embeds an image batch.
+    def _note_for_graphs(self, grid: Grid) -> None:
+        """An image batch is embedded; says what compiled and traced code may read.
 
-        It cannot follow tokens: with images of two shapes embedded, they could be of either.
+        Such code cannot follow tokens: with images of two shapes embedded, they could be of either.
         """
         two = not self._used and (isinstance(self._latest, str) or self._latest != grid)
         self._latest = TWO_IN_A_GRAPH if two else grid
-        self._by_graph, self._used = True, False
+        self._used = False
 
     def _watch_projection(self, patch_embed: Any) -> None:
         """Hook the module that makes (B, C, h, w) of the image: own forwards may call it alone."""

@@ -275,8 +275,8 @@ def recomputed(grids: Iterable[TokenGrid]) -> str:
 
 
 TWO_IN_A_GRAPH = (
-    "compiled or traced code embedded images of two shapes before it called a block; send each "
-    "through the blocks before the next"
+    "images of two shapes were embedded before a block was called, and compiled or traced code "
+    "cannot tell them apart; send each through the blocks before the next"
 )
 
 
