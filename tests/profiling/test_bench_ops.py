@@ -2,7 +2,6 @@
 
 import csv
 import json
-import re
 from contextlib import contextmanager
 
 import pytest
@@ -127,7 +126,7 @@ def test_a_wrong_gradient_gets_no_time(quick):
     settings = settings_of([9], heads=[2], dims=[4])
     with wrong_in_float32(LinearAngularKernel, WrongGradient.apply):
         *_, block, naive = bench_ops(
-            {"linear_angular": LinearAngular()},
+            {"linear_angular": LinearAngular(local="none")},
             settings,
             backends=["naive"],
             backward=True,
@@ -135,7 +134,7 @@ def test_a_wrong_gradient_gets_no_time(quick):
         ).measurements
     assert block.milliseconds is not None
     assert naive.milliseconds is None
-    assert re.match(r"a gradient is wrong by (9\.\de-03|1\.0e-02) ", naive.error)
+    assert naive.error.startswith("a gradient is wrong by 1.0e-02")
 
 
 def test_a_wrong_output_gets_no_time(quick):

@@ -328,3 +328,35 @@ def test_recipe_of_the_run_holds_every_option(photos, tmp_path):
         assert name in values["data"][section]
     assert load_recipe(tmp_path / "run" / "recipe.yaml") == recipe(photos)
     assert json.loads((tmp_path / "run" / "split.json").read_text())["source"] == str(photos)
+
+
+def test_copies_among_the_test_images_do_not_count_as_held_out(photos, tmp_path):
+    folder = tmp_path / "folder"
+    shutil.copytree(photos, folder / "train")
+    for seed, split in ((700, "val"), (800, "test")):
+        for name in ("cat", "dog"):
+            noise(folder / split / name / "own.png", seed + ord(name[0]))
+    shutil.copy(next((folder / "train" / "cat").iterdir()), folder / "test" / "cat" / "copy.png")
+    run = tmp_path / "run"
+    train(recipe(folder), run, progress=False)
+    found = evaluate(run)
+    assert (found.split, found.images, found.trained_on) == ("test", 3, 1)
+    assert "trained on 1 of them" in found.describe()
+    assert any("1 of these 3 images" in n and "copy.png" in n for n in found.notes)
+    assert evaluate(run, split="val").trained_on == 0
+    everything = evaluate(run, split="train")
+    assert everything.trained_on == everything.images
+
+
+def test_whether_files_of_an_older_run_were_held_out_is_not_known(photos, tmp_path):
+    run = tmp_path / "run"
+    train(recipe(photos), run, progress=False)
+    assert evaluate(run).trained_on == 0
+    (run / "split.json").unlink()
+    values = json.loads((run / "result.json").read_text())
+    for name in [name for name in values if "split" in name]:
+        del values[name]  # earlier versions kept none
+    (run / "result.json").write_text(json.dumps(values) + "\n")
+    found = evaluate(run)
+    assert found.trained_on is None
+    assert "not known" in found.describe()

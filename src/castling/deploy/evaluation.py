@@ -14,6 +14,7 @@ from castling.data import (
     FileSource,
     FolderConfig,
     SplitConfig,
+    SplitRecord,
     open_source,
 )
 from castling.deploy.saved_data import RunData, open_saved_data, run_data
@@ -116,7 +117,10 @@ def _open(
                 f"drawn anew by {config.split.by}; if files came or went since, images trained on "
                 "may be among these"
             )
-        return images, split, len(images.dataset(split)) if split == "train" else 0, notes
+        trained_on, names = _trained_on(images, own.record, split)
+        if split != "train" and names:
+            notes.append(_too_good(names, len(images.dataset(split))))
+        return images, split, trained_on, notes
     assert data is not None  # evaluate() asks for one of both
     source = open_source(data.source)
     whole = (
@@ -138,11 +142,34 @@ def _open(
         if key in trained
     ]
     if seen:
-        notes.append(
-            f"the model was trained on {len(seen)} of these {len(images.dataset(read))} images, so "
-            f"the figures are too good: {few(seen, 3)}"
-        )
+        notes.append(_too_good(seen, len(images.dataset(read))))
     return images, split, len(seen), notes
+
+
+def _trained_on(
+    images: DataModule, record: SplitRecord | None, split: str
+) -> tuple[int | None, list[str]]:
+    """How many images of a run's own split it was trained on, and those known by their content.
+
+    None for files of a run that did not write its split down: which were which is not known.
+    """
+    if record is None and isinstance(images.source, FileSource):
+        return None, []
+    if split == "train":
+        return len(images.dataset(split)), []
+    if record is None:
+        return 0, []
+    recorded = record.images.get(split) or record.images.get("val", [])
+    trained = record.trained  # a copy among the images held out, or trained on before a change
+    names = [image.path for image in recorded if image.key in trained]
+    return len(names), names
+
+
+def _too_good(names: list[str], count: int) -> str:
+    return (
+        f"the model was trained on {len(names)} of these {count} images, so the figures are too "
+        f"good: {few(names, 3)}"
+    )
 
 
 def _own_config(own: RunData | None, data: DataConfig | None) -> DataConfig | None:

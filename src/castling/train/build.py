@@ -18,7 +18,7 @@ from castling.models.published import published_weights
 from castling.models.starting_weights import check_start, start_from
 from castling.surgery import LoadReport
 from castling.tasks import Task, build_task, task_class, task_to_dict
-from castling.train.hardware import check_hardware
+from castling.train.hardware import check_hardware, process_count
 from castling.train.loggers import check_loggers
 from castling.train.optimization import check_optimizer
 from castling.train.recipe import Recipe
@@ -104,8 +104,7 @@ def open_data(
         record=record,
         take_in=take_in,
     )
-    processes = max(1, recipe.hardware.devices) * recipe.hardware.nodes
-    data.notes += tuple(training_notes(data, processes))
+    data.notes += tuple(training_notes(data, process_count(recipe.hardware)))
     return data, task
 
 

@@ -51,9 +51,14 @@ def check_hardware(hardware: HardwareConfig) -> None:
         )
 
 
+def process_count(hardware: HardwareConfig) -> int:
+    """Processes that train, on all machines."""
+    return _count(hardware) * hardware.nodes
+
+
 def several_processes(hardware: HardwareConfig) -> bool:
     """Whether more than one process trains."""
-    return _count(hardware) > 1 or hardware.nodes > 1
+    return process_count(hardware) > 1
 
 
 def is_first_process(hardware: HardwareConfig) -> bool:
