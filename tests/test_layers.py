@@ -238,8 +238,8 @@ def test_a_package_loads_no_lightning(loaded, package):
     assert not wrong
 
 
-def test_importing_castling_loads_models_and_no_heavy_library(loaded):
+def test_importing_castling_loads_models_heads_and_no_heavy_library(loaded):
     modules = loaded("castling")
     wrong = set(LATE) & modules
     assert not wrong
-    assert floors(modules) == {"utils", "ops", "attention", "surgery", "models"}
+    assert floors(modules) == {"utils", "ops", "attention", "surgery", "models", "heads"}

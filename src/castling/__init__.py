@@ -9,6 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from castling import heads as heads  # imported for what it registers
 from castling import models as models
 from castling.attention import (
     ConvolutionalAdditive,

@@ -184,7 +184,7 @@ def _export(folder: Path) -> ExportReport:
         folder / "castling.onnx",
         card.image_size,
         card=card,
-        raw_outputs=task_from_card(card).raw_outputs,
+        raw_outputs=task_from_card(card).outputs,
         overwrite=True,  # of an earlier demo in this folder
     )
 

@@ -210,7 +210,7 @@ def export(arguments: list[str]) -> int:
         read_size(values.size) if values.size else card.image_size,
         verify_sizes=[read_size(text) for text in values.verify] or None,
         target=values.target,
-        raw_outputs=task_from_card(card, folder).raw_outputs,
+        raw_outputs=task_from_card(card, folder).outputs,
         dynamic=values.dynamic,
         opset=values.opset,
         portable=values.portable,

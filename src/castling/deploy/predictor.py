@@ -119,7 +119,7 @@ class Predictor:
         def run(batch: Batch) -> dict[str, Tensor]:
             images = self.task.preprocess(batch.images.to(place))
             with eval_mode(network):
-                return self.task.raw_outputs(network, images)
+                return self.task.outputs(network, images)
 
         return run
 

@@ -162,17 +162,29 @@ class Task(nn.Module):
     def raw_outputs(self, model: nn.Module, images: Tensor) -> dict[str, Tensor]:
         """Tensors of fixed shapes for normalised images (B, 3, H, W).
 
-        The switch, folding, exports and benchmarks compare these.
+        Continuous functions of the images, before anything is chosen among them: the switch,
+        folding and benchmarks compare these.
         """
         raise NotImplementedError
 
-    def decode(self, raw: dict[str, Tensor], batch: Batch) -> list[Prediction]:
-        """Predictions, in original coordinates, from what :meth:`raw_outputs` gave."""
+    def outputs(self, model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+        """What exports write and :meth:`decode` reads; a detector's after suppression, say."""
+        return self.raw_outputs(model, images)
+
+    def agreement(self, before: dict[str, Tensor], after: dict[str, Tensor]) -> Tensor | None:
+        """(B,) share in [0, 1] of what a model says that another one says too, of outputs.
+
+        The switch and exports report it; None where a task has no such notion.
+        """
+        return None
+
+    def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[Prediction]:
+        """Predictions, in original coordinates, from what :meth:`outputs` gave."""
         raise NotImplementedError
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
         """One prediction per image."""
-        return self.decode(self.raw_outputs(model, self.preprocess(batch.images)), batch)
+        return self.decode(self.outputs(model, self.preprocess(batch.images)), batch)
 
     def metrics(self) -> torchmetrics.Metric:
         """An empty metric; ``compute`` gives a dictionary and synchronises processes by itself."""

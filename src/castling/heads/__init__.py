@@ -1,0 +1,5 @@
+"""Heads on any backbone: importing the package registers them; one file per head."""
+
+from castling.heads.detector import DetectionTarget, Detector
+
+__all__ = ["DetectionTarget", "Detector"]
