@@ -5,5 +5,6 @@ from castling.models import (  # noqa: F401
     castling_vit,
     castling_vit_pico,
     converted,
+    esnet,
     qt_vit,
 )

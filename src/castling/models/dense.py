@@ -14,7 +14,6 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 from torch import nn
 
 from castling.models.backbone import Backbone
-from castling.utils.checks import config_from_dict
 from castling.utils.text import did_you_mean
 
 
@@ -97,6 +96,8 @@ def head_config(name: str, options: Mapping[str, Any] | None = None) -> HeadConf
     Raises:
         ValueError: there is no such head or option, or a value does not fit.
     """
+    from castling.utils.checks import config_from_dict  # jsonargparse loads late
+
     spec = head_spec(name)
     values = {**spec.defaults, **(options or {})}
     found: HeadConfig = config_from_dict(spec.config, values, "model.head")

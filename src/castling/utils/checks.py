@@ -44,6 +44,7 @@ _NUMBERS = {
     int: "a whole number",
     float: "a number",
 }
+_NUMBER_TYPES = {hint.__name__: hint for hint in _NUMBERS}
 _WRONG = object()
 _HINTS: dict[type, dict[str, Any]] = {}
 
@@ -120,9 +121,13 @@ def check_known(values: Mapping[str, Any], known: Mapping[str, Any], section: st
 
 
 def _hints(config_class: Any) -> dict[str, Any]:
-    """Resolved annotations of the fields, in their order."""
+    """Resolved annotations of the fields, in their order.
+
+    The number types are known here, so that modules that ``import castling`` loads may import them
+    under ``TYPE_CHECKING`` only, without jsonargparse.
+    """
     if config_class not in _HINTS:
-        hints = get_type_hints(config_class)
+        hints = get_type_hints(config_class, localns=_NUMBER_TYPES)
         names = [field.name for field in dataclasses.fields(config_class)]
         _HINTS[config_class] = {name: hints[name] for name in names}
     return _HINTS[config_class]
