@@ -146,6 +146,7 @@ class PicoDet(Detector):
             labels,
             threshold=self.config.nms_threshold,
             keep=self.detections,
+            num_classes=self.num_classes,
         )
         found = kept.scores > 0
         index = kept.indices[..., None].expand(-1, -1, 4)

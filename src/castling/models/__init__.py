@@ -6,5 +6,6 @@ from castling.models import (  # noqa: F401
     castling_vit_pico,
     converted,
     esnet,
+    levit_s8,
     qt_vit,
 )

@@ -71,7 +71,7 @@ class ESNet(nn.Module):
             nn.MaxPool2d(3, stride=2, padding=1),
         )
         stages: list[nn.Module] = []
-        self.feature_info: list[dict[str, Any]] = []
+        levels: list[dict[str, Any]] = []
         channels = _STEM
         for index, of_stage in enumerate(ratios):
             width = make_divisible(128 * 2**index * scale, 16)
@@ -83,16 +83,16 @@ class ESNet(nn.Module):
                 else:
                     blocks.append(ESDownsample(channels, width, middle, **factory))
             stages.append(nn.Sequential(*blocks))
-            self.feature_info.append(
+            levels.append(
                 {"num_chs": width, "reduction": 8 * 2**index, "module": f"stages.{index}"}
             )
             channels = width
-        self.stages = nn.Sequential(*stages)
+        self.stages, self.feature_info = nn.Sequential(*stages), levels
         self.num_features = channels
         self.head_hidden_size = _HIDDEN
         self.global_pool = SelectAdaptivePool2d(pool_type=global_pool)
-        self.conv_head: nn.Module = nn.Conv2d(channels, _HIDDEN, 1, bias=False, **factory)
-        self.act_head: nn.Module = nn.Hardswish()
+        self.conv_head = nn.Conv2d(channels, _HIDDEN, 1, bias=False, **factory)
+        self.act_head = nn.Hardswish()
         self.head_drop = nn.Dropout(drop_rate)
         self.head = self._classifier()
         self.init_weights(needs_reset=False)
@@ -184,7 +184,8 @@ class ESNet(nn.Module):
         """Drop what the maps ``indices`` do not need; returns the stages as numbers from 0."""
         wanted, deepest = feature_take_indices(len(self.feature_info), indices)
         if prune_head or deepest + 1 < len(self.stages):
-            self.conv_head, self.act_head = nn.Identity(), nn.Identity()
+            self.conv_head = nn.Identity()  # type: ignore[assignment]
+            self.act_head = nn.Identity()  # type: ignore[assignment]
             self.reset_classifier(0, "")
         self.stages = self.stages[: deepest + 1]
         self.num_features = self.feature_info[deepest]["num_chs"]
@@ -194,7 +195,7 @@ class ESNet(nn.Module):
         """(B, in_chans, H, W) → (B, C, ⌈H/32⌉, ⌈W/32⌉)."""
         x = self.stem(x)
         for stage in self.stages:
-            if self.grad_checkpointing and not torch.jit.is_scripting():
+            if self.grad_checkpointing and not torch.jit.is_scripting():  # type: ignore[attr-defined]
                 x = checkpoint_seq(stage, x)
             else:
                 x = stage(x)
