@@ -18,25 +18,31 @@ class ModelConfig:
     """Which model.
 
     Attributes:
-        name: a name of timm's registry, ours included: castling models lists them.
-        kwargs: further keyword arguments of timm.create_model, such as img_size or patch_size.
-            The image size of the data is passed as img_size to models that take it.
+        name: a name of timm's registry, ours included: castling models lists them; or
+            HEAD/BACKBONE for a dense model, such as picodet_s/esnet_s.
+        kwargs: further keyword arguments of timm.create_model, such as img_size or patch_size; of
+            the backbone where there is a head. The image size of the data is passed as img_size to
+            models that take it.
+        head: options of a dense model's head; those left out are its own.
         attention: name of an attention, or a dictionary of name and options, put into the model;
             empty keeps what the model has.
         where: names of the attention layers to convert, "*" allowed; a dictionary from such names
             to the attention of each, null leaving a layer as it is; or the file that castling plan
-            wrote (plan.json); empty means all.
+            wrote (plan.json); empty means all. Layers of a dense model are named as in it:
+            backbone.body. and so on.
         pretrained: start from timm's published weights (needs the network), unless there is a
-            checkpoint.
+            checkpoint; in a dense model they are the backbone's.
         checkpoint: start from these weights: a run's folder, .safetensors or .pth. Softmax weights
             of the model go into its linear version, another number of classes starts the
-            classifier afresh, positions are resized to the image size.
+            classifier afresh, positions are resized to the image size. A classifier's weights go
+            into the backbone of a dense model.
         checkpoint_key: which weights in that file, such as model_ema; empty takes the trained ones.
         drop_path: final rate of stochastic depth; empty keeps the model's own.
     """
 
     name: str = "castling_deit_pico"
     kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    head: dict[str, Any] = dataclasses.field(default_factory=dict)
     attention: str | dict[str, Any] | None = None
     where: list[str] | dict[str, Any] | str | None = None
     pretrained: bool = False
