@@ -58,6 +58,19 @@ class Backbone(nn.Module):
         return [_channels_first(each, c) for each, c in zip(maps, self.channels, strict=True)]
 
 
+class MissingStrideError(ValueError):
+    """A model has no feature map of a stride.
+
+    Attributes:
+        strides: of the maps that it has.
+    """
+
+    def __init__(self, name: str, missing: int, strides: Sequence[int]) -> None:
+        found = ", ".join(map(str, dict.fromkeys(strides)))
+        super().__init__(f"{name} has no feature map of stride {missing}, only of {found}")
+        self.strides = tuple(strides)
+
+
 def _channels_first(feature: Tensor, channels: int) -> Tensor:
     """(B, C, H, W) of a map that may be (B, H, W, C), as timm's Swin gives it."""
     if feature.shape[1] == channels:
@@ -87,16 +100,14 @@ def build_backbone(
         freeze_batchnorm: see :class:`Backbone`.
 
     Raises:
-        ValueError: the model gives no feature maps, or none of a stride.
+        MissingStrideError: the model has no map of a stride.
     """
     with torch.device("meta"):
         info = timm.create_model(name, features_only=True, **kwargs).feature_info
     found = info.reduction()
     missing = [stride for stride in strides if stride not in found]
     if missing:
-        raise ValueError(
-            f"{name} has no feature map of stride {missing[0]}, only of {', '.join(map(str, found))}"
-        )
+        raise MissingStrideError(name, missing[0], found)
     indices = [max(i for i, each in enumerate(found) if each == stride) for stride in strides]
     body = timm.create_model(
         name, pretrained=pretrained, features_only=True, out_indices=indices, **kwargs

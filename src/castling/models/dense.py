@@ -14,15 +14,29 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 from torch import nn
 
 from castling.models.backbone import Backbone
-from castling.utils.checks import config_from_dict
 from castling.utils.text import did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
-    """Base of the options of all heads; a subclass sets ``name`` and adds its options."""
+    """Base of the options of all heads; a subclass sets ``name`` and adds its options.
+
+    Annotations are plain types: heads are imported with the package, jsonargparse is not. Ranges
+    are checked in ``__post_init__``, after ``super().__post_init__()``.
+
+    Attributes:
+        freeze_batchnorm: keep the backbone's BatchNorm as the pretrained weights have it.
+    """
 
     name: ClassVar[str] = ""
+
+    freeze_batchnorm: bool = False
+
+    def __post_init__(self) -> None:
+        """Check every field against its annotation."""
+        from castling.utils.checks import check_fields  # loads jsonargparse
+
+        check_fields(self, "model.head")
 
 
 class MakeBackbone(Protocol):
@@ -97,6 +111,8 @@ def head_config(name: str, options: Mapping[str, Any] | None = None) -> HeadConf
     Raises:
         ValueError: there is no such head or option, or a value does not fit.
     """
+    from castling.utils.checks import config_from_dict  # loads jsonargparse
+
     spec = head_spec(name)
     values = {**spec.defaults, **(options or {})}
     found: HeadConfig = config_from_dict(spec.config, values, "model.head")
