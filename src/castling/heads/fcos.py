@@ -47,8 +47,8 @@ class FCOSConfig(PyramidHeadConfig):
         if self.width % _GROUPS or self.width < 2 * _GROUPS:
             # One channel a group has no variance where a level has one place.
             raise ValueError(
-                f"model.head.width is {self.width}; FCOS normalises in {_GROUPS} groups of at least "
-                f"2 channels, so it must be a multiple of {_GROUPS}, {2 * _GROUPS} or more"
+                f"model.head.width is {self.width}; FCOS normalises in {_GROUPS} groups of 2 or "
+                f"more channels, so it must be a multiple of {_GROUPS} from {2 * _GROUPS}"
             )
 
 
