@@ -8,22 +8,11 @@ from torch import nn
 from torchvision.models import detection
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from castling.models.backbone import build_backbone
-from castling.models.dense import head_config, head_spec
+from castling import create_model
 
 K = 5
 SHORT = 64  # side of all images, so that torchvision resizes none
 NAMES = ["retinanet_pico", "fcos_pico", "faster_rcnn_pico", "mask_rcnn_pico"]
-
-
-def create_model(name, num_classes, head=None, **kwargs):
-    head_name, _, body = name.partition("/")
-    config = head_config(head_name, head)
-
-    def make(strides):
-        return build_backbone(body, kwargs, strides, freeze_batchnorm=config.freeze_batchnorm)
-
-    return head_spec(head_name).build(config, make, num_classes)
 
 
 class Levels(nn.Module):
@@ -75,7 +64,7 @@ def theirs(name, ours):
 
 def pair(name):
     """Ours and torchvision's, with outputs that differ from place to place."""
-    ours = create_model(f"{name}/test_resnet", K)
+    ours = create_model(f"{name}/test_resnet", num_classes=K)
     for module in ours.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
             nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from castling.heads.torchvision_detector import Size
 from castling.heads.two_stage import PICO, RCNN, RCNNConfig, roi_align
 from castling.models.dense import MakeBackbone, register_head
 
+if TYPE_CHECKING:
+    from jsonargparse.typing import PositiveInt
+
 
 @dataclass(frozen=True, kw_only=True)
 class CascadeConfig(RCNNConfig):
@@ -30,7 +33,7 @@ class CascadeConfig(RCNNConfig):
 
     name: ClassVar[str] = "cascade_mask_rcnn"
 
-    mask_convolutions: int = 4
+    mask_convolutions: PositiveInt = 4
 
 
 class _StageOptions(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torchvision.models.detection import FCOS
 from torchvision.models.detection.fcos import FCOSHead
@@ -12,6 +12,9 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from castling.heads.pyramid import PyramidHeadConfig, build_pyramid
 from castling.heads.torchvision_detector import OneStageDetector, Width
 from castling.models.dense import MakeBackbone, register_head
+
+if TYPE_CHECKING:
+    from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 
 
 def _p6_p7(channels: int, width: int) -> LastLevelP6P7:
@@ -36,10 +39,10 @@ class FCOSConfig(PyramidHeadConfig):
 
     name: ClassVar[str] = "fcos"
 
-    score_threshold: float = 0.2
-    nms_threshold: float = 0.6
-    candidates: int = 1000
-    convolutions: int = 4
+    score_threshold: ClosedUnitInterval = 0.2
+    nms_threshold: ClosedUnitInterval = 0.6
+    candidates: PositiveInt = 1000
+    convolutions: PositiveInt = 4
 
     def __post_init__(self) -> None:
         """Check the options."""

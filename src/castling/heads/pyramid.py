@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
@@ -15,7 +14,8 @@ from castling.heads.simple_pyramid import SimplePyramid
 from castling.models.backbone import Backbone, MissingStrideError
 from castling.models.dense import HeadConfig, MakeBackbone
 
-_UNIT = ("score_threshold", "nms_threshold")
+if TYPE_CHECKING:
+    from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,20 +29,10 @@ class PyramidHeadConfig(HeadConfig):
         detections: per image at most.
     """
 
-    width: int = 256
-    score_threshold: float = 0.05
-    nms_threshold: float = 0.5
-    detections: int = 100
-
-    def __post_init__(self) -> None:
-        """Check types and ranges: whole numbers from 1, thresholds in [0, 1]."""
-        super().__post_init__()
-        for field in dataclasses.fields(self):
-            value: Any = getattr(self, field.name)
-            if field.name in _UNIT and not 0 <= value <= 1:
-                raise ValueError(f"model.head.{field.name} is {value}; it must lie in [0, 1]")
-            if field.name not in _UNIT and not isinstance(value, (bool, str)) and value <= 0:
-                raise ValueError(f"model.head.{field.name} is {value}; it must be above 0")
+    width: PositiveInt = 256
+    score_threshold: ClosedUnitInterval = 0.05
+    nms_threshold: ClosedUnitInterval = 0.5
+    detections: PositiveInt = 100
 
 
 def build_pyramid(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -15,6 +15,9 @@ from castling.heads.detector import DetectionTarget
 from castling.heads.torchvision_detector import Size, set_branch
 from castling.heads.two_stage import PICO, RCNN, RCNNConfig, roi_align
 from castling.models.dense import MakeBackbone, register_head
+
+if TYPE_CHECKING:
+    from jsonargparse.typing import PositiveInt
 
 #: torchvision's names of parts of the loss → ours, the same for all heads.
 _LOSSES = {"loss_classifier": "classification", "loss_box_reg": "boxes", "loss_mask": "masks"}
@@ -37,7 +40,7 @@ class MaskRCNNConfig(RCNNConfig):
 
     name: ClassVar[str] = "mask_rcnn"
 
-    mask_convolutions: int = 4
+    mask_convolutions: PositiveInt = 4
 
 
 class _Predictor(FastRCNNPredictor):

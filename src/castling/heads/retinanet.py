@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -12,6 +12,9 @@ from castling.heads.fpn import p6_p7
 from castling.heads.pyramid import PyramidHeadConfig, build_pyramid
 from castling.heads.torchvision_detector import OneStageDetector, Width
 from castling.models.dense import MakeBackbone, register_head
+
+if TYPE_CHECKING:
+    from jsonargparse.typing import PositiveFloat, PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +29,8 @@ class RetinaNetConfig(PyramidHeadConfig):
 
     name: ClassVar[str] = "retinanet"
 
-    candidates: int = 1000
-    anchor_scale: float = 4.0
+    candidates: PositiveInt = 1000
+    anchor_scale: PositiveFloat = 4.0
 
 
 def _anchors(config: RetinaNetConfig) -> AnchorGenerator:

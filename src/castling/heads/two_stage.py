@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -30,6 +31,9 @@ from castling.heads.torchvision_detector import (
 )
 from castling.models.dense import MakeBackbone
 
+if TYPE_CHECKING:
+    from jsonargparse.typing import PositiveFloat, PositiveInt
+
 #: Strides and names of the levels that regions are cut from.
 STRIDES, LEVELS = (4, 8, 16, 32), ("p2", "p3", "p4", "p5")
 #: Levels of the proposals: one more, every second place of the last.
@@ -49,11 +53,11 @@ class RCNNConfig(PyramidHeadConfig):
         hidden: channels of the two fully connected layers of a box head.
     """
 
-    proposals: int = 1000
-    training_proposals: int = 2000
-    samples: int = 512
-    anchor_scale: float = 8.0
-    hidden: int = 1024
+    proposals: PositiveInt = 1000
+    training_proposals: PositiveInt = 2000
+    samples: PositiveInt = 512
+    anchor_scale: PositiveFloat = 8.0
+    hidden: PositiveInt = 1024
 
 
 #: Of the test-sized siblings.
