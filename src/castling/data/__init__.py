@@ -30,6 +30,7 @@ from castling.data.registry import (
 from castling.data.sample import Batch, Sample, stack_samples
 from castling.data.sampler import BatchKey, EpochBatches, sample_keys
 from castling.data.sources import (
+    DigitScenesConfig,
     DigitsConfig,
     FolderConfig,
     TorchvisionConfig,
@@ -62,6 +63,7 @@ __all__ = [
     "DetectionEvalTransform",
     "DetectionTrainTransform",
     "DetectionTransformConfig",
+    "DigitScenesConfig",
     "DigitsConfig",
     "EpochBatches",
     "FileSource",
