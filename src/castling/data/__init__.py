@@ -30,6 +30,7 @@ from castling.data.registry import (
 from castling.data.sample import Batch, Sample, stack_samples
 from castling.data.sampler import BatchKey, EpochBatches, sample_keys
 from castling.data.sources import (
+    DigitScenesConfig,
     DigitsConfig,
     FolderConfig,
     TorchvisionConfig,
@@ -41,6 +42,9 @@ from castling.data.transforms import (
     ClassificationEvalTransform,
     ClassificationTrainTransform,
     ClassificationTransformConfig,
+    DetectionEvalTransform,
+    DetectionTrainTransform,
+    DetectionTransformConfig,
     Transform,
     TransformConfig,
 )
@@ -56,6 +60,10 @@ __all__ = [
     "DataError",
     "DataInfo",
     "DataModule",
+    "DetectionEvalTransform",
+    "DetectionTrainTransform",
+    "DetectionTransformConfig",
+    "DigitScenesConfig",
     "DigitsConfig",
     "EpochBatches",
     "FileSource",

@@ -6,11 +6,19 @@ from castling.data.transforms.classification import (
     ClassificationTrainTransform,
     ClassificationTransformConfig,
 )
+from castling.data.transforms.detection import (
+    DetectionEvalTransform,
+    DetectionTrainTransform,
+    DetectionTransformConfig,
+)
 
 __all__ = [
     "ClassificationEvalTransform",
     "ClassificationTrainTransform",
     "ClassificationTransformConfig",
+    "DetectionEvalTransform",
+    "DetectionTrainTransform",
+    "DetectionTransformConfig",
     "Size",
     "Transform",
     "TransformConfig",

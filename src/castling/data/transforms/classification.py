@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 from castling.data.errors import DataError
 from castling.data.registry import DataInfo
 from castling.data.sample import Batch, Sample, stack_samples
-from castling.data.transforms.base import Size, TransformConfig
+from castling.data.transforms.base import Samples, Size, TransformConfig
 from castling.data.transforms.batches import shift_and_mirror
 from castling.data.transforms.policies import timm_policy
 from castling.data.transforms.steps import (
@@ -150,7 +150,7 @@ class ClassificationEvalTransform:
         """Scale and crop."""
         return apply_steps(sample, self._fit)
 
-    def augment(self, sample: Sample, size: Size | None) -> Sample:
+    def augment(self, sample: Sample, size: Size | None, others: Samples = ()) -> Sample:
         """The sample as it is."""
         return sample
 
@@ -214,7 +214,7 @@ class ClassificationTrainTransform:
         """Scale and cut the centre, unless a random part will be cut."""
         return sample if self._crops else apply_steps(sample, self._fit)
 
-    def augment(self, sample: Sample, size: Size | None) -> Sample:
+    def augment(self, sample: Sample, size: Size | None, others: Samples = ()) -> Sample:
         """Random resized crop, policy and colour."""
         crop = [self._crops[size or self.size]] if self._crops else []
         return apply_steps(sample, *crop, *self._steps)
