@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from castling.data.decode import pillow_image
 from castling.data.registry import DataInfo
-from castling.data.sample import Batch
+from castling.data.sample import Batch, Sample
 from castling.tasks.normalize import Normalize
 from castling.tasks.prediction import Prediction
 from castling.tasks.reporting import ReportPart
@@ -95,6 +96,8 @@ class Task(nn.Module):
     transform_config: ClassVar[type[TransformConfig]]
     #: Columns of a run's ``predictions.csv`` after ``name``; empty for a task that writes none.
     record_columns: ClassVar[tuple[str, ...]] = ()
+    #: Longer side of the pictures of a report in pixels, at most.
+    example_side: ClassVar[int] = 128
     #: Options of the transforms that evaluation needs.
     preprocessing_options: ClassVar[tuple[str, ...]] = ("image_size",)
 
@@ -205,13 +208,25 @@ class Task(nn.Module):
         """
         return {}
 
-    def record(self, prediction: Prediction, target: Mapping[str, Tensor]) -> dict[str, Any]:
-        """``record_columns`` of one labelled image, for ``predictions.csv``."""
+    def records(self, prediction: Prediction, target: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+        """Rows of ``record_columns`` of one labelled image, for ``predictions.csv``."""
         raise NotImplementedError
 
     def choose_examples(self, records: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Positions of the records whose images a report shows; a few dozen at most."""
+        """Positions of the records that a report shows pictures of; a few dozen at most."""
         return []
+
+    def example(
+        self, sample: Sample, records: Sequence[Mapping[str, Any]], position: int
+    ) -> Image.Image:
+        """The picture of one record: here the image as the model sees it.
+
+        Args:
+            sample: the original image with its target.
+            records: all of this image.
+            position: of the record among them.
+        """
+        return pillow_image(self.transform(training=False).resize(sample).image)
 
     def report_parts(self, records: Sequence[Mapping[str, str]]) -> list[ReportPart]:
         """Tables and examples for a report, from the rows of ``predictions.csv``."""

@@ -264,14 +264,15 @@ class ClassificationTask(Task):
             for images in [shares.pop("images")]
         }
 
-    def record(self, prediction: Prediction, target: Mapping[str, Tensor]) -> dict[str, Any]:
+    def records(self, prediction: Prediction, target: Mapping[str, Tensor]) -> list[dict[str, Any]]:
         """Label, best class and its probability."""
         assert isinstance(prediction, ClassificationPrediction)
-        return {
+        row = {
             "label": self.info.classes[int(target["label"])],
             "predicted": prediction.classes[0],
             "probability": round(prediction.probabilities[0], 6),
         }
+        return [row]
 
     def choose_examples(self, records: Sequence[Mapping[str, Any]]) -> list[int]:
         """Confident mistakes, and right ones of many classes."""

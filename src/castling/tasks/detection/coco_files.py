@@ -47,9 +47,7 @@ class CocoIds:
         return cls(images, categories)
 
     @classmethod
-    def counted(
-        cls, predictions: Iterable[DetectionPrediction], classes: Sequence[str]
-    ) -> CocoIds:
+    def counted(cls, predictions: Iterable[DetectionPrediction], classes: Sequence[str]) -> CocoIds:
         """Images and classes numbered from 1, in their order."""
         names = dict.fromkeys(one.name for one in predictions)
         return cls(
@@ -70,9 +68,7 @@ class CocoIds:
         return numbers.pop()
 
 
-def coco_results(
-    predictions: Iterable[DetectionPrediction], ids: CocoIds
-) -> list[dict[str, Any]]:
+def coco_results(predictions: Iterable[DetectionPrediction], ids: CocoIds) -> list[dict[str, Any]]:
     """One entry per box; ``file_name`` and ``category`` are for readers and not COCO's.
 
     Raises:

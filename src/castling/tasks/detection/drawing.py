@@ -61,7 +61,7 @@ def draw_objects(
     pixels = draw_bounding_boxes(
         pixels,
         corners.clamp(min=0).minimum(limits),
-        names,  # type: ignore[arg-type]  # None draws no caption
+        names,
         colors=[colors[i] for i in order],
         width=max(1, round(side / 300)),
         font=_font(),

@@ -108,7 +108,8 @@ def _precision(
     """(10, 101, K, 4): IoU, recall, class, area; -1 where there is no object."""
     from faster_coco_eval import COCO, COCOeval_faster
 
-    truths, found = [], []
+    truths: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
     for number, image in enumerate(images, 1):
         truth = image.truth
         for row, box in enumerate(_xywh(truth.boxes)):

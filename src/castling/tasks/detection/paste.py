@@ -46,9 +46,7 @@ def _pasted(mask: Tensor, box: list[int], size: tuple[int, int]) -> dict[str, An
     return encoded(inside, max(0, top), max(0, left), size)
 
 
-def encoded(
-    part: NDArray[np.bool_], top: int, left: int, size: tuple[int, int]
-) -> dict[str, Any]:
+def encoded(part: NDArray[np.bool_], top: int, left: int, size: tuple[int, int]) -> dict[str, Any]:
     """Compressed run-length encoding of a mask that is False outside a part of the image.
 
     Args:

@@ -67,7 +67,9 @@ class DetectionPrediction(Prediction):
                 "name": self.name,
                 "class": name,
                 "score": round(score, 6),
-                **{side: round(x, 2) for side, x in zip(("x1", "y1", "x2", "y2"), box, strict=True)},
+                **{
+                    side: round(x, 2) for side, x in zip(("x1", "y1", "x2", "y2"), box, strict=True)
+                },
             }
             for box, score, name in zip(self.boxes, self.scores, self.classes, strict=True)
         ]
@@ -77,8 +79,12 @@ class DetectionPrediction(Prediction):
         if self.error:
             return self.error
         counts = Counter(self.classes)
-        best = {name: max(s for s, c in zip(self.scores, self.classes, strict=True) if c == name)
-                for name in counts}
-        parts = [f"{count} {name} (best {percent(best[name], 0)})"
-                 for name, count in counts.most_common()]
+        best = {
+            name: max(s for s, c in zip(self.scores, self.classes, strict=True) if c == name)
+            for name in counts
+        }
+        parts = [
+            f"{count} {name} (best {percent(best[name], 0)})"
+            for name, count in counts.most_common()
+        ]
         return ", ".join(parts) or "nothing found"

@@ -21,7 +21,6 @@ from castling.heads.detector import DetectionTarget, Detector
 from castling.models.dense import list_heads
 from castling.tasks.detection import report
 from castling.tasks.detection.config import DetectionConfig
-from castling.tasks.detection.drawing import draw_objects
 from castling.tasks.detection.examples import draw_example, draw_prediction
 from castling.tasks.detection.paste import pasted
 from castling.tasks.detection.prediction import DetectionPrediction
@@ -70,9 +69,7 @@ class DetectionTask(Task):
 
     transform_options: DetectionTransformConfig
 
-    def __init__(
-        self, config: DetectionConfig, info: DataInfo, transform: TransformConfig
-    ) -> None:
+    def __init__(self, config: DetectionConfig, info: DataInfo, transform: TransformConfig) -> None:
         super().__init__(config, info, transform)
         #: Of training batches; it decodes masks once the model is known to want them.
         self._training: list[DetectionTrainTransform] = []
@@ -150,7 +147,7 @@ class DetectionTask(Task):
         return detector.decode(detector(images), (height, width))
 
     def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[Prediction]:
-        """Objects in pixels of the original images, best first; those in the padding are dropped."""
+        """Objects in pixels of the original images, best first, without those in the padding."""
         values = {name: value.detach().cpu() for name, value in outputs.items()}
         return [
             self._prediction(
@@ -210,9 +207,7 @@ class DetectionTask(Task):
         rows = metric.class_figures()  # type: ignore[operator]
         return dict(zip(self.info.classes, rows, strict=True))
 
-    def records(
-        self, prediction: Prediction, target: Mapping[str, Tensor]
-    ) -> list[dict[str, Any]]:
+    def records(self, prediction: Prediction, target: Mapping[str, Tensor]) -> list[dict[str, Any]]:
         """Every detection and every object, and what became of it."""
         assert isinstance(prediction, DetectionPrediction)
         return rows_of(prediction, target, self.info.classes)
