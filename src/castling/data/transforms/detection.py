@@ -240,7 +240,7 @@ class DetectionTrainTransform:
         if self._distort is not None:
             image = self._distort.transform(image, self._distort.make_params([image]))
         size = (found.image.shape[1], found.image.shape[2])
-        boxes: Any = tv_tensors.BoundingBoxes(found.boxes, format="XYXY", canvas_size=size)  # type: ignore[call-overload]
+        boxes: Any = tv_tensors.BoundingBoxes(found.boxes, format="XYXY", canvas_size=size)
         target = {"boxes": boxes, "labels": found.labels}
         if found.masks is not None:
             target["masks"] = tv_tensors.Mask(found.masks)
@@ -292,7 +292,7 @@ def _scaled(sample: Sample, size: Size, interpolation: Interpolation) -> Sample:
 def _boxes_of(scene: Scene) -> Any:
     """The visible objects of a scene, as torchvision's transforms take them."""
     boxes: Any = scene.boxes
-    return tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=scene.size)  # type: ignore[call-overload]
+    return tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=scene.size)
 
 
 def _chance(probability: float) -> bool:

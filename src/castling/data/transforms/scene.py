@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 
+from castling.data.detection.masks import decode_masks
 from castling.data.sample import Sample
 from castling.data.transforms.base import Size
 from castling.data.transforms.placement import Placement, Rectangle
@@ -29,7 +30,7 @@ LEAST_VISIBLE = 0.1
 LEAST_SIDE = 1.0
 """Pixels of a box's shorter side, below which nothing can be learnt from it."""
 
-MaskOf = Callable[[int], Tensor]
+_MASK_BYTES = 64 * 2**20  # of decoded masks at a time
 
 
 class Piece(NamedTuple):
@@ -65,26 +66,6 @@ class Objects(NamedTuple):
     boxes: Tensor
     labels: Tensor
     masks: Tensor | None
-
-    def keep(self, rows: Tensor) -> Objects:
-        """Only some objects; ``rows`` are (n,) bool."""
-        masks = None if self.masks is None else self.masks[rows]
-        return Objects(self.image, self.boxes[rows], self.labels[rows], masks)
-
-    def tightened(self, rows: Tensor) -> Objects:
-        """With boxes around the masks, for the objects of which a part is hidden; (n,) bool.
-
-        Objects of which nothing is left are removed.
-        """
-        assert self.masks is not None
-        found = self.keep(self.masks.flatten(1).any(1)) if len(self.masks) else self
-        rows = rows[self.masks.flatten(1).any(1)] if len(self.masks) else rows
-        if not rows.any():
-            return found
-        assert found.masks is not None
-        boxes = found.boxes.clone()
-        boxes[rows] = _around(found.masks[rows])
-        return found._replace(boxes=boxes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,13 +128,14 @@ class Scene:
         boxes, labels = [torch.zeros(0, 4)], [torch.zeros(0, dtype=torch.int64)]
         drawn = [] if empty is None else [empty]
         for piece in self.pieces:
-            placement = piece.placement.snapped(self.size)
+            snapped = piece.placement.snapped(self.size)
+            piece = piece._replace(placement=snapped)
             sample = piece.sample
-            placement.draw(image, _plain(sample.image), sample.original_size, resampling)
-            found, rows = _visible(piece._replace(placement=placement))
+            snapped.draw(image, _plain(sample.image), sample.original_size, resampling)
+            found, rows = _visible(piece)
             if masks:
-                drawing = self._draw_masks(piece._replace(placement=placement, rows=rows), found)
-                seen = drawing.flatten(1).any(1) if len(rows) else rows.bool()
+                drawing = _draw_masks(piece._replace(rows=rows), found, self.size)
+                seen = drawing.bool().flatten(1).any(1)
                 found, rows = found[seen], rows[seen]
                 drawn.append(drawing[seen])
             boxes.append(found)
@@ -161,14 +143,6 @@ class Scene:
         return Objects(
             image, torch.cat(boxes), torch.cat(labels), torch.cat(drawn) if masks else None
         )
-
-    def _draw_masks(self, piece: Piece, boxes: Tensor) -> Tensor:
-        """(n, H, W) masks of the objects of one image."""
-        found = torch.zeros((len(boxes), *self.size), dtype=torch.uint8)
-        mask_of = _mask_reader(piece.sample)
-        for canvas, row, box in zip(found, piece.rows.tolist(), boxes, strict=True):
-            piece.placement.draw_mask(canvas, mask_of(row), box)
-        return found
 
     def _placed(self, size: Size, change: Callable[[Placement], Placement]) -> Self:
         pieces = (piece._replace(placement=change(piece.placement)) for piece in self.pieces)
@@ -184,21 +158,17 @@ def _visible(piece: Piece) -> tuple[Tensor, Tensor]:
     return seen[enough], piece.rows[enough]
 
 
-def _mask_reader(sample: Sample) -> MaskOf:
-    """Decodes the mask of one object: all at once may not fit into memory."""
-    from castling.data.detection.masks import decode_masks
-
-    segmentation = sample.target["segmentation"]
-    return lambda row: decode_masks(segmentation, [row])[0]
-
-
-def _around(masks: Tensor) -> Tensor:
-    """(n, 4) boxes around (n, H, W) masks, none of them empty."""
-    from torchvision.ops import masks_to_boxes
-
-    boxes = masks_to_boxes(masks)
-    boxes[:, 2:] += 1  # torchvision gives the last pixel, not where it ends
-    return boxes.float()
+def _draw_masks(piece: Piece, boxes: Tensor, size: Size) -> Tensor:
+    """(n, H, W) masks of the objects of one image on a canvas of ``size``."""
+    found = torch.zeros((len(boxes), *size), dtype=torch.uint8)
+    height, width = piece.sample.original_size
+    together = max(1, _MASK_BYTES // (height * width))
+    canvases = zip(found, boxes, strict=True)
+    for rows in piece.rows.split(together):
+        masks = decode_masks(piece.sample.target["segmentation"], rows)
+        for mask, (canvas, box) in zip(masks, canvases, strict=False):
+            piece.placement.draw_mask(canvas, mask, box)
+    return found
 
 
 def _plain(tensor: Tensor) -> Tensor:
