@@ -19,6 +19,8 @@ Color = tuple[int, int, int]
 #: Of objects that are there, whatever their class.
 TRUTH: Color = (255, 255, 255)
 _ALPHA = 0.45
+#: Smaller images are enlarged to about this side, so that captions do not cover them.
+_READABLE = 480
 #: The smallest letters and their share of the image's mean side.
 _LETTERS, _SHARE = 11, 1 / 40
 _GOLDEN = 0.618033988749895
@@ -37,14 +39,14 @@ def draw_objects(
     colors: Sequence[Color],
     masks: Sequence[dict[str, Any]] | None = None,
 ) -> Image.Image:
-    """A copy of an image with objects drawn, the first on top.
+    """A copy of an image with objects drawn, the first on top; a small image is enlarged.
 
     Args:
         image: RGB.
         boxes: (n) x1, y1, x2, y2 in its pixels; parts outside are not drawn.
         captions: written at each box; an empty one is not.
         colors: of each.
-        masks: run-length encoding of each; None draws boxes alone.
+        masks: run-length encoding of the first of them or of all; None draws boxes alone.
     """
     if not boxes:
         return image.copy()
@@ -52,11 +54,15 @@ def draw_objects(
 
     pixels = functional.pil_to_tensor(image)
     order = list(reversed(range(len(boxes))))
-    for index in order if masks is not None else ():
-        _draw_mask(pixels, masks[index], boxes[index], colors[index])  # type: ignore[index]
-    side = (image.width * image.height) ** 0.5
-    corners = torch.tensor([boxes[i] for i in order], dtype=torch.float32)
-    limits = torch.tensor([image.width - 1, image.height - 1] * 2)
+    for index in order:
+        if masks is not None and index < len(masks):  # truths, which come last, have none
+            _draw_mask(pixels, masks[index], boxes[index], colors[index])
+    times = max(1, _READABLE // max(pixels.shape[1:]))
+    pixels = pixels.repeat_interleave(times, 1).repeat_interleave(times, 2)
+    height, width = pixels.shape[1:]
+    side = (width * height) ** 0.5
+    corners = torch.tensor([boxes[i] for i in order], dtype=torch.float32) * times
+    limits = torch.tensor([width - 1, height - 1] * 2)
     names = [captions[i] or None for i in order]
     pixels = draw_bounding_boxes(
         pixels,
