@@ -30,6 +30,7 @@ from castling.data.registry import (
 from castling.data.sample import Batch, Sample, stack_samples
 from castling.data.sampler import BatchKey, EpochBatches, sample_keys
 from castling.data.sources import (
+    CocoConfig,
     DigitScenesConfig,
     DigitsConfig,
     FolderConfig,
@@ -56,6 +57,7 @@ __all__ = [
     "ClassificationEvalTransform",
     "ClassificationTrainTransform",
     "ClassificationTransformConfig",
+    "CocoConfig",
     "DataConfig",
     "DataError",
     "DataInfo",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from castling.data.registry import SourceConfig, source_config_class
+from castling.data.sources.coco import CocoConfig
 from castling.data.sources.digit_scenes import DigitScenesConfig
 from castling.data.sources.digits import DigitsConfig
 from castling.data.sources.folder import FolderConfig
@@ -13,6 +14,7 @@ from castling.data.sources.torchvision import TorchvisionConfig
 from castling.utils.checks import config_from_dict
 
 __all__ = [
+    "CocoConfig",
     "DigitScenesConfig",
     "DigitsConfig",
     "FolderConfig",
