@@ -8,9 +8,9 @@ from castling.data.transforms.classification import (
 )
 from castling.data.transforms.detection import (
     DetectionEvalTransform,
-    DetectionTrainTransform,
     DetectionTransformConfig,
 )
+from castling.data.transforms.detection_training import DetectionTrainTransform
 
 __all__ = [
     "ClassificationEvalTransform",

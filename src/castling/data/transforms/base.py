@@ -79,6 +79,10 @@ class Transform(Protocol):
         """Sides from which every training batch draws its resolution; empty for one size."""
         ...
 
+    def kept_size(self, original: Size) -> Size:
+        """(height, width) that ``resize`` gives an image; asked where there is no fixed size."""
+        ...
+
     def resize(self, sample: Sample) -> Sample:
         """The fixed stage."""
         ...

@@ -146,6 +146,10 @@ class ClassificationEvalTransform:
             "interpolation": self._interpolation,
         }
 
+    def kept_size(self, original: Size) -> Size:
+        """Always the configured one."""
+        return self.fixed_size
+
     def resize(self, sample: Sample) -> Sample:
         """Scale and crop."""
         return apply_steps(sample, self._fit)
@@ -209,6 +213,10 @@ class ClassificationTrainTransform:
         if config.color_jitter:
             self._steps.append(PillowColorJitter(*(config.color_jitter,) * 3))
         self.random = bool(self._crops or self._steps)
+
+    def kept_size(self, original: Size) -> Size:
+        """The original's, where random parts of images of all sizes are cut."""
+        return self.fixed_size or original
 
     def resize(self, sample: Sample) -> Sample:
         """Scale and cut the centre, unless a random part will be cut."""

@@ -1,7 +1,6 @@
-"""Transforms of object detection: fitting, augmentation, batches.
+"""Transforms of object detection: options, fitting, batches.
 
-What an image becomes is decided first, as positions on a canvas, and drawn once; see
-:mod:`castling.data.transforms.scene`. Random numbers and their distributions are torchvision's.
+The random part is in :mod:`castling.data.transforms.detection_training`.
 """
 
 from __future__ import annotations
@@ -9,27 +8,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-import torch
 from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 from torch import Tensor
-from torchvision import tv_tensors
-from torchvision.transforms import v2
+from torch.nn import functional as F
 
 from castling.data.decode import image_tensor, pillow_image
-from castling.data.errors import DataError
-from castling.data.registry import DataInfo
 from castling.data.sample import Batch, Sample, stack_samples
 from castling.data.transforms.base import Samples, Size, TransformConfig
-from castling.data.transforms.scene import FILL, Objects, Scene
+from castling.data.transforms.scene import FILL
 from castling.data.transforms.steps import RESAMPLING, Interpolation
 from castling.utils.randomness import Keys
-
-_MOST_ENLARGED = 4
-"""Training images are kept at up to this many times the size of batches: a crop shows 0.3 of it."""
-
-_LEAST_CROPPED = 4  # pixels of a side; torchvision's crop would have no pixel below
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,9 +145,15 @@ class DetectionEvalTransform:
     def __init__(self, config: DetectionTransformConfig) -> None:
         self.config = config
 
+    def kept_size(self, original: Size) -> Size:
+        """That of the scaled image."""
+        return self.config.fitted(original)
+
     def resize(self, sample: Sample) -> Sample:
         """Scale the image alone."""
-        return _scaled(sample, self.config.fitted(sample.original_size), self.config.interpolation)
+        return scaled_image(
+            sample, self.config.fitted(sample.original_size), self.config.interpolation
+        )
 
     def augment(self, sample: Sample, size: Size | None, others: Samples = ()) -> Sample:
         """The sample as it is."""
@@ -165,89 +161,6 @@ class DetectionEvalTransform:
 
     def collate(self, samples: Sequence[Sample] | Batch, keys: Keys, size: Size | None) -> Batch:
         """The samples padded and stacked."""
-        return collate_objects(samples, self.config.multiple)
-
-
-class DetectionTrainTransform:
-    """Augmentation as the configuration says, every random number drawn from the sample's key.
-
-    Batches have ``boxes`` (n, 4) in pixels of the batch's images, ``labels`` (n,), and ``masks``
-    (n, H, W) where they are asked for, as one list each. Crowds are left out, and so are objects
-    of which less than a tenth, or less than a pixel, can be seen.
-
-    Args:
-        config: sizes and augmentation.
-        info: of the source: whether mirror images keep their class.
-        masks: whether batches have masks.
-
-    Raises:
-        DataError: mirroring was asked for where it changes the class.
-    """
-
-    random = True
-    fixed_size: Size | None = None
-
-    def __init__(
-        self, config: DetectionTransformConfig, info: DataInfo, *, masks: bool = False
-    ) -> None:
-        self.config, self.masks = config, masks
-        self.sides = config.multi_scale
-        if config.horizontal_flip and not info.mirrored:
-            raise DataError(
-                f"data.transform.horizontal_flip is {config.horizontal_flip}, but the mirror image "
-                "of a figure or letter of this source is another one; set it to 0"
-            )
-        default = 0.5 if info.mirrored else 0.0
-        self._flip = default if config.horizontal_flip is None else config.horizontal_flip
-        self._resampling = RESAMPLING[config.interpolation]
-        self._distort = _Distort(p=config.photometric) if config.photometric else None
-        self._crop, self._zoom = v2.RandomIoUCrop(), v2.RandomZoomOut()
-        sizes = [config.size, *((side, side) for side in self.sides)]
-        self._largest = max(sizes, key=min)
-
-    def resize(self, sample: Sample) -> Sample:
-        """Scale very large images down, to what the largest batches can show of them."""
-        height, width = self.config.fitted(sample.original_size, self._largest)
-        most = height * _MOST_ENLARGED, width * _MOST_ENLARGED
-        size = min(most[0], sample.image.shape[1]), min(most[1], sample.image.shape[2])
-        return _scaled(sample, size, self.config.interpolation)
-
-    def augment(self, sample: Sample, size: Size | None, others: Samples = ()) -> Sample:
-        """Crop, zoom, mirror, scale and distort; ``others`` are images to combine it with."""
-        scene = self._geometry(Scene.of(sample))
-        scene = scene.resized(self.config.fitted(scene.size, size))
-        found = scene.render(self._resampling, masks=self.masks)
-        return dataclasses.replace(sample, **self._finished(found))
-
-    def _geometry(self, scene: Scene) -> Scene:
-        """Zoom, crop and mirror, each with its probability."""
-        if _chance(self.config.zoom_out):
-            left, top, right, bottom = self._zoom.make_params([_boxes_of(scene)])["padding"]
-            height, width = scene.size
-            scene = scene.window(-top, -left, height + top + bottom, width + left + right)
-        if _chance(self.config.crop) and len(scene.boxes) and min(scene.size) >= _LEAST_CROPPED:
-            params = self._crop.make_params([_boxes_of(scene)])
-            if params:
-                scene = scene.keep(params["is_within_crop_area"])
-                scene = scene.window(
-                    params["top"], params["left"], params["height"], params["width"]
-                )
-        return scene.mirrored() if _chance(self._flip) else scene
-
-    def _finished(self, found: Objects) -> dict[str, Any]:
-        """Image and target of a sample."""
-        image: Any = tv_tensors.Image(found.image)
-        if self._distort is not None:
-            image = self._distort.transform(image, self._distort.make_params([image]))
-        size = (found.image.shape[1], found.image.shape[2])
-        boxes: Any = tv_tensors.BoundingBoxes(found.boxes, format="XYXY", canvas_size=size)
-        target = {"boxes": boxes, "labels": found.labels}
-        if found.masks is not None:
-            target["masks"] = tv_tensors.Mask(found.masks)
-        return {"image": image, "target": target}
-
-    def collate(self, samples: Sequence[Sample] | Batch, keys: Keys, size: Size | None) -> Batch:
-        """The samples, masks among them, padded and stacked."""
         return collate_objects(samples, self.config.multiple)
 
 
@@ -268,33 +181,15 @@ def collate_objects(samples: Sequence[Sample] | Batch, multiple: int) -> Batch:
     if "masks" in targets:
         height, width = batch.images.shape[2:]
         targets["masks"] = [
-            torch.nn.functional.pad(mask, (0, width - mask.shape[2], 0, height - mask.shape[1]))
+            F.pad(mask, (0, width - mask.shape[2], 0, height - mask.shape[1]))
             for mask in targets["masks"]
         ]
     return dataclasses.replace(batch, targets=targets)
 
 
-class _Distort(v2.RandomPhotometricDistort):
-    """torchvision's, without exchanging the colour channels: blue apples are no apples."""
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        return {**super().make_params(flat_inputs), "channel_permutation": None}
-
-
-def _scaled(sample: Sample, size: Size, interpolation: Interpolation) -> Sample:
+def scaled_image(sample: Sample, size: Size, interpolation: Interpolation) -> Sample:
     """The sample with its image alone scaled to (height, width)."""
     if tuple(sample.image.shape[1:]) == size:
         return sample
     image = pillow_image(sample.image).resize(size[::-1], RESAMPLING[interpolation])
     return dataclasses.replace(sample, image=image_tensor(image))
-
-
-def _boxes_of(scene: Scene) -> Any:
-    """The visible objects of a scene, as torchvision's transforms take them."""
-    boxes: Any = scene.boxes
-    return tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=scene.size)
-
-
-def _chance(probability: float) -> bool:
-    """Whether something of a probability happens; a number is drawn in any case."""
-    return bool(torch.rand(()) < probability)

@@ -30,6 +30,7 @@ LEAST_VISIBLE = 0.1
 LEAST_SIDE = 1.0
 """Pixels of a box's shorter side, below which nothing can be learnt from it."""
 
+_WHOLE = 0.999  # share from which an object counts as uncut: boxes of whole ones stay exact
 _MASK_BYTES = 64 * 2**20  # of decoded masks at a time
 
 
@@ -119,6 +120,8 @@ class Scene:
     def render(self, resampling: Image.Resampling, *, masks: bool) -> Objects:
         """Pixels, and the objects that can be seen in them.
 
+        With masks, the boxes of objects that are cut frame what is left of their masks.
+
         Args:
             resampling: Pillow's filter for images.
             masks: whether masks are asked for; the samples then have ``segmentation``.
@@ -132,12 +135,13 @@ class Scene:
             piece = piece._replace(placement=snapped)
             sample = piece.sample
             snapped.draw(image, _plain(sample.image), sample.original_size, resampling)
-            found, rows = _visible(piece)
+            found, cut, rows = _visible(piece)
             if masks:
                 drawing = _draw_masks(piece._replace(rows=rows), found, self.size)
                 seen = drawing.bool().flatten(1).any(1)
-                found, rows = found[seen], rows[seen]
-                drawn.append(drawing[seen])
+                found, cut, rows, drawing = found[seen], cut[seen], rows[seen], drawing[seen]
+                found[cut] = frames(drawing[cut])
+                drawn.append(drawing)
             boxes.append(found)
             labels.append(_plain(sample.target["labels"])[rows])
         return Objects(
@@ -149,13 +153,22 @@ class Scene:
         return replace(self, size=size, pieces=tuple(pieces))
 
 
-def _visible(piece: Piece) -> tuple[Tensor, Tensor]:
-    """Boxes on the canvas, and rows, of the objects of which enough can be seen."""
+def frames(masks: Tensor) -> Tensor:
+    """(n, 4) float32 boxes around (n, H, W) masks, none of them empty."""
+    from torchvision.ops import masks_to_boxes
+
+    boxes = masks_to_boxes(masks)
+    boxes[:, 2:] += 1  # torchvision gives the last pixel, not where it ends
+    return boxes
+
+
+def _visible(piece: Piece) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the objects of which enough can be seen: boxes on the canvas, whether cut, and rows."""
     whole, seen = piece.placement.map_boxes(piece.boxes)
     sides = seen[:, 2:] - seen[:, :2]
     share = sides.prod(1) / (whole[:, 2:] - whole[:, :2]).prod(1).clamp(min=1e-12)
     enough = (sides.min(1).values >= LEAST_SIDE) & (share >= LEAST_VISIBLE)
-    return seen[enough], piece.rows[enough]
+    return seen[enough], (share < _WHOLE)[enough], piece.rows[enough]
 
 
 def _draw_masks(piece: Piece, boxes: Tensor, size: Size) -> Tensor:
