@@ -12,11 +12,8 @@ from torch import Tensor, nn
 from castling.data.registry import DataInfo
 from castling.data.sample import Batch, Sample
 from castling.data.transforms.base import Transform, TransformConfig
-from castling.data.transforms.detection import (
-    DetectionEvalTransform,
-    DetectionTrainTransform,
-    DetectionTransformConfig,
-)
+from castling.data.transforms.detection import DetectionEvalTransform, DetectionTransformConfig
+from castling.data.transforms.detection_training import DetectionTrainTransform
 from castling.heads.detector import DetectionTarget, Detector
 from castling.models.dense import list_heads
 from castling.tasks.detection import report
