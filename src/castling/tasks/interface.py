@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from castling.data.decode import pillow_image
-from castling.data.registry import DataInfo
+from castling.data.registry import DataInfo, SourceConfig
 from castling.data.sample import Batch, Sample
 from castling.tasks.normalize import Normalize
 from castling.tasks.prediction import Prediction
@@ -113,6 +114,19 @@ class Task(nn.Module):
         Raises:
             ValueError: with what is wrong and what to do.
         """
+
+    @classmethod
+    def generate_images(cls, folder: Path, count: int) -> SourceConfig:
+        """Write meaningless images with targets, to try a recipe without its own.
+
+        Args:
+            folder: to write to; made here.
+            count: how many training images; a few validation images come with them.
+
+        Returns:
+            The source that reads them.
+        """
+        raise NotImplementedError
 
     def model_arguments(self) -> dict[str, Any]:
         """Keyword arguments that the data decides, such as ``num_classes``."""

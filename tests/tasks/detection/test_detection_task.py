@@ -8,7 +8,14 @@ import torch
 from PIL import Image
 from torch import nn
 
-from castling.data import Batch, DataConfig, DataModule, open_source, source_config_class
+from castling.data import (
+    Batch,
+    DataConfig,
+    DataModule,
+    LoaderConfig,
+    open_source,
+    source_config_class,
+)
 from castling.data.registry import DataInfo
 from castling.data.transforms.detection import DetectionTransformConfig
 from castling.models.backbone import build_backbone
@@ -30,11 +37,9 @@ def detector(classes, masks=False):
 def digit_scenes(**options):
     chosen = source_config_class("digit_scenes")(**options)
     source = open_source(chosen)
-    config = DataConfig(source=chosen, transform=OPTIONS)
+    config = DataConfig(source=chosen, transform=OPTIONS, loader=LoaderConfig(batch_size=8))
     task = build_task(DetectionConfig(), source.info, OPTIONS)
-    data = DataModule(
-        source, config, task.transform(training=True), task.transform(training=False)
-    )
+    data = DataModule(source, config, task.transform(training=True), task.transform(training=False))
     return task, data
 
 
@@ -118,7 +123,7 @@ def test_a_model_of_other_classes_is_refused():
 @pytest.mark.parametrize("masks", [False, True])
 def test_it_learns(masks):
     assert "detection" in list_tasks()
-    task, data = digit_scenes()
+    task, data = digit_scenes(images=100, canvas=64)
     model = detector(len(data.classes), masks)
     task.prepare_training(model)
     loader = data.loader("train", training=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from castling.data.registry import DataInfo
+from castling.data.registry import DataInfo, SourceConfig
 from castling.data.sample import Batch, Sample
 from castling.data.transforms.base import Transform, TransformConfig
 from castling.data.transforms.detection import DetectionEvalTransform, DetectionTransformConfig
@@ -19,6 +20,7 @@ from castling.models.dense import list_heads
 from castling.tasks.detection import report
 from castling.tasks.detection.config import DetectionConfig
 from castling.tasks.detection.examples import draw_example, draw_prediction
+from castling.tasks.detection.noise import write_noise
 from castling.tasks.detection.paste import pasted
 from castling.tasks.detection.prediction import DetectionPrediction
 from castling.tasks.detection.records import COLUMNS, rows_of
@@ -81,6 +83,11 @@ class DetectionTask(Task):
                 f"model.name is {name}; detection needs HEAD/BACKBONE, such as "
                 f"{heads[0]}/cas_vit_xs. Heads: {', '.join(heads)}"
             )
+
+    @classmethod
+    def generate_images(cls, folder: Path, count: int) -> SourceConfig:
+        """Noise of odd sizes with objects of two classes, masks included."""
+        return write_noise(folder, count)
 
     def prepare_training(self, model: nn.Module) -> None:
         """Ask for masks where the model learns them.
