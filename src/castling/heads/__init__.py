@@ -1,5 +1,6 @@
 """Heads on any backbone: importing the package registers them; one file per head."""
 
+from castling.heads import picodet
 from castling.heads.detector import DetectionTarget, Detector
 
-__all__ = ["DetectionTarget", "Detector"]
+__all__ = ["DetectionTarget", "Detector", "picodet"]
