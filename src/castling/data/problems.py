@@ -25,7 +25,7 @@ class Problem:
 
     Attributes:
         kind: what is wrong, in a few words that never change.
-        severity: an ``error`` keeps the data from being used; a ``note`` says what is done about it.
+        severity: an ``error`` keeps the data from being used; a ``note`` says what is done.
         count: how often it was found.
         examples: the first places.
         advice: what to do, or what is done.

@@ -48,9 +48,9 @@ def read_boxes(
     def report(name: str, found: Flags) -> None:
         faults.add_all(name, map(place, np.flatnonzero(found).tolist()))
 
-    usable = np.isfinite(raw).all(axis=1)
+    usable: Flags = np.asarray(np.isfinite(raw).all(axis=1))
     report("not_numbers", ~usable)
-    known = (sizes > 0).all(axis=1)
+    known: Flags = np.asarray((sizes > 0).all(axis=1))
     limits = np.where(known[:, None], sizes[:, ::-1], np.inf)
     if style == "shares":
         limits = np.ones_like(limits)
@@ -61,9 +61,7 @@ def read_boxes(
     boxes = _corners(raw, style)
     with np.errstate(invalid="ignore"):  # infinities are not usable in any case
         extent = boxes[:, 2:] - boxes[:, :2]
-    swapped = usable & (extent < 0).any(axis=1)
-    if style != "corners":
-        swapped[:] = False
+    swapped = usable & (extent < 0).any(axis=1) & (style == "corners")
     report("swapped", swapped)
     usable &= ~swapped
     flat = usable & (extent <= 0).any(axis=1)

@@ -48,7 +48,7 @@ def _note(kind: str, advice: str) -> Fault:
 #: By the names that the readers use. The comments number the kinds as the documentation does.
 FAULTS: Mapping[str, Fault] = {
     # 1, 2: the file as a whole
-    "not_json": _set(
+    "not_whole": _set(
         "annotation file that is not whole",
         "it was cut off or is of another kind: copy or export it again",
     ),
@@ -84,6 +84,9 @@ FAULTS: Mapping[str, Fault] = {
         "image without an annotation file",
         "it is left out; a file without objects makes it an image without objects",
     ),
+    "unlisted": _note(
+        "annotation file that no list of a split names", "it is left out; add it to a list"
+    ),
     "background": _note("image without a label file", "it is taken as an image without objects"),
     "double_file": _set("image file listed twice", "merge the entries into one"),
     "no_size": _note("image without width and height", "they are read from the file"),
@@ -93,8 +96,8 @@ FAULTS: Mapping[str, Fault] = {
     ),
     "rotated": _note(
         "image that its EXIF rotates or mirrors",
-        "it is shown in the orientation that has the stated size, upright where both have; store it "
-        "upright to be sure",
+        "it is shown in the orientation that has the stated size, upright where both have; store "
+        "it upright to be sure",
     ),
     # 13 to 17: boxes
     "not_numbers": _object("box that is not 4 finite numbers", "correct or remove it"),
@@ -155,8 +158,7 @@ FAULTS: Mapping[str, Fault] = {
     ),
     "first_pixel": _note(
         "files with a coordinate 0",
-        "so the first pixel is taken as 0 and not, as in Pascal VOC, as 1; source.first_pixel says "
-        "it",
+        "so the first pixel is taken as 0, not as 1 as in Pascal VOC; source.first_pixel says it",
     ),
     "swapped": _object("box whose max is below its min", "swap or remove them"),
     "fractions": _note("box in fractions of pixels", "they are kept"),
@@ -192,12 +194,17 @@ class Faults:
 
     def together(self, other: Faults) -> Faults:
         """These and others, in that order."""
-        both = Faults(dict(self.counts), {name: list(each) for name, each in self.places.items()})
+        both = Faults()
+        both.take(self)
+        both.take(other)
+        return both
+
+    def take(self, other: Faults) -> None:
+        """Count others after these."""
         for name, count in other.counts.items():
             listed = other.places[name]
-            both.add_all(name, listed)
-            both.counts[name] += count - len(listed)
-        return both
+            self.add_all(name, listed)
+            self.counts[name] += count - len(listed)
 
     def problems(self, leave_out: float, totals: Mapping[str, int]) -> tuple[Problem, ...]:
         """What to report, in the order of ``FAULTS``.
@@ -215,7 +222,8 @@ class Faults:
             if fault.of != "set" and count <= leave_out * totals[fault.of]:
                 severity, advice = "note", f"left out; {advice}"
             elif fault.of != "set":
-                advice += f", or leave such {fault.of} out: source.leave_out {_share(count, totals[fault.of])}"
+                share = _share(count, totals[fault.of])
+                advice += f", or leave such {fault.of} out: source.leave_out {share}"
             elif fault.kept and count <= fault.kept * totals["objects"]:
                 severity = "note"
             found.append(Problem(fault.kind, severity, count, tuple(self.places[name]), advice))

@@ -67,6 +67,16 @@ def check_files(
     return faults, complaints
 
 
+def size_in_header(store: FileStore, file: str) -> tuple[int, int]:
+    """(height, width) of an upright image; zeros where it is damaged, which is reported later."""
+    try:
+        with store.open(file) as stream:
+            _, (width, height), _ = read_orientation(stream, file)
+    except DataError:
+        return 0, 0
+    return height, width
+
+
 def _copies(
     store: FileStore,
     lengths: Mapping[int, list[tuple[str, str]]],
@@ -85,6 +95,6 @@ def _copies(
             except DataError:  # it went away meanwhile; it is named when it is read
                 continue
             known, other = first.setdefault(digest, (split, file))
-            if known != split:
+            if known != split and other != file:  # one file in two splits is counted by its name
                 places.append(f"{file} of {split}, {other} of {known}")
     return places

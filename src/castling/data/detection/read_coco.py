@@ -7,10 +7,10 @@ import math
 import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
-from castling.data.decode import read_size
 from castling.data.detection.faults import Faults
+from castling.data.detection.image_files import size_in_header
 from castling.data.detection.locate import locate, split_of
 from castling.data.detection.segmentations import Segmentation, read_segmentation
 from castling.data.detection.source import Annotations
@@ -50,8 +50,8 @@ def find_annotations(store: FileStore) -> tuple[dict[str, str], list[str]]:
     where = store.describe("")
     if not found:
         raise DataError(
-            f"no COCO annotation file in {where}: put instances_train.json (and instances_val.json) "
-            "there or into annotations/, or name it with source.train"
+            f"no COCO annotation file in {where}: put instances_train.json (and "
+            "instances_val.json) there or into annotations/, or name it with source.train"
         )
     for split, several in found.items():
         if len(several) > 1:
@@ -92,16 +92,12 @@ def read_coco(
     read = {split: _read_file(store, file, faults) for split, file in files.items()}
     classes = _classes(read, faults)
     tables: dict[str, Table] = {}
-    used: dict[str, str] = {}
     for split, file in read.items():
         if file is None:
             continue
         table = _table(store, file, split, classes, images, faults)
         counts["objects"] += len(file.annotations)
         counts["images"] += len(file.images)
-        for name in dict.fromkeys(table.files):
-            if used.setdefault(name, split) != split:
-                faults.add("overlap", f"{name} of {split} and {used[name]}")
         tables[split] = table
     return Annotations(store, classes, tables, faults, counts, notes)
 
@@ -124,10 +120,10 @@ def _read_file(store: FileStore, name: str, faults: Faults) -> _File | None:
         with store.open(name) as stream:
             content = json.loads(stream.read())
     except (ValueError, RecursionError) as error:
-        faults.add("not_json", f"{store.describe(name)}: {error}")
+        faults.add("not_whole", f"{store.describe(name)}: {error}")
         return None
     if not isinstance(content, dict):
-        faults.add("not_json", f"{store.describe(name)} holds no object but a {_kind(content)}")
+        faults.add("not_whole", f"{store.describe(name)} holds no object but a {_kind(content)}")
         return None
     sections: dict[str, list[dict[str, Any]]] = {}
     for section in ("images", "annotations", "categories"):
@@ -181,9 +177,8 @@ def _table(
     store: FileStore, file: _File, split: str, classes: list[str], images: str, faults: Faults
 ) -> Table:
     folder = images.format(split=split) if images else None
-    builder = TableBuilder("sides", "annotation", faults)
+    builder = TableBuilder("sides", "annotation", faults, training=split == "train")
     places: dict[Any, int] = {}
-    seen: set[str] = set()
     found = locate(
         store.listing().files, [each["file_name"] for each in file.images], split, folder
     )
@@ -196,13 +191,10 @@ def _table(
         if path is None:
             faults.add("no_file", f"{entry['file_name']} of {file.name}")
             continue
-        if path in seen:
-            faults.add("double_file", f"{path} of {file.name}")
-        seen.add(path)
         size = _stated_size(entry)
         if size is None:
             faults.add("no_size", f"{entry['file_name']} of {file.name}")
-            size = _size_of(store, path)
+            size = size_in_header(store, path)
         places[entry["id"]] = builder.add_image(path, size, entry["file_name"])
     numbers = {name: label for label, name in enumerate(classes)}
     labels = {key: numbers.get(name) for key, name in file.categories.items()}
@@ -211,7 +203,7 @@ def _table(
         (each["id"] for each in file.annotations if _is_number(each.get("id"))), default=0
     )
     for entry in file.annotations:
-        number = entry.get("id")
+        number: Any = entry.get("id")
         what = f"annotation {number}"
         image, label = places.get(entry["image_id"]), labels.get(entry["category_id"])
         if image is None:
@@ -244,7 +236,9 @@ def _add_object(
             return
     if crowd and not isinstance(mask, dict):
         faults.add("crowd_without_mask", where)
-    area = entry.get("area")
+    if crowd and builder.training:
+        faults.add("crowd", where)
+    area: Any = entry.get("area")
     if not _is_finite(area) or area <= 0:
         faults.add("no_area", where)
         area = math.nan
@@ -254,27 +248,16 @@ def _add_object(
     builder.add_object(image, number, box, label, crowd, area, mask)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[int]:
     return type(value) is int and abs(value) < 2**62
 
 
-def _is_finite(value: Any) -> bool:
+def _is_finite(value: Any) -> TypeGuard[float]:
     return type(value) in (int, float) and math.isfinite(value)
 
 
 def _stated_size(entry: dict[str, Any]) -> tuple[int, int] | None:
     height, width = entry.get("height"), entry.get("width")
-    whole = all(
-        _is_number(each) or (_is_finite(each) and each % 1 == 0) for each in (height, width)
-    )
-    return (int(height), int(width)) if whole and height > 0 and width > 0 else None
-
-
-def _size_of(store: FileStore, path: str) -> tuple[int, int]:
-    """(height, width) in a file's header; zeros where it is damaged, which is reported later."""
-    try:
-        with store.open(path) as stream:
-            width, height = read_size(stream, path)
-    except DataError:
-        return 0, 0
-    return height, width
+    if not _is_finite(height) or not _is_finite(width) or height % 1 or width % 1:
+        return None
+    return (int(height), int(width)) if height > 0 and width > 0 else None

@@ -100,38 +100,33 @@ def _read_rle(value: dict[str, Any], size: tuple[int, int]) -> Rle | None:
     counts, stated = value.get("counts"), value.get("size")
     if not isinstance(stated, list) or stated != list(size):
         return None
-    if isinstance(counts, str):
-        try:
-            lengths = _decompress(counts.encode("ascii"))
-        except ValueError:
-            return None
-        rle: Rle = {"size": list(size), "counts": counts.encode("ascii")}
-    elif isinstance(counts, list) and all(type(each) is int for each in counts):
-        lengths = np.array(counts, dtype=np.int64)
-        rle = {}
-    else:
-        return None
-    if (lengths < 0).any() or lengths.sum() != size[0] * size[1]:
-        return None
-    return rle or counts_to_rle(counts, size)
+    if isinstance(counts, str) and counts.isascii():
+        data = counts.encode("ascii")
+        return {"size": list(size), "counts": data} if _fit(_decompress(data), size) else None
+    if isinstance(counts, list) and counts and all(type(each) is int for each in counts):
+        return counts_to_rle(counts, size) if _fit(np.array(counts), size) else None
+    return None
+
+
+def _fit(lengths: NDArray[np.int64], size: tuple[int, int]) -> bool:
+    """Whether run lengths cover an image of (height, width) exactly."""
+    return len(lengths) > 0 and bool((lengths >= 0).all()) and lengths.sum() == size[0] * size[1]
 
 
 def _decompress(data: bytes) -> NDArray[np.int64]:
     """Run lengths of COCO's compressed form: numbers of 5 bits a letter, lowest first.
 
     From the fourth on they are differences to the last but one. (``rleFrString`` of COCO's API.)
-
-    Raises:
-        ValueError: it is none.
+    Empty where it is no such form.
     """
     letters = np.frombuffer(data, dtype=np.uint8).astype(np.int64) - 48
     if not len(letters) or (letters < 0).any() or (letters > 63).any() or letters[-1] & 32:
-        raise ValueError("no compressed run lengths")
+        return np.zeros(0, dtype=np.int64)
     ends = np.flatnonzero(letters & 32 == 0)
     starts = np.concatenate([[0], ends[:-1] + 1])
     digits = ends - starts + 1
     if digits.max() > 8:  # more than 40 bits
-        raise ValueError("no compressed run lengths")
+        return np.zeros(0, dtype=np.int64)
     shifts = 5 * (np.arange(len(letters)) - np.repeat(starts, digits))
     numbers = np.add.reduceat((letters & 31) << shifts, starts)
     numbers -= np.where(letters[ends] & 16, np.int64(1) << (5 * digits), 0)

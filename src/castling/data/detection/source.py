@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
@@ -61,6 +62,7 @@ class AnnotatedImages:
         self._name, self._read, self._leave_out = name, read, leave_out
         #: What was noticed while images were read, such as damaged EXIF; by file.
         self.noticed: dict[str, str] = {}
+        self._check_names()
         self._check_classes()
         masked = self._check_masks()
         self.info = DataInfo(
@@ -73,6 +75,16 @@ class AnnotatedImages:
         if not self.info.splits.get("train"):
             raise FaultyDataError(self.report(depth="none"))
 
+    def _check_names(self) -> None:
+        """Whether an image file is listed twice, in one split or two."""
+        used: dict[str, str] = {}
+        for split, table in self._read.tables.items():
+            twice = (file for file, count in Counter(table.files).items() if count > 1)
+            self._read.faults.add_all("double_file", (f"{file} in {split}" for file in twice))
+            for file in dict.fromkeys(table.files):
+                if used.setdefault(file, split) != split:
+                    self._read.faults.add("overlap", f"{file} of {split} and {used[file]}")
+
     def _check_classes(self) -> None:
         faults, classes = self._read.faults, self._read.classes
         for split, table in self._read.tables.items():
@@ -82,12 +94,6 @@ class AnnotatedImages:
             else:
                 absent = [name for label, name in enumerate(classes) if label not in seen]
                 faults.add_all("empty_class", (f"{name} in {split}" for name in absent))
-            if split == "train" and table.iscrowd.any():
-                crowds = int(table.iscrowd.sum())
-                images = np.searchsorted(table.first, np.flatnonzero(table.iscrowd), "right") - 1
-                for image in images.tolist():
-                    faults.add("crowd", table.files[image])
-                faults.counts["crowd"] = crowds
 
     def _check_masks(self) -> bool:
         """Whether every object has a mask; where some have, drop them and say so."""

@@ -66,11 +66,13 @@ class TableBuilder:
         style: how boxes are written.
         noun: what a reader's files call an object, such as ``annotation``.
         faults: takes what is found.
+        training: whether the split is trained on.
     """
 
     style: BoxStyle
     noun: str
     faults: Faults
+    training: bool = True
     files: list[str] = field(default_factory=list)
     origins: list[str] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
@@ -118,8 +120,12 @@ class TableBuilder:
         """Where an object is written."""
         return f"{self.noun} {self.numbers[row]} of {self.origins[self.images[row]]}"
 
-    def build(self) -> Table:
-        """Check boxes against images, masks against boxes; keep what can be used."""
+    def build(self, numbered: bool = False) -> Table:
+        """Check boxes against images, masks against boxes; keep what can be used.
+
+        Args:
+            numbered: number the objects of the split from 1; otherwise their numbers are unique.
+        """
         images = np.array(self.images, dtype=np.int64)
         sizes = np.array(self.sizes, dtype=np.int64).reshape(-1, 2)
         raw = np.array(self.boxes, dtype=np.float64).reshape(-1, 4)
@@ -141,7 +147,9 @@ class TableBuilder:
             labels=np.array(self.labels, dtype=np.int64)[order],
             iscrowd=np.array(self.crowds, dtype=np.bool_)[order],
             area=np.array(self.areas, dtype=np.float64)[order],
-            ids=np.array(self.numbers, dtype=np.int64)[order],
+            ids=np.arange(1, len(order) + 1)
+            if numbered
+            else np.array(self.numbers, dtype=np.int64)[order],
             segmentations=[self.segmentations[row] for row in order.tolist()],
             relative=relative,
         )

@@ -64,7 +64,8 @@ class CocoSource(AnnotatedImages):
     """
 
     def __init__(self, config: CocoConfig) -> None:
-        path, notes = existing(config.path), []
+        path = existing(config.path)
+        notes: list[str] = []
         if path.suffix.lower() == ".json":
             store = open_store(_root(path))
             files = {"train": path.absolute().relative_to(_root(path)).as_posix()}
