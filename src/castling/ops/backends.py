@@ -105,7 +105,7 @@ def forced_backend() -> str | None:
 
 def naive_is_forced() -> bool:
     """Whether :func:`attention_backend` asks for basic operators here."""
-    return _forced_here() == "naive"
+    return forced_backend() == "naive"
 
 
 def backend_module(backend: str, tensor: Tensor) -> ModuleType | None:
