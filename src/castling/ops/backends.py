@@ -105,7 +105,7 @@ def _forced_here() -> str | None:
 
 def naive_is_forced() -> bool:
     """Whether :func:`attention_backend` asks for basic operators here."""
-    return forced_backend() == "naive"
+    return _forced_here() == "naive"
 
 
 def backend_module(backend: str, tensor: Tensor) -> ModuleType | None:
