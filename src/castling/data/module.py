@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from typing import Any
 
@@ -14,6 +15,7 @@ from castling.data.dataset import ImageSet
 from castling.data.hold_out import Indices
 from castling.data.keep import verify_and_keep
 from castling.data.keys import ImageKeys
+from castling.data.problems import ReportingSource
 from castling.data.recorded import Changes, add_new, find_recorded
 from castling.data.registry import FileSource, Source
 from castling.data.sample import Batch
@@ -68,8 +70,8 @@ class DataModule:
         changes: how the source differs from the record.
 
     Raises:
-        DataError: images are damaged, or too few for the splits; or the record's classes or
-            images are gone.
+        DataError: the source reports errors; images are damaged, or too few for the splits; or the
+            record's classes or images are gone.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class DataModule:
         self.config = config
         self.seed = seed
         self.source = source
+        remarks = _check(source, config, read)
         self._before = record
         self.changes = Changes()
         self._keys: ImageKeys | None = None
@@ -108,6 +111,7 @@ class DataModule:
         else:
             self._selections, notes = choose_images(source, config.split, self._keys)
         self._eval_transform = eval_transform
+        self._groups: Indices | None = None
         self._sets: dict[tuple[str, bool], ImageSet] = {}
         budget = config.loader.cache_limit_megabytes * 10**6
         damage = Damage()
@@ -128,7 +132,7 @@ class DataModule:
                 f"images read with a fault: {len(source.noticed)}, such as "
                 + next(iter(source.noticed.values()))
             )
-        self.notes: tuple[str, ...] = tuple(notes)
+        self.notes: tuple[str, ...] = (*notes, *remarks)
 
     @property
     def classes(self) -> list[str]:
@@ -220,6 +224,7 @@ class DataModule:
             sides=images.transform.sides if training else (),
             labels=self._balanced_labels() if training else None,
             last_batch=options.last_batch,
+            groups=self._aspects() if training and options.group_by_aspect else None,
         )
         sampler.seek(*start)
         if options.workers and images.remember:
@@ -245,6 +250,22 @@ class DataModule:
             raise ValueError("data.loader.sampler is balanced, but the images have no classes")
         return labels
 
+    def _aspects(self) -> Indices:
+        """(n,) logarithm of the width/height ratio of the training images, in steps of a third."""
+        if self._groups is None:
+            chosen = self._selections["train"]
+            found = np.zeros(len(chosen), dtype=np.int64)
+
+            def measure(index: int) -> None:
+                height, width = chosen.size(index)
+                found[index] = round(3 * math.log2(width / height))
+
+            damage = Damage()
+            damage.visit(len(chosen), measure, _SPLITS["train"])
+            damage.report()
+            self._groups = found
+        return self._groups
+
     def batches_per_epoch(self, world_size: int = 1) -> int:
         """Training batches that each of ``world_size`` processes sees in an epoch."""
         return len(self._epoch(world_size))
@@ -261,3 +282,18 @@ class DataModule:
             world_size=world_size,
             last_batch=self.config.loader.last_batch,
         )
+
+
+def _check(source: Source, config: DataConfig, read: Collection[str]) -> list[str]:
+    """The notes of a source that reports on itself.
+
+    Raises:
+        FaultyDataError: it reports errors.
+    """
+    if not isinstance(source, ReportingSource):
+        return []
+    # Splits that the source lacks are made of others.
+    splits = read if all(split in source.info.splits for split in read) else source.info.splits
+    report = source.report(splits, config.loader.verify)
+    report.raise_errors()
+    return [str(problem) for problem in report.notes]
