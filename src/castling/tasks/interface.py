@@ -101,6 +101,8 @@ class Task(nn.Module):
     example_side: ClassVar[int] = 128
     #: Options of the transforms that evaluation needs.
     preprocessing_options: ClassVar[tuple[str, ...]] = ("image_size",)
+    #: Whether exports are verified on images of the run: in noise there is nothing to find.
+    verified_on_data: ClassVar[bool] = False
 
     def __init__(self, config: TaskConfig, info: DataInfo, transform: TransformConfig) -> None:
         super().__init__()
@@ -184,16 +186,42 @@ class Task(nn.Module):
         """
         raise NotImplementedError
 
+    def postprocess(
+        self, model: nn.Module, raw: dict[str, Tensor], size: tuple[int, int]
+    ) -> dict[str, Tensor]:
+        """What exports write and :meth:`decode` reads, from :meth:`raw_outputs`.
+
+        Args:
+            model: gave them.
+            raw: as they are.
+            size: (height, width) of the images in pixels.
+
+        Returns:
+            The same here; a detector's detections after suppression, say.
+        """
+        return raw
+
     def outputs(self, model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-        """What exports write and :meth:`decode` reads; a detector's after suppression, say."""
-        return self.raw_outputs(model, images)
+        """:meth:`postprocess` of :meth:`raw_outputs` for normalised images (B, 3, H, W)."""
+        height, width = images.shape[-2:]
+        return self.postprocess(model, self.raw_outputs(model, images), (height, width))
 
     def agreement(self, before: dict[str, Tensor], after: dict[str, Tensor]) -> Tensor | None:
-        """(B,) share in [0, 1] of what a model says that another one says too, of outputs.
+        """(B,) share in [0, 1] of what one model says that another one says too, of outputs.
 
-        The switch and exports report it; None where a task has no such notion.
+        The switch, folding and exports report it; None where a task has no such notion.
         """
         return None
+
+    def align(
+        self, before: dict[str, Tensor], after: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Outputs of two models for the same images, to be compared element by element.
+
+        Where outputs are sets, what both hold is put in the same places, and nothing else; what is
+        lost on the way shows in :meth:`agreement`.
+        """
+        return before, after
 
     def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[Prediction]:
         """Predictions, in original coordinates, from what :meth:`outputs` gave."""

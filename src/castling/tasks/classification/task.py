@@ -224,6 +224,10 @@ class ClassificationTask(Task):
         """``logits`` (B, K) of normalised images (B, 3, H, W)."""
         return {"logits": mean_of_heads(model(images))}
 
+    def agreement(self, before: dict[str, Tensor], after: dict[str, Tensor]) -> Tensor:
+        """(B,) 1 where the best class is the same, else 0."""
+        return (before["logits"].argmax(-1) == after["logits"].argmax(-1)).float()
+
     def decode(self, raw: dict[str, Tensor], batch: Batch) -> list[Prediction]:
         """All classes of every image, best first."""
         self._require_classes(raw["logits"])
