@@ -202,7 +202,9 @@ class DFine(Detector):
             initial_reference_points=found.initial_reference_points,
         )
         zero = images.new_zeros(())
-        if self.config.denoising and not denoised:  # every parameter of every process has a gradient
+        if (
+            self.config.denoising and not denoised
+        ):  # every parameter of every process has a gradient
             zero = self.head.denoising_class_embed.weight.sum() * 0
         return {
             ours: sum((part for name, part in parts.items() if name.split("_")[1] == theirs), zero)
