@@ -129,10 +129,11 @@ class TableBuilder:
         images = np.array(self.images, dtype=np.int64)
         sizes = np.array(self.sizes, dtype=np.int64).reshape(-1, 2)
         raw = np.array(self.boxes, dtype=np.float64).reshape(-1, 4)
-        boxes, usable = read_boxes(raw, sizes[images], self.style, self.place, self.faults)
+        boxes, usable, sound = read_boxes(raw, sizes[images], self.style, self.place, self.faults)
         relative = self.style == "shares"
-        for row, mask in enumerate(self.segmentations):
-            if mask is not None and usable[row] and not relative:
+        comparable = sound and not relative  # the boxes of polygons in shares are made of them
+        for row, mask in enumerate(self.segmentations if comparable else ()):
+            if mask is not None and usable[row]:
                 fault = compare_with_box(mask, boxes[row], self.sizes[self.images[row]])
                 if fault:
                     self.faults.add(fault, self.place(row))
