@@ -15,6 +15,13 @@ from castling.data.formats import image_endings, is_image
 from castling.data.legacy import upgrade_data
 from castling.data.mixing import MixConfig, mixes, mixup_batch
 from castling.data.module import BatchLoader, DataModule
+from castling.data.problems import (
+    DataReport,
+    FaultyDataError,
+    Problem,
+    ReportingSource,
+    check_source,
+)
 from castling.data.registry import (
     DataInfo,
     FileSource,
@@ -30,10 +37,13 @@ from castling.data.registry import (
 from castling.data.sample import Batch, Sample, stack_samples
 from castling.data.sampler import BatchKey, EpochBatches, sample_keys
 from castling.data.sources import (
+    CocoConfig,
     DigitScenesConfig,
     DigitsConfig,
     FolderConfig,
     TorchvisionConfig,
+    VocConfig,
+    YoloConfig,
     source_from,
     split_shorthand,
 )
@@ -56,21 +66,26 @@ __all__ = [
     "ClassificationEvalTransform",
     "ClassificationTrainTransform",
     "ClassificationTransformConfig",
+    "CocoConfig",
     "DataConfig",
     "DataError",
     "DataInfo",
     "DataModule",
+    "DataReport",
     "DetectionEvalTransform",
     "DetectionTrainTransform",
     "DetectionTransformConfig",
     "DigitScenesConfig",
     "DigitsConfig",
     "EpochBatches",
+    "FaultyDataError",
     "FileSource",
     "FolderConfig",
     "ImageSet",
     "LoaderConfig",
     "MixConfig",
+    "Problem",
+    "ReportingSource",
     "Sample",
     "Source",
     "SourceConfig",
@@ -79,6 +94,9 @@ __all__ = [
     "TorchvisionConfig",
     "Transform",
     "TransformConfig",
+    "VocConfig",
+    "YoloConfig",
+    "check_source",
     "data_config_from_dict",
     "data_config_to_dict",
     "erase_batch",

@@ -95,14 +95,17 @@ class FolderStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._listing: Listing | None = None
 
     def listing(self) -> Listing:
-        """All files and folders; see :func:`castling.data.listing.list_folder`.
+        """All files and folders at the first call; see :func:`castling.data.listing.list_folder`.
 
         Raises:
             PermissionError: a folder may not be read.
         """
-        return list_folder(self.root)
+        if self._listing is None:
+            self._listing = list_folder(self.root)
+        return self._listing
 
     def open(self, name: str) -> BinaryIO:
         """A stream of one file.

@@ -5,18 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from castling.data.detection.recognise import recognise
 from castling.data.registry import SourceConfig, source_config_class
+from castling.data.sources.coco import CocoConfig
 from castling.data.sources.digit_scenes import DigitScenesConfig
 from castling.data.sources.digits import DigitsConfig
 from castling.data.sources.folder import FolderConfig
 from castling.data.sources.torchvision import TorchvisionConfig
+from castling.data.sources.voc import VocConfig
+from castling.data.sources.yolo import YoloConfig
 from castling.utils.checks import config_from_dict
 
 __all__ = [
+    "CocoConfig",
     "DigitScenesConfig",
     "DigitsConfig",
     "FolderConfig",
     "TorchvisionConfig",
+    "VocConfig",
+    "YoloConfig",
     "source_from",
     "split_shorthand",
 ]
@@ -26,7 +33,8 @@ def split_shorthand(text: str) -> SourceConfig:
     """The source that a single word or path stands for.
 
     Args:
-        text: ``digits``, ``torchvision:NAME``, or the path of a folder or zip file.
+        text: ``digits``, ``digit_scenes``, ``torchvision:NAME``, or the path of a folder or zip
+            file; one that holds annotated images of a known format opens as such.
 
     Raises:
         ValueError: it is empty.
@@ -41,7 +49,9 @@ def split_shorthand(text: str) -> SourceConfig:
     kind, separator, name = text.partition(":")
     if separator and kind == TorchvisionConfig.name:
         return TorchvisionConfig(dataset=name)
-    return FolderConfig(path=text)
+    config = FolderConfig(path=text)
+    known = recognise(text)
+    return source_config_class(known)(path=text) if known else config  # type: ignore[call-arg]
 
 
 def source_from(value: str | Mapping[str, Any] | SourceConfig) -> SourceConfig:

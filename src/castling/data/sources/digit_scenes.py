@@ -57,11 +57,11 @@ class DigitScenesConfig(SourceConfig):
 class DigitScenesSource:
     """Scenes drawn from (split, index) alone: always the same, and made when they are asked for.
 
-    Digits are real scans, enlarged to between an eighth and nine twentieths of the canvas, on grounds of
-    varied colour and texture. The digits of validation and test come mostly from hands that
-    training has not seen (see :mod:`castling.data.sources.digits`). A pixel belongs to a digit where
-    ink covers half of it or more; a later digit may cover a tenth of an earlier one, whose mask and
-    box are then those of what is left to see.
+    Digits are real scans, enlarged to between an eighth and nine twentieths of the canvas, on
+    grounds of varied colour and texture. The digits of validation and test come mostly from hands
+    that training has not seen (see :mod:`castling.data.sources.digits`). A pixel belongs to a digit
+    where ink covers half of it or more; a later digit may cover a tenth of an earlier one, whose
+    mask and box are then those of what is left to see.
     """
 
     def __init__(self, config: DigitScenesConfig) -> None:
@@ -88,7 +88,7 @@ class DigitScenesSource:
         )
 
     def sample(self, split: str, index: int) -> Sample:
-        """One scene; its target is that of :func:`castling.data.detection.target.detection_target`."""
+        """One scene; see :func:`castling.data.detection.target.detection_target`."""
         pixels, masks, labels = self._draw(split, index)
         rles = encode_masks(torch.from_numpy(masks))
         return Sample(
