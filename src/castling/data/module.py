@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from castling.data.aspects import aspect_groups
 from castling.data.config import DataConfig
 from castling.data.dataset import ImageSet
 from castling.data.hold_out import Indices
@@ -110,6 +111,7 @@ class DataModule:
         else:
             self._selections, notes = choose_images(source, config.split, self._keys)
         self._eval_transform = eval_transform
+        self._groups: Indices | None = None
         self._sets: dict[tuple[str, bool], ImageSet] = {}
         budget = config.loader.cache_limit_megabytes * 10**6
         damage = Damage()
@@ -222,6 +224,7 @@ class DataModule:
             sides=images.transform.sides if training else (),
             labels=self._balanced_labels() if training else None,
             last_batch=options.last_batch,
+            groups=self._aspects() if training and options.group_by_aspect else None,
         )
         sampler.seek(*start)
         if options.workers and images.remember:
@@ -246,6 +249,12 @@ class DataModule:
         if labels is None:
             raise ValueError("data.loader.sampler is balanced, but the images have no classes")
         return labels
+
+    def _aspects(self) -> Indices:
+        """Group of every training image by aspect ratio."""
+        if self._groups is None:
+            self._groups = aspect_groups(self._selections["train"], _SPLITS["train"])
+        return self._groups
 
     def batches_per_epoch(self, world_size: int = 1) -> int:
         """Training batches that each of ``world_size`` processes sees in an epoch."""
