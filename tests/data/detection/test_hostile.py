@@ -83,7 +83,7 @@ def test_coco(coco_folder: Callable[..., Any], data: st.DataObject) -> None:
     folder = coco_folder(images=2)
     root = folder.write()
     values = copy.deepcopy(folder.train)
-    for _ in range(data.draw(st.integers(1, 4))):
+    for _ in range(data.draw(st.integers(1, 2))):
         section = data.draw(st.sampled_from(["images", "annotations", "annotations", "categories"]))
         entries = values[section]
         if data.draw(st.integers(0, 9)) == 0:
