@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.rpn import (
@@ -25,7 +26,6 @@ from castling.heads.torchvision_detector import (
     Size,
     anchors_of,
     image_sizes,
-    level_sizes,
     set_branch,
     stack_detections,
 )
@@ -138,11 +138,9 @@ class RCNN(PyramidDetector):
 
     def _anchors(self, raw: dict[str, Tensor], size: Size) -> tuple[list[Tensor], list[int]]:
         """Anchors (N, 4) for each image, and how many each level has."""
-        levels = level_sizes(size, _PROPOSAL_STRIDES)
-        counts = self.rpn.anchor_generator.num_anchors_per_location()
-        numbers = [h * w * count for (h, w), count in zip(levels, counts, strict=True)]
         deltas = raw["deltas"]
-        return [anchors_of(self.rpn.anchor_generator, size, levels, deltas)] * len(deltas), numbers
+        levels = anchors_of(self.rpn.anchor_generator, size, _PROPOSAL_STRIDES, deltas.device)
+        return [torch.cat(levels)] * len(deltas), [len(each) for each in levels]
 
     def _proposals(
         self, raw: dict[str, Tensor], anchors: list[Tensor], numbers: list[int], sizes: list[Size]

@@ -52,6 +52,7 @@ class DetectionTask(Task):
         for prefix in ("", "mask_")
         for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")
     )
+    epoch_metrics = ("AP", "AP50", "mask_AP")
     kinds = frozenset({"detection"})
     pipeline_tag = "object-detection"
     prediction_class = DetectionPrediction
