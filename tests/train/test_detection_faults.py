@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 import castling_launcher
+from castling.data import DataError
 from castling.data.detection.masks import counts_to_rle
 from castling.train import recipe_from_dict, train
 
@@ -36,7 +37,7 @@ class Folder:
         )
         number = len(content["images"])
         name = f"{split}{number}.jpg"
-        generator = np.random.default_rng(number)
+        generator = np.random.default_rng([number, len(split)])
         pixels = generator.integers(0, 256, (size[0] // 10, size[1] // 10, 3), dtype=np.uint8)
         folder = self.path / "images" / split
         folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +110,7 @@ KEEP = {"image_size": 64, "resize": "keep", "max_size": 256, "crop": 0.0}
     [
         ({"name": "picodet_pico/esnet_pico", "head": {"score_threshold": 0.0}}, STRETCH),
         pytest.param(
-            {"name": "mask_rcnn_pico/esnet_pico"}, KEEP, marks=pytest.mark.slow, id="mask_rcnn"
+            {"name": "mask_rcnn_pico/resnet10t"}, KEEP, marks=pytest.mark.slow, id="mask_rcnn"
         ),
         pytest.param(
             {"name": "retinanet_pico/esnet_pico"}, KEEP, marks=pytest.mark.slow, id="retinanet"
@@ -136,17 +137,27 @@ def test_hard_images(folder, tmp_path, capsys, model, transform):
     assert len(list(drawn.glob("*.png"))) == 6
 
 
-def test_all_training_images_empty_or_crowds(tmp_path):
-    """The one object is in the images of validation; there are losses all the same."""
+def test_nothing_to_learn_is_refused_before_anything_is_written(tmp_path):
     made = Folder(tmp_path / "data")
-    made.path.mkdir()
     for _ in range(2):
         made.add("train", (100, 100), [])
         made.add("train", (100, 140), [(0, 0, 70, 100)], crowd=True)
     made.add("val", (100, 100), [(10, 10, 40, 50)])
     made.write()
     model = {"name": "picodet_pico/esnet_pico"}
-    result = train(
-        recipe(made.path, model, {"image_size": 64}), tmp_path / "run", progress=False
-    )
+    with pytest.raises(DataError, match="split without a single object"):
+        train(recipe(made.path, model, STRETCH), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_nothing_to_find(tmp_path):
+    """Validation images that are all crowds or empty have no average precision."""
+    made = Folder(tmp_path / "data")
+    made.add("train", (100, 100), [(10, 10, 40, 50)] * 3)
+    made.add("train", (100, 100), [(10, 10, 40, 50)])
+    made.add("val", (100, 100), [])
+    made.add("val", (100, 140), [(0, 0, 70, 100)], crowd=True)
+    made.write()
+    model = {"name": "picodet_pico/esnet_pico", "head": {"score_threshold": 0.0}}
+    result = train(recipe(made.path, model, STRETCH), tmp_path / "run", progress=False)
     assert result.metrics["val_AP"] == 0
