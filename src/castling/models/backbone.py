@@ -65,6 +65,19 @@ class Backbone(nn.Module):
         return [_channels_first(each, c) for each, c in zip(maps, self.channels, strict=True)]
 
 
+class MissingStrideError(ValueError):
+    """A model has no feature map of a stride.
+
+    Attributes:
+        strides: of the maps that it has.
+    """
+
+    def __init__(self, name: str, missing: int, strides: Sequence[int]) -> None:
+        found = ", ".join(map(str, dict.fromkeys(strides)))
+        super().__init__(f"{name} has no feature map of stride {missing}, only of {found}")
+        self.strides = tuple(strides)
+
+
 def _channels_first(feature: Tensor, channels: int) -> Tensor:
     """(B, C, H, W) of a map that may be (B, H, W, C), as timm's Swin gives it."""
     if feature.shape[1] == channels:
@@ -95,17 +108,15 @@ def build_backbone(
         freeze_batchnorm: see :class:`Backbone`.
 
     Raises:
-        ValueError: the model gives no feature maps, or none of a stride, or ``where`` does not fit.
+        ValueError: the model gives no feature maps, or ``where`` does not fit.
+        MissingStrideError: it has no map of a stride.
         TypeError: the model does not take an argument.
     """
     info: Any = _features(name, kwargs).feature_info
     found = info.reduction()
     missing = [stride for stride in strides if stride not in found]
     if missing:
-        raise ValueError(
-            f"{name} has no feature map of stride {missing[0]}, only of "
-            f"{', '.join(map(str, dict.fromkeys(found)))}"
-        )
+        raise MissingStrideError(name, missing[0], found)
     # Of several maps of a stride the deepest; positions in ``found`` are not timm's indices.
     last = dict(zip(found, info.out_indices, strict=True))
     own: dict[str, Any] = {**kwargs, "out_indices": [last[stride] for stride in strides]}
