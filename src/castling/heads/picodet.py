@@ -29,7 +29,7 @@ from castling.heads.picodet_head import (
 )
 from castling.heads.picodet_loss import Points, picodet_losses
 from castling.heads.sim_ota import SimOTA
-from castling.heads.suppression import suppress
+from castling.ops.suppression import suppress
 from castling.models.backbone import Backbone
 from castling.models.dense import HeadConfig, MakeBackbone, register_head
 

@@ -44,9 +44,10 @@ _NUMBERS = {
     int: "a whole number",
     float: "a number",
 }
-_NUMBER_TYPES = {hint.__name__: hint for hint in _NUMBERS}
 _WRONG = object()
 _HINTS: dict[type, dict[str, Any]] = {}
+# Modules that ``import castling`` loads import these for type checking only: jsonargparse is slow.
+_NUMBER_NAMES = {kind.__name__: kind for kind in _NUMBERS}
 
 
 def check_fields(config: Any, section: str = "") -> None:
@@ -127,7 +128,7 @@ def _hints(config_class: Any) -> dict[str, Any]:
     under ``TYPE_CHECKING`` only, without jsonargparse.
     """
     if config_class not in _HINTS:
-        hints = get_type_hints(config_class, localns=_NUMBER_TYPES)
+        hints = get_type_hints(config_class, localns=_NUMBER_NAMES)
         names = [field.name for field in dataclasses.fields(config_class)]
         _HINTS[config_class] = {name: hints[name] for name in names}
     return _HINTS[config_class]
