@@ -29,9 +29,9 @@ from castling.heads.picodet_head import (
 )
 from castling.heads.picodet_loss import Points, picodet_losses
 from castling.heads.sim_ota import SimOTA
-from castling.ops.suppression import suppress
 from castling.models.backbone import Backbone
 from castling.models.dense import HeadConfig, MakeBackbone, register_head
+from castling.ops.suppression import suppress
 
 if TYPE_CHECKING:  # jsonargparse loads late
     from jsonargparse.typing import (
