@@ -30,6 +30,8 @@ from castling.data.registry import (
 from castling.data.sample import Batch, Sample, stack_samples
 from castling.data.sampler import BatchKey, EpochBatches, sample_keys
 from castling.data.sources import (
+    CocoConfig,
+    DigitScenesConfig,
     DigitsConfig,
     FolderConfig,
     TorchvisionConfig,
@@ -41,6 +43,9 @@ from castling.data.transforms import (
     ClassificationEvalTransform,
     ClassificationTrainTransform,
     ClassificationTransformConfig,
+    DetectionEvalTransform,
+    DetectionTrainTransform,
+    DetectionTransformConfig,
     Transform,
     TransformConfig,
 )
@@ -52,10 +57,15 @@ __all__ = [
     "ClassificationEvalTransform",
     "ClassificationTrainTransform",
     "ClassificationTransformConfig",
+    "CocoConfig",
     "DataConfig",
     "DataError",
     "DataInfo",
     "DataModule",
+    "DetectionEvalTransform",
+    "DetectionTrainTransform",
+    "DetectionTransformConfig",
+    "DigitScenesConfig",
     "DigitsConfig",
     "EpochBatches",
     "FileSource",

@@ -65,6 +65,8 @@ class LoaderConfig:
             epoch (others in every epoch): ``drop`` leaves them out, ``fill`` completes the batch
             with images of the epoch's beginning, ``auto`` fills where more than a tenth of the
             images would be left out.
+        group_by_aspect: make training batches of images of similar aspect ratio, so that little
+            padding is needed where images keep theirs.
         workers: data-loading processes; 0 loads in the training process.
         verify: what is checked before training: that every file's ``headers`` can be read, that
             every image decodes (``full``), or ``none``.
@@ -76,6 +78,7 @@ class LoaderConfig:
     sampler: Literal["shuffle", "balanced"] = "shuffle"
     eval_batch_size: PositiveInt | None = None
     last_batch: Literal["auto", "drop", "fill"] = "auto"
+    group_by_aspect: bool = False
     workers: NonNegativeInt = 0
     verify: Literal["headers", "full", "none"] = "headers"
     cache: Literal["auto", "memory", "none"] = "auto"

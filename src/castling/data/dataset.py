@@ -120,7 +120,7 @@ class ImageSet(Dataset[Sample]):
             with global_generators_kept():
                 for row, (sample, sample_key) in enumerate(zip(samples, keys, strict=True)):
                     seed_global_generators(int(sample_key))
-                    samples[row] = transform.augment(sample, key.size)
+                    samples[row] = transform.augment(sample, key.size, self)
         return transform.collate(samples, keys, key.size)
 
     def _resized(self, index: int) -> Sample:

@@ -32,11 +32,16 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = {_TURNS[tag] for tag in (5, 6, 7, 8)}  # they exchange width and height
 _ONE_AT_A_TIME = threading.Lock()
 _SIXTEEN_BIT = {"I;16", "I;16B", "I;16L", "I;16N"}
 
 
-def to_rgb(image: Image.Image, note: Callable[[str], None] | None = None) -> Image.Image:
+def to_rgb(
+    image: Image.Image,
+    note: Callable[[str], None] | None = None,
+    size: tuple[int, int] | None = None,
+) -> Image.Image:
     """Turn any Pillow image into upright RGB with 8 bits per channel.
 
     The camera's orientation (EXIF) is applied; transparent pixels show white; 16-bit grey is scaled
@@ -45,6 +50,8 @@ def to_rgb(image: Image.Image, note: Callable[[str], None] | None = None) -> Ima
     Args:
         image: of any mode and size.
         note: called with a line where the EXIF is damaged; the image is not turned then.
+        size: (width, height) to which annotations refer; an image that has it as it is stored, and
+            would not have it upright, is not turned.
 
     Returns:
         An image of mode RGB.
@@ -52,7 +59,7 @@ def to_rgb(image: Image.Image, note: Callable[[str], None] | None = None) -> Ima
     image.load()  # what is wrong with the pixels must not be taken for a fault of the EXIF
     # Not ImageOps.exif_transpose: it also writes the EXIF anew, which any damaged tag prevents.
     turn = _TURNS.get(_orientation(image, note))
-    if turn is not None:
+    if turn is not None and not (image.size == size and turn in _SIDEWAYS and size[0] != size[1]):
         image = image.transpose(turn)
     if image.mode in _SIXTEEN_BIT:
         image = _grey(np.asarray(image).astype(np.float32) / 65535)
@@ -96,7 +103,10 @@ def _grey(values: np.ndarray) -> Image.Image:
 
 
 def read_image(
-    stream: BinaryIO, name: str, note: Callable[[str], None] | None = None
+    stream: BinaryIO,
+    name: str,
+    note: Callable[[str], None] | None = None,
+    size: tuple[int, int] | None = None,
 ) -> Image.Image:
     """Decode one open file.
 
@@ -105,6 +115,7 @@ def read_image(
         name: what an error calls it.
         note: called with a line where the image is sound but its EXIF, which says which side is
             up, is damaged; it is taken as it is stored then.
+        size: (width, height) to which annotations refer; see :func:`to_rgb`.
 
     Returns:
         An image of mode RGB, upright.
@@ -113,7 +124,7 @@ def read_image(
         DataError: it is no image, a damaged one, or one of too many pixels.
     """
     with _opened(stream, name) as image:
-        return to_rgb(image, None if note is None else lambda text: note(f"{name}: {text}"))
+        return to_rgb(image, None if note is None else lambda text: note(f"{name}: {text}"), size)
 
 
 def read_size(
@@ -133,6 +144,20 @@ def read_size(
         if note is not None and "exif" in image.info:
             _orientation(image, lambda text: note(f"{name}: {text}"))
         return image.size
+
+
+def read_orientation(stream: BinaryIO, name: str) -> tuple[tuple[int, int], tuple[int, int], bool]:
+    """The size of one open file as it is stored and upright, from its header.
+
+    Returns:
+        (width, height) as stored, the same upright, and whether EXIF turns or mirrors it at all.
+
+    Raises:
+        DataError: as for :func:`read_size`.
+    """
+    with _opened(stream, name) as image:
+        turn = _TURNS.get(_orientation(image, None)) if "exif" in image.info else None
+        return image.size, image.size[::-1] if turn in _SIDEWAYS else image.size, turn is not None
 
 
 @contextmanager

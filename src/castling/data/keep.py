@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from castling.data.config import LoaderConfig
 from castling.data.dataset import ImageSet
-from castling.data.splits import Selection
 from castling.data.verify import Damage
 
 
@@ -28,7 +27,7 @@ def verify_and_keep(
     need = None if size is None else 3 * len(images) * size[0] * size[1]
     measured = need is None and config.cache == "auto" and may_check
     if measured:
-        sound, area = _total_pixels(selection, what, damage)
+        sound, area = _total_pixels(images, what, damage)
         if not sound:
             return 0
         need = 3 * area
@@ -41,23 +40,23 @@ def verify_and_keep(
     if config.verify == "full":
         damage.visit(len(images), selection.sample, what)
     elif may_check and not measured:
-        _total_pixels(selection, what, damage)
+        _total_pixels(images, what, damage)
     return 0
 
 
-def _total_pixels(selection: Selection, what: str, damage: Damage) -> tuple[bool, int]:
-    """Whether all headers are sound, and the pixels of all images together.
+def _total_pixels(images: ImageSet, what: str, damage: Damage) -> tuple[bool, int]:
+    """Whether all headers are sound, and the pixels of all images together, as they are kept.
 
     Args:
-        selection: the images.
+        images: of one split.
         what: which images, for the report.
         damage: takes those whose headers are damaged.
     """
     areas: dict[int, int] = {}
 
     def measure(index: int) -> None:
-        height, width = selection.size(index)
+        height, width = images.transform.kept_size(images.selection.size(index))
         areas[index] = height * width
 
-    damage.visit(len(selection), measure, what)
-    return len(areas) == len(selection), sum(areas.values())
+    damage.visit(len(images), measure, what)
+    return len(areas) == len(images), sum(areas.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from typing import Any
 
@@ -108,6 +109,7 @@ class DataModule:
         else:
             self._selections, notes = choose_images(source, config.split, self._keys)
         self._eval_transform = eval_transform
+        self._groups: Indices | None = None
         self._sets: dict[tuple[str, bool], ImageSet] = {}
         budget = config.loader.cache_limit_megabytes * 10**6
         damage = Damage()
@@ -220,6 +222,7 @@ class DataModule:
             sides=images.transform.sides if training else (),
             labels=self._balanced_labels() if training else None,
             last_batch=options.last_batch,
+            groups=self._aspects() if training and options.group_by_aspect else None,
         )
         sampler.seek(*start)
         if options.workers and images.remember:
@@ -244,6 +247,22 @@ class DataModule:
         if labels is None:
             raise ValueError("data.loader.sampler is balanced, but the images have no classes")
         return labels
+
+    def _aspects(self) -> Indices:
+        """(n,) logarithm of the width/height ratio of the training images, in steps of a third."""
+        if self._groups is None:
+            chosen = self._selections["train"]
+            found = np.zeros(len(chosen), dtype=np.int64)
+
+            def measure(index: int) -> None:
+                height, width = chosen.size(index)
+                found[index] = round(3 * math.log2(width / height))
+
+            damage = Damage()
+            damage.visit(len(chosen), measure, _SPLITS["train"])
+            damage.report()
+            self._groups = found
+        return self._groups
 
     def batches_per_epoch(self, world_size: int = 1) -> int:
         """Training batches that each of ``world_size`` processes sees in an epoch."""

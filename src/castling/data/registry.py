@@ -48,6 +48,7 @@ class DataInfo:
         test_fraction: default share of a missing test split.
         shuffle: whether held-out images are chosen at random.
         trusted: whether files need no check: nothing is on disk, or a library compared checksums.
+        has_masks: of detection: whether every object has a mask beside its box.
         notes: what a person should know about the data.
     """
 
@@ -60,6 +61,7 @@ class DataInfo:
     test_fraction: float = 0.1
     shuffle: bool = True
     trusted: bool = False
+    has_masks: bool = False
     notes: tuple[str, ...] = ()
 
 

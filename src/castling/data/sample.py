@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
@@ -111,7 +112,13 @@ class Batch:
         return _restore, (self.images, valid, targets, index, self.names, self.original_sizes)
 
 
-def stack_samples(samples: Sequence[Sample], images: Tensor | None = None) -> Batch:
+def stack_samples(
+    samples: Sequence[Sample],
+    images: Tensor | None = None,
+    *,
+    multiple: int = 1,
+    fill: int = 0,
+) -> Batch:
     """One batch of samples; see ``Batch``.
 
     A target that has one shape in all samples is stacked, others stay a list.
@@ -119,10 +126,13 @@ def stack_samples(samples: Sequence[Sample], images: Tensor | None = None) -> Ba
     Args:
         samples: at least one, all with targets of the same names.
         images: (B, 3, H, W), where their images are stacked already.
+        multiple: of the sides of the batch's images, in pixels.
+        fill: value of the padding, in [0, 255].
     """
     sizes = [tuple(sample.image.shape[-2:]) for sample in samples]
     if images is None:
-        images = _stack_images([sample.image.as_subclass(Tensor) for sample in samples])
+        plain = [sample.image.as_subclass(Tensor) for sample in samples]
+        images = _stack_images(plain, multiple, fill)
     targets: Targets = {}
     for name in samples[0].target:
         values = [sample.target[name] for sample in samples]
@@ -138,12 +148,15 @@ def stack_samples(samples: Sequence[Sample], images: Tensor | None = None) -> Ba
     )
 
 
-def _stack_images(images: list[Tensor]) -> Tensor:
-    """(B, 3, H, W), padded with zeros at the bottom and right to the largest sides."""
-    if all(image.shape == images[0].shape for image in images):
+def _stack_images(images: list[Tensor], multiple: int, fill: int) -> Tensor:
+    """(B, 3, H, W), padded at the bottom and right to multiples that hold the largest sides."""
+    height, width = (
+        math.ceil(max(image.shape[side] for image in images) / multiple) * multiple
+        for side in (1, 2)
+    )
+    if all(tuple(image.shape[1:]) == (height, width) for image in images):
         return torch.stack(images).contiguous()
-    height, width = (max(image.shape[side] for image in images) for side in (1, 2))
-    stacked = torch.zeros((len(images), 3, height, width), dtype=torch.uint8)
+    stacked = torch.full((len(images), 3, height, width), fill, dtype=torch.uint8)
     for row, image in zip(stacked.unbind(), images, strict=True):
         row[:, : image.shape[1], : image.shape[2]] = image
     return stacked

@@ -21,7 +21,7 @@ LastBatch = Literal["auto", "drop", "fill"]
 MOST_DROPPED = 0.1
 """Share of the training images that an epoch may leave out, others in every epoch."""
 
-_ORDER, _RESOLUTION, _BALANCE, _EXTRA = 1, 2, 3, 4  # separate streams of random numbers
+_ORDER, _RESOLUTION, _BALANCE, _EXTRA, _TURN = 1, 2, 3, 4, 5  # streams of random numbers
 
 
 class BatchKey(NamedTuple):
@@ -76,6 +76,7 @@ class EpochBatches(Sampler[BatchKey]):
         sides: Sequence[int] = (),
         labels: NDArray[np.int64] | None = None,
         last_batch: LastBatch = "auto",
+        groups: NDArray[np.int64] | None = None,
     ) -> None:
         """Describe the batches.
 
@@ -92,6 +93,8 @@ class EpochBatches(Sampler[BatchKey]):
                 images as before, those of large classes left out and those of small ones repeated.
             last_batch: ``drop`` or ``fill`` an incomplete one; ``auto`` fills where dropping would
                 leave out more than ``MOST_DROPPED`` of the images. In training alone.
+            groups: (length,) numbers, such as aspect ratios: images of one number, or of
+                neighbouring ones where a group ends, come together in training batches.
 
         Raises:
             ValueError: the rank does not exist, or there are fewer images than processes.
@@ -107,6 +110,7 @@ class EpochBatches(Sampler[BatchKey]):
         self.world_size = world_size
         self.sides = tuple(sides)
         self.labels = labels
+        self.groups = groups
         self.batch_size = min(batch_size, math.ceil(length / world_size)) if train else batch_size
         rest = length % (self.batch_size * world_size)
         much = rest > MOST_DROPPED * length
@@ -142,10 +146,23 @@ class EpochBatches(Sampler[BatchKey]):
             if self.labels is not None:
                 order = self._balanced(self.labels)
             order = order[np.argsort(keys(self.seed, _ORDER, self.epoch, places), kind="stable")]
+            if self.groups is not None:
+                order = self._grouped(order, self.groups)
         for batch in range(self.first, len(self)):
             # A filled last batch wraps around, and a set that is smaller than one global batch.
             chosen = order.take(range(*self._part(batch)), mode="wrap")
             yield BatchKey(tuple(chosen.tolist()), self.epoch, self._size(batch))
+
+    def _grouped(self, order: NDArray[np.int64], groups: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The images of an order's batches, sorted into batches by group; batches in random order.
+
+        Which images are left out or come twice was decided by the order, so no group is preferred.
+        """
+        whole = self.batch_size * self.world_size
+        order = order.take(range(len(self) * whole), mode="wrap")
+        batches = order[np.argsort(groups[order], kind="stable")].reshape(-1, whole)
+        turns = keys(self.seed, _TURN, self.epoch, np.arange(len(batches)))
+        return batches[np.argsort(turns, kind="stable")].reshape(-1)
 
     def _balanced(self, labels: NDArray[np.int64]) -> NDArray[np.int64]:
         """(length,) images of this epoch, equally many of every class that has any."""

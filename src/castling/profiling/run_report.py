@@ -35,7 +35,7 @@ from castling.profiling.plots import Curve, Plot, lines
 from castling.tasks.interface import Task
 from castling.tasks.records import PREDICTIONS, read_records
 from castling.tasks.registry import task_from_card
-from castling.tasks.reporting import ReportPart, ReportTable
+from castling.tasks.reporting import ReportPart, ReportPlot, ReportTable
 from castling.tasks.result import RESULT, TrainResult, metric_label, read_result
 from castling.utils.text import first_line
 
@@ -279,16 +279,21 @@ def _block(part: ReportPart, folder: Path) -> str:
         if part.shades:
             return matrix(part.head, part.rows, part.shades)
         return table(part.head, part.rows)
+    if isinstance(part, ReportPlot):
+        return figures([(lines(part.curves, x=part.x, y=part.y, markers=False), part.title)])
     return gallery(
         (
-            folder / example.file,
-            example.text,
-            # The whole name stands in predictions.csv.
-            f"{example.detail} · {'/'.join(Path(example.name).parts[-2:])}",
-            example.right,
-        )
-        for example in part.examples
-        if (folder / example.file).is_file()
+            (
+                folder / example.file,
+                example.text,
+                # The whole name stands in predictions.csv.
+                f"{example.detail} · {'/'.join(Path(example.name).parts[-2:])}",
+                example.right,
+            )
+            for example in part.examples
+            if (folder / example.file).is_file()
+        ),
+        large=part.large,
     )
 
 

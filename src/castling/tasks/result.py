@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -145,8 +146,8 @@ def metric_text(value: float, percent: bool) -> str:
 
 
 def metric_label(name: str) -> str:
-    """A metric's name as people write it: ``top1`` is top-1."""
-    return f"{name[:-1]}-{name[-1]}" if name[-1:].isdigit() else name
+    """A metric's name as people write it: ``top1`` is top-1, ``mask_AP50`` mask AP50."""
+    return re.sub(r"^top(\d+)$", r"top-\1", name.replace("_", " "))
 
 
 def read_result(run_dir: Path) -> TrainResult | None:

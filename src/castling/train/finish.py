@@ -167,6 +167,7 @@ def _switch(
             _calibration(module, config.images),
             tolerance=config.tolerance,
             force=config.force,
+            task=module.task,
         )
     except SwitchRefusedError as error:
         return {"switch_refused": str(error), "switch": error.report.to_dict()}

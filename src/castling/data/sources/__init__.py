@@ -6,12 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from castling.data.registry import SourceConfig, source_config_class
+from castling.data.sources.coco import CocoConfig
+from castling.data.sources.digit_scenes import DigitScenesConfig
 from castling.data.sources.digits import DigitsConfig
 from castling.data.sources.folder import FolderConfig
 from castling.data.sources.torchvision import TorchvisionConfig
 from castling.utils.checks import config_from_dict
 
 __all__ = [
+    "CocoConfig",
+    "DigitScenesConfig",
     "DigitsConfig",
     "FolderConfig",
     "TorchvisionConfig",
@@ -33,8 +37,9 @@ def split_shorthand(text: str) -> SourceConfig:
         raise ValueError(
             "data.source is empty; name digits, a folder, a zip file or torchvision:NAME"
         )
-    if text == DigitsConfig.name:
-        return DigitsConfig()
+    for bundled in (DigitsConfig, DigitScenesConfig):
+        if text == bundled.name:
+            return bundled()
     kind, separator, name = text.partition(":")
     if separator and kind == TorchvisionConfig.name:
         return TorchvisionConfig(dataset=name)

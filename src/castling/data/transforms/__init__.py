@@ -6,11 +6,19 @@ from castling.data.transforms.classification import (
     ClassificationTrainTransform,
     ClassificationTransformConfig,
 )
+from castling.data.transforms.detection import (
+    DetectionEvalTransform,
+    DetectionTransformConfig,
+)
+from castling.data.transforms.detection_training import DetectionTrainTransform
 
 __all__ = [
     "ClassificationEvalTransform",
     "ClassificationTrainTransform",
     "ClassificationTransformConfig",
+    "DetectionEvalTransform",
+    "DetectionTrainTransform",
+    "DetectionTransformConfig",
     "Size",
     "Transform",
     "TransformConfig",

@@ -24,6 +24,14 @@ from castling.utils.randomness import Keys
 Size = tuple[int, int]
 
 
+class Samples(Protocol):
+    """The images of a split after the fixed stage; an :class:`~castling.data.ImageSet`, say."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Sample: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class TransformConfig:
     """Base of the transform options of all tasks.
@@ -71,14 +79,23 @@ class Transform(Protocol):
         """Sides from which every training batch draws its resolution; empty for one size."""
         ...
 
+    def kept_size(self, original: Size) -> Size:
+        """(height, width) that ``resize`` gives an image; asked where there is no fixed size."""
+        ...
+
     def resize(self, sample: Sample) -> Sample:
         """The fixed stage."""
         ...
 
-    def augment(self, sample: Sample, size: Size | None) -> Sample:
+    def augment(self, sample: Sample, size: Size | None, others: Samples) -> Sample:
         """The random stage for one sample.
 
         Draws from the global CPU generators, which the caller has seeded by the sample's key.
+
+        Args:
+            sample: after the fixed stage.
+            size: (height, width) drawn for the batch; None is the configured one.
+            others: the images of the split, some of which may be combined with the sample.
         """
         ...
 

@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 from castling.data.errors import DataError
 from castling.data.registry import DataInfo
 from castling.data.sample import Batch, Sample, stack_samples
-from castling.data.transforms.base import Size, TransformConfig
+from castling.data.transforms.base import Samples, Size, TransformConfig
 from castling.data.transforms.batches import shift_and_mirror
 from castling.data.transforms.policies import timm_policy
 from castling.data.transforms.steps import (
@@ -146,11 +146,15 @@ class ClassificationEvalTransform:
             "interpolation": self._interpolation,
         }
 
+    def kept_size(self, original: Size) -> Size:
+        """Always the configured one."""
+        return self.fixed_size
+
     def resize(self, sample: Sample) -> Sample:
         """Scale and crop."""
         return apply_steps(sample, self._fit)
 
-    def augment(self, sample: Sample, size: Size | None) -> Sample:
+    def augment(self, sample: Sample, size: Size | None, others: Samples = ()) -> Sample:
         """The sample as it is."""
         return sample
 
@@ -210,11 +214,15 @@ class ClassificationTrainTransform:
             self._steps.append(PillowColorJitter(*(config.color_jitter,) * 3))
         self.random = bool(self._crops or self._steps)
 
+    def kept_size(self, original: Size) -> Size:
+        """The original's, where random parts of images of all sizes are cut."""
+        return self.fixed_size or original
+
     def resize(self, sample: Sample) -> Sample:
         """Scale and cut the centre, unless a random part will be cut."""
         return sample if self._crops else apply_steps(sample, self._fit)
 
-    def augment(self, sample: Sample, size: Size | None) -> Sample:
+    def augment(self, sample: Sample, size: Size | None, others: Samples = ()) -> Sample:
         """Random resized crop, policy and colour."""
         crop = [self._crops[size or self.size]] if self._crops else []
         return apply_steps(sample, *crop, *self._steps)

@@ -1,0 +1,1 @@
+"""Objects in images: masks, tables of annotations, their faults, and the formats they come in."""

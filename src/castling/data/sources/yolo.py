@@ -1,0 +1,54 @@
+"""Objects in YOLO's format: a text file for each image, in a folder or a zip file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jsonargparse.typing import ClosedUnitInterval
+
+from castling.data.detection.read_yolo import read_yolo
+from castling.data.detection.source import AnnotatedImages
+from castling.data.files import existing, open_store
+from castling.data.registry import SourceConfig, register_source
+from castling.utils.checks import check_fields
+
+
+@dataclass(frozen=True, kw_only=True)
+class YoloConfig(SourceConfig):
+    """Images with boxes, or masks as polygons, in YOLO's format.
+
+    Attributes:
+        path: a folder or zip file with ``images/{train,val,test}`` and ``labels/{train,val,test}``,
+            or ``{train,valid,test}/{images,labels}``, or text files beside the images; and perhaps
+            ``data.yaml`` (its names, train, val and test count) or ``classes.txt``.
+        leave_out: the share of objects (or images) that one kind of fault may leave out, with a
+            note; above it the fault is an error.
+    """
+
+    name: ClassVar[str] = "yolo"
+    path: str
+    leave_out: ClosedUnitInterval = 0.001
+
+    def __str__(self) -> str:
+        return self.path
+
+    def __post_init__(self) -> None:
+        check_fields(self, "data.source")
+
+    def check_exists(self) -> None:
+        """Raise FileNotFoundError where there is no such folder or file."""
+        existing(self.path)
+
+
+@register_source(YoloConfig)
+class YoloSource(AnnotatedImages):
+    """See :class:`YoloConfig`; classes are in the order of their numbers.
+
+    Raises:
+        FileNotFoundError: there is nothing at the path.
+        DataError: there are no labels, or no training images.
+    """
+
+    def __init__(self, config: YoloConfig) -> None:
+        super().__init__(str(config), read_yolo(open_store(config.path)), config.leave_out)

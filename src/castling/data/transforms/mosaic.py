@@ -1,0 +1,59 @@
+"""Mosaic: four images around a corner (Bochkovskiy et al., 2020, "YOLOv4", section 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from castling.data.sample import Sample
+from castling.data.transforms.base import Size
+from castling.data.transforms.scene import Piece, Scene
+
+_CORNER = 0.5, 1.5
+_WINDOW = 0.5, 1.0
+
+
+def mosaic(samples: Sequence[Sample], size: Size) -> Scene:
+    """A random part of a canvas on which four images meet in a random corner.
+
+    The canvas has twice the sides of ``size``; the corner lies in its middle half. Each image keeps
+    its aspect ratio, touches the corner, and is at most as large as ``size``. The part shown has
+    between half the canvas's sides, so that nothing is scaled again, and all of it.
+
+    Args:
+        samples: four: top left, top right, bottom left, bottom right.
+        size: (height, width) of the image that will be made of it, for its aspect ratio.
+    """
+    height, width = size
+    draws = torch.rand(5).tolist()
+    low, high = _CORNER
+    row, column = (
+        round(side * (low + (high - low) * draw))
+        for side, draw in zip(size, draws[:2], strict=True)
+    )
+    pieces = []
+    for place, sample in enumerate(samples):
+        below, beside = divmod(place, 2)
+        (piece,) = Scene.of(sample).pieces
+        old_height, old_width = sample.original_size
+        scale = min(height / old_height, width / old_width)
+        quarter = (
+            float(row if below else 0),
+            float(column if beside else 0),
+            float(2 * height if below else row),
+            float(2 * width if beside else column),
+        )
+        placement = piece.placement.scaled(scale, scale).moved(
+            row if below else row - scale * old_height,
+            column if beside else column - scale * old_width,
+        )
+        pieces.append(Piece(sample, placement.cut(quarter), piece.rows))
+    low, high = _WINDOW
+    share = 2 * (low + (high - low) * draws[2])
+    shown = max(1, round(share * height)), max(1, round(share * width))
+    top, left = (
+        int((2 * side - part) * draw)
+        for side, part, draw in zip(size, shown, draws[3:], strict=True)
+    )
+    return Scene((2 * height, 2 * width), tuple(pieces)).window(top, left, *shown)
