@@ -135,12 +135,12 @@ class RCNN(PyramidDetector):
 
         Objectness is (B, N_s, 1), deltas are (B, N_s, 4).
         """
-        levels = self.levels(images)
+        batch, levels = images.shape[0], self.levels(images)
         found = dict(zip(LEVELS, levels[: len(LEVELS)], strict=True))
         for stride, logits, deltas in zip(_PROPOSAL_STRIDES, *self.rpn.head(levels), strict=True):
             flat, moves = concat_box_prediction_layers([logits], [deltas])
-            found[f"objectness_{stride}"] = flat.float().view(len(images), -1, 1)
-            found[f"deltas_{stride}"] = moves.float().view(len(images), -1, 4)
+            found[f"objectness_{stride}"] = flat.float().view(batch, -1, 1)
+            found[f"deltas_{stride}"] = moves.float().view(batch, -1, 4)
         return found
 
     def proposal_losses(
