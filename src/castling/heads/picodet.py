@@ -32,7 +32,6 @@ from castling.heads.selection import best_pairs, clip_boxes, keep_best, take
 from castling.heads.sim_ota import SimOTA
 from castling.models.backbone import Backbone
 from castling.models.dense import HeadConfig, MakeBackbone, register_head
-from castling.ops.suppression import suppress
 
 if TYPE_CHECKING:  # jsonargparse loads late
     from jsonargparse.typing import (
