@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from castling.data.aspects import aspect_groups
 from castling.data.config import DataConfig
 from castling.data.dataset import ImageSet
 from castling.data.hold_out import Indices
@@ -251,19 +251,9 @@ class DataModule:
         return labels
 
     def _aspects(self) -> Indices:
-        """(n,) logarithm of the width/height ratio of the training images, in steps of a third."""
+        """Group of every training image by aspect ratio."""
         if self._groups is None:
-            chosen = self._selections["train"]
-            found = np.zeros(len(chosen), dtype=np.int64)
-
-            def measure(index: int) -> None:
-                height, width = chosen.size(index)
-                found[index] = round(3 * math.log2(width / height))
-
-            damage = Damage()
-            damage.visit(len(chosen), measure, _SPLITS["train"])
-            damage.report()
-            self._groups = found
+            self._groups = aspect_groups(self._selections["train"], _SPLITS["train"])
         return self._groups
 
     def batches_per_epoch(self, world_size: int = 1) -> int:

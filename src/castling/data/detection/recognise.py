@@ -22,16 +22,16 @@ class _Glimpse(FolderStore):
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
-        self._listing = Listing()
+        self._listing = found = Listing()
         folders = [""]
         for breadth in _BREADTH:
             inner: list[str] = []
             for folder in folders[: _BREADTH[-1]]:
-                inner += self._look(folder, breadth)
+                inner += self._look(folder, breadth, found)
             folders = inner
-        self._listing.files.sort()
+        found.files.sort()
 
-    def _look(self, folder: str, breadth: int) -> list[str]:
+    def _look(self, folder: str, breadth: int, found: Listing) -> list[str]:
         """List the beginning of a folder; its folders."""
         folders, prefix = [], f"{folder}/" if folder else ""
         try:
@@ -44,13 +44,9 @@ class _Glimpse(FolderStore):
             if entry.is_dir():
                 folders.append(prefix + entry.name)
             elif entry.is_file():
-                self._listing.files.append(prefix + entry.name)
-        self._listing.folders += folders
+                found.files.append(prefix + entry.name)
+        found.folders += folders
         return folders
-
-    def listing(self) -> Listing:
-        """What was looked at."""
-        return self._listing
 
 
 def recognise(path: str) -> str:

@@ -58,7 +58,6 @@ class DetectionTask(Task):
     pipeline_tag = "object-detection"
     prediction_class = DetectionPrediction
     record_columns = COLUMNS
-    verified_on_data = True
     example_side = 320
     transform_config = DetectionTransformConfig
     preprocessing_options: ClassVar[tuple[str, ...]] = (
@@ -154,7 +153,7 @@ class DetectionTask(Task):
         return self._detector(model).decode(raw, size)
 
     def agreement(self, before: dict[str, Tensor], after: dict[str, Tensor]) -> Tensor:
-        """(B,) share of the detections that both have; see ``detection_agreement``."""
+        """Share of the detections of both models that both have."""
         return detection_agreement(before, after)
 
     def align(
