@@ -74,3 +74,13 @@ def test_masks_move_with_their_boxes():
     second = shuffled(first, 5)
     left, right = align_detections(first, second)
     assert torch.equal(left["masks"], right["masks"])
+
+
+def test_boxes_without_area_are_like_themselves():
+    first = detections(0)
+    first["boxes"][:, :3, 2:] = first["boxes"][:, :3, :2]
+    second = {name: value.clone() for name, value in first.items()}
+    second["boxes"][:, 1, 2] += 1e-4
+    assert detection_agreement(first, second).tolist() == [1, 1]
+    second["boxes"][:, 1, 2] += 1
+    torch.testing.assert_close(detection_agreement(first, second), torch.tensor([8 / 9] * 2))

@@ -10,6 +10,10 @@ from torchvision.ops import box_iou
 
 Detections = dict[str, Tensor]
 
+#: Boxes whose sides are as close as this, in pixels, are the same: rounding decides how far those
+#: of hardly any area overlap.
+_SAME = 0.01
+
 
 def match_detections(before: Detections, after: Detections, iou: float = 0.9) -> Tensor:
     """Pair detections of the same image and class whose boxes overlap, each with one at most.
@@ -42,6 +46,7 @@ def _match(
     before: tuple[Tensor, Tensor, Tensor], after: tuple[Tensor, Tensor, Tensor], iou: float
 ) -> Tensor:
     overlap = box_iou(before[0], after[0])
+    overlap[torch.cdist(before[0], after[0], p=float("inf")) <= _SAME] = 1
     overlap[before[1][:, None] != after[1]] = 0
     overlap[before[2] <= 0] = 0
     overlap[:, after[2] <= 0] = 0
