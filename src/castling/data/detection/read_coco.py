@@ -26,9 +26,10 @@ _SIGNS = (b'"images"', b'"annotations"', b'"categories"')
 
 @dataclass
 class _File:
-    """One annotation file, its sections as far as they are sound."""
+    """One annotation file, its sections as far as they are sound, and ids of other entries."""
 
     name: str
+    lost: set[Any]
     images: list[dict[str, Any]]
     annotations: list[dict[str, Any]]
     categories: dict[Any, str]
@@ -126,6 +127,7 @@ def _read_file(store: FileStore, name: str, faults: Faults) -> _File | None:
         faults.add("not_whole", f"{store.describe(name)} holds no object but a {_kind(content)}")
         return None
     sections: dict[str, list[dict[str, Any]]] = {}
+    lost: set[Any] = set()
     for section in ("images", "annotations", "categories"):
         entries = content.get(section)
         if not isinstance(entries, list):
@@ -136,6 +138,8 @@ def _read_file(store: FileStore, name: str, faults: Faults) -> _File | None:
             bad = next(each for each in entries if each not in sound)
             text = f"{name}: {section} such as {json.dumps(bad)[:60]}"
             faults.add("no_section", text, len(entries) - len(sound))
+            ids = (each.get("id") for each in entries if isinstance(each, dict))
+            lost |= {each for each in ids if _is_id(each)} - {each.get("id") for each in sound}
         sections[section] = sound
     if len(sections) < 3:
         return None
@@ -145,7 +149,7 @@ def _read_file(store: FileStore, name: str, faults: Faults) -> _File | None:
         if key in categories or label in categories.values():
             faults.add("double_category", f"{label} ({key}) of {name}")
         categories.setdefault(key, label)
-    return _File(name, sections["images"], sections["annotations"], categories)
+    return _File(name, lost, sections["images"], sections["annotations"], categories)
 
 
 def _complete(entry: dict[str, Any], section: str) -> bool:
@@ -196,6 +200,7 @@ def _table(
             faults.add("no_size", f"{entry['file_name']} of {file.name}")
             size = size_in_header(store, path)
         places[entry["id"]] = builder.add_image(path, size, entry["file_name"])
+    ids |= file.lost  # reported already
     numbers = {name: label for label, name in enumerate(classes)}
     labels = {key: numbers.get(name) for key, name in file.categories.items()}
     known: set[int] = set()
@@ -212,7 +217,8 @@ def _table(
             continue
         where = f"{what} of {builder.origins[image]}"
         if label is None:
-            faults.add("unknown_category", f"{where}: category {entry['category_id']}")
+            if entry["category_id"] not in file.lost:
+                faults.add("unknown_category", f"{where}: category {entry['category_id']}")
             continue
         if not _is_number(number) or number in known:
             if number is not None:
