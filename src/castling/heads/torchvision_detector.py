@@ -67,8 +67,11 @@ class PyramidDetector(Detector):
 
 
 def level_sizes(size: Size, strides: Sequence[int]) -> list[Size]:
-    """Height and width of the levels of an image; coarse ones are rounded up."""
-    return [(-(-size[0] // stride), -(-size[1] // stride)) for stride in strides]
+    """Height and width of the levels of an image, rounded up.
+
+    Of positive numbers: ONNX divides negative ones towards zero.
+    """
+    return [((size[0] + s - 1) // s, (size[1] + s - 1) // s) for s in strides]
 
 
 def anchors_of(
