@@ -24,7 +24,9 @@ from castling.data import (
     DetectionTrainTransform,
     DetectionTransformConfig,
     EpochBatches,
+    LoaderConfig,
     Sample,
+    SplitConfig,
     data_config_from_dict,
 )
 from castling.data.detection.mask_window import decode_window, run_lengths
@@ -44,8 +46,11 @@ ALL = {
 
 
 def _open(source: Painted, *, seed: int = 0, masks: bool = True, **options: object) -> DataModule:
-    loader = {name: options.pop(name) for name in list(options) if name in LOADER}
-    values = {"transform": {"image_size": 96, **options}, "loader": {"batch_size": 4, **loader}}
+    values: dict = {"transform": {"image_size": 96}, "loader": {"batch_size": 4}, "split": {}}
+    for name, value in options.items():
+        section = "loader" if name in LoaderConfig.__dataclass_fields__ else "transform"
+        section = "split" if name in SplitConfig.__dataclass_fields__ else section
+        values[section][name] = value
     config = data_config_from_dict(values, DetectionTransformConfig)
     return DataModule(
         source,
@@ -54,9 +59,6 @@ def _open(source: Painted, *, seed: int = 0, masks: bool = True, **options: obje
         DetectionEvalTransform(config.transform),
         seed=seed,
     )
-
-
-LOADER = ("batch_size", "workers", "cache", "group_by_aspect", "last_batch")
 
 
 def _same(first: list[Batch], second: list[Batch]) -> bool:
@@ -121,13 +123,12 @@ def test_mosaics_show_four_images_around_a_corner() -> None:
         picture = images[BatchKey((5,), epoch)].images[0, :, :96, :96]
         colours = [label for label in range(12) if seen(picture, label, 0).any()]
         shown.append(len(colours))
-        for label in colours:
-            assert seen(picture, label, 0).sum() > 0
-    assert set(shown) >= {2, 3, 4}
+    # Fewer where an image was drawn twice, or the corner lies at the border of what is shown.
+    assert np.mean(shown) > 3
     assert max(shown) == 4
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(20, 150), st.integers(20, 150)), min_size=8, max_size=8),
     st.lists(st.integers(0, 5), min_size=8, max_size=8),
@@ -287,6 +288,36 @@ def test_grouping_by_aspect_saves_padding() -> None:
         padding[grouped] = 1 - sum(int(batch.valid.prod(1).sum()) for batch in batches) / area
     assert padding[True] == 0
     assert padding[False] > 0.2
+
+
+def test_damaged_headers_are_named_before_grouping() -> None:
+    class Damaged(Painted):
+        def size(self, split: str, index: int) -> tuple[int, int]:
+            if index == 2:
+                raise DataError("image 2 is empty (0 bytes)")
+            return super().size(split, index)
+
+    source = Damaged([(20, 30)] * 10, [1] * 10)
+    data = _open(source, group_by_aspect=True)
+    assert 2 in data.dataset("train", training=True).selection.positions
+    list(data.loader("val"))
+    with pytest.raises(DataError, match=r"1 of 8 training images are damaged:\nimage 2 is empty"):
+        data.loader("train", training=True)
+
+
+def test_large_images_are_kept_small_and_counted_so() -> None:
+    source = Painted([(600, 600)] * 10, [2] * 10)
+    source.info = replace(source.info, trusted=False)
+    kept = _open(source, image_size=32, cache_limit_megabytes=1)  # as read: 11 megabytes
+    images = kept.dataset("train", training=True)
+    assert images.remember
+    assert images[0].image.shape == (3, 128, 128)
+    assert images[0].original_size == (600, 600)
+    loose = _open(source, image_size=32, cache="none").dataset("train", training=True)
+    key = BatchKey((0, 1, 2))
+    assert _same([images[key]], [loose[key]])
+    large = _open(source, image_size=320, cache_limit_megabytes=1)
+    assert not large.dataset("train", training=True).remember
 
 
 def _sample(image: Tensor, boxes: list, masks: Tensor | None = None, **options: object) -> Sample:
