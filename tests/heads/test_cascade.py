@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from castling import create_model
-from castling.heads.two_stage import LEVELS, STRIDES
+from castling.heads.regions import LEVELS, STRIDES
 
 K, SIZE = 3, (64, 96)
 #: Of mmdet's configuration: overlap of positives, standard deviations of the box code (mmdet rounds
@@ -80,10 +80,12 @@ def mask_logits(stage, levels, image, box):
 
 
 def proposals_of(model, raw, *, training):
-    """Of the region proposal network, which Faster R-CNN shares and tests."""
-    anchors, numbers = model._anchors(raw, SIZE)
-    model.rpn.training = training
-    return model._proposals(raw, anchors, numbers, [SIZE] * len(raw["deltas"]))
+    """Of the region proposal network, which Faster R-CNN shares and compares with torchvision's."""
+    if training:
+        objects = [{"boxes": torch.tensor([[0.0, 0, 9, 9]])}] * len(raw["p2"])
+        return model.proposal_losses(raw, SIZE, objects)[1]
+    found = model.propose(raw, SIZE, None)
+    return [boxes[there] for boxes, there in zip(*found, strict=True)]
 
 
 def test_detections():
@@ -180,7 +182,8 @@ def test_added_boxes_do_not_pass_on():
         "labels": torch.tensor([1]),
         "masks": torch.ones(1, *SIZE, dtype=torch.uint8),
     }
-    raw = model(torch.randn(1, 3, *SIZE))
+    with torch.no_grad():
+        raw = model(torch.randn(1, 3, *SIZE))
     regions = proposals_of(model, raw, training=True)
     _, after = model.stages[0].losses(raw, regions, [SIZE], [target])
     assert len(after[0]) == len(regions[0])

@@ -18,9 +18,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.functional import pad
 from torchvision.ops import box_convert
 
+from castling.heads.d_fine_network import build_network
 from castling.heads.detector import DetectionTarget, Detector
 from castling.models.backbone import Backbone
 from castling.models.dense import HeadConfig, MakeBackbone, register_head
@@ -116,25 +118,6 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-class Neck(nn.Module):
-    """transformers' hybrid encoder: attention on the coarsest map, then fusion down and up.
-
-    Args:
-        projections: of each map to one width.
-        encoder: of these maps.
-    """
-
-    def __init__(self, projections: nn.ModuleList, encoder: nn.Module) -> None:
-        super().__init__()
-        self.projections, self.encoder = projections, encoder
-
-    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """(B, C_i, H_i, W_i) → (B, width, H_i, W_i)."""
-        projected = [layer(each) for layer, each in zip(self.projections, maps, strict=True)]
-        fused: list[Tensor] = self.encoder(projected).last_hidden_state
-        return fused
-
-
 class DFine(Detector):
     """D-FINE.
 
@@ -146,16 +129,14 @@ class DFine(Detector):
 
     def __init__(self, config: DFineConfig, backbone: Backbone, num_classes: int) -> None:
         super().__init__()
-        network = _network(config, backbone, num_classes)
         self.num_classes = num_classes
         self.multiple = config.strides[-1]
         self.detections = config.detections
         self.config = config
         self.backbone = backbone
-        self.neck = Neck(network.encoder_input_proj, network.encoder)
-        for part in ("backbone", "encoder_input_proj", "encoder"):
-            delattr(network, part)
-        self.head = network
+        self.neck, self.head, self._options = build_network(
+            backbone.channels, num_classes, _options(config)
+        )
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Maps behind the neck, ``map_8`` (B, width, H/8, W/8) and so on.
@@ -186,26 +167,24 @@ class DFine(Detector):
         ]
         most = max(len(target["labels"]) for target in targets)
         denoised = self.training and 0 < most <= MOST_DENOISED
-        found = self._decoded(self(images), labels if denoised else None)
+        found = self.head(self._maps(self(images)), labels if denoised else None)
         _, parts, _ = DFineForObjectDetectionLoss(
-            found.intermediate_logits[:, -1],
+            found.logits[:, -1],
             labels,
             images.device,
-            found.intermediate_reference_points[:, -1],
-            self.head.config,
-            found.intermediate_logits,
-            found.intermediate_reference_points,
-            enc_topk_logits=found.enc_topk_logits,
-            enc_topk_bboxes=found.enc_topk_bboxes,
-            denoising_meta_values=found.denoising_meta_values,
-            predicted_corners=found.intermediate_predicted_corners,
-            initial_reference_points=found.initial_reference_points,
+            found.boxes[:, -1],
+            self._options,
+            found.logits,
+            found.boxes,
+            enc_topk_logits=found.chosen_logits,
+            enc_topk_bboxes=found.chosen_boxes,
+            denoising_meta_values=found.denoising,
+            predicted_corners=found.corners,
+            initial_reference_points=found.references,
         )
         zero = images.new_zeros(())
-        if (
-            self.config.denoising and not denoised
-        ):  # every parameter of every process has a gradient
-            zero = self.head.denoising_class_embed.weight.sum() * 0
+        if self.head.noisy_class is not None and not denoised:
+            zero = self.head.noisy_class.weight.sum() * 0  # DDP wants a gradient of each parameter
         return {
             ours: sum((part for name, part in parts.items() if name.split("_")[1] == theirs), zero)
             for theirs, ours in _PARTS.items()
@@ -218,79 +197,50 @@ class DFine(Detector):
 
         See :meth:`Detector.decode`.
         """
-        found = self._decoded(raw, None)
-        logits, boxes = found.intermediate_logits[:, -1], found.intermediate_reference_points[:, -1]
+        found = self.head(self._maps(raw))
+        logits, boxes = found.logits[:, -1], found.boxes[:, -1]
         count = min(self.detections, logits.shape[1] * self.num_classes)
         scores, best = logits.sigmoid().flatten(1).topk(count, dim=1)
         query = (best // self.num_classes).unsqueeze(-1).expand(-1, -1, 4)
+        cx, cy, w, h = boxes.gather(1, query).unbind(-1)
+        # Sizes of a graph are no tensors: sides are scaled one by one.
         height, width = size
-        scale = boxes.new_tensor([width, height, width, height])
-        boxes = box_convert(boxes.gather(1, query), "cxcywh", "xyxy") * scale
-        limits = scale if valid is None else valid.to(boxes).flip(1).repeat(1, 2).unsqueeze(1)
-        boxes = torch.minimum(boxes.clamp(min=0), limits)
+        limits: Any = (height, width) if valid is None else valid.to(boxes).unsqueeze(-1).unbind(1)
+        x = [(edge * width).clamp(min=0).clamp(max=limits[1]) for edge in (cx - w / 2, cx + w / 2)]
+        y = [(edge * height).clamp(min=0).clamp(max=limits[0]) for edge in (cy - h / 2, cy + h / 2)]
+        corners = torch.stack([x[0], y[0], x[1], y[1]], dim=-1)
         missing = self.detections - count
         return {
-            "boxes": nn.functional.pad(boxes, (0, 0, 0, missing)),
-            "scores": nn.functional.pad(scores, (0, missing)),
-            "labels": nn.functional.pad(best % self.num_classes, (0, missing)),
+            "boxes": pad(corners, (0, 0, 0, missing)),
+            "scores": pad(scores, (0, missing)),
+            "labels": pad(best % self.num_classes, (0, missing)),
         }
 
-    def _decoded(self, raw: dict[str, Tensor], labels: list[dict[str, Tensor]] | None) -> Any:
-        """What transformers' network makes of the neck's maps."""
-        from transformers.modeling_outputs import BaseModelOutput
-
-        maps = [raw[f"map_{stride}"] for stride in self.config.strides]
-        return self.head(
-            pixel_values=None,
-            inputs_embeds=maps[0],  # tells batch and device; the maps take the place of an encoder
-            encoder_outputs=BaseModelOutput(last_hidden_state=maps),
-            labels=labels,
-        )
+    def _maps(self, raw: dict[str, Tensor]) -> list[Tensor]:
+        return [raw[f"map_{stride}"] for stride in self.config.strides]
 
 
-def _network(config: DFineConfig, backbone: Backbone, num_classes: int) -> Any:
-    """transformers' network, with a backbone of its own that will not be used."""
-    try:
-        from transformers import DFineConfig as Options
-        from transformers import DFineForObjectDetection, ResNetConfig
-    except ImportError as error:
-        raise ModuleNotFoundError(
-            "D-FINE needs transformers, which is not installed: pip install 'castling[detection]'"
-        ) from error
-    levels = len(config.strides)
-    channels = list(backbone.channels)
-    options = Options(
-        backbone_config=ResNetConfig(
-            embedding_size=8,
-            hidden_sizes=channels,
-            depths=[1] * levels,
-            layer_type="basic",
-            out_indices=list(range(1, levels + 1)),
-        ),
-        freeze_backbone_batch_norms=False,
-        num_labels=num_classes,
-        feat_strides=list(config.strides),
-        num_feature_levels=levels,
-        encoder_in_channels=channels,
-        decoder_in_channels=[config.width] * levels,
-        encode_proj_layers=[levels - 1],
-        encoder_hidden_dim=config.width,
-        d_model=config.width,
-        encoder_attention_heads=config.attention_heads,
-        decoder_attention_heads=config.attention_heads,
-        encoder_ffn_dim=config.feedforward,
-        decoder_ffn_dim=config.feedforward,
-        hidden_expansion=config.expansion,
-        depth_mult=config.depth,
-        decoder_layers=config.decoder_layers,
-        decoder_n_points=list(config.points),
-        num_queries=config.queries,
-        num_denoising=config.denoising,
-    )
-    return DFineForObjectDetection(options).model
+def _options(config: DFineConfig) -> dict[str, Any]:
+    """The options by transformers' names."""
+    return {
+        "feat_strides": list(config.strides),
+        "decoder_in_channels": [config.width] * len(config.strides),
+        "encoder_hidden_dim": config.width,
+        "d_model": config.width,
+        "encoder_attention_heads": config.attention_heads,
+        "decoder_attention_heads": config.attention_heads,
+        "encoder_ffn_dim": config.feedforward,
+        "decoder_ffn_dim": config.feedforward,
+        "hidden_expansion": config.expansion,
+        "depth_mult": config.depth,
+        "decoder_layers": config.decoder_layers,
+        "decoder_n_points": list(config.points),
+        "num_queries": config.queries,
+        "num_denoising": config.denoising,
+    }
 
 
 @register_head(DFineConfig, task="detection", sizes=SIZES)
 def d_fine(config: DFineConfig, make: MakeBackbone, num_classes: int) -> DFine:
-    """D-FINE on a backbone."""
+    """D-FINE: queries refined by a decoder, without suppression of neighbours."""
     return DFine(config, make(config.strides), num_classes)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from castling.heads.suppression import suppress
+from castling.ops.suppression import suppress
 
 
 class Pairs(NamedTuple):
@@ -64,7 +64,7 @@ def keep_best(
 ) -> dict[str, Tensor]:
     """Detections after suppression, as :meth:`castling.heads.Detector.decode` gives them.
 
-    The arguments are those of :func:`castling.heads.suppression.suppress`.
+    The arguments are those of :func:`castling.ops.suppression.suppress`.
     """
     kept = suppress(boxes, scores, labels, threshold=threshold, keep=keep, num_classes=num_classes)
     there = kept.scores > 0

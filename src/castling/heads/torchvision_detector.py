@@ -6,12 +6,11 @@ takes a batch and gives tensors padded to one length.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
@@ -87,22 +86,6 @@ def anchors_of(
     steps = [(size[0] // height, size[1] // width) for height, width in levels]
     anchors: list[Tensor] = generator.grid_anchors(levels, steps)
     return anchors
-
-
-def image_sizes(size: Size, valid: Tensor | None, batch: int) -> list[Size]:
-    """Height and width of each image without padding."""
-    if valid is None:
-        return [size] * batch
-    return [(int(height), int(width)) for height, width in valid.tolist()]
-
-
-def stack_detections(found: Sequence[Mapping[str, Tensor]], length: int) -> dict[str, Tensor]:
-    """(n_i, …) of each image → (B, length, …), zeros where an image has fewer."""
-    return {name: torch.stack([_padded(each[name], length) for each in found]) for name in found[0]}
-
-
-def _padded(values: Tensor, length: int) -> Tensor:
-    return F.pad(values, (0, 0) * (values.ndim - 1) + (0, length - len(values)))
 
 
 @contextmanager

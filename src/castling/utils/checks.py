@@ -122,7 +122,11 @@ def check_known(values: Mapping[str, Any], known: Mapping[str, Any], section: st
 
 
 def _hints(config_class: Any) -> dict[str, Any]:
-    """Resolved annotations of the fields, in their order."""
+    """Resolved annotations of the fields, in their order.
+
+    The number types are known here, so that modules that ``import castling`` loads may import them
+    under ``TYPE_CHECKING`` only, without jsonargparse.
+    """
     if config_class not in _HINTS:
         hints = get_type_hints(config_class, localns=_NUMBER_NAMES)
         names = [field.name for field in dataclasses.fields(config_class)]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from castling.export.exported_model import ExportedModel
+from castling.export.onnx_operators import translations
 from castling.export.onnx_sizes import read_sizes_off_tensors
-from castling.export.onnx_suppression import translations
 from castling.export.outputs import INPUT
 from castling.export.target import ExportError, ExportJob, quiet_exporter, register_target
 from castling.utils.text import first_line

@@ -1,4 +1,4 @@
-"""The operator ``castling::suppress`` in ONNX: ``NonMaxSuppression``, which every runtime has."""
+"""ONNX for castling's operators that are not decomposed into basic ones."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from typing import Any
 
 import torch
 
+from castling.ops import suppression as suppression  # defines the operator
+
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Operators of castling's → functions that write them, as ``torch.onnx.export`` takes them."""
+    """Operator → function that writes it, as ``torch.onnx.export`` takes them."""
     from onnxscript import opset18 as op
 
     def suppress(
         boxes: Any, scores: Any, labels: Any, threshold: float, keep: int, num_classes: int
     ) -> Any:
-        """See ``castling.heads.suppression``; inputs (B, N, 4), (B, N), (B, N)."""
+        """``NonMaxSuppression`` within each row of (B, K, N): a box has a score in its class's."""
         classes = op.Constant(value_ints=list(range(num_classes)))
         classes = op.Reshape(classes, op.Constant(value_ints=[1, num_classes, 1]))
         one = op.Constant(value_ints=[1])

@@ -4,7 +4,7 @@ Greedy, in the order of the scores, in three ways that give the same boxes:
 
 - torchvision's kernel, behind the operator ``castling::suppress``, whose outputs have fixed shapes;
 - ONNX's ``NonMaxSuppression``, which the exporter puts in the operator's place
-  (``castling.export.onnx_suppression``);
+  (``castling.export.onnx_operators``);
 - as many steps as boxes are wanted, in basic operators: the operator's decomposition, for programs
   that run without castling and for formats without such an operator.
 """
