@@ -201,7 +201,6 @@ def export(arguments: list[str]) -> int:
     from castling.deploy import model_folder
     from castling.export import export as export_model
     from castling.models.saved import open_model
-    from castling.tasks import task_from_card
 
     folder = model_folder(values.model)
     model, card = open_model(folder)
@@ -211,7 +210,6 @@ def export(arguments: list[str]) -> int:
         read_size(values.size) if values.size else card.image_size,
         verify_sizes=[read_size(text) for text in values.verify] or None,
         target=values.target,
-        raw_outputs=task_from_card(card, folder).outputs,
         dynamic=values.dynamic,
         opset=values.opset,
         portable=values.portable,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou
-
-from castling.heads.detector import Detector
 
 Detections = dict[str, Tensor]
 
@@ -100,18 +100,17 @@ class DetectorOutputs:
     The switch, folding and exports take one as their ``task``.
     """
 
-    def raw_outputs(self, model: Detector, images: Tensor) -> dict[str, Tensor]:
+    def raw_outputs(self, model: Any, images: Tensor) -> dict[str, Tensor]:
         """Dense outputs of normalised images (B, 3, H, W)."""
         raw: dict[str, Tensor] = model(images)
         return raw
 
-    def postprocess(
-        self, model: Detector, raw: dict[str, Tensor], size: tuple[int, int]
-    ) -> Detections:
+    def postprocess(self, model: Any, raw: dict[str, Tensor], size: tuple[int, int]) -> Detections:
         """The detections; see :meth:`castling.heads.Detector.decode`."""
-        return model.decode(raw, size)
+        found: Detections = model.decode(raw, size)
+        return found
 
-    def outputs(self, model: Detector, images: Tensor) -> Detections:
+    def outputs(self, model: Any, images: Tensor) -> Detections:
         """Detections of normalised images (B, 3, H, W)."""
         height, width = images.shape[-2:]
         return self.postprocess(model, self.raw_outputs(model, images), (height, width))
