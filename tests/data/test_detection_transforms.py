@@ -7,6 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.data.painted import COLOURS, Painted, frame, seen
 from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from castling.data import (
@@ -19,8 +21,10 @@ from castling.data import (
     ImageSet,
     image_tensor,
     pillow_image,
+    sample_keys,
 )
 from castling.data.splits import Selection
+from castling.utils.randomness import global_generators_kept, seed_global_generators
 
 PLAIN = {"horizontal_flip": 0.0, "crop": 0.0, "photometric": 0.0}
 
@@ -136,23 +140,16 @@ def test_scaling_equals_pillow_and_torchvision() -> None:
 
 def test_a_crop_and_a_mirror_equal_torchvision() -> None:
     """The whole chain of torchvision's own transforms, with the same random numbers."""
-    from torchvision import tv_tensors
-    from torchvision.transforms import v2
-
     source = Painted([(90, 120)], [5], ellipses=False)
-    images = images_of(
-        source, crop=1.0, horizontal_flip=0.5, image_size=64, interpolation="nearest"
-    )
+    options = {"crop": 1.0, "horizontal_flip": 0.5, "image_size": 64, "interpolation": "nearest"}
+    images = images_of(source, masks=False, **options)
     sample = source.sample("train", 0)
     cropped = 0
     for epoch in range(30):
         batch = images[BatchKey((0,), epoch)]
-        from castling.data import sample_keys
-        from castling.utils.randomness import global_generators_kept, seed_global_generators
-
         with global_generators_kept():
             seed_global_generators(int(sample_keys(0, epoch, [0])[0]))
-            torch.rand(2)  # zoom-out does not happen, crop does
+            torch.rand(3)  # neither mosaic nor zoom-out happens, crop does
             crop = v2.RandomIoUCrop()
             target = {name: sample.target[name] for name in ("boxes", "labels")}
             image, target = crop(sample.image, target)

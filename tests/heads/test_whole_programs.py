@@ -1,4 +1,4 @@
-"""Whole detectors, decoding and suppression included, as graphs of any batch, height and width."""
+"""Whole detectors, decoding and suppression included, as programs of any image size."""
 
 import pytest
 import torch

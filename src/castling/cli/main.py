@@ -16,6 +16,7 @@ from pathlib import Path
 from jsonargparse import ArgumentError
 from jsonargparse.typing import PositiveInt
 
+from castling.cli.check_data import check_data
 from castling.cli.compare import compare
 from castling.cli.lists import attentions, models
 from castling.cli.measure import bench, plan
@@ -231,6 +232,7 @@ FUNCTIONS: dict[str, Verb] = {
     "export": export,
     "models": models,
     "attentions": attentions,
+    "check-data": check_data,
     "compare": compare,
     "bench": bench,
     "plan": plan,

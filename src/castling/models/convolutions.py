@@ -37,6 +37,8 @@ def convolution(
         groups=groups,
         apply_act=act,
         act_layer=nn.Hardswish,
+        # In place saves no memory in training, and exporters take it apart.
+        norm_kwargs={"inplace": False},
         **factory,
     )
 

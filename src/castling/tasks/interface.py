@@ -87,6 +87,8 @@ class Task(nn.Module):
     maximize: ClassVar[bool] = True
     #: Metrics that are percentages.
     percentages: ClassVar[frozenset[str]] = frozenset()
+    #: Metrics shown after every epoch; empty for all.
+    epoch_metrics: ClassVar[tuple[str, ...]] = ()
     #: Kinds of sources that can be trained on; see ``DataInfo.kind``.
     kinds: ClassVar[frozenset[str]]
     #: The Hugging Face hub's name of the task, for model cards.

@@ -18,8 +18,8 @@ def mosaic(samples: Sequence[Sample], size: Size) -> Scene:
     """A random part of a canvas on which four images meet in a random corner.
 
     The canvas has twice the sides of ``size``; the corner lies in its middle half. Each image keeps
-    its aspect ratio, touches the corner, and is at most as large as ``size``. The part shown has
-    between half the canvas's sides, so that nothing is scaled again, and all of it.
+    its aspect ratio, touches the corner, and is at most as large as ``size``. The part shown holds
+    the corner; its sides are between half the canvas's, so that nothing is scaled again, and all.
 
     Args:
         samples: four: top left, top right, bottom left, bottom right.
@@ -53,7 +53,8 @@ def mosaic(samples: Sequence[Sample], size: Size) -> Scene:
     share = 2 * (low + (high - low) * draws[2])
     shown = max(1, round(share * height)), max(1, round(share * width))
     top, left = (
-        int((2 * side - part) * draw)
-        for side, part, draw in zip(size, shown, draws[3:], strict=True)
+        round(first + (last - first) * draw)
+        for side, part, corner, draw in zip(size, shown, (row, column), draws[3:], strict=True)
+        for first, last in [(max(0, corner - part), min(corner, 2 * side - part))]
     )
     return Scene((2 * height, 2 * width), tuple(pieces)).window(top, left, *shown)
