@@ -7,7 +7,6 @@ from torch import nn
 from castling import create_model
 from castling.export.onnx_operators import translations
 
-
 SIZES = [(1, 192, 192), (3, 192, 256), (2, 320, 192)]
 
 
