@@ -16,7 +16,7 @@ import castling
 PICO = castling.list_models("*_pico")
 NAMES = castling.list_models()
 CONVERTED = castling.list_models("castling_*")
-WITH_ATTENTION = [name for name in PICO if name != "deit_pico"]
+WITH_ATTENTION = [name for name in PICO if name not in ("deit_pico", "esnet_pico")]
 # timm's feature_info of MViTv2 names modules that do not exist ("block.0").
 FX_FEATURES = [name for name in PICO if "mvitv2" not in name]
 
@@ -84,9 +84,13 @@ def test_scripting_is_refused_in_one_line(name):
         model(images(name))  # the model itself is as before
 
 
-def test_the_softmax_twin_can_be_scripted():
-    model = timm.create_model("deit_pico", dynamic_img_size=False, scriptable=True).eval()
-    x = images("deit_pico")
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [("deit_pico", {"dynamic_img_size": False, "scriptable": True}), ("esnet_pico", {})],
+)
+def test_models_without_our_attention_can_be_scripted(name, kwargs):
+    model = timm.create_model(name, **kwargs).eval()
+    x = images(name)
     with torch.no_grad():
         torch.testing.assert_close(torch.jit.script(model)(x), model(x))
 

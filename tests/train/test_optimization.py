@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 import castling  # noqa: F401 registers models
-from castling.train import ClipConfig, OptimConfig, ScheduleConfig
+from castling.train import ClipConfig, EmaConfig, OptimConfig, ScheduleConfig
+from castling.train.callbacks import WeightAverage
 from castling.train.optimization import build_optimizer, clip_gradients, learning_rate
 
 
@@ -83,3 +84,60 @@ def test_clipping_bounds_what_its_mode_says(mode):
         "adaptive": (weight.grad.norm(dim=1) / weight.detach().norm(dim=1)).max(),
     }[mode]
     assert 0.09 < float(found) <= 0.1001
+
+
+def test_learning_rate_drops_after_epochs():
+    config = ScheduleConfig(kind="steps", drop_epochs=(8, 11), warmup_steps=2, warmup_lr=0.0)
+    rate = [learning_rate(config, 1.0, step, 120, 2, steps_per_epoch=10) for step in range(120)]
+    assert rate[:3] == [0.0, 0.5, 1.0]
+    assert rate[79] == 1.0
+    assert rate[80] == rate[109] == pytest.approx(0.1)
+    assert rate[110] == pytest.approx(0.01)
+
+
+def test_a_cosine_may_be_longer_than_training():
+    whole = ScheduleConfig()
+    longer = ScheduleConfig(cosine_epochs=30)
+    for step in (0, 100, 249):
+        rate = learning_rate(longer, 1.0, step, 250, 0, steps_per_epoch=10)
+        assert rate == learning_rate(whole, 1.0, step, 300, 0)
+
+
+def test_schedules_refuse_options_of_another_kind():
+    with pytest.raises(ValueError, match="drop_epochs"):
+        ScheduleConfig(kind="steps")
+    with pytest.raises(ValueError, match="drop_epochs"):
+        ScheduleConfig(drop_epochs=(8,))
+    with pytest.raises(ValueError, match="cosine_epochs"):
+        ScheduleConfig(kind="constant", cosine_epochs=3)
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, 0.5])
+def test_learning_rates_of_named_parameters_are_scaled(layer_decay):
+    model = timm.create_model("deit_pico", depth=2)
+    plain = build_optimizer(model, OptimConfig(layer_decay=layer_decay), 64)
+    options = {"lr_scale": {"head.*": 2.0, "*.bias": 0.5, "head.bias": 3.0}}
+    scaled = build_optimizer(model, OptimConfig(layer_decay=layer_decay, **options), 64)
+
+    def scale(optimizer):
+        return {id(p): g["lr_scale"] for g in optimizer.param_groups for p in g["params"]}
+
+    before, after = scale(plain), scale(scaled)
+    assert len(before) == len(after) == len(list(model.parameters()))
+    for name, p in model.named_parameters():
+        factor = 2.0 if name == "head.weight" else 3.0 if name == "head.bias" else 1.0
+        factor = 0.5 if name.endswith(".bias") and name != "head.bias" else factor
+        assert after[id(p)] == pytest.approx(before[id(p)] * factor), name
+    assert decayed(model, **options) == decayed(model)
+
+
+def test_a_pattern_that_matches_no_parameter_is_refused():
+    with pytest.raises(ValueError, match="matches 'neck"):
+        build_optimizer(nn.Linear(2, 2), OptimConfig(lr_scale={"neck.*": 2.0}), 64)
+
+
+def test_the_decay_of_the_average_rises_as_picodet_s():
+    average = WeightAverage(EmaConfig(decay=0.9998, warmup=10, rise="ratio"))
+    assert average.decay(1) == pytest.approx(2 / 11)
+    assert average.decay(990) == pytest.approx(991 / 1000)
+    assert average.decay(10**6) == 0.9998

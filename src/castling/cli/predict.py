@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 
 from castling.cli.parts import (
     add_device,
@@ -28,42 +28,70 @@ if TYPE_CHECKING:
     from castling.deploy.predictor import ImageLike
     from castling.tasks import Prediction
 
+#: Least score of the objects that are shown.
+_SCORE = 0.3
+
 
 def predict(arguments: list[str]) -> int:
     """See VERBS."""
     parser = parser_for(
         "predict",
-        "run a trained model or an exported file on images, folders and patterns. Percentages of a "
-        "classifier are softmax scores, not calibrated: among images with a score of 80 %, more "
-        "or fewer than 80 % may be right",
+        "run a trained model or an exported file on images, folders and patterns. Scores are not "
+        "calibrated: among images or objects with a score of 80 %, more or fewer than 80 % may be "
+        "right",
     )
     parser.add_argument("model", help="folder of a run or of a saved model, or an exported file")
     parser.add_argument(
         "images", nargs="+", help="image files, folders, and patterns such as 'photos/**/*.jpg'"
     )
-    parser.add_argument("--top", type=PositiveInt, default=5, help="classes per image (default: 5)")
+    parser.add_argument(
+        "--top", type=PositiveInt, default=5, help="of a classifier: classes per image (default: 5)"
+    )
+    parser.add_argument(
+        "--score",
+        type=ClosedUnitInterval,
+        default=_SCORE,
+        help="of a detector: leave objects with a lower score out, but for the file of --coco "
+        f"(default: {_SCORE})",
+    )
     parser.add_argument(
         "--batch_size", type=PositiveInt, default=32, help="images computed together (default: 32)"
     )
     add_device(parser, "where PyTorch models run")
-    parser.add_argument("--csv", help="write the predictions as a table to this file")
+    parser.add_argument(
+        "--csv", help="write the predictions as a table to this file, a detector's one row per box"
+    )
+    parser.add_argument(
+        "--coco",
+        help="of a detector: write all objects to this file as COCO results, a JSON list of boxes "
+        "with scores; images and classes are numbered from 1",
+    )
+    parser.add_argument(
+        "--coco_ids",
+        help="a COCO file of annotations, whose numbers of images and classes --coco takes",
+    )
     parser.add_argument(
         "--output",
         help="write every image with its prediction drawn, predictions.csv and predictions.json "
         "into this folder; the images of a folder keep their sub-folders",
     )
-    add_overwrite(parser, "the file of --csv; write into a folder of --output that holds files")
+    add_overwrite(
+        parser, "the files of --csv and --coco; write into a folder of --output that holds files"
+    )
     add_quiet(parser)
     values = parser.parse_args(arguments)
     if values.output:
         check_output(Path(values.output), values.overwrite)
-    if values.csv:
-        check_csv(Path(values.csv), values.overwrite)
+    for option in ("csv", "coco"):
+        if path := getattr(values, option):
+            check_file(Path(path), values.overwrite, f"--{option}")
+    if values.coco_ids and not values.coco:
+        raise ValueError("--coco_ids is for the file of --coco: give that too")
     patterns, unmatched = expand(values.images)
     from castling.deploy import Predictor
-    from castling.tasks.classification import ClassificationPrediction
 
     predictor = Predictor(values.model, batch_size=values.batch_size, device=device_of(values))
+    ids = predictor.coco_ids(values.coco_ids) if values.coco else None
     found: list[Prediction] = [
         predictor.task.prediction_class(name=pattern, error=f"no image matches {pattern}")
         for pattern in unmatched
@@ -76,13 +104,20 @@ def predict(arguments: list[str]) -> int:
         images += inside
         places += [_place(Path(str(image)), Path(pattern)) for image in inside]
         notes += predictor.notes
+    for image in images if ids is not None else ():
+        ids.image(str(image))  # type: ignore[union-attr]  # refused before the work
     printed = not values.json and not values.quiet
+    everything: list[Prediction] = []
     for one in predictor.stream(images):
-        found.append(one.top(values.top) if isinstance(one, ClassificationPrediction) else one)
+        if values.coco:
+            everything.append(one)
+        found.append(one.shown(top=values.top, score=values.score))
         if printed and not one.error:
             print(f"{one.name}  {found[-1].summary()}", flush=True)
     if values.csv:
         predictor.to_csv(found, values.csv)
+    if values.coco:
+        predictor.to_coco(everything, values.coco, ids)
     if values.output:
         write_output(predictor, found, [*unmatched, *images], places, Path(values.output))
         if not values.quiet:
@@ -152,7 +187,7 @@ def _place(image: Path, argument: Path) -> PurePath:
     return image.relative_to(argument) if image != argument else PurePath(image.name)
 
 
-def check_csv(path: Path, overwrite: bool) -> None:
+def check_file(path: Path, overwrite: bool, option: str) -> None:
     """Refuse a file that is there, before any work; it may be one of the images.
 
     Raises:
@@ -160,7 +195,7 @@ def check_csv(path: Path, overwrite: bool) -> None:
         IsADirectoryError: it is a folder.
     """
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; --csv names a file")
+        raise IsADirectoryError(f"{path} is a folder; {option} names a file")
     if not is_stream(path):
         refuse_existing([path], overwrite)
 

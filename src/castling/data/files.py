@@ -35,8 +35,8 @@ def existing(path: str | Path) -> Path:
     path = Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(
-            f"there is no folder or zip file at {path}; source must be digits, a folder, a zip "
-            "file or torchvision:NAME"
+            f"there is no folder or zip file at {path}; source must be digits, digit_scenes, a "
+            "folder, a zip file or torchvision:NAME"
         )
     return path
 

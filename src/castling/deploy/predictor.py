@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -24,8 +25,10 @@ from castling.models.card import ModelCard
 from castling.models.saved import open_model
 from castling.surgery.checkpoint_values import non_finite, some
 from castling.tasks import Prediction, Task, task_from_card
+from castling.tasks.detection import DetectionPrediction, DetectionTask
+from castling.tasks.detection.coco_files import CocoIds, coco_results
 from castling.utils.devices import read_device
-from castling.utils.files import write_csv
+from castling.utils.files import write_csv, write_text
 from castling.utils.finite import explain_non_finite, non_finite_images
 from castling.utils.modes import eval_mode
 from castling.utils.text import printable
@@ -191,6 +194,43 @@ class Predictor:
         """Write predictions as a table."""
         rows = [row for prediction in predictions for row in prediction.rows()]
         write_csv(path, self.task.prediction_class.columns, rows)
+
+    def coco_ids(self, annotations: str | os.PathLike[str] | None = None) -> CocoIds | None:
+        """The numbers of images and classes for :meth:`to_coco`, before any image is read.
+
+        Args:
+            annotations: a COCO file of annotations that has them; None counts from 1.
+
+        Raises:
+            ValueError: the model finds no objects; the file is another one, or lacks a class.
+        """
+        if not isinstance(self.task, DetectionTask):
+            raise ValueError(
+                f"COCO results list the objects of a detector; this model is for "
+                f"{self.task.config.name}"
+            )
+        return None if annotations is None else CocoIds.read(annotations, self.task.info.classes)
+
+    def to_coco(
+        self,
+        predictions: Iterable[Prediction],
+        path: str | os.PathLike[str],
+        ids: CocoIds | None = None,
+    ) -> None:
+        """Write a detector's predictions as COCO results, which pycocotools reads by ``loadRes``.
+
+        Args:
+            predictions: those with an error are left out.
+            path: of the JSON file.
+            ids: of :meth:`coco_ids`; None numbers images and classes from 1.
+
+        Raises:
+            ValueError: the model finds no objects, or ``ids`` does not know an image.
+        """
+        self.coco_ids()
+        found = [one for one in predictions if isinstance(one, DetectionPrediction)]
+        ids = ids or CocoIds.counted(found, self.task.info.classes)
+        write_text(path, json.dumps(coco_results(found, ids), ensure_ascii=False) + "\n")
 
 
 def _expanded(images: ImageLike | Iterable[ImageLike], notes: list[str]) -> Iterator[ImageLike]:

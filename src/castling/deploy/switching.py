@@ -73,7 +73,7 @@ def switch_saved(
     alone = dataclasses.replace(data, loader=dataclasses.replace(data.loader, workers=0))
     opened = open_saved_data(task, card, alone, record=record, read=("val",))
     batches = _calibration(task, opened, images)
-    report = switch_(model, batches, tolerance=tolerance, force=force)
+    report = switch_(model, batches, tolerance=tolerance, force=force, task=task)
     save_model(
         model,
         folder,

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-#: Of one image: ``boxes`` (n, 4) x1, y1, x2, y2 in pixels of the batch's images, float32; ``labels``
-#: (n,) int64 in [0, K); with masks ``masks`` (n, H, W) uint8. Crowds are not among them.
+#: Of one image: ``boxes`` (n, 4) x1, y1, x2, y2 in pixels of the batch's images, float32;
+#: ``labels`` (n,) int64 in [0, K); with masks ``masks`` (n, H, W) uint8. No crowds among them.
 DetectionTarget = dict[str, Tensor]
 
 

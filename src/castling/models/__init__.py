@@ -5,5 +5,7 @@ from castling.models import (  # noqa: F401
     castling_vit,
     castling_vit_pico,
     converted,
+    esnet,
+    levit_s8,
     qt_vit,
 )

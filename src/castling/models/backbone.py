@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import timm
-import torch
+from timm.models import model_entrypoint
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from castling.surgery import Attention, Where, linearize_
+from castling.attention import attention_config
+from castling.models.arguments import arguments_of
+from castling.models.skeleton import without_memory
+from castling.surgery import Attention, Plan, Where, convertible, linearize_
+from castling.surgery.selection import Selection, choose, owner_of, read_plan
+
+#: What the names of a backbone's layers begin with in a dense model.
+PREFIX = "backbone.body."
 
 
 class Backbone(nn.Module):
@@ -58,6 +65,19 @@ class Backbone(nn.Module):
         return [_channels_first(each, c) for each, c in zip(maps, self.channels, strict=True)]
 
 
+class MissingStrideError(ValueError):
+    """A model has no feature map of a stride.
+
+    Attributes:
+        strides: of the maps that it has.
+    """
+
+    def __init__(self, name: str, missing: int, strides: Sequence[int]) -> None:
+        found = ", ".join(map(str, dict.fromkeys(strides)))
+        super().__init__(f"{name} has no feature map of stride {missing}, only of {found}")
+        self.strides = tuple(strides)
+
+
 def _channels_first(feature: Tensor, channels: int) -> Tensor:
     """(B, C, H, W) of a map that may be (B, H, W, C), as timm's Swin gives it."""
     if feature.shape[1] == channels:
@@ -82,25 +102,73 @@ def build_backbone(
         kwargs: further keyword arguments of the model.
         strides: of the maps wanted, the finest first.
         attention: put into it; None keeps what it has.
-        where: which of its attention layers; None means all.
+        where: which of its attention layers, by their names in the dense model (``backbone.body.``
+            and so on); None means all.
         pretrained: load timm's weights (needs the network).
         freeze_batchnorm: see :class:`Backbone`.
 
     Raises:
-        ValueError: the model gives no feature maps, or none of a stride.
+        ValueError: the model gives no feature maps, or ``where`` does not fit.
+        MissingStrideError: it has no map of a stride.
+        TypeError: the model does not take an argument.
     """
-    with torch.device("meta"):
-        info = timm.create_model(name, features_only=True, **kwargs).feature_info
+    info: Any = _features(name, kwargs).feature_info
     found = info.reduction()
     missing = [stride for stride in strides if stride not in found]
     if missing:
-        raise ValueError(
-            f"{name} has no feature map of stride {missing[0]}, only of {', '.join(map(str, found))}"
-        )
-    indices = [max(i for i, each in enumerate(found) if each == stride) for stride in strides]
-    body = timm.create_model(
-        name, pretrained=pretrained, features_only=True, out_indices=indices, **kwargs
-    )
+        raise MissingStrideError(name, missing[0], found)
+    # Of several maps of a stride the deepest; positions in ``found`` are not timm's indices.
+    last = dict(zip(found, info.out_indices, strict=True))
+    own: dict[str, Any] = {**kwargs, "out_indices": [last[stride] for stride in strides]}
+    chosen: Selection | None = None
     if attention is not None:
-        linearize_(body, attention, where)
+        chosen = inner_where(_features(name, own), attention, where)
+        if "attention" in arguments_of(model_entrypoint(name.split(".")[0])).names:
+            own["attention"] = attention
+            if chosen is not None:
+                own["where"] = chosen
+            attention = None
+    body = timm.create_model(name, pretrained=pretrained, features_only=True, **own)
+    if attention is not None and (chosen is None or chosen):
+        linearize_(body, attention, chosen)
     return Backbone(body, body.feature_info.channels(), strides, freeze_batchnorm=freeze_batchnorm)
+
+
+def _features(name: str, kwargs: dict[str, Any]) -> nn.Module:
+    """The model that gives feature maps, without memory."""
+    try:
+        return without_memory(
+            lambda: cast(nn.Module, timm.create_model(name, features_only=True, **kwargs))
+        )
+    except (AttributeError, RuntimeError) as error:
+        raise ValueError(f"{name} gives no feature maps: {error}") from error
+
+
+def inner_where(
+    body: nn.Module, attention: Attention, where: Where | None
+) -> dict[str, Attention] | Selection | None:
+    """``where``, which names layers as a dense model does, for the model inside.
+
+    Args:
+        body: of a :class:`Backbone`, or what it will be.
+        attention: for the chosen layers.
+        where: see :func:`build_backbone`.
+
+    Raises:
+        ValueError: ``where`` matches no layer, or is a plan of another model.
+    """
+    if where is None:
+        return None
+    layers = convertible(body)
+    if not layers:  # its token mixers are chosen when it is built; it says what it takes
+        return cast(Selection, where)
+    prefix = PREFIX if owner_of(body) is body else f"{PREFIX}model."
+    full = {f"{prefix}{name}": module for name, module in layers.items()}
+    where = read_plan(where)
+    if isinstance(where, Plan):
+        where.require_fits(full, attention_config(attention))
+        return dict.fromkeys((n.removeprefix(prefix) for n in where.linear), attention)
+    return {
+        name.removeprefix(prefix): attention if isinstance(choice, bool) else choice
+        for name, choice in choose(full, where).items()
+    }

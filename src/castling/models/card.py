@@ -24,14 +24,15 @@ class ModelCard:
     """What is needed to rebuild a model, to feed it and to read its answers.
 
     Attributes:
-        name: timm name of the model, or of the backbone where there is a head.
+        name: timm name of the model, or ``HEAD/BACKBONE``.
         classes: names in the order of the labels.
         preprocessing: options of the task's transforms that evaluation needs: ``image_size``
             (height, width) in pixels, ``mean`` and ``std`` per channel of pixels in [0, 1], and
             whatever else the task's transform has, such as ``interpolation``.
         task: ``name`` of the task and its options.
-        head: the dense head on the backbone, ``name`` and options; None for whole models.
-        kwargs: further keyword arguments of timm.create_model.
+        head: ``name`` and all options of a dense model's head; None for whole models.
+        kwargs: further keyword arguments of timm.create_model, for the backbone where there is a
+            head; ``num_classes`` is the whole model's.
         attention: the attention put into the model, as ``config_to_dict`` writes it; None keeps
             what the named model has.
         where: names of the attention layers converted, or a plan (see ``linearize_``); None
@@ -67,6 +68,8 @@ class ModelCard:
         ):
             if not isinstance(getattr(self, name), kind):
                 raise ValueError(f'"{name}" is {getattr(self, name)!r}, not a {kind.__name__}')
+        if not isinstance(self.head, dict | None):
+            raise ValueError(f'"head" is {self.head!r}, not a dict')
         classes: Any = self.classes
         if not isinstance(classes, list) or not all(isinstance(each, str) for each in classes):
             raise ValueError(f'"classes" is not a list of names: {classes!r}')
@@ -151,7 +154,7 @@ class ModelCard:
         except TypeError as error:
             raise ValueError(str(error)) from error
         outputs = card.kwargs.get("num_classes", len(card.classes))
-        if card.head is None and outputs != len(card.classes):
+        if outputs != len(card.classes):
             raise ValueError(
                 f'"classes" has {len(card.classes)} names, "num_classes" in "kwargs" is {outputs!r}'
             )

@@ -7,6 +7,7 @@ models are built, saved and opened by name whatever they are.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
@@ -14,15 +15,29 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 from torch import nn
 
 from castling.models.backbone import Backbone
-from castling.utils.checks import config_from_dict
 from castling.utils.text import did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
-    """Base of the options of all heads; a subclass sets ``name`` and adds its options."""
+    """Base of the options of all heads; a subclass sets ``name`` and adds its options.
+
+    Heads are imported with the package, so number types with a range (``PositiveInt``, …) are
+    imported under ``TYPE_CHECKING``; ``castling.utils.checks`` knows them by name.
+
+    Attributes:
+        freeze_batchnorm: keep the backbone's BatchNorm as it is, statistics and weights: for
+            pretrained backbones and small batches.
+    """
 
     name: ClassVar[str] = ""
+    freeze_batchnorm: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise ValueError on values without a meaning."""
+        from castling.utils.checks import check_fields
+
+        check_fields(self, "model.head")
 
 
 class MakeBackbone(Protocol):
@@ -94,15 +109,25 @@ def head_spec(name: str) -> HeadSpec:
 def head_config(name: str, options: Mapping[str, Any] | None = None) -> HeadConfig:
     """The options of a head by name, its size's defaults replaced by ``options``.
 
+    Args:
+        name: of the head.
+        options: as :func:`head_to_dict` gives them, or some of them.
+
     Raises:
         ValueError: there is no such head or option, or a value does not fit.
     """
+    from castling.utils.checks import config_from_dict
+
     spec = head_spec(name)
     values = {**spec.defaults, **(options or {})}
+    other = values.pop("name", name)
+    if other != name:
+        raise ValueError(f"model.head.name is {other!r}, the model's head {name!r}: leave it out")
     found: HeadConfig = config_from_dict(spec.config, values, "model.head")
     return found
 
 
 def head_to_dict(name: str, config: HeadConfig) -> dict[str, Any]:
     """All options of a head as plain values for YAML or JSON, ``name`` (of the size) first."""
-    return {"name": name, **dataclasses.asdict(config)}
+    options: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return {"name": name, **options}

@@ -91,7 +91,7 @@ def open_model(path: str | os.PathLike[str]) -> tuple[nn.Module, ModelCard]:
             )
     card = read_card(folder / CARD)
     try:
-        model = build_model(card.name, card.kwargs, card.attention, card.where)
+        model = build_model(card.name, card.kwargs, card.attention, card.where, head=card.head)
     except ValueError as error:
         raise ValueError(
             f"{folder / CARD} describes a model that cannot be built: {error}"
@@ -135,9 +135,9 @@ def check_model_files(folder: str | os.PathLike[str]) -> None:
 
 
 def _require_classes(model: nn.Module, card: ModelCard, path: Path) -> None:
-    """Raise ValueError where a classifier has not one output for each class of its card."""
+    """Raise ValueError where a model has not one output for each class of its card."""
     outputs = getattr(model, "num_classes", None)
-    if card.head is None and isinstance(outputs, int) and outputs not in (0, len(card.classes)):
+    if isinstance(outputs, int) and outputs not in (0, len(card.classes)):
         raise ValueError(
             f'{path} does not describe its model: "classes" has {len(card.classes)} names, the '
             f"weights beside it are for {outputs} classes"

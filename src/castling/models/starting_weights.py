@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from timm.models import get_pretrained_cfg
-from torch import nn
+from torch import Tensor, nn
 
 from castling.models.builder import build_model
 from castling.models.card import CARD, ModelCard, read_card
+from castling.models.dense_builder import DenseArguments
+from castling.models.dense_weights import prepare_dense
+from castling.models.skeleton import without_memory
 from castling.surgery import LoadReport
 from castling.surgery.checkpoint import LoadOptions, prepare
 from castling.surgery.checkpoint_files import weights_file
@@ -53,7 +55,7 @@ def start_from(
         ValueError: the file does not fit, or holds no plain finite weights; the model is unchanged.
     """
     card = card_beside(path)
-    state, report = prepare(model, path, _options(card, key, classes))
+    state, report = _prepared(model, path, card, key, classes)
     fill(model, state, path)
     notes = [*report.notes, *_said(model, card, classes, mean, std)]
     return dataclasses.replace(report, notes=tuple(notes))
@@ -66,6 +68,7 @@ def check_start(
     attention: str | dict[str, Any] | None = None,
     where: Any = None,
     *,
+    head: Mapping[str, Any] | None = None,
     image_size: tuple[int, int],
     key: str = "",
 ) -> None:
@@ -76,8 +79,23 @@ def check_start(
         ValueError: as :func:`start_from`.
     """
     weights_file(path)
-    model = skeleton(name, kwargs, attention, where, image_size=image_size)
-    prepare(model, path, _options(card_beside(path), key, None))
+    model = skeleton(name, kwargs, attention, where, head=head, image_size=image_size)
+    _prepared(model, path, card_beside(path), key, None)
+
+
+def _prepared(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    card: ModelCard | None,
+    key: str,
+    classes: Sequence[str] | None,
+) -> tuple[dict[str, Tensor], LoadReport]:
+    """What a file has for the model, which is not changed, and the report."""
+    options = _options(card, key, classes)
+    arguments: DenseArguments | None = getattr(model, "dense_arguments", None)
+    if arguments is None:
+        return prepare(model, path, options)
+    return prepare_dense(model, arguments, path, None if card is None else card.head or {}, options)
 
 
 def skeleton(
@@ -86,14 +104,15 @@ def skeleton(
     attention: str | dict[str, Any] | None = None,
     where: Any = None,
     *,
+    head: Mapping[str, Any] | None = None,
     image_size: tuple[int, int],
 ) -> nn.Module:
     """The model of :func:`build_model` without its memory, where it can be built so."""
-    try:
-        with torch.device("meta"):
-            return build_model(name, kwargs, attention, where, image_size=image_size)
-    except (RuntimeError, NotImplementedError):  # some constructors compute with tensors
-        return build_model(name, kwargs, attention, where, image_size=image_size)
+
+    def build() -> nn.Module:
+        return build_model(name, kwargs, attention, where, head=head, image_size=image_size)
+
+    return without_memory(build)
 
 
 def normalisation_of(
@@ -158,7 +177,11 @@ def _said(
 ) -> list[str]:
     """What else to know about weights that fit."""
     notes = []
+    arguments: DenseArguments | None = getattr(model, "dense_arguments", None)
     described: Any = getattr(model, "pretrained_cfg", None) or {}
+    if arguments is not None:
+        cfg = get_pretrained_cfg(arguments.backbone, allow_unregistered=True)
+        described = {} if cfg is None else cfg.to_dict()
     theirs: list[Any] = [described.get("mean"), described.get("std")]
     whose = "timm's description of this model"
     if card is not None:
@@ -168,7 +191,8 @@ def _said(
             f"they are of {card.name}{attention}, for {len(card.classes)} classes and images of "
             f"{height}×{width}"
         )
-        if classes is not None and card.classes != list(classes):
+        into_backbone = arguments is not None and not card.head
+        if classes is not None and card.classes != list(classes) and not into_backbone:
             notes.append("its classes are not those of the data: the classifier starts afresh")
         theirs, whose = [card.mean, card.std], "the model of these weights"
     ours: list[Any] = [mean, std]

@@ -103,6 +103,11 @@ def _forced_here() -> str | None:
     return _forced.get()
 
 
+def naive_is_forced() -> bool:
+    """Whether :func:`attention_backend` asks for basic operators here."""
+    return _forced_here() == "naive"
+
+
 def backend_module(backend: str, tensor: Tensor) -> ModuleType | None:
     """The package of a fused backend, or None where it cannot run on this tensor."""
     if tensor.numel() == 0:

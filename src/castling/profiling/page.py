@@ -159,8 +159,13 @@ def subheading(text: str) -> str:
     return f"<h3>{html.escape(text)}</h3>"
 
 
-def gallery(images: Iterable[tuple[Image.Image | Path, str, str, bool]]) -> str:
-    """Images: (image or its file, main line, small line, whether the main line is good news)."""
+def gallery(
+    images: Iterable[tuple[Image.Image | Path, str, str, bool]], *, large: bool = False
+) -> str:
+    """Images: (image or its file, main line, small line, whether the main line is good news).
+
+    Large ones show details, and fewer of them fit a row.
+    """
     parts = []
     for image, line, small, good in images:
         source, side = _embedded(image)
@@ -170,7 +175,8 @@ def gallery(images: Iterable[tuple[Image.Image | Path, str, str, bool]]) -> str:
             f'<span class="{"good" if good else "bad"}">{html.escape(line)}</span>'
             f"<br><small>{html.escape(small)}</small></div>"
         )
-    return f'<div class="gallery">{"".join(parts)}</div>'
+    kind = "gallery large" if large else "gallery"
+    return f'<div class="{kind}">{"".join(parts)}</div>'
 
 
 def _embedded(image: Image.Image | Path) -> tuple[str, int]:

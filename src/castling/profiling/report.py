@@ -148,7 +148,10 @@ def add_switch(page: Page, result: TrainResult) -> None:
             f"{certificate['max_gap']:.2g}",
             f"largest output gap (allowed {certificate['tolerance']:g})",
         ),
-        (percent(certificate["agreement"]), f"same class, {certificate['images']} images"),
+        (
+            "–" if certificate["agreement"] is None else percent(certificate["agreement"]),
+            f"agreement, {certificate['images']} images",
+        ),
         (
             f"{certificate['macs_before'] / 1e6:.2f} → {certificate['macs_after'] / 1e6:.2f} M",
             "MACs, branch computed → cast away",

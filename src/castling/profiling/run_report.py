@@ -35,7 +35,7 @@ from castling.profiling.plots import Curve, Plot, lines
 from castling.tasks.interface import Task
 from castling.tasks.records import PREDICTIONS, read_records
 from castling.tasks.registry import task_from_card
-from castling.tasks.reporting import ReportPart, ReportTable
+from castling.tasks.reporting import ReportPart, ReportPlot, ReportTable
 from castling.tasks.result import RESULT, TrainResult, metric_label, read_result
 from castling.utils.text import first_line
 
@@ -130,6 +130,7 @@ def write_run_report(run_dir: str | os.PathLike[str], changes: Changes | None = 
     _add_curves(page, run)
     _add_predictions(page, run)
     report.add_switch(page, run.result)
+    _add_speed(page, run)
     report.add_trajectories(page, run.folder)
     _add_recipe(page, run, changes)
     _add_data(page, run)
@@ -279,17 +280,43 @@ def _block(part: ReportPart, folder: Path) -> str:
         if part.shades:
             return matrix(part.head, part.rows, part.shades)
         return table(part.head, part.rows)
+    if isinstance(part, ReportPlot):
+        return figures([(lines(part.curves, x=part.x, y=part.y, markers=False), part.title)])
     return gallery(
         (
-            folder / example.file,
-            example.text,
-            # The whole name stands in predictions.csv.
-            f"{example.detail} · {'/'.join(Path(example.name).parts[-2:])}",
-            example.right,
-        )
-        for example in part.examples
-        if (folder / example.file).is_file()
+            (
+                folder / example.file,
+                example.text,
+                # The whole name stands in predictions.csv.
+                f"{example.detail} · {'/'.join(Path(example.name).parts[-2:])}",
+                example.right,
+            )
+            for example in part.examples
+            if (folder / example.file).is_file()
+        ),
+        large=part.large,
     )
+
+
+def _add_speed(page: Page, run: RunFacts) -> None:
+    """How fast the evaluation was; nothing for runs of versions that did not write that down."""
+    result = run.result
+    if not result.images_per_second:
+        return
+    facts = [(_rate(result.images_per_second), "images per second, as trained")]
+    if result.switched_images_per_second:
+        facts.append((_rate(result.switched_images_per_second), "images per second, switched"))
+    page.add(
+        "Speed",
+        cards(facts),
+        note=f"Evaluation of the {run.split} images in the batches of this run, with reading them "
+        "and everything that the task computes, while the machine may have been busy. castling "
+        "bench models measures the model alone.",
+    )
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
 
 
 def _add_recipe(page: Page, run: RunFacts, changes: Changes | None) -> None:

@@ -34,6 +34,7 @@ class LoadOptions:
         allow_non_finite: take NaN and infinity.
         image_size: (height, width) in pixels that the file's position tables were made for.
         keep_head: keep the model's classifier in any case.
+        classifiers: names of further layers whose size follows from the number of classes.
     """
 
     strict: bool = True
@@ -44,6 +45,7 @@ class LoadOptions:
     allow_non_finite: bool = False
     image_size: tuple[int, int] | None = None
     keep_head: bool = False
+    classifiers: tuple[str, ...] = ()
 
 
 def load_checkpoint(
@@ -124,7 +126,7 @@ def prepare(
         FileNotFoundError: as :func:`load_checkpoint`.
         ValueError: as :func:`load_checkpoint`.
     """
-    target = Target(model)
+    target = Target(model, options.classifiers)
     own = target.own
     content = read_content(path)
     chosen, others = choose(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -24,6 +25,10 @@ State = dict[str, Tensor]
 class Target:
     """A model's state by its own names, without what the model may be wrapped in.
 
+    Args:
+        model: whose state.
+        classifiers: names of layers to count among its classifiers.
+
     Attributes:
         inner: the model without its wrapper.
         own: the state.
@@ -34,13 +39,13 @@ class Target:
         removed_by_switch: names of score biases.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, classifiers: Sequence[str] = ()) -> None:
         tensors = tensors_of(model)
         outer = outer_prefix([bare(name) for name in tensors])
         self.names = {bare(name).removeprefix(outer): name for name in tensors}
         self.own = {name: tensors[full] for name, full in self.names.items()}
         self.inner = _uncompiled(model.get_submodule(outer.rstrip(".")))
-        modules = _classifiers(self.inner)
+        modules = [*_classifiers(self.inner), *classifiers]
         self.head_modules = tuple(f"{name}." for name in modules)
         self.heads = {name for name in self.own if name.startswith(self.head_modules)}
         self.removed_by_switch: set[str] = set()

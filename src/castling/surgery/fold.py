@@ -22,6 +22,7 @@ from timm.layers import ConvNormAct as TimmConvNormAct
 from timm.models import efficientvit_mit, levit
 from torch import Tensor, nn
 
+from castling.surgery.compared import Compared, ModelOutputs
 from castling.surgery.fold_layers import (
     absorb_following,
     absorb_preceding,
@@ -50,6 +51,8 @@ class FoldReport:
         batch_norms_before: number of BatchNorm modules.
         batch_norms_after: those left: no linear layer next to them, or no running statistics.
         max_difference: largest absolute difference of the outputs; None without verification.
+        agreement: share of what the task concludes that stayed the same; None without verification
+            or such a notion.
         folded: "part into part" for every rewrite, with full module names.
     """
 
@@ -58,6 +61,7 @@ class FoldReport:
     batch_norms_before: int
     batch_norms_after: int
     max_difference: float | None
+    agreement: float | None
     folded: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,6 +92,7 @@ def fold_(
     *,
     tolerance: float = 1e-5,
     verify: bool = True,
+    task: Compared | None = None,
 ) -> FoldReport:
     """Fold every BatchNorm that can be folded exactly, in place, for inference only.
 
@@ -105,9 +110,11 @@ def fold_(
         model: in evaluation mode, in float32 or float64.
         example: (B, C, H, W) to run the model on; None draws two random images of the model's
             own input size.
-        tolerance: allowed difference of any output, in units of the largest output or 1; 100 times
-            that for the outputs of rewritten modules inside.
+        tolerance: allowed difference of any output tensor, in units of its largest value or 1; 100
+            times that for the outputs of rewritten modules inside.
         verify: compare the outputs before and after.
+        task: says what the raw outputs are that are compared, and how far both models agree on
+            classes or boxes; see :func:`castling.switch_`.
 
     Returns:
         counts and the largest difference seen.
@@ -121,13 +128,14 @@ def fold_(
     images = example_for(model) if example is None else example
     before = Snapshot(model)
     counts = count_parts(model)
-    seen = observe(model, images, lambda module: _handler(module) is not None)
+    task = task or ModelOutputs()
+    seen = observe(model, images, lambda module: _handler(module) is not None, task)
     token = _OBSERVED.set(seen)
     try:
         inside, folded = _fold_known(model, seen)
         observed = _fold_observed(model, seen)
         inside, folded = _untouched(inside, observed), folded + observed
-        difference = verified(model, images, seen, inside, tolerance) if verify else None
+        checked = verified(model, images, seen, inside, tolerance, task) if verify else None
     except BaseException:
         before.restore()
         raise
@@ -139,7 +147,8 @@ def fold_(
         parameters_after=after[0],
         batch_norms_before=counts[1],
         batch_norms_after=after[1],
-        max_difference=difference,
+        max_difference=None if checked is None else checked.difference,
+        agreement=None if checked is None else checked.agreement,
         folded=tuple(folded),
     )
 

@@ -56,6 +56,8 @@ def example_for(model: nn.Module) -> Tensor:
     channels, height, width = config.get("input_size") or (3, 224, 224)
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)
     height, width = size or (height, width)
+    multiple = getattr(model, "multiple", 1)  # of a detector, whose sizes are multiples of it
+    height, width = (-(-side // multiple) * multiple for side in (height, width))
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     channels = channels if first is None else first.in_channels
     like = next(model.parameters())

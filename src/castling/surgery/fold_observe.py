@@ -7,8 +7,7 @@ or between them.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from castling.surgery.compared import Compared, ModelOutputs, tensors_in
 from castling.surgery.fold_layers import LINEAR_LAYERS
 
 
@@ -23,12 +23,16 @@ class Observation:
     """What one run of a model showed.
 
     Attributes:
-        result: what the model returned.
+        result: the model's raw outputs.
         outputs: tensors that the kept modules returned, one for each call.
     """
 
     def __init__(
-        self, model: nn.Module, images: Tensor, keep: Callable[[nn.Module], bool] | None = None
+        self,
+        model: nn.Module,
+        images: Tensor,
+        keep: Callable[[nn.Module], bool] | None = None,
+        task: Compared | None = None,
     ) -> None:
         """Run ``model`` on ``images`` (B, C, H, W), keeping the outputs of modules as asked."""
         self.outputs: dict[nn.Module, list[Any]] = {}
@@ -48,7 +52,7 @@ class Observation:
                 handles.append(module.register_forward_pre_hook(self._enter))
                 handles.append(module.register_forward_hook(self._leave))
             with self._watcher:
-                self.result = model(images)
+                self.result = (task or ModelOutputs()).raw_outputs(model, images)
         finally:
             for handle in handles:
                 handle.remove()
@@ -108,16 +112,18 @@ class Observation:
             self.outputs.setdefault(module, []).append(output)
 
 
-def observe(model: nn.Module, images: Tensor, keep: Callable[[nn.Module], bool]) -> Observation:
+def observe(
+    model: nn.Module, images: Tensor, keep: Callable[[nn.Module], bool], task: Compared
+) -> Observation:
     """Run ``model`` once; ValueError where it does not run or its outputs are not finite."""
     try:
-        seen = Observation(model, images, keep)
+        seen = Observation(model, images, keep, task)
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
         raise ValueError(
             f"the model does not run on images {tuple(images.shape)}: {error}; pass example=, a "
             "batch that it takes"
         ) from error
-    if not all(torch.isfinite(output).all() for output in tensors_in(seen.result)):
+    if not all(torch.isfinite(output).all() for output in seen.result.values()):
         raise ValueError("the model's outputs are not finite: there is nothing to compare with")
     return seen
 
@@ -140,20 +146,6 @@ class _Watcher(TorchDispatchMode):
                 if readers is not None:
                     readers.append(tuple(self.stack))
         return result
-
-
-def tensors_in(output: Any) -> Iterable[Tensor]:
-    """The tensors in nested containers and dataclasses."""
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, dict):
-        for part in output.values():
-            yield from tensors_in(part)
-    elif isinstance(output, list | tuple):
-        for part in output:
-            yield from tensors_in(part)
-    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
-        yield from tensors_in(vars(output))
 
 
 def _is_view(operation: Any) -> bool:

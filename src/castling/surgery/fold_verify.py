@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
-from castling.surgery.fold_observe import Observation, observe, tensors_in
+from castling.surgery.compared import Compared, tensors_in
+from castling.surgery.fold_observe import Observation, observe
 
 # Rounding may grow inside a network and shrink again; the error of a wrong fold is far larger.
 _INNER_TOLERANCE_FACTOR = 100
@@ -15,14 +18,27 @@ class FoldError(RuntimeError):
     """Folding changed what a model computes; the model was restored."""
 
 
+class Verified(NamedTuple):
+    """How the outputs compare.
+
+    Attributes:
+        difference: the largest of any output.
+        agreement: share of what the task concludes that is the same; None without such a notion.
+    """
+
+    difference: float
+    agreement: float | None
+
+
 def verified(
     model: nn.Module,
     images: Tensor,
     before: Observation,
     inside: dict[str, nn.Module],
     tolerance: float,
-) -> float:
-    """The largest difference of the outputs, after comparing the rewritten modules' outputs too.
+    task: Compared,
+) -> Verified:
+    """Compare the outputs, and those of the rewritten modules.
 
     Args:
         model: folded.
@@ -30,22 +46,25 @@ def verified(
         before: what the model showed before it was folded, the outputs of ``inside`` included.
         inside: the rewritten modules by name.
         tolerance: as of :func:`castling.fold_`.
+        task: as of :func:`castling.fold_`.
 
     Raises:
         ValueError: the folded model does not run, or its outputs are not finite.
         FoldError: some outputs differ by more than is allowed.
     """
     parts = set(inside.values())
-    after = observe(model, images, lambda module: module in parts)
-    reference = list(tensors_in(before.result))
-    difference, scale = _difference(reference, list(tensors_in(after.result)))
-    if not difference <= tolerance * scale:
-        raise FoldError(
-            f"folding changed the outputs by {difference:.2e} (outputs up to {scale:.2e}, "
-            f"allowed {tolerance * scale:.2e}); the model is unchanged. Either a BatchNorm "
-            "meets its convolution in a way that its module does not show, or the network "
-            "magnifies rounding: see whether model.double() folds"
-        )
+    after = observe(model, images, lambda module: module in parts, task)
+    worst = 0.0
+    for name, output in before.result.items():
+        difference, scale = _difference([output], [after.result[name]])
+        worst = max(worst, difference)
+        if not difference <= tolerance * scale:
+            raise FoldError(
+                f"folding changed the outputs{f' {name}' if name else ''} by {difference:.2e} "
+                f"(outputs up to {scale:.2e}, allowed {tolerance * scale:.2e}); the model is "
+                "unchanged. Either a BatchNorm meets its convolution in a way that its module does "
+                "not show, or the network magnifies rounding: see whether model.double() folds"
+            )
     for name, module in inside.items():
         old, new = (list(tensors_in(run.outputs.get(module))) for run in (before, after))
         if not all(torch.isfinite(tensor).all() for tensor in old):
@@ -58,7 +77,10 @@ def verified(
                 f"{allowed:.2e}), though the model's outputs hardly show it; the model is "
                 f"unchanged. The handler registered for {type(module).__name__} is not exact"
             )
-    return difference
+    height, width = images.shape[-2:]
+    concluded = [task.postprocess(model, run.result, (height, width)) for run in (before, after)]
+    agreement = task.agreement(*concluded)
+    return Verified(worst, None if agreement is None else float(agreement.mean()))
 
 
 def _difference(before: list[Tensor], after: list[Tensor]) -> tuple[float, float]:

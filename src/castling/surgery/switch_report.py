@@ -20,7 +20,9 @@ class SwitchReport:
             output tensor the worst. What all logits share does not count as size.
         mean_gap: its mean over the images.
         max_difference: largest |Δ| of any output.
-        agreement: share of images whose top class stayed the same; None without (B, classes).
+        agreement: share of what the task concludes that stayed the same, mean over the images: of
+            a classifier the images whose best class did, of a detector the detections that both
+            have; None for a task without such a notion.
         tolerance: the bound on ``max_gap`` that was asked for.
         forced: True when the bound was exceeded and the switch made all the same.
         exact: True when every mask was provably empty: no weight could pass it on any image.
@@ -58,7 +60,7 @@ class SwitchReport:
 
     def __str__(self) -> str:
         kind = "exact" if self.exact else "forced" if self.forced else "within tolerance"
-        same = "" if self.agreement is None else f"top-1 agreement {self.agreement:.4f} on "
+        same = "" if self.agreement is None else f"agreement {self.agreement:.4f} on "
         return (
             f"switch {kind}: max gap {self.max_gap:.2e} (tolerance {self.tolerance:g}), "
             f"mean gap {self.mean_gap:.2e}, {same}{self.images} "

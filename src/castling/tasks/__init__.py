@@ -4,6 +4,7 @@ Importing the package registers every task.
 """
 
 from castling.tasks.classification import ClassificationConfig
+from castling.tasks.detection import DetectionConfig
 from castling.tasks.evaluation import EvaluateResult, evaluate_loader
 from castling.tasks.interface import Step, Task, TaskConfig
 from castling.tasks.prediction import Prediction
@@ -23,6 +24,7 @@ DEFAULT_TASK = ClassificationConfig
 
 __all__ = [
     "DEFAULT_TASK",
+    "DetectionConfig",
     "EvaluateResult",
     "Prediction",
     "Step",

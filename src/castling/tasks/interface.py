@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -11,8 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from castling.data.registry import DataInfo
-from castling.data.sample import Batch
+from castling.data.decode import pillow_image
+from castling.data.registry import DataInfo, SourceConfig
+from castling.data.sample import Batch, Sample
 from castling.tasks.normalize import Normalize
 from castling.tasks.prediction import Prediction
 from castling.tasks.reporting import ReportPart
@@ -85,6 +87,8 @@ class Task(nn.Module):
     maximize: ClassVar[bool] = True
     #: Metrics that are percentages.
     percentages: ClassVar[frozenset[str]] = frozenset()
+    #: Metrics shown after every epoch; empty for all.
+    epoch_metrics: ClassVar[tuple[str, ...]] = ()
     #: Kinds of sources that can be trained on; see ``DataInfo.kind``.
     kinds: ClassVar[frozenset[str]]
     #: The Hugging Face hub's name of the task, for model cards.
@@ -95,8 +99,12 @@ class Task(nn.Module):
     transform_config: ClassVar[type[TransformConfig]]
     #: Columns of a run's ``predictions.csv`` after ``name``; empty for a task that writes none.
     record_columns: ClassVar[tuple[str, ...]] = ()
+    #: Longer side of the pictures of a report in pixels, at most.
+    example_side: ClassVar[int] = 128
     #: Options of the transforms that evaluation needs.
     preprocessing_options: ClassVar[tuple[str, ...]] = ("image_size",)
+    #: Whether exports are verified on images of the run: in noise there is nothing to find.
+    verified_on_data: ClassVar[bool] = False
 
     def __init__(self, config: TaskConfig, info: DataInfo, transform: TransformConfig) -> None:
         super().__init__()
@@ -110,6 +118,19 @@ class Task(nn.Module):
         Raises:
             ValueError: with what is wrong and what to do.
         """
+
+    @classmethod
+    def generate_images(cls, folder: Path, count: int) -> SourceConfig:
+        """Write meaningless images with targets, to try a recipe without its own.
+
+        Args:
+            folder: to write to; made here.
+            count: how many training images; a few validation images come with them.
+
+        Returns:
+            The source that reads them.
+        """
+        raise NotImplementedError
 
     def model_arguments(self) -> dict[str, Any]:
         """Keyword arguments that the data decides, such as ``num_classes``."""
@@ -167,16 +188,42 @@ class Task(nn.Module):
         """
         raise NotImplementedError
 
+    def postprocess(
+        self, model: nn.Module, raw: dict[str, Tensor], size: tuple[int, int]
+    ) -> dict[str, Tensor]:
+        """What exports write and :meth:`decode` reads, from :meth:`raw_outputs`.
+
+        Args:
+            model: gave them.
+            raw: as they are.
+            size: (height, width) of the images in pixels.
+
+        Returns:
+            The same here; a detector's detections after suppression, say.
+        """
+        return raw
+
     def outputs(self, model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-        """What exports write and :meth:`decode` reads; a detector's after suppression, say."""
-        return self.raw_outputs(model, images)
+        """:meth:`postprocess` of :meth:`raw_outputs` for normalised images (B, 3, H, W)."""
+        height, width = images.shape[-2:]
+        return self.postprocess(model, self.raw_outputs(model, images), (height, width))
 
     def agreement(self, before: dict[str, Tensor], after: dict[str, Tensor]) -> Tensor | None:
-        """(B,) share in [0, 1] of what a model says that another one says too, of outputs.
+        """(B,) share in [0, 1] of what one model says that another one says too, of outputs.
 
-        The switch and exports report it; None where a task has no such notion.
+        The switch, folding and exports report it; None where a task has no such notion.
         """
         return None
+
+    def align(
+        self, before: dict[str, Tensor], after: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Outputs of two models for the same images, to be compared element by element.
+
+        Where outputs are sets, what both hold is put in the same places, and nothing else; what is
+        lost on the way shows in :meth:`agreement`.
+        """
+        return before, after
 
     def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[Prediction]:
         """Predictions, in original coordinates, from what :meth:`outputs` gave."""
@@ -205,13 +252,25 @@ class Task(nn.Module):
         """
         return {}
 
-    def record(self, prediction: Prediction, target: Mapping[str, Tensor]) -> dict[str, Any]:
-        """``record_columns`` of one labelled image, for ``predictions.csv``."""
+    def records(self, prediction: Prediction, target: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+        """Rows of ``record_columns`` of one labelled image, for ``predictions.csv``."""
         raise NotImplementedError
 
     def choose_examples(self, records: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Positions of the records whose images a report shows; a few dozen at most."""
+        """Positions of the records that a report shows pictures of; a few dozen at most."""
         return []
+
+    def example(
+        self, sample: Sample, records: Sequence[Mapping[str, Any]], position: int
+    ) -> Image.Image:
+        """The picture of one record: here the image as the model sees it.
+
+        Args:
+            sample: the original image with its target.
+            records: all of this image.
+            position: of the record among them.
+        """
+        return pillow_image(self.transform(training=False).resize(sample).image)
 
     def report_parts(self, records: Sequence[Mapping[str, str]]) -> list[ReportPart]:
         """Tables and examples for a report, from the rows of ``predictions.csv``."""

@@ -32,6 +32,15 @@ class Prediction:
         """One CSV row per statement; one for the whole image by default."""
         return [{"name": self.name, "error": self.error}]
 
+    def shown(self, *, top: int, score: float) -> Prediction:
+        """What of it a person wants to see.
+
+        Args:
+            top: how many classes of a whole image.
+            score: least score of what is found in it.
+        """
+        return self
+
     def summary(self) -> str:
         """One line for the terminal, without the name."""
         return self.error

@@ -5,6 +5,7 @@ Written at the end of a training run and read by its report.
 
 from __future__ import annotations
 
+import bisect
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,19 +13,16 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from castling.data.errors import plain_data_errors
 from castling.data.module import DataModule
-from castling.data.sampler import BatchKey
 from castling.tasks.interface import Task
 from castling.utils.files import read_csv, replacing, write_csv
 from castling.utils.modes import eval_mode
 
 PREDICTIONS = "predictions.csv"
 EXAMPLES = "examples"
-#: Longer side of an example image in pixels.
-_SIDE = 128
 #: Up to this side (pixels) an example is kept without loss.
 _LOSSLESS = 64
 
@@ -54,18 +52,24 @@ def write_records(
     device = torch.device("cpu") if parameter is None else parameter.device
     task.to(device)
     rows: list[dict[str, Any]] = []
+    parts: list[range] = []  # of the rows: those of each image
     with eval_mode(model):
         for batch in data.loader(split):
             found = task.predict(model, batch.to(device))
             for index, prediction in enumerate(found):
                 target = {name: values[index] for name, values in batch.targets.items()}
-                rows.append({"name": prediction.name, **task.record(prediction, target)})
+                own = task.records(prediction, target)
+                parts.append(range(len(rows), len(rows) + len(own)))
+                rows += [{"name": prediction.name, **row} for row in own]
     shutil.rmtree(folder / EXAMPLES, ignore_errors=True)
-    images = data.dataset(split)
+    selection = data.dataset(split).selection
     for number in task.choose_examples(rows):
-        one = images[BatchKey((number,))]
-        height, width = one.valid[0].tolist()
-        file = _save(one.images[0, :, :height, :width], folder / EXAMPLES / f"{number:06}")
+        image = bisect.bisect_right(parts, number, key=lambda part: part.stop)
+        part = parts[image]
+        picture = task.example(
+            selection.sample(image), rows[part.start : part.stop], number - part.start
+        )
+        file = _save(picture, folder / EXAMPLES / f"{number:06}", task.example_side)
         rows[number]["example"] = file.relative_to(folder).as_posix()
     write_csv(folder / PREDICTIONS, ("name", *task.record_columns, "example"), rows)
     return folder / PREDICTIONS
@@ -81,11 +85,9 @@ def read_records(folder: Path) -> list[Record]:
     return list(read_csv(path)) if path.is_file() else []
 
 
-def _save(pixels: Tensor, stem: Path) -> Path:
-    """A small copy of (3, H, W) in [0, 255]; the path with its suffix."""
-    array = pixels.round().to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
-    image = Image.fromarray(array)
-    image.thumbnail((_SIDE, _SIDE))
+def _save(image: Image.Image, stem: Path, side: int) -> Path:
+    """A copy with sides of at most ``side`` pixels; the path with its suffix."""
+    image.thumbnail((side, side))
     lossless = max(image.size) <= _LOSSLESS
     path = stem.with_suffix(".png" if lossless else ".jpg")
     with replacing(path) as temporary:

@@ -1,10 +1,11 @@
-"""What a task contributes to a report: tables and example images, as plain values.
+"""What a task contributes to a report: tables, curves and example images, as plain values.
 
 A task says what there is to see; the report decides how it looks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -55,11 +56,32 @@ class ReportExamples:
         title: heading.
         examples: in the order to show.
         note: a sentence under the heading.
+        large: whether details matter, so that fewer fit a row.
     """
 
     title: str
     examples: tuple[Example, ...]
     note: str = ""
+    large: bool = False
 
 
-ReportPart = ReportTable | ReportExamples
+@dataclass(frozen=True, kw_only=True)
+class ReportPlot:
+    """Curves in one figure.
+
+    Attributes:
+        title: heading.
+        curves: name → (x values, y values).
+        x: label of the horizontal axis.
+        y: label of the vertical axis.
+        note: a sentence under the heading.
+    """
+
+    title: str
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+    x: str
+    y: str
+    note: str = ""
+
+
+ReportPart = ReportTable | ReportExamples | ReportPlot

@@ -12,8 +12,11 @@ from torch import nn
 from castling.attention import attention_config
 from castling.data import BatchKey, DataModule, SplitRecord, open_source
 from castling.data.advice import training_notes
-from castling.models.builder import build_model, timm_name
+from castling.models.arguments import takes_image_size
+from castling.models.builder import build_model
 from castling.models.card import ModelCard, describe_attention
+from castling.models.dense import head_config, head_spec, head_to_dict
+from castling.models.names import split_name, timm_name
 from castling.models.published import published_weights
 from castling.models.starting_weights import check_start, start_from
 from castling.surgery import LoadReport
@@ -40,6 +43,7 @@ def check(recipe: Recipe, *, resumed: bool = False) -> None:
     check_hardware(recipe.hardware)
     check_loggers(recipe.save.loggers)
     recipe.data.source.check_exists()  # before the network is asked for weights
+    _check_head(recipe)
     if not resumed:
         check_starting_weights(recipe)
         if recipe.model.pretrained:
@@ -47,6 +51,27 @@ def check(recipe: Recipe, *, resumed: bool = False) -> None:
     if recipe.model.attention is not None:
         attention_config(recipe.model.attention)
     task_class(recipe.task).check(recipe)
+
+
+def _check_head(recipe: Recipe) -> None:
+    """Refuse a model without the kind of head that the task needs, or options that it lacks."""
+    config = recipe.model
+    head, _ = split_name(config.name)
+    if not head:
+        if config.head:
+            raise ValueError(
+                f"model.head has the options {', '.join(config.head)}, but model.name is "
+                f"{config.name}: only dense models, HEAD/BACKBONE, have a head of their own"
+            )
+        return
+    timm_name(config.name)
+    task = head_spec(head).task
+    if task != recipe.task.name:
+        raise ValueError(
+            f"model.name is {config.name}, a model for {task}, and the task is "
+            f"{recipe.task.name}: set task to {task}, or take the backbone alone"
+        )
+    head_config(head, config.head)
 
 
 def check_starting_weights(recipe: Recipe) -> None:
@@ -70,6 +95,7 @@ def check_starting_weights(recipe: Recipe) -> None:
         config.kwargs,
         config.attention,
         config.where,
+        head=config.head,
         image_size=recipe.data.transform.size,
         key=config.checkpoint_key,
     )
@@ -145,6 +171,7 @@ def build(
         kwargs,
         config.attention,
         config.where,
+        head=config.head,
         image_size=(height, width),
         pretrained=config.pretrained and not resumed,
     )
@@ -158,12 +185,15 @@ def build(
             mean=preprocessing["mean"],
             std=preprocessing["std"],
         )
+    head, _ = split_name(config.name)
+    sized = {"img_size": height if height == width else [height, width]}
     card = ModelCard(
         name=config.name,
         classes=task.info.classes,
         preprocessing=preprocessing | {"image_size": (height, width)},
         task=task_to_dict(recipe.task),
-        kwargs={"img_size": height if height == width else [height, width], **kwargs},
+        head=head_to_dict(head, head_config(head, config.head)) if head else None,
+        kwargs={**(sized if takes_image_size(timm_name(config.name)) else {}), **kwargs},
         attention=describe_attention(config.attention),
         where=config.where,
     )

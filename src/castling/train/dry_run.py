@@ -7,12 +7,9 @@ import os
 import tempfile
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from castling.data.errors import plain_data_errors
-from castling.data.sources import FolderConfig
-from castling.tasks import TaskConfig
+from castling.data.sources import source_from
+from castling.tasks import TaskConfig, task_class
 from castling.tasks.result import TrainResult
 from castling.train.build import check, check_starting_weights
 from castling.train.hardware import check_hardware
@@ -75,9 +72,11 @@ def dry_run(
         check_writable(Path(run_dir))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        source = str(images) if images is not None else str(folder / "images")
         if images is None:
-            _generate(Path(source), per_class=max(2, -(-batch_size * steps // 2)))
+            count = max(4, batch_size * steps)
+            source = task_class(recipe.task).generate_images(folder / "images", count)
+        else:
+            source = source_from(os.fspath(images))
         transform = recipe.data.transform
         if image_size is not None:
             transform = transform.at_size(image_size)
@@ -89,7 +88,7 @@ def dry_run(
             ),
             data=dataclasses.replace(
                 recipe.data,
-                source=FolderConfig(path=source),
+                source=source,
                 split=dataclasses.replace(recipe.data.split, subset=None, val_subset=None),
                 transform=transform,
                 loader=dataclasses.replace(
@@ -124,15 +123,3 @@ def _without_weights(task: TaskConfig, teacher: str | None) -> TaskConfig:
     teacher = teacher or distill.teacher
     free = dataclasses.replace(distill, teacher=teacher, checkpoint="", pretrained=False)
     return dataclasses.replace(task, distill=free)  # type: ignore[call-arg]
-
-
-def _generate(folder: Path, per_class: int) -> None:
-    """Noise of odd sizes: train and val, two classes."""
-    generator = np.random.default_rng(0)
-    for split, count in (("train", per_class), ("val", 2)):
-        for label in ("a", "b"):
-            target = folder / split / label
-            target.mkdir(parents=True)
-            for index in range(count):
-                pixels = generator.integers(0, 256, (90 + 7 * index, 110, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(target / f"{index}.jpg")

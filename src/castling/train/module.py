@@ -90,11 +90,11 @@ class TrainingModule(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Fix the length of the run."""
-        per_epoch = steps_per_epoch(self.recipe, self.data, self.trainer.world_size)
-        total = per_epoch * self.recipe.epochs
+        self.per_epoch = steps_per_epoch(self.recipe, self.data, self.trainer.world_size)
+        total = self.per_epoch * self.recipe.epochs
         self.total = min(total, self.recipe.max_steps or total)
         schedule = self.recipe.schedule
-        self.warmup = schedule.warmup_steps or round(schedule.warmup_epochs * per_epoch)
+        self.warmup = schedule.warmup_steps or round(schedule.warmup_epochs * self.per_epoch)
 
     def on_fit_start(self) -> None:
         """Bring to the device what the task hides from Lightning, such as a teacher."""
@@ -138,6 +138,7 @@ class TrainingModule(pl.LightningModule):
             self.global_step,
             self.total,
             self.warmup,
+            self.per_epoch,
         )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

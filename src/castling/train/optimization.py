@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
 
 import timm.optim
 import torch
@@ -51,7 +53,7 @@ def build_optimizer(
         task_parameters: of the task, such as a projection onto a teacher's features.
 
     Raises:
-        ValueError: timm does not know the optimiser.
+        ValueError: timm does not know the optimiser, or a pattern of ``lr_scale`` matches nothing.
     """
     check_optimizer(config)
     lr = config.lr * images_per_step / config.lr_batch if config.lr_batch else config.lr
@@ -74,6 +76,8 @@ def build_optimizer(
         groups = timm.optim.param_groups_weight_decay(
             model, weight_decay=config.weight_decay, no_weight_decay_list=never
         )
+    if config.lr_scale:
+        groups = _scaled(groups, model, config.lr_scale)
     if task_parameters:
         groups = [*groups, {"params": list(task_parameters), "weight_decay": config.weight_decay}]
     optimizer = timm.optim.create_optimizer_v2(
@@ -85,18 +89,51 @@ def build_optimizer(
     return optimizer
 
 
+def _scaled(
+    groups: Sequence[Mapping[str, Any]], model: nn.Module, scales: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """The groups, divided where the parameters of one have different factors."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for pattern in scales:
+        if not any(fnmatchcase(name, pattern) for name in names.values()):
+            raise ValueError(
+                f"optim.lr_scale: no parameter of the model matches {pattern!r}; the first are "
+                f"{', '.join(list(names.values())[:3])}"
+            )
+    divided = []
+    for group in groups:
+        by_factor: dict[float, list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            matching = [f for p, f in scales.items() if fnmatchcase(names[id(parameter)], p)]
+            by_factor.setdefault(matching[-1] if matching else 1.0, []).append(parameter)
+        for factor, parameters in by_factor.items():
+            scale = group.get("lr_scale", 1.0) * factor
+            divided.append({**group, "params": parameters, "lr_scale": scale})
+    return divided
+
+
 def learning_rate(
-    config: ScheduleConfig, peak: float, step: int, total_steps: int, warmup_steps: int
+    config: ScheduleConfig,
+    peak: float,
+    step: int,
+    total_steps: int,
+    warmup_steps: int,
+    steps_per_epoch: int = 1,
 ) -> float:
     """Learning rate of step ``step`` (the first is 0) of ``total_steps``.
 
     Warm-up rises linearly from warmup_lr at step 0 to the peak at ``warmup_steps``; the cosine then
-    falls to min_lr at ``total_steps``.
+    falls to min_lr at ``total_steps``, or after ``cosine_epochs``.
     """
     if step < warmup_steps:
         return config.warmup_lr + (peak - config.warmup_lr) * step / warmup_steps
     if config.kind == "constant":
         return peak
+    if config.kind == "steps":
+        drops = sum(step >= epoch * steps_per_epoch for epoch in config.drop_epochs)
+        return peak * config.drop_factor**drops
+    if config.cosine_epochs is not None:
+        total_steps = max(total_steps, config.cosine_epochs * steps_per_epoch)
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     floor = min(config.min_lr, peak)
     return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
@@ -108,10 +145,13 @@ def set_learning_rate(
     step: int,
     total_steps: int,
     warmup_steps: int,
+    steps_per_epoch: int,
 ) -> None:
     """Write the learning rate of ``step`` into every group."""
     for group in optimizer.param_groups:
-        rate = learning_rate(config, group["peak_lr"], step, total_steps, warmup_steps)
+        rate = learning_rate(
+            config, group["peak_lr"], step, total_steps, warmup_steps, steps_per_epoch
+        )
         group["lr"] = rate * group["lr_scale"]
 
 

@@ -18,25 +18,31 @@ class ModelConfig:
     """Which model.
 
     Attributes:
-        name: a name of timm's registry, ours included: castling models lists them.
-        kwargs: further keyword arguments of timm.create_model, such as img_size or patch_size.
-            The image size of the data is passed as img_size to models that take it.
+        name: a name of timm's registry, ours included: castling models lists them; or
+            HEAD/BACKBONE for a dense model, such as picodet_s/esnet_s.
+        kwargs: further keyword arguments of timm.create_model, such as img_size or patch_size; of
+            the backbone where there is a head. The image size of the data is passed as img_size to
+            models that take it.
+        head: options of a dense model's head; those left out are its own.
         attention: name of an attention, or a dictionary of name and options, put into the model;
             empty keeps what the model has.
         where: names of the attention layers to convert, "*" allowed; a dictionary from such names
             to the attention of each, null leaving a layer as it is; or the file that castling plan
-            wrote (plan.json); empty means all.
+            wrote (plan.json); empty means all. Layers of a dense model are named as in it:
+            backbone.body. and so on.
         pretrained: start from timm's published weights (needs the network), unless there is a
-            checkpoint.
+            checkpoint; in a dense model they are the backbone's.
         checkpoint: start from these weights: a run's folder, .safetensors or .pth. Softmax weights
             of the model go into its linear version, another number of classes starts the
-            classifier afresh, positions are resized to the image size.
+            classifier afresh, positions are resized to the image size. A classifier's weights go
+            into the backbone of a dense model.
         checkpoint_key: which weights in that file, such as model_ema; empty takes the trained ones.
         drop_path: final rate of stochastic depth; empty keeps the model's own.
     """
 
     name: str = "castling_deit_pico"
     kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    head: dict[str, Any] = dataclasses.field(default_factory=dict)
     attention: str | dict[str, Any] | None = None
     where: list[str] | dict[str, Any] | str | None = None
     pretrained: bool = False
@@ -69,6 +75,8 @@ class OptimConfig:
         betas: the two momenta of Adam-like optimisers; empty keeps the optimiser's own.
         layer_decay: each layer's learning rate is this factor times that of the layer above it;
             1 is off.
+        lr_scale: pattern of parameter names → factor of the learning rate, such as
+            {"backbone.*": 0.1}; where several match a name, the last one counts.
     """
 
     name: str = "adamw"
@@ -77,6 +85,7 @@ class OptimConfig:
     weight_decay: NonNegativeFloat = 0.05
     betas: tuple[RightOpenUnitInterval, RightOpenUnitInterval] | None = None
     layer_decay: LeftOpenUnitInterval = 1.0
+    lr_scale: dict[str, PositiveFloat] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raise ValueError on values without a meaning."""
@@ -92,14 +101,22 @@ class ScheduleConfig:
     """The learning rate over the steps.
 
     Attributes:
-        kind: "cosine" from the peak to min_lr; "constant" stays at the peak.
+        kind: "cosine" from the peak to min_lr; "steps" multiplies the peak by drop_factor at every
+            epoch of drop_epochs; "constant" stays at the peak.
+        drop_epochs: for "steps": epochs after which the rate drops, counted from 1.
+        drop_factor: for "steps".
+        cosine_epochs: for "cosine": epochs after which it reaches min_lr, where training ends
+            before; empty means the end of training.
         warmup_epochs: linear rise from warmup_lr to the peak, in epochs (fractions allowed).
         warmup_steps: the same in steps; wins over warmup_epochs when positive.
         warmup_lr: learning rate of the first step.
         min_lr: learning rate at the end of the cosine. Like warmup_lr it is not scaled by lr_batch.
     """
 
-    kind: Literal["cosine", "constant"] = "cosine"
+    kind: Literal["cosine", "steps", "constant"] = "cosine"
+    drop_epochs: tuple[PositiveInt, ...] = ()
+    drop_factor: LeftOpenUnitInterval = 0.1
+    cosine_epochs: PositiveInt | None = None
     warmup_epochs: NonNegativeFloat = 0.0
     warmup_steps: NonNegativeInt = 0
     warmup_lr: NonNegativeFloat = 1e-6
@@ -108,6 +125,13 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         """Raise ValueError on values without a meaning."""
         check_fields(self, "schedule")
+        if (self.kind == "steps") != bool(self.drop_epochs):
+            raise ValueError(
+                f"schedule.kind is {self.kind!r}, drop_epochs are {list(self.drop_epochs)}: "
+                "steps needs the epochs after which the rate drops, and nothing else takes them"
+            )
+        if self.cosine_epochs is not None and self.kind != "cosine":
+            raise ValueError(f"schedule.cosine_epochs is for cosine, the kind is {self.kind!r}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,12 +140,15 @@ class EmaConfig:
 
     Attributes:
         decay: share of the old average kept at each step; 0 is off.
-        warmup: the decay begins near 0 and rises to its value as decay·(1 − exp(−step/warmup)),
-            so that early averages do not hold on to the initial weights; in steps, 0 is off.
+        warmup: the decay begins near 0 and rises to its value, so that early averages do not hold
+            on to the initial weights; in steps, 0 is off.
+        rise: how it rises: "exponential" as decay·(1 − exp(−step/warmup)); "ratio" as
+            min(decay, (1 + step)/(warmup + step)), PicoDet's with a warmup of 10.
     """
 
     decay: RightOpenUnitInterval = 0.0
     warmup: NonNegativeInt = 0
+    rise: Literal["exponential", "ratio"] = "exponential"
 
     def __post_init__(self) -> None:
         """Raise ValueError on values without a meaning."""

@@ -259,7 +259,7 @@ def _merged(first: dict[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
         old = result.get(key)
         if isinstance(old, dict) and isinstance(value, Mapping):
             renamed = "name" in value and "name" in old and value["name"] != old["name"]
-            replaced = renamed or key in ("kwargs", "attention", "where")
+            replaced = renamed or key in ("kwargs", "head", "attention", "where")
             result[key] = dict(value) if replaced else _merged(old, value)
         else:
             result[key] = copy.deepcopy(value)

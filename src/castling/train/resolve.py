@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 from castling.attention import attention_config
-from castling.models.builder import timm_name
+from castling.models.names import timm_name
 from castling.models.starting_weights import normalisation_of, skeleton
 from castling.surgery import convertible, load_plan
 from castling.train.recipe import Recipe
@@ -83,7 +83,7 @@ def with_plan(recipe: Recipe) -> Recipe:
             "model.where out, or plan at a larger image size"
         )
     size = recipe.data.transform.size
-    model = skeleton(config.name, config.kwargs, image_size=size)
+    model = skeleton(config.name, config.kwargs, head=config.head, image_size=size)
     plan.require_fits(convertible(model), attention_config(config.attention))
     return _converting(recipe, list(plan.linear))
 

@@ -46,6 +46,8 @@ _NUMBERS = {
 }
 _WRONG = object()
 _HINTS: dict[type, dict[str, Any]] = {}
+# Modules that ``import castling`` loads import these for type checking only: jsonargparse is slow.
+_NUMBER_NAMES = {kind.__name__: kind for kind in _NUMBERS}
 
 
 def check_fields(config: Any, section: str = "") -> None:
@@ -122,7 +124,7 @@ def check_known(values: Mapping[str, Any], known: Mapping[str, Any], section: st
 def _hints(config_class: Any) -> dict[str, Any]:
     """Resolved annotations of the fields, in their order."""
     if config_class not in _HINTS:
-        hints = get_type_hints(config_class)
+        hints = get_type_hints(config_class, localns=_NUMBER_NAMES)
         names = [field.name for field in dataclasses.fields(config_class)]
         _HINTS[config_class] = {name: hints[name] for name in names}
     return _HINTS[config_class]

@@ -41,7 +41,8 @@ def split_shorthand(text: str) -> SourceConfig:
     """
     if not text:
         raise ValueError(
-            "data.source is empty; name digits, a folder, a zip file or torchvision:NAME"
+            "data.source is empty; name digits, digit_scenes, a folder, a zip file or "
+            "torchvision:NAME"
         )
     for bundled in (DigitsConfig, DigitScenesConfig):
         if text == bundled.name:
@@ -70,8 +71,8 @@ def source_from(value: str | Mapping[str, Any] | SourceConfig) -> SourceConfig:
         return split_shorthand(value)
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
         raise ValueError(
-            f"data.source is {value!r}; give digits, a path, torchvision:NAME, or a mapping with "
-            "name and options"
+            f"data.source is {value!r}; give digits, digit_scenes, a path, torchvision:NAME, or a "
+            "mapping with name and options"
         )
     options = {key: each for key, each in value.items() if key != "name"}
     return config_from_dict(source_config_class(value["name"]), options, "data.source")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from castling.export.exported_model import ExportedModel
 from castling.export.onnx_sizes import read_sizes_off_tensors
+from castling.export.onnx_suppression import translations
 from castling.export.outputs import INPUT
 from castling.export.target import ExportError, ExportJob, quiet_exporter, register_target
 from castling.utils.text import first_line
@@ -95,6 +96,7 @@ def onnx_model(job: ExportJob) -> tuple[Any, int]:
                 input_names=[INPUT],
                 output_names=list(job.outputs),
                 opset_version=job.opset,
+                custom_translation_table=translations(),
                 verbose=False,
             )
     except Exception as error:

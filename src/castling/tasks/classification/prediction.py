@@ -23,6 +23,10 @@ class ClassificationPrediction(Prediction):
     classes: tuple[str, ...] = ()
     probabilities: tuple[float, ...] = ()
 
+    def shown(self, *, top: int, score: float) -> ClassificationPrediction:
+        """The best ``top`` classes."""
+        return self.top(top)
+
     def top(self, count: int) -> ClassificationPrediction:
         """The best ``count`` classes alone; all of them where there are fewer."""
         return ClassificationPrediction(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 
 from castling.data.erasing import erase_batch
 from castling.data.mixing import mixes, mixup_batch
-from castling.data.registry import DataInfo
+from castling.data.registry import DataInfo, SourceConfig
 from castling.data.sample import Batch
 from castling.data.sampler import sample_keys
+from castling.data.sources import FolderConfig
 from castling.data.transforms.base import Transform, TransformConfig
 from castling.data.transforms.classification import (
     ClassificationEvalTransform,
@@ -90,6 +92,19 @@ class ClassificationTask(Task):
         check_teacher(recipe.task.distill)
         if recipe.task.self_distill.weight and not recipe.ema.decay:
             raise ValueError("task.self_distill needs the moving average: set ema.decay")
+
+    @classmethod
+    def generate_images(cls, folder: Path, count: int) -> SourceConfig:
+        """Noise of odd sizes in two classes."""
+        generator = np.random.default_rng(0)
+        for split, images in (("train", -(-count // 2)), ("val", 2)):
+            for label in ("a", "b"):
+                target = folder / split / label
+                target.mkdir(parents=True)
+                for index in range(images):
+                    pixels = generator.integers(0, 256, (90 + 7 * index, 110, 3), dtype=np.uint8)
+                    Image.fromarray(pixels).save(target / f"{index}.jpg")
+        return FolderConfig(path=str(folder))
 
     def check_output(self, output: Any) -> None:
         """Raise ValueError unless there is one logit per class."""
@@ -209,6 +224,10 @@ class ClassificationTask(Task):
         """``logits`` (B, K) of normalised images (B, 3, H, W)."""
         return {"logits": mean_of_heads(model(images))}
 
+    def agreement(self, before: dict[str, Tensor], after: dict[str, Tensor]) -> Tensor:
+        """(B,) 1 where the best class is the same, else 0."""
+        return (before["logits"].argmax(-1) == after["logits"].argmax(-1)).float()
+
     def decode(self, raw: dict[str, Tensor], batch: Batch) -> list[Prediction]:
         """All classes of every image, best first."""
         self._require_classes(raw["logits"])
@@ -264,14 +283,15 @@ class ClassificationTask(Task):
             for images in [shares.pop("images")]
         }
 
-    def record(self, prediction: Prediction, target: Mapping[str, Tensor]) -> dict[str, Any]:
+    def records(self, prediction: Prediction, target: Mapping[str, Tensor]) -> list[dict[str, Any]]:
         """Label, best class and its probability."""
         assert isinstance(prediction, ClassificationPrediction)
-        return {
+        row = {
             "label": self.info.classes[int(target["label"])],
             "predicted": prediction.classes[0],
             "probability": round(prediction.probabilities[0], 6),
         }
+        return [row]
 
     def choose_examples(self, records: Sequence[Mapping[str, Any]]) -> list[int]:
         """Confident mistakes, and right ones of many classes."""

@@ -29,6 +29,8 @@ class WeightAverage(Callback):
         """Share of the old average kept at ``step`` (1 is the first)."""
         if not self.config.warmup:
             return self.config.decay
+        if self.config.rise == "ratio":
+            return min(self.config.decay, (1 + step) / (self.config.warmup + step))
         return self.config.decay * (1 - math.exp(-step / self.config.warmup))
 
     def on_fit_start(self, trainer: Trainer, module: TrainingModule) -> None:

@@ -1,0 +1,296 @@
+"""D-FINE on any backbone: queries refined by a decoder, boxes as distributions, no suppression.
+
+Peng et al., "D-FINE: Redefine Regression Task in DETRs as Fine-grained Distribution Refinement"
+(ICLR 2025, arXiv 2410.13842). Neck, decoder, denoising and loss are those of transformers
+(``castling[detection]``); only what surrounds them is ours.
+
+Notable:
+- what :meth:`DFine.forward` gives are the maps behind the neck: which queries are decoded is a
+  choice among them, so the decoder belongs to :meth:`DFine.decode`;
+- images of any size whose sides are multiples of the coarsest stride;
+- denoising queries are there in training only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import box_convert
+
+from castling.heads.detector import DetectionTarget, Detector
+from castling.models.backbone import Backbone
+from castling.models.dense import HeadConfig, MakeBackbone, register_head
+
+if TYPE_CHECKING:
+    from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+
+#: transformers' names of the parts of the loss, each of every decoder layer, and ours.
+_PARTS = {
+    "vfl": "varifocal",
+    "bbox": "l1",
+    "giou": "giou",
+    "fgl": "fine_grained",
+    "ddf": "distillation",
+}
+#: Denoising takes memory that grows with the square of the objects in an image: not beyond these.
+MOST_DENOISED = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class DFineConfig(HeadConfig):
+    """Options of D-FINE.
+
+    Attributes:
+        width: channels of neck and decoder.
+        decoder_layers: each refines the boxes of the one before.
+        attention_heads: of encoder and decoder.
+        feedforward: hidden width of their feed-forward layers.
+        expansion: width of the convolution blocks in the neck, relative to ``width``.
+        depth: number of convolutions in these blocks, relative to 3.
+        points: sampled per query and attention head in each map.
+        queries: number of candidates decoded.
+        denoising: number of queries made of noisy true boxes in training; 0 is off.
+        strides: of the maps used, in pixels, each twice the one before.
+        detections: given per image.
+    """
+
+    name: ClassVar[str] = "d_fine"
+    width: PositiveInt = 128
+    decoder_layers: PositiveInt = 3
+    attention_heads: PositiveInt = 8
+    feedforward: PositiveInt = 256
+    expansion: PositiveFloat = 0.5
+    depth: PositiveFloat = 0.34
+    points: tuple[PositiveInt, ...] = (3, 6, 3)
+    queries: PositiveInt = 300
+    denoising: NonNegativeInt = 100
+    strides: tuple[PositiveInt, ...] = (8, 16, 32)
+    detections: PositiveInt = 100
+
+    def __post_init__(self) -> None:
+        """Raise ValueError on values without a meaning."""
+        super().__post_init__()
+        if len(self.strides) < 2 or any(
+            2 * fine != coarse for fine, coarse in zip(self.strides, self.strides[1:], strict=False)
+        ):
+            raise ValueError(
+                f"model.head.strides is {list(self.strides)}; it must be two strides or more, each "
+                "twice the one before"
+            )
+        if len(self.points) != len(self.strides):
+            raise ValueError(
+                f"model.head.points has {len(self.points)} numbers for {len(self.strides)} strides"
+            )
+        if self.width % (4 * self.attention_heads):
+            raise ValueError(
+                f"model.head.width is {self.width}; it must be a multiple of "
+                f"4·attention_heads = {4 * self.attention_heads}"
+            )
+
+
+#: The published sizes are n, s, m and l (theirs have HGNetv2 backbones); ``d_fine`` is smaller than
+#: s, for backbones of a few million parameters.
+SIZES: dict[str, dict[str, Any]] = {
+    "d_fine": {},
+    "d_fine_n": {
+        **{"strides": (16, 32), "points": (6, 6), "feedforward": 512},
+        **{"expansion": 0.34, "depth": 0.5},
+    },
+    "d_fine_s": {"width": 256, "feedforward": 1024},
+    "d_fine_m": {
+        **{"width": 256, "feedforward": 1024, "expansion": 1.0},
+        **{"depth": 0.67, "decoder_layers": 4},
+    },
+    "d_fine_l": {
+        **{"width": 256, "feedforward": 1024, "expansion": 1.0},
+        **{"depth": 1.0, "decoder_layers": 6},
+    },
+    "d_fine_pico": {
+        **{"width": 32, "decoder_layers": 2, "attention_heads": 4, "feedforward": 32},
+        **{"points": (2, 2), "queries": 40, "denoising": 20, "strides": (8, 16)},
+    },
+}
+
+
+class Neck(nn.Module):
+    """transformers' hybrid encoder: attention on the coarsest map, then fusion down and up.
+
+    Args:
+        projections: of each map to one width.
+        encoder: of these maps.
+    """
+
+    def __init__(self, projections: nn.ModuleList, encoder: nn.Module) -> None:
+        super().__init__()
+        self.projections, self.encoder = projections, encoder
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """(B, C_i, H_i, W_i) → (B, width, H_i, W_i)."""
+        projected = [layer(each) for layer, each in zip(self.projections, maps, strict=True)]
+        fused: list[Tensor] = self.encoder(projected).last_hidden_state
+        return fused
+
+
+class DFine(Detector):
+    """D-FINE.
+
+    Args:
+        config: its options.
+        backbone: with maps of its strides.
+        num_classes: K.
+    """
+
+    def __init__(self, config: DFineConfig, backbone: Backbone, num_classes: int) -> None:
+        super().__init__()
+        network = _network(config, backbone, num_classes)
+        self.num_classes = num_classes
+        self.multiple = config.strides[-1]
+        self.detections = config.detections
+        self.config = config
+        self.backbone = backbone
+        self.neck = Neck(network.encoder_input_proj, network.encoder)
+        for part in ("backbone", "encoder_input_proj", "encoder"):
+            delattr(network, part)
+        self.head = network
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Maps behind the neck, ``map_8`` (B, width, H/8, W/8) and so on.
+
+        Args:
+            images: (B, 3, H, W), normalised; H and W multiples of ``multiple``.
+        """
+        maps = self.neck(self.backbone(images))
+        names = (f"map_{stride}" for stride in self.config.strides)
+        return dict(zip(names, maps, strict=True))
+
+    def losses(self, images: Tensor, targets: Sequence[DetectionTarget]) -> dict[str, Tensor]:
+        """Parts of the published loss, each summed over decoder layers and denoising queries.
+
+        Varifocal loss of the classes, L1 and generalised IoU of the boxes, fine-grained
+        localisation of the distributions and their distillation from the last layer (section 4).
+        """
+        from transformers.loss.loss_d_fine import DFineForObjectDetectionLoss
+
+        height, width = images.shape[-2:]
+        scale = images.new_tensor([width, height, width, height])
+        labels = [
+            {
+                "class_labels": target["labels"],
+                "boxes": box_convert(target["boxes"], "xyxy", "cxcywh") / scale,
+            }
+            for target in targets
+        ]
+        most = max(len(target["labels"]) for target in targets)
+        denoised = self.training and 0 < most <= MOST_DENOISED
+        found = self._decoded(self(images), labels if denoised else None)
+        _, parts, _ = DFineForObjectDetectionLoss(
+            found.intermediate_logits[:, -1],
+            labels,
+            images.device,
+            found.intermediate_reference_points[:, -1],
+            self.head.config,
+            found.intermediate_logits,
+            found.intermediate_reference_points,
+            enc_topk_logits=found.enc_topk_logits,
+            enc_topk_bboxes=found.enc_topk_bboxes,
+            denoising_meta_values=found.denoising_meta_values,
+            predicted_corners=found.intermediate_predicted_corners,
+            initial_reference_points=found.initial_reference_points,
+        )
+        zero = images.new_zeros(())
+        if (
+            self.config.denoising and not denoised
+        ):  # every parameter of every process has a gradient
+            zero = self.head.denoising_class_embed.weight.sum() * 0
+        return {
+            ours: sum((part for name, part in parts.items() if name.split("_")[1] == theirs), zero)
+            for theirs, ours in _PARTS.items()
+        }
+
+    def decode(
+        self, raw: dict[str, Tensor], size: tuple[int, int], valid: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Decode the queries and take the best pairs of query and class: as DETR, no suppression.
+
+        See :meth:`Detector.decode`.
+        """
+        found = self._decoded(raw, None)
+        logits, boxes = found.intermediate_logits[:, -1], found.intermediate_reference_points[:, -1]
+        count = min(self.detections, logits.shape[1] * self.num_classes)
+        scores, best = logits.sigmoid().flatten(1).topk(count, dim=1)
+        query = (best // self.num_classes).unsqueeze(-1).expand(-1, -1, 4)
+        height, width = size
+        scale = boxes.new_tensor([width, height, width, height])
+        boxes = box_convert(boxes.gather(1, query), "cxcywh", "xyxy") * scale
+        limits = scale if valid is None else valid.to(boxes).flip(1).repeat(1, 2).unsqueeze(1)
+        boxes = torch.minimum(boxes.clamp(min=0), limits)
+        missing = self.detections - count
+        return {
+            "boxes": nn.functional.pad(boxes, (0, 0, 0, missing)),
+            "scores": nn.functional.pad(scores, (0, missing)),
+            "labels": nn.functional.pad(best % self.num_classes, (0, missing)),
+        }
+
+    def _decoded(self, raw: dict[str, Tensor], labels: list[dict[str, Tensor]] | None) -> Any:
+        """What transformers' network makes of the neck's maps."""
+        from transformers.modeling_outputs import BaseModelOutput
+
+        maps = [raw[f"map_{stride}"] for stride in self.config.strides]
+        return self.head(
+            pixel_values=None,
+            inputs_embeds=maps[0],  # tells batch and device; the maps take the place of an encoder
+            encoder_outputs=BaseModelOutput(last_hidden_state=maps),
+            labels=labels,
+        )
+
+
+def _network(config: DFineConfig, backbone: Backbone, num_classes: int) -> Any:
+    """transformers' network, with a backbone of its own that will not be used."""
+    try:
+        from transformers import DFineConfig as Options
+        from transformers import DFineForObjectDetection, ResNetConfig
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            "D-FINE needs transformers, which is not installed: pip install 'castling[detection]'"
+        ) from error
+    levels = len(config.strides)
+    channels = list(backbone.channels)
+    options = Options(
+        backbone_config=ResNetConfig(
+            embedding_size=8,
+            hidden_sizes=channels,
+            depths=[1] * levels,
+            layer_type="basic",
+            out_indices=list(range(1, levels + 1)),
+        ),
+        freeze_backbone_batch_norms=False,
+        num_labels=num_classes,
+        feat_strides=list(config.strides),
+        num_feature_levels=levels,
+        encoder_in_channels=channels,
+        decoder_in_channels=[config.width] * levels,
+        encode_proj_layers=[levels - 1],
+        encoder_hidden_dim=config.width,
+        d_model=config.width,
+        encoder_attention_heads=config.attention_heads,
+        decoder_attention_heads=config.attention_heads,
+        encoder_ffn_dim=config.feedforward,
+        decoder_ffn_dim=config.feedforward,
+        hidden_expansion=config.expansion,
+        depth_mult=config.depth,
+        decoder_layers=config.decoder_layers,
+        decoder_n_points=list(config.points),
+        num_queries=config.queries,
+        num_denoising=config.denoising,
+    )
+    return DFineForObjectDetection(options).model
+
+
+@register_head(DFineConfig, task="detection", sizes=SIZES)
+def d_fine(config: DFineConfig, make: MakeBackbone, num_classes: int) -> DFine:
+    """D-FINE on a backbone."""
+    return DFine(config, make(config.strides), num_classes)
