@@ -186,6 +186,11 @@ def export(arguments: list[str]) -> int:
     parser.add_argument("--size", help="HEIGHTxWIDTH or a side (default: that of training)")
     parser.add_argument("--verify", nargs="+", default=[], help="further sizes to verify at")
     parser.add_argument(
+        "--data",
+        help="images to verify on: digits, a folder, a zip or torchvision:NAME (default: of a "
+        "detector those of the run, else noise)",
+    )
+    parser.add_argument(
         "--dynamic",
         choices=["auto", "all", "batch", "none"],
         default="auto",
@@ -198,23 +203,19 @@ def export(arguments: list[str]) -> int:
     )
     add_overwrite(parser)
     values = parser.parse_args(arguments)
-    from castling.deploy import model_folder
-    from castling.export import export as export_model
-    from castling.models.saved import open_model
+    from castling.deploy import export_saved
 
-    folder = model_folder(values.model)
-    model, card = open_model(folder)
-    report = export_model(
-        model,
-        values.output or Path(values.model) / "model.onnx",
-        read_size(values.size) if values.size else card.image_size,
+    report = export_saved(
+        values.model,
+        values.output,
+        read_size(values.size) if values.size else None,
+        data=data_of(values.data),
         verify_sizes=[read_size(text) for text in values.verify] or None,
         target=values.target,
         dynamic=values.dynamic,
         opset=values.opset,
         portable=values.portable,
         tolerance=values.tolerance,
-        card=card,
         overwrite=values.overwrite,
     )
     show(values, report.to_dict(), str(report))

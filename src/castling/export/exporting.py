@@ -266,8 +266,7 @@ def _metadata(
         "exported_by": f"castling {VERSION}",
     }
     if card is not None:
-        padded = [-(-side // plan.multiple) * plan.multiple for side in card.image_size]
-        if padded != values["input_size"]:
+        if task_from_card(card).input_size != tuple(input_size):
             card = card.at_size(input_size)
         values = task_from_card(card).input_format() | values | {"castling": card.to_dict()}
     taken = sorted({*values, "portable"} & set(further or {}))

@@ -23,7 +23,12 @@ INPUT = "images"
 
 
 def default_raw_outputs(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """Name what a model returns.
+    """What a model returns, named by :func:`name_outputs`."""
+    return name_outputs(model(images))
+
+
+def name_outputs(result: Any) -> dict[str, Tensor]:
+    """Name what a model returned.
 
     Returns:
         ``{"logits": …}`` for one tensor (B, K), ``{"output": …}`` for one tensor of another rank;
@@ -32,7 +37,6 @@ def default_raw_outputs(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     Raises:
         TypeError: the model returns something else.
     """
-    result = model(images)
     named: dict[str, Any]
     if isinstance(result, Tensor):
         named = {"logits" if result.ndim == 2 else "output": result}

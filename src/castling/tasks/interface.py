@@ -155,6 +155,11 @@ class Task(nn.Module):
         values = {name: getattr(self.transform_options, name) for name in names}
         return values | {"mean": self.preprocess.mean, "std": self.preprocess.std}
 
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the batches that a model sees in evaluation."""
+        return self.transform_options.size
+
     def input_format(self) -> dict[str, Any]:
         """How to turn an image file into the model's input, for readers that lack castling.
 

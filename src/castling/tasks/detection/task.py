@@ -122,6 +122,14 @@ class DetectionTask(Task):
             )
         return model
 
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """``image_size``, padded to a multiple; with ``resize: keep`` that of a square image."""
+        options = self.transform_options
+        sides = options.fitted(options.size)
+        height, width = (-(-side // options.multiple) * options.multiple for side in sides)
+        return height, width
+
     def input_format(self) -> dict[str, Any]:
         """Classes, and how images are scaled and padded."""
         own = self.transform_options.description()
