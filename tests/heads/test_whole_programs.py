@@ -1,4 +1,4 @@
-"""Whole detectors, decoding and suppression included, as graphs of any batch, height and width."""
+"""Whole detectors, decoding and suppression included, as programs of any image size."""
 
 import pytest
 import torch
@@ -7,7 +7,6 @@ from torch import nn
 from castling import create_model
 from castling.export.onnx_operators import translations
 
-NAMES = ["retinanet", "fcos", "faster_rcnn", "mask_rcnn", "cascade_mask_rcnn"]
 SIZES = [(1, 192, 192), (3, 192, 256), (2, 320, 192)]
 
 
@@ -53,7 +52,7 @@ def test_a_program_gives_the_same_detections(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["fcos", "mask_rcnn"])
 def test_onnx_gives_the_same_detections(name, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     whole = build(name)

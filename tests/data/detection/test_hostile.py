@@ -45,7 +45,7 @@ FAST = settings(
 
 def check_what_is_left(config: SourceConfig) -> None:
     """A report comes back; without errors every target is sound, with masks of its own objects."""
-    report = check_source(config, "none")
+    report = check_source(config)
     assert str(report)
     json.dumps(report.to_dict())
     if report.errors:

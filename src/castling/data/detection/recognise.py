@@ -6,7 +6,7 @@ import os
 from itertools import islice
 from pathlib import Path
 
-from castling.data.detection.read_coco import is_coco
+from castling.data.detection.coco_layout import is_coco
 from castling.data.detection.voc_layout import voc_files
 from castling.data.detection.yolo_layout import is_yolo
 from castling.data.errors import DataError

@@ -8,7 +8,7 @@ import torch
 
 from castling.data.sample import Sample
 from castling.data.transforms.base import Size
-from castling.data.transforms.scene import Piece, Scene
+from castling.data.transforms.scene import Scene
 
 _CORNER = 0.5, 1.5
 _WINDOW = 0.5, 1.0
@@ -38,17 +38,11 @@ def mosaic(samples: Sequence[Sample], size: Size) -> Scene:
         (piece,) = Scene.of(sample).pieces
         old_height, old_width = sample.original_size
         scale = min(height / old_height, width / old_width)
-        quarter = (
-            float(row if below else 0),
-            float(column if beside else 0),
-            float(2 * height if below else row),
-            float(2 * width if beside else column),
-        )
         placement = piece.placement.scaled(scale, scale).moved(
             row if below else row - scale * old_height,
             column if beside else column - scale * old_width,
         )
-        pieces.append(Piece(sample, placement.cut(quarter), piece.rows))
+        pieces.append(piece._replace(placement=placement))
     low, high = _WINDOW
     share = 2 * (low + (high - low) * draws[2])
     shown = max(1, round(share * height)), max(1, round(share * width))
