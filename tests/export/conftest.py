@@ -1,4 +1,7 @@
-"""Models for all export tests."""
+"""Models for all export tests; makes the module with the small detector importable."""
+
+import sys
+from pathlib import Path
 
 import pytest
 import timm
@@ -6,6 +9,8 @@ import torch
 from torch import nn
 
 import castling
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 class Convolutional(nn.Module):
