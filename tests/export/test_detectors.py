@@ -240,7 +240,7 @@ def test_every_head_in_onnx_runtime_and_openvino(head, tmp_path):
     from castling.export.target import target_named
 
     options = {"proposals": 40} if "rcnn" in head else {}
-    model = distinct_(castling.create_model(f"{head}/esnet_pico", num_classes=4, head=options))
+    model = distinct_(castling.create_model(f"{head}/test_resnet", num_classes=4, head=options))
     path, images = tmp_path / "model.onnx", smooth_images(3, 256, seed=7)
     report = export(model, path, (192, 192), images=images, dynamic="all")
     assert [check.agreement for check in report.checks] == [1, 1, 1]

@@ -376,3 +376,61 @@ def test_bounds_of_converted_and_plain_hosts_are_the_same():
     converted.load_state_dict(plain.state_dict())
     images = torch.randn(1, 3, 32, 32)
     torch.testing.assert_close(plain.eval()(images), converted.eval()(images))
+
+
+DENSE = "picodet_pico/castling_levit_s8_pico"
+
+
+def test_a_detector_is_timed_whole_and_its_raw_outputs_are_compared(quick):
+    called = []
+
+    def build(size):
+        model = model_candidate(DENSE).build(size)
+        decode = model.decode
+        model.decode = lambda *arguments: called.append(arguments[1]) or decode(*arguments)
+        return model
+
+    candidates = [Candidate("detector", build), model_candidate("retinanet_pico/levit_s8_pico")]
+    first, folded, *others = bench_models(
+        candidates, [(64, 96)], batches=[2], variants=["eager", "folded"], **quick
+    ).measurements
+    assert [row.error for row in (first, folded, *others)] == [""] * 4
+    assert set(called) == {(64, 96)}
+    assert first.tokens == 96
+    assert first.relative_rms < 1e-4
+    assert folded.relative_rms < 1e-3
+    assert folded.parameters < first.parameters
+    model = castling.create_model(DENSE)
+    without = castling.macs(model, (3, 64, 96)).total
+    assert first.macs < without  # the auxiliary branch is not measured
+
+
+def test_the_macs_of_a_detector_hold_what_decoding_computes(quick):
+    pytest.importorskip("transformers")
+    name = "d_fine_pico/esnet_pico"
+    (row,) = bench_models([model_candidate(name)], [(64, 64)], **quick).measurements
+    assert row.macs > castling.macs(castling.create_model(name), (3, 64, 64)).total
+    name = "picodet_pico/esnet_pico"
+    (row,) = bench_models([model_candidate(name)], [(64, 64)], **quick).measurements
+    assert row.macs == castling.macs(castling.create_model(name), (3, 64, 64)).total
+
+
+def test_hosts_and_bound_of_a_detector_keep_its_head():
+    found = {each.name: each for each in choose_candidates([DENSE])}
+    assert found[DENSE].hosts
+    assert all(host.startswith("picodet_pico/") for host in found[DENSE].hosts)
+    assert found[DENSE].bound == f"{DENSE} without attention"
+    with pytest.raises(ValueError, match="no head 'picodet'"):
+        choose_candidates(["picodet/esnet_pico"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_other_runtimes_run_whole_detectors(runtime, quick):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip(runtime)
+    (row,) = bench_models(
+        [model_candidate("picodet_pico/esnet_pico")], [(64, 64)], variants=[runtime], **quick
+    ).measurements
+    assert row.error == ""
+    assert row.relative_rms < 1e-3

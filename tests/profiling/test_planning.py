@@ -15,6 +15,7 @@ from torch.nn.modules.module import register_module_forward_hook
 import castling
 from castling.attention import LinearAngular, MaskedSoftmax, ReLULinear
 from castling.profiling.layer_timing import Stopwatch
+from castling.surgery.hosts import HostAttention
 from castling.surgery.hosts.timm_vit import ViTAttention
 from castling.surgery.plan import Plan, PlannedLayer, Predicted, Verified
 
@@ -200,3 +201,26 @@ def test_bad_input(model):
         plan_of(model, None, batch=0)
     with pytest.raises(ValueError, match="no attention that can be replaced"):
         plan_of(timm.create_model("cas_vit_pico"), None)
+
+
+def test_a_plan_of_a_detector_names_the_layers_of_the_whole_model(tmp_path):
+    name = "retinanet_pico/levit_s8_pico"
+    model = castling.create_model(name, num_classes=3).eval()
+    found = castling.plan(
+        model, LinearAngular(), image_size=(64, 96), name=name, seconds=0.0, verify=False
+    )
+    assert found.model == name
+    assert len(found.layers) == 5
+    assert all(layer.name.startswith("backbone.body.") for layer in found.layers)
+    assert found.layers[0].tokens == 96
+    found.save(tmp_path / "plan.json")
+    built = castling.create_model(
+        name, num_classes=3, attention=LinearAngular(), where=tmp_path / "plan.json"
+    )
+    linear = {layer.name for layer in found.layers if layer.choice == "linear"}
+    converted = {
+        each
+        for each, module in built.named_modules()
+        if isinstance(module, HostAttention) and isinstance(module.config, LinearAngular)
+    }
+    assert converted == linear

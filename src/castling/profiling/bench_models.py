@@ -166,7 +166,7 @@ class _Bench:
         if not any(isinstance(module, AttentionCore) for module in model.modules()):
             return out, None
         with attention_backend("naive"):
-            error = worst_rms(compared(model(self.images)), out)
+            error = worst_rms(out, compared(model(self.images)))
         require_close(f"{name}'s output", error, MODEL_LIMIT)
         return out, error
 
