@@ -23,6 +23,7 @@ VERBS = {
     "export": "write a trained model for ONNX Runtime, OpenVINO or torch.export, and verify it",
     "models": "list the models of this package; --macs adds parameters and MACs",
     "attentions": "list the attention mechanisms and their options",
+    "check-data": "every fault of a data set in one report, before anything is trained on it",
     "compare": "differences of trained runs: recipe, curves, accuracy, size, speed",
     "bench": "time and memory of kernels (ops) and whole models (models) against softmax",
     "plan": "measure a model's attention layers here; keep softmax where it is faster",

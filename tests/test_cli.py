@@ -211,6 +211,14 @@ def test_models_and_attentions(capsys):
     (entry,) = json.loads(capsys.readouterr().out)
     assert entry["name"] == "castling_deit_pico"
     assert 1e6 < entry["macs"] < 1e8
+    assert run("models", "d_fine_p*", "--json") == 0
+    (entry,) = json.loads(capsys.readouterr().out)
+    assert (entry["name"], entry["task"]) == ("d_fine_pico", "detection")
+    assert entry["options"]["queries"] == 40
+    assert run("models", "*_pico") == 0
+    text = capsys.readouterr().out
+    assert "castling_deit_pico " in text
+    assert "d_fine_pico/BACKBONE " in text
     assert run("attentions") == 0
     text = capsys.readouterr().out
     assert "linear_angular" in text

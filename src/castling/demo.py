@@ -28,7 +28,6 @@ from castling.profiling.formatting import short
 from castling.profiling.model_results import ModelsResult
 from castling.profiling.op_results import OpsResult
 from castling.profiling.timing import cpu_threads
-from castling.tasks import task_from_card
 from castling.tasks.classification import ClassificationPrediction
 from castling.tasks.result import RESULT, TrainResult
 from castling.train import (
@@ -184,7 +183,6 @@ def _export(folder: Path) -> ExportReport:
         folder / "castling.onnx",
         card.image_size,
         card=card,
-        raw_outputs=task_from_card(card).outputs,
         overwrite=True,  # of an earlier demo in this folder
     )
 

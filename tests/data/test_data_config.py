@@ -135,7 +135,15 @@ def test_one_word_stands_for_a_source() -> None:
         TorchvisionConfig(dataset="MNIST", root="x")
     )
     assert source_from(DigitsConfig()) == DigitsConfig()
-    assert list_sources() == ["digits", "folder", "torchvision"]
+    assert list_sources() == [
+        "coco",
+        "digit_scenes",
+        "digits",
+        "folder",
+        "torchvision",
+        "voc",
+        "yolo",
+    ]
 
 
 def test_problems_of_a_source_are_lines(tmp_path: Path) -> None:

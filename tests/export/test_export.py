@@ -195,7 +195,7 @@ def test_outputs_are_named_as_asked(convolutional, tmp_path):
     report = export(convolutional, path, (16, 16), raw_outputs=raw_outputs)
     assert list(report.checks[0].outputs) == ["features", "logits"]
     assert report.checks[0].outputs["features"].argmax_agreement is None
-    assert report.checks[0].argmax_agreement == 1.0
+    assert report.checks[0].agreement == 1.0
     images = torch.randn(2, 3, 16, 16)
     found = open_exported(path)(images)
     torch.testing.assert_close(found["features"], convolutional.conv(images))

@@ -36,7 +36,14 @@ def test_several_outputs_and_metadata_come_back(dense, tmp_path, files, target):
         classes=["a", 'b"<&>', "ç"],
         preprocessing={"image_size": [16, 16], "mean": [0.1] * 3, "std": [0.5] * 3},
     )
-    report = export(dense, path, (16, 16), card=card, metadata={"note": {"größe": [1, None]}})
+    report = export(
+        dense,
+        path,
+        (16, 16),
+        raw_outputs=lambda model, images: model(images),
+        card=card,
+        metadata={"note": {"größe": [1, None]}},
+    )
     assert report.target == target
     assert report.dynamic == "all"
     assert list(report.checks[0].outputs) == ["features", "scores", "classes", "high"]

@@ -8,7 +8,7 @@ from torch import nn
 
 from castling.export import ExportedModel, ExportError, OutputCheck, ShapeCheck
 from castling.export.outputs import NamedOutputs
-from castling.export.verification import verify
+from castling.export.verification import Verification, verify
 
 SHAPES = [(2, 3, 4, 4), (1, 3, 6, 4)]
 
@@ -32,7 +32,7 @@ class File(ExportedModel):
 
 
 def check(change, tolerance=1e-3):
-    return verify(NamedOutputs(Model()), File(change), SHAPES, tolerance, "Runtime")
+    return verify(NamedOutputs(Model()), File(change), Verification(SHAPES, tolerance, "Runtime"))
 
 
 def test_differences_within_the_tolerance_are_reported_per_output():
@@ -56,15 +56,15 @@ def test_agreement_is_the_share_of_equal_rows():
         return {**outputs, "logits": -outputs["logits"]}
 
     first, second = check(change, tolerance=100.0)
-    assert first.argmax_agreement == 0.0
-    assert second.argmax_agreement == 0.0
+    assert first.agreement == 0.0
+    assert second.agreement == 0.0
 
     def change_one(outputs):
         signs = torch.ones(len(outputs["logits"]), 1)
         signs[0] = -1
         return {**outputs, "logits": signs * outputs["logits"]}
 
-    assert check(change_one, tolerance=100.0)[0].argmax_agreement == 0.5
+    assert check(change_one, tolerance=100.0)[0].agreement == 0.5
 
 
 def _with(name, function):
@@ -99,7 +99,7 @@ def test_the_report_of_a_shape_is_that_of_its_worst_output():
         (2, 3, 4, 4), {"a": OutputCheck((2, 5), 0.1, 0.5), "b": OutputCheck((2, 7), 0.2, 1.0)}
     )
     assert check.max_difference == 0.2
-    assert check.argmax_agreement == 0.5
+    assert check.agreement == 0.5
 
 
 def test_nan_of_the_model_is_refused():
@@ -113,7 +113,7 @@ def test_nan_of_the_model_is_refused():
             return lambda: [Broken()(images)]
 
     with pytest.raises(ExportError, match="holds NaN in PyTorch"):
-        verify(NamedOutputs(Broken()), Same(None), SHAPES, 1.0, "Runtime")
+        verify(NamedOutputs(Broken()), Same(None), Verification(SHAPES, 1.0, "Runtime"))
 
 
 def test_equal_infinities_are_equal():
@@ -126,5 +126,5 @@ def test_equal_infinities_are_equal():
             self.output_names = ("output",)
             return lambda: [images / 0]
 
-    checks = verify(NamedOutputs(Infinite()), Same(None), SHAPES, 0.0, "Runtime")
+    checks = verify(NamedOutputs(Infinite()), Same(None), Verification(SHAPES, 0.0, "Runtime"))
     assert [check.max_difference for check in checks] == [0.0, 0.0]

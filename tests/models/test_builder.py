@@ -39,10 +39,11 @@ def test_names_that_cannot_be_built(name, says):
 
 
 @pytest.mark.parametrize("name", castling.list_models())
-def test_our_models_take_a_size_and_all_but_the_softmax_twin_an_attention(name):
+def test_our_models_take_a_size_and_an_attention_but_for_twin_and_convolutions(name):
     names = taken(name).names
-    assert "img_size" in names
-    assert ("attention" in names) == (name != "deit_pico")
+    convolutional = name.startswith("esnet_")
+    assert ("img_size" in names) != convolutional
+    assert ("attention" in names) != (convolutional or name == "deit_pico")
     assert taken(name).closed
 
 

@@ -31,7 +31,8 @@ from castling.models.dense_weights import class_layers
 from castling.models.names import split_name, timm_name
 from castling.models.saved import open_model, save_model
 from castling.models.starting_weights import check_start, start_from
-from castling.surgery import HostAttention, convertible
+from castling.surgery import HostAttention, Plan, convertible
+from castling.surgery.plan import PlannedLayer, Predicted
 from castling.train import recipe_from_dict, train
 from castling.train.build import build, check, open_data
 from castling.train.recipe import Recipe
@@ -245,6 +246,28 @@ def test_attention_of_models_that_choose_it_when_built() -> None:
     assert set(kinds(model).values()) == {"linear_angular", "softmax"}
 
 
+def test_a_plan_of_the_dense_model() -> None:
+    kwargs = {"stem_type": "s8", "embed_dim": (16, 24, 32), "depth": (1, 1, 1), **LEVIT}
+    model = castling.create_model("toy/levit_128s", **kwargs)
+    hosts = convertible(model)
+    names = list(hosts)
+    layers = tuple(
+        PlannedLayer(n, 64, host.num_heads, 16, 16, 1.0, 1.0, choice)
+        for (n, host), choice in zip(hosts.items(), ("softmax", "linear", "softmax"), strict=False)
+    )
+    plan = Plan(
+        **{"model": "toy/levit_128s", "attention": LinearAngular(), "device": "cpu"},
+        **{"threads": 1, "torch": "2", "backends": ("naive",), "image_size": (64, 64)},
+        **{"batch": 1, "layers": layers, "predicted": Predicted(1.0, 1.0, 1.0)},
+    )
+    built = castling.create_model("toy/levit_128s", attention=LinearAngular(), where=plan, **kwargs)
+    castling.linearize_(model, LinearAngular(), where=plan)
+    assert kinds(built) == kinds(model)
+    assert [name for name, kind in kinds(built).items() if kind != "softmax"] == [names[1]]
+    with pytest.raises(ValueError, match=r"plan was measured for|plan is of another model"):
+        castling.create_model("toy/castling_levit_pico", attention="elu", where=plan, **LEVIT)
+
+
 def test_converting_by_hand_is_the_same() -> None:
     kwargs = {"stem_type": "s8", "embed_dim": (16, 24, 32), "depth": (1, 1, 1), **LEVIT}
     model = castling.create_model("toy/levit_128s", attention=LinearAngular(), **kwargs)
@@ -293,7 +316,11 @@ def test_round_trip(tmp_path: Path, name: str, head: dict[str, Any], options: An
     assert read.head is not None
     assert set(read.head) == {"name", "freeze_batchnorm", "width", "strides"}
     assert torch.equal(opened(images()), model.eval()(images()))
-    assert f"# {name}\n" in (tmp_path / "README.md").read_text()
+    page = (tmp_path / "README.md").read_text()
+    assert f"# {name}\n" in page
+    assert (
+        f"| options of its head | freeze\\_batchnorm: false, width: {read.head['width']}, " in page
+    )
     castling.load_checkpoint(model, tmp_path)
 
 

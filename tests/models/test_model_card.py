@@ -11,6 +11,7 @@ from castling.models.model_card import SHOWN_CLASSES, render_model_card
 @dataclasses.dataclass(frozen=True)
 class Card:
     name: str = "castling_deit_pico"
+    head: Any = None
     attention: dict[str, Any] | None = dataclasses.field(
         default_factory=lambda: {"name": "linear_angular", "local": "grid2d", "auxiliary": {}}
     )

@@ -80,8 +80,8 @@ def test_sections_and_commands(run):
     titles = re.findall("<h2>(.*?)</h2>", page)
     assert titles == [
         *("Result", "Training", "Confusion matrix", "Classes", "Wrong predictions"),
-        *("Right predictions", "Switch certificate", "Mask trajectories", "Recipe", "Data"),
-        "Next",
+        *("Right predictions", "Switch certificate", "Speed", "Mask trajectories", "Recipe"),
+        *("Data", "Next"),
     ]
     assert "The times are a short check of that moment" in page
     shown = re.sub(r"<style>.*?</style>|<svg.*?</svg>|style=\"[^\"]*\"", "", page, flags=re.DOTALL)

@@ -35,6 +35,22 @@ def test_weight_decay_spares_scalar_and_position_table_of_qt_vit():
     assert not any(choice[name] for name in special)
 
 
+def test_weight_decay_spares_what_a_backbone_names_within_a_dense_model():
+    class Backbone(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Parameter(torch.ones(2, 2))
+            self.weight = nn.Parameter(torch.ones(2, 2))
+
+        def no_weight_decay(self):
+            return {"table"}
+
+    model = nn.Sequential(Backbone())
+    optimizer = build_optimizer(model, OptimConfig(weight_decay=0.1), 1)
+    decayed = {id(p) for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]}
+    assert decayed == {id(model[0].weight)}
+
+
 def test_parameters_of_a_task_are_trained_too():
     projection = nn.Parameter(torch.zeros(2, 2))
     optimizer = build_optimizer(nn.Linear(2, 2), OptimConfig(weight_decay=0.1), 64, [projection])

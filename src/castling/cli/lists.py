@@ -11,9 +11,12 @@ def models(arguments: list[str]) -> int:
     parser.add_argument("pattern", nargs="?", default="*", help="such as 'castling_*'")
     parser.add_argument("--macs", action="store_true", help="build each and count")
     values = parser.parse_args(arguments)
-    from castling.profiling.catalogue import list_models
+    from castling.profiling.catalogue import HeadEntry, ModelEntry, list_heads, list_models
 
-    found = list_models(values.pattern, count=values.macs)
+    found: list[ModelEntry | HeadEntry] = [
+        *list_models(values.pattern, count=values.macs),
+        *list_heads(values.pattern),
+    ]
     lines = [str(entry) for entry in found]
     show(values, [entry.to_dict() for entry in found], "\n".join(lines))
     return 0

@@ -16,6 +16,7 @@ from pathlib import Path
 from jsonargparse import ArgumentError
 from jsonargparse.typing import PositiveInt
 
+from castling.cli.check_data import check_data
 from castling.cli.compare import compare
 from castling.cli.lists import attentions, models
 from castling.cli.measure import bench, plan
@@ -185,6 +186,11 @@ def export(arguments: list[str]) -> int:
     parser.add_argument("--size", help="HEIGHTxWIDTH or a side (default: that of training)")
     parser.add_argument("--verify", nargs="+", default=[], help="further sizes to verify at")
     parser.add_argument(
+        "--data",
+        help="images to verify on: digits, a folder, a zip or torchvision:NAME (default: of a "
+        "detector those of the run, else noise)",
+    )
+    parser.add_argument(
         "--dynamic",
         choices=["auto", "all", "batch", "none"],
         default="auto",
@@ -197,25 +203,19 @@ def export(arguments: list[str]) -> int:
     )
     add_overwrite(parser)
     values = parser.parse_args(arguments)
-    from castling.deploy import model_folder
-    from castling.export import export as export_model
-    from castling.models.saved import open_model
-    from castling.tasks import task_from_card
+    from castling.deploy import export_saved
 
-    folder = model_folder(values.model)
-    model, card = open_model(folder)
-    report = export_model(
-        model,
-        values.output or Path(values.model) / "model.onnx",
-        read_size(values.size) if values.size else card.image_size,
+    report = export_saved(
+        values.model,
+        values.output,
+        read_size(values.size) if values.size else None,
+        data=data_of(values.data),
         verify_sizes=[read_size(text) for text in values.verify] or None,
         target=values.target,
-        raw_outputs=task_from_card(card, folder).outputs,
         dynamic=values.dynamic,
         opset=values.opset,
         portable=values.portable,
         tolerance=values.tolerance,
-        card=card,
         overwrite=values.overwrite,
     )
     show(values, report.to_dict(), str(report))
@@ -231,6 +231,7 @@ FUNCTIONS: dict[str, Verb] = {
     "export": export,
     "models": models,
     "attentions": attentions,
+    "check-data": check_data,
     "compare": compare,
     "bench": bench,
     "plan": plan,

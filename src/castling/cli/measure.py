@@ -124,7 +124,7 @@ def bench_models(arguments: list[str]) -> int:
         "whole models in several runtimes, against timm's softmax host and against the "
         "attention-free bound: the same model with its attention deleted",
     )
-    parser.add_argument("models", nargs="+", help="timm names, ours included")
+    parser.add_argument("models", nargs="+", help="timm names, ours included, and HEAD/BACKBONE")
     parser.add_argument(
         "--attentions",
         nargs="+",
@@ -164,7 +164,9 @@ def bench_models(arguments: list[str]) -> int:
 def plan(arguments: list[str]) -> int:
     """See VERBS."""
     parser = parser_for("plan")
-    parser.add_argument("model", help="timm name of a model that linearize_ can convert")
+    parser.add_argument(
+        "model", help="timm name, or HEAD/BACKBONE, of a model that linearize_ can convert"
+    )
     parser.add_argument(
         "--attention",
         default="linear_angular",
@@ -226,7 +228,9 @@ def _model(
         model = build_model(name, {}, None, image_size=size)
     elif card.name == name:
         kwargs = {key: value for key, value in card.kwargs.items() if key != "img_size"}
-        model = build_model(name, kwargs, card.attention, card.where, image_size=size)
+        model = build_model(
+            name, kwargs, card.attention, card.where, head=card.head, image_size=size
+        )
     else:
         raise ValueError(f"--checkpoint {checkpoint} holds a {card.name}, not a {name}")
     progress(str(start_from(model, checkpoint)))

@@ -60,7 +60,7 @@ def train(arguments: list[str]) -> int:
 
     recipe, values = parse_flags(arguments, extend=extend, **parser_options("train"))
     source = Path(str(recipe.data.source).split(":")[-1]).stem
-    folder = values.run or f"runs/{recipe.model.name}-{source}"
+    folder = values.run or f"runs/{recipe.model.name.replace('/', '-')}-{source}"
     if values.dry_run:
         dry_run(recipe, run_dir=folder, resume=values.resume, changed_data=values.changed_data)
         show(values, {"dry_run": "passed"}, "dry run passed: the recipe starts and steps")

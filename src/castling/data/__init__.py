@@ -15,6 +15,13 @@ from castling.data.formats import image_endings, is_image
 from castling.data.legacy import upgrade_data
 from castling.data.mixing import MixConfig, mixes, mixup_batch
 from castling.data.module import BatchLoader, DataModule
+from castling.data.problems import (
+    DataReport,
+    FaultyDataError,
+    Problem,
+    ReportingSource,
+    check_source,
+)
 from castling.data.registry import (
     DataInfo,
     FileSource,
@@ -35,6 +42,8 @@ from castling.data.sources import (
     DigitsConfig,
     FolderConfig,
     TorchvisionConfig,
+    VocConfig,
+    YoloConfig,
     source_from,
     split_shorthand,
 )
@@ -62,17 +71,21 @@ __all__ = [
     "DataError",
     "DataInfo",
     "DataModule",
+    "DataReport",
     "DetectionEvalTransform",
     "DetectionTrainTransform",
     "DetectionTransformConfig",
     "DigitScenesConfig",
     "DigitsConfig",
     "EpochBatches",
+    "FaultyDataError",
     "FileSource",
     "FolderConfig",
     "ImageSet",
     "LoaderConfig",
     "MixConfig",
+    "Problem",
+    "ReportingSource",
     "Sample",
     "Source",
     "SourceConfig",
@@ -81,6 +94,9 @@ __all__ = [
     "TorchvisionConfig",
     "Transform",
     "TransformConfig",
+    "VocConfig",
+    "YoloConfig",
+    "check_source",
     "data_config_from_dict",
     "data_config_to_dict",
     "erase_batch",

@@ -35,8 +35,8 @@ def existing(path: str | Path) -> Path:
     path = Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(
-            f"there is no folder or zip file at {path}; source must be digits, a folder, a zip "
-            "file or torchvision:NAME"
+            f"there is no folder or zip file at {path}; source must be digits, digit_scenes, a "
+            "folder, a zip file or torchvision:NAME"
         )
     return path
 
@@ -95,14 +95,17 @@ class FolderStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._listing: Listing | None = None
 
     def listing(self) -> Listing:
-        """All files and folders; see :func:`castling.data.listing.list_folder`.
+        """All files and folders at the first call; see :func:`castling.data.listing.list_folder`.
 
         Raises:
             PermissionError: a folder may not be read.
         """
-        return list_folder(self.root)
+        if self._listing is None:
+            self._listing = list_folder(self.root)
+        return self._listing
 
     def open(self, name: str) -> BinaryIO:
         """A stream of one file.

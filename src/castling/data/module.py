@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from typing import Any
 
@@ -10,11 +9,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from castling.data.aspects import aspect_groups
 from castling.data.config import DataConfig
 from castling.data.dataset import ImageSet
 from castling.data.hold_out import Indices
 from castling.data.keep import verify_and_keep
 from castling.data.keys import ImageKeys
+from castling.data.problems import ReportingSource
 from castling.data.recorded import Changes, add_new, find_recorded
 from castling.data.registry import FileSource, Source
 from castling.data.sample import Batch
@@ -69,8 +70,8 @@ class DataModule:
         changes: how the source differs from the record.
 
     Raises:
-        DataError: images are damaged, or too few for the splits; or the record's classes or
-            images are gone.
+        DataError: the source reports errors; images are damaged, or too few for the splits; or the
+            record's classes or images are gone.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class DataModule:
         self.config = config
         self.seed = seed
         self.source = source
+        remarks = _check(source, config, read)
         self._before = record
         self.changes = Changes()
         self._keys: ImageKeys | None = None
@@ -130,7 +132,7 @@ class DataModule:
                 f"images read with a fault: {len(source.noticed)}, such as "
                 + next(iter(source.noticed.values()))
             )
-        self.notes: tuple[str, ...] = tuple(notes)
+        self.notes: tuple[str, ...] = (*notes, *remarks)
 
     @property
     def classes(self) -> list[str]:
@@ -249,19 +251,9 @@ class DataModule:
         return labels
 
     def _aspects(self) -> Indices:
-        """(n,) logarithm of the width/height ratio of the training images, in steps of a third."""
+        """Group of every training image by aspect ratio."""
         if self._groups is None:
-            chosen = self._selections["train"]
-            found = np.zeros(len(chosen), dtype=np.int64)
-
-            def measure(index: int) -> None:
-                height, width = chosen.size(index)
-                found[index] = round(3 * math.log2(width / height))
-
-            damage = Damage()
-            damage.visit(len(chosen), measure, _SPLITS["train"])
-            damage.report()
-            self._groups = found
+            self._groups = aspect_groups(self._selections["train"], _SPLITS["train"])
         return self._groups
 
     def batches_per_epoch(self, world_size: int = 1) -> int:
@@ -280,3 +272,18 @@ class DataModule:
             world_size=world_size,
             last_batch=self.config.loader.last_batch,
         )
+
+
+def _check(source: Source, config: DataConfig, read: Collection[str]) -> list[str]:
+    """The notes of a source that reports on itself.
+
+    Raises:
+        FaultyDataError: it reports errors.
+    """
+    if not isinstance(source, ReportingSource):
+        return []
+    # Splits that the source lacks are made of others.
+    splits = read if all(split in source.info.splits for split in read) else source.info.splits
+    report = source.report(splits, config.loader.verify)
+    report.raise_errors()
+    return [str(problem) for problem in report.notes]

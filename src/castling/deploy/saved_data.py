@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
+
+from torch import Tensor
 
 from castling.data import (
     DataConfig,
@@ -132,3 +134,39 @@ def open_saved_data(
     return DataModule(
         source, config, transform, transform, seed=0, record=record, whole=whole, read=read
     )
+
+
+def validation_images(
+    task: Task,
+    card: ModelCard,
+    path: str | os.PathLike[str],
+    data: DataConfig | None,
+    count: int,
+) -> Iterator[Tensor]:
+    """The first validation images, normalised, in batches (B, 3, H, W).
+
+    Args:
+        task: of the saved model.
+        card: of the saved model.
+        path: its folder.
+        data: which images; None is what the run was trained on.
+        count: of images in all, at most.
+
+    Raises:
+        ValueError: no data is known, or it does not fit the model.
+        FileNotFoundError: there are no images.
+    """
+    own = run_data(path, task)
+    record = own.record if own is not None and data in (None, own.config) else None
+    data = data or (None if own is None else own.config)
+    if data is None:
+        raise ValueError(
+            f"{path} is not a run's folder, so its images are not known: name them with --data"
+        )
+    alone = dataclasses.replace(data, loader=dataclasses.replace(data.loader, workers=0))
+    opened = open_saved_data(task, card, alone, record=record, read=("val",))
+    for batch in opened.loader("val"):
+        yield task.preprocess(batch.images[:count])
+        count -= len(batch)
+        if count <= 0:
+            return

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
-from torch import Tensor
-
-from castling.data import DataConfig, DataModule
-from castling.deploy.saved_data import open_saved_data, run_data
+from castling.data import DataConfig
+from castling.deploy.saved_data import validation_images
 from castling.models.card import CARD, ModelCard
 from castling.models.saved import CERTIFICATE, WEIGHTS, open_model, save_model
 from castling.surgery import SwitchReport, is_switched, switch_
-from castling.tasks import Task, task_from_card
+from castling.tasks import task_from_card
 from castling.utils.files import refuse_existing, write_json
 
 
@@ -63,16 +60,7 @@ def switch_saved(
             f"{path} has no auxiliary branch: it was trained without one, nothing is to be switched"
         )
     task = task_from_card(card, path)
-    own = run_data(path, task)
-    record = own.record if own is not None and data in (None, own.config) else None
-    data = data or (None if own is None else own.config)
-    if data is None:
-        raise ValueError(
-            f"{path} is not a run's folder, so its images are not known: name them with --data"
-        )
-    alone = dataclasses.replace(data, loader=dataclasses.replace(data.loader, workers=0))
-    opened = open_saved_data(task, card, alone, record=record, read=("val",))
-    batches = _calibration(task, opened, images)
+    batches = validation_images(task, card, path, data, images)
     report = switch_(model, batches, tolerance=tolerance, force=force, task=task)
     save_model(
         model,
@@ -89,12 +77,3 @@ def switch_saved(
 def _switched(card: ModelCard) -> ModelCard:
     # Results were measured with the branch; a forced switch may have changed them.
     return dataclasses.replace(card, switched=True, metrics={})
-
-
-def _calibration(task: Task, data: DataModule, images: int) -> Iterator[Tensor]:
-    left = images
-    for batch in data.loader("val"):
-        yield task.preprocess(batch.images[:left])
-        left -= len(batch)
-        if left <= 0:
-            return

@@ -17,10 +17,16 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from castling.attention.auxiliary import auxiliaries
-from castling.export.outputs import INPUT, NamedOutputs, RawOutputs
+from castling.export.outputs import (
+    INPUT,
+    NamedOutputs,
+    Outputs,
+    RawOutputs,
+    outputs_of,
+)
 from castling.export.report import ExportReport
 from castling.export.sizes import (
     Shape,
@@ -40,14 +46,18 @@ from castling.export.target import (
     require_packages,
     target_for,
 )
-from castling.export.verification import verify
+from castling.export.verification import Verification, verify
 from castling.models.card import ModelCard
 from castling.tasks.registry import task_from_card
 from castling.utils.files import refuse_existing, replacing_together, write_json
-from castling.utils.modes import eval_mode
+from castling.utils.modes import eval_mode, out_of_place
 from castling.utils.version import VERSION
 
 _DYNAMIC = ("auto", *get_args(Dynamic))
+_NOTHING = (
+    "nothing was found in the images compared, which shows little: give images of the kind that "
+    "the model knows (images=)"
+)
 
 
 def export(
@@ -57,6 +67,8 @@ def export(
     *,
     target: str | None = None,
     raw_outputs: RawOutputs | None = None,
+    task: Outputs | None = None,
+    images: Tensor | None = None,
     verify_sizes: Sequence[Size] | None = None,
     dynamic: Dynamic | Literal["auto"] = "auto",
     opset: int | None = None,
@@ -75,9 +87,13 @@ def export(
             beside it) or ``.pt2`` (``torch.export``). Written whole or not at all.
         input_size: (height, width) in pixels that the model is meant for.
         target: name of the target; None goes by the suffix of ``path``.
-        raw_outputs: (model, images) -> named tensors, such as a task's method. None takes what the
-            model returns: one tensor is called ``logits`` if (B, K), else ``output``; entries of a
+        raw_outputs: (model, images) -> named tensors, compared element by element. None takes
+            those of the task; without a task a detector's detections, and of other models what
+            they return: one tensor is called ``logits`` if (B, K), else ``output``; entries of a
             dictionary keep their keys, those of a tuple are ``output_0``, ``output_1``, …
+        task: that the model was trained for; None is that of ``card``.
+        images: (N, 3, H, W), normalised, to compare on, scaled to every size: a detector finds
+            nothing in noise. None is noise.
         verify_sizes: (height, width) pairs to compare at besides ``input_size``; None picks two,
             neither square.
         dynamic: ``"all"`` lets batch, height and width change; ``"batch"`` fixes the size, for
@@ -89,7 +105,9 @@ def export(
         portable: let a ``.pt2`` file hold basic operators only, so that it runs without castling,
             and without its fast kernels. Files of other targets are always portable.
         tolerance: largest absolute difference allowed between the file and PyTorch; outputs of
-            integers and booleans must be equal.
+            integers and booleans must be equal. Detections are compared as sets: 99 % must have a
+            partner of the same class, and the differences of pairs are in units of the largest
+            value (boxes are in pixels).
         metadata: further values to store in the file, as JSON.
         card: of a saved model; stored in the file, for ``castling predict``.
         overwrite: replace ``path``, its report, and what the format puts beside it.
@@ -134,8 +152,11 @@ def export(
     require_packages(
         (*chosen.writing, *chosen.running), f"export to {chosen.suffix} files ({chosen.name})"
     )
-    with eval_mode(model), torch.no_grad():
-        named = NamedOutputs(model, raw_outputs)
+    if task is None and card is not None:
+        task = task_from_card(card)
+    compared = outputs_of(model, raw_outputs, task)
+    with eval_mode(model), out_of_place(model), torch.no_grad():
+        named = NamedOutputs(model, compared.outputs)
         plan = plan_sizes(named, input_size, dynamic, verify_sizes)
 
         def attempt(plan: SizePlan) -> ExportReport:
@@ -152,7 +173,8 @@ def export(
                 opset=opset,
                 portable=portable,
             )
-            report = _write(chosen, job, plan, path, tolerance)
+            how = Verification(plan.checked, tolerance, chosen.runtime, compared, images)
+            report = _write(chosen, job, plan, path, how)
             return dataclasses.replace(report, metadata=values)
 
         try:
@@ -177,7 +199,7 @@ def _write(
     job: ExportJob,
     plan: SizePlan,
     path: Path,
-    tolerance: float,
+    how: Verification,
 ) -> ExportReport:
     with replacing_together(path.parent) as folder:
         facts = target.write(job, folder / path.name)
@@ -187,7 +209,7 @@ def _write(
             raise ExportError(
                 f"{target.runtime} cannot open the exported model: {error}"
             ) from error
-        checks = verify(job.model, opened, plan.checked, tolerance, target.runtime)
+        checks = verify(job.model, opened, how)
         versions = package_versions(target)
         runtime = target.running[0] if target.running else "torch"
         return ExportReport(
@@ -199,10 +221,10 @@ def _write(
             multiple=plan.multiple,
             traced=plan.traced,
             opset=facts.get("opset"),
-            tolerance=tolerance,
+            tolerance=how.tolerance,
             checks=checks,
             versions=versions,
-            notes=plan.notes,
+            notes=(*plan.notes, *(_NOTHING for _ in checks[:1] if all(c.nothing for c in checks))),
         )
 
 
@@ -220,7 +242,7 @@ def _require_exportable(model: nn.Module) -> None:
 
 
 def _output_names(model: NamedOutputs, shape: Shape) -> tuple[str, ...]:
-    names = tuple(run_once(model, shape))
+    names = tuple(run_once(model, random_images(shape)))
     if not names:
         raise ValueError("the model has no outputs to export")
     if INPUT in names:
@@ -244,8 +266,9 @@ def _metadata(
         "exported_by": f"castling {VERSION}",
     }
     if card is not None:
-        card = card.at_size(input_size)
-        values |= task_from_card(card).input_format() | {"castling": card.to_dict()}
+        if task_from_card(card).input_size != tuple(input_size):
+            card = card.at_size(input_size)
+        values = task_from_card(card).input_format() | values | {"castling": card.to_dict()}
     taken = sorted({*values, "portable"} & set(further or {}))
     if taken:
         raise ValueError(f"metadata must not name {', '.join(taken)}: export sets them itself")

@@ -1,14 +1,21 @@
-"""A model with named outputs: what is traced, written to a file and compared with it."""
+"""A model with named outputs: what is traced, written to a file and compared with it.
+
+Of a detector these are its detections, whole: after decoding and suppression. They are compared as
+sets, since runtimes may order equal scores differently.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-#: (model, images (B, 3, H, W)) -> named tensors; ``raw_outputs`` of a task is one.
+from castling.heads.detector import Detector
+from castling.heads.matching import DetectorOutputs
+
+#: (model, images (B, 3, H, W)) -> named tensors; ``outputs`` of a task is one.
 RawOutputs = Callable[[nn.Module, Tensor], dict[str, Tensor]]
 
 #: Name of the input in every exported file.
@@ -16,7 +23,12 @@ INPUT = "images"
 
 
 def default_raw_outputs(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """Name what a model returns.
+    """What a model returns, named by :func:`name_outputs`."""
+    return name_outputs(model(images))
+
+
+def name_outputs(result: Any) -> dict[str, Tensor]:
+    """Name what a model returned.
 
     Returns:
         ``{"logits": …}`` for one tensor (B, K), ``{"output": …}`` for one tensor of another rank;
@@ -25,7 +37,6 @@ def default_raw_outputs(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     Raises:
         TypeError: the model returns something else.
     """
-    result = model(images)
     named: dict[str, Any]
     if isinstance(result, Tensor):
         named = {"logits" if result.ndim == 2 else "output": result}
@@ -45,18 +56,65 @@ def default_raw_outputs(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     return named
 
 
+class Outputs(Protocol):
+    """What :func:`castling.export` asks of a task; every task is one."""
+
+    def outputs(self, model: Any, images: Tensor) -> dict[str, Tensor]:
+        """Tensors (B, …) for normalised images (B, 3, H, W)."""
+        ...
+
+    def agreement(self, before: dict[str, Tensor], after: dict[str, Tensor]) -> Tensor | None:
+        """(B,) share in [0, 1] of what both say; None where there is no such notion."""
+        ...
+
+    def align(
+        self, before: dict[str, Tensor], after: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Both, to be compared element by element; of sets, what both hold."""
+        ...
+
+
+class PlainOutputs:
+    """Of models without a task.
+
+    Args:
+        raw_outputs: names them; None is :func:`default_raw_outputs`.
+    """
+
+    def __init__(self, raw_outputs: RawOutputs | None = None) -> None:
+        self.outputs = raw_outputs or default_raw_outputs
+
+    def agreement(self, before: dict[str, Tensor], after: dict[str, Tensor]) -> None:
+        """No notion of it."""
+
+    def align(
+        self, before: dict[str, Tensor], after: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """As they are."""
+        return before, after
+
+
+def outputs_of(
+    model: nn.Module, raw_outputs: RawOutputs | None = None, task: Outputs | None = None
+) -> Outputs:
+    """What is exported: as asked for, else as the task says, else detections, else everything."""
+    if raw_outputs is not None:
+        return PlainOutputs(raw_outputs)
+    return task or (DetectorOutputs() if isinstance(model, Detector) else PlainOutputs())
+
+
 class NamedOutputs(nn.Module):
     """A model whose forward returns a dictionary of tensors.
 
     Args:
         model: takes images (B, 3, H, W).
-        raw_outputs: names its outputs; None is :func:`default_raw_outputs`.
+        outputs: names its outputs; None is that of :func:`outputs_of`.
     """
 
-    def __init__(self, model: nn.Module, raw_outputs: RawOutputs | None = None) -> None:
+    def __init__(self, model: nn.Module, outputs: RawOutputs | None = None) -> None:
         super().__init__()
         self.model = model
-        self.raw_outputs = raw_outputs or default_raw_outputs
+        self.outputs = outputs or outputs_of(model).outputs
         parameter = next(model.parameters(), None)
         self.device = torch.device("cpu") if parameter is None else parameter.device
         # A new module starts in training mode; the model's own mode is not changed here.
@@ -64,4 +122,4 @@ class NamedOutputs(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Named outputs of images (B, 3, H, W), in a fixed order."""
-        return dict(self.raw_outputs(self.model, images))
+        return dict(self.outputs(self.model, images))

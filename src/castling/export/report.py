@@ -28,15 +28,20 @@ class OutputCheck:
 
 @dataclass(frozen=True)
 class ShapeCheck:
-    """All outputs compared on random images of one shape.
+    """All outputs compared on images of one shape.
 
     Attributes:
         shape: (batch, channels, height, width) of the images.
         outputs: per output name.
+        concluded: share of what the task concludes in which both agree, in [0, 1]; None where it
+            has no such notion.
+        nothing: whether sets were compared and all were empty, which shows little.
     """
 
     shape: Shape
     outputs: Mapping[str, OutputCheck]
+    concluded: float | None = None
+    nothing: bool = False
 
     @property
     def max_difference(self) -> float:
@@ -44,8 +49,10 @@ class ShapeCheck:
         return max(check.max_difference for check in self.outputs.values())
 
     @property
-    def argmax_agreement(self) -> float | None:
-        """The smallest agreement of any output; None where none is (B, K)."""
+    def agreement(self) -> float | None:
+        """``concluded``, else the smallest of any output; None where none is (B, K)."""
+        if self.concluded is not None:
+            return self.concluded
         found = (check.argmax_agreement for check in self.outputs.values())
         return min((share for share in found if share is not None), default=None)
 
@@ -54,7 +61,7 @@ class ShapeCheck:
         return {
             "shape": list(self.shape),
             "max_difference": self.max_difference,
-            "argmax_agreement": self.argmax_agreement,
+            "agreement": self.agreement,
             "outputs": {name: asdict(check) for name, check in self.outputs.items()},
         }
 
@@ -113,13 +120,11 @@ class ExportReport:
         several = len(self.checks[0].outputs) > 1
         lines = [
             f"{self.path}: {self.bytes / 1e6:.2f} MB, {opset}dynamic {free[self.dynamic]}",
-            f"{self.runtime + ' against PyTorch at':34}{'max |Δ|':>10}{'same class':>13}",
+            f"{self.runtime + ' against PyTorch at':34}{'max |Δ|':>10}{'agreement':>13}",
         ]
         for check in self.checks:
             lines.append(
-                _line(
-                    " × ".join(map(str, check.shape)), check.max_difference, check.argmax_agreement
-                )
+                _line(" × ".join(map(str, check.shape)), check.max_difference, check.agreement)
             )
             if several:
                 lines += [

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from castling.export.outputs import NamedOutputs
 from castling.export.target import Dynamic
@@ -35,16 +36,24 @@ def random_images(shape: Sequence[int], seed: int = 0) -> Tensor:
     return torch.randn(tuple(shape), generator=generator, dtype=torch.float32)
 
 
-def run_once(model: NamedOutputs, shape: Sequence[int]) -> dict[str, Tensor]:
-    """Outputs for :func:`random_images` of a shape, on the CPU."""
-    outputs = model(random_images(shape).to(model.device))
+def images_of(shape: Shape, images: Tensor | None = None) -> Tensor:
+    """Images of a shape: given ones (N, 3, H, W) in turn, scaled to it; without, random ones."""
+    if images is None:
+        return random_images(shape)
+    chosen = images[torch.arange(shape[0]) % len(images)]
+    return interpolate(chosen, shape[2:], mode="bilinear", antialias=True)
+
+
+def run_once(model: NamedOutputs, images: Tensor) -> dict[str, Tensor]:
+    """Outputs for images (B, 3, H, W), on the CPU."""
+    outputs = model(images.to(model.device))
     return {name: value.cpu() for name, value in outputs.items()}
 
 
 def require_runs(model: NamedOutputs, size: Size) -> None:
     """Raise ValueError unless the model accepts images of (height, width) pixels."""
     try:
-        run_once(model, (1, 3, *size))
+        run_once(model, random_images((1, 3, *size)))
     except _REFUSALS as error:
         raise ValueError(
             f"the model does not run at {size[0]}×{size[1]} pixels: {first_line(error)}"
@@ -56,21 +65,29 @@ def smallest_multiple(model: NamedOutputs, size: Size) -> int:
 
     Args:
         model: runs on images of ``size``.
-        size: (height, width) in pixels; the stride divides both.
+        size: (height, width) in pixels; the stride divides both. A detector says its own.
 
     Raises:
         ValueError: the model does not run at ``size``.
         OneSizeError: no stride up to 64 works.
     """
     require_runs(model, size)
+    own = getattr(model.model, "multiple", None)
+    if own is not None:
+        if size[0] % own or size[1] % own:
+            raise ValueError(
+                f"the model takes images whose sides are multiples of {own}, not "
+                f"{size[0]}×{size[1]}"
+            )
+        return int(own)
     refusal: Exception | None = None
     shared = math.gcd(*size)
     for multiple in range(1, min(shared, _LARGEST_MULTIPLE) + 1):
         if shared % multiple:
             continue
         try:
-            run_once(model, (1, 3, size[0] + multiple, size[1]))
-            run_once(model, (1, 3, size[0], size[1] + multiple))
+            run_once(model, random_images((1, 3, size[0] + multiple, size[1])))
+            run_once(model, random_images((1, 3, size[0], size[1] + multiple)))
             return multiple
         except _REFUSALS as error:
             refusal = error

@@ -4,96 +4,135 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from castling.export.exported_model import ExportedModel
-from castling.export.outputs import NamedOutputs
+from castling.export.outputs import NamedOutputs, Outputs, PlainOutputs
 from castling.export.report import OutputCheck, ShapeCheck
-from castling.export.sizes import Shape, random_images, run_once
+from castling.export.sizes import Shape, images_of, run_once
 from castling.export.target import ExportError
 from castling.utils.text import first_line
 
+#: Least share of detections and the like that both must have. Which of two boxes is suppressed may
+#: hang on the last bit of their overlap; a wrong suppression changes many.
+LEAST_AGREEMENT = 0.99
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How a file is compared.
+
+    Attributes:
+        shapes: (B, 3, H, W) of the images, one comparison each.
+        tolerance: largest absolute difference allowed of an output of floating-point numbers;
+            others must be equal. Where the task compares sets: in units of the output's largest
+            value or 1, since boxes are in pixels.
+        runtime: its name in error messages.
+        task: what is compared, and how far both agree.
+        images: (N, 3, H, W), normalised, scaled to every shape; None is noise.
+    """
+
+    shapes: Sequence[Shape]
+    tolerance: float
+    runtime: str
+    task: Outputs = field(default_factory=PlainOutputs)
+    images: Tensor | None = None
+
 
 def verify(
-    model: NamedOutputs,
-    exported: ExportedModel,
-    shapes: Sequence[Shape],
-    tolerance: float,
-    runtime: str,
+    model: NamedOutputs, exported: ExportedModel, how: Verification
 ) -> tuple[ShapeCheck, ...]:
-    """Compare the file with the model on random images of each shape (B, 3, H, W).
+    """Compare the file with the model at each shape.
 
     Args:
         model: in evaluation mode.
         exported: the file, opened.
-        shapes: to compare at.
-        tolerance: largest absolute difference allowed of an output of floating-point numbers;
-            others must be equal.
-        runtime: its name in error messages.
+        how: at which shapes, how strictly.
 
     Returns:
         one entry per shape.
 
     Raises:
         ExportError: the file does not run, names other outputs, differs in shape or type or by
-            more than ``tolerance``, or an output holds NaN.
+            more than the tolerance, finds other things, or an output holds NaN.
     """
-    checks = []
-    for shape in shapes:
-        expected = run_once(model, shape)
-        try:
-            found = exported(random_images(shape))
-        except Exception as error:
-            raise ExportError(
-                f"{runtime} cannot run the exported model at shape {shape}: {first_line(error)}"
-            ) from error
-        checks.append(ShapeCheck(shape, _compare(expected, found, shape, tolerance, runtime)))
-    return tuple(checks)
+    return tuple(_check(model, exported, shape, how) for shape in how.shapes)
+
+
+def _check(
+    model: NamedOutputs, exported: ExportedModel, shape: Shape, how: Verification
+) -> ShapeCheck:
+    images = images_of(shape, how.images)
+    expected = run_once(model, images)
+    try:
+        found = exported(images)
+    except Exception as error:
+        raise ExportError(
+            f"{how.runtime} cannot run the exported model at shape {shape}: {first_line(error)}"
+        ) from error
+    found = {name: value.cpu() for name, value in found.items()}
+    _require_alike(expected, found, shape, how)
+    share = how.task.agreement(expected, found)
+    agreement = None if share is None else float(share.mean())
+    aligned = how.task.align(expected, found)
+    sets = aligned[0] is not expected
+    if sets and agreement is not None and not agreement >= LEAST_AGREEMENT:
+        raise ExportError(
+            f"at input shape {shape} {how.runtime} agrees with PyTorch in {agreement:.1%} of what "
+            f"the model finds, less than {LEAST_AGREEMENT:.0%}. Where many scores are equal, as of "
+            "weights that were not trained, the last bit decides what is kept"
+        )
+    checks = {
+        name: _compare(name, value, aligned[1][name], shape, how, sets)
+        for name, value in aligned[0].items()
+    }
+    nothing = sets and not any(bool(value.any()) for value in aligned[0].values())
+    return ShapeCheck(shape, checks, agreement, nothing)
+
+
+def _require_alike(
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], shape: Shape, how: Verification
+) -> None:
+    """Raise ExportError unless names, shapes and types are the same, and nothing is NaN."""
+    if set(expected) != set(found):
+        raise ExportError(
+            f"{how.runtime} returns the outputs {', '.join(sorted(found))}, PyTorch "
+            f"{', '.join(sorted(expected))}"
+        )
+    for name, value in expected.items():
+        where = f"output {name} at input shape {shape}"
+        for what, theirs, ours in (
+            ("shape", tuple(found[name].shape), tuple(value.shape)),
+            ("type", found[name].dtype, value.dtype),
+        ):
+            if theirs != ours:
+                raise ExportError(
+                    f"{where} has {what} {theirs} in {how.runtime}, {ours} in PyTorch"
+                )
+        for values, owner in ((value, "PyTorch"), (found[name], how.runtime)):
+            if bool(values.isnan().any()):
+                raise ExportError(f"{where} holds NaN in {owner}")
 
 
 def _compare(
-    expected: Mapping[str, Tensor],
-    found: Mapping[str, Tensor],
-    shape: Shape,
-    tolerance: float,
-    runtime: str,
-) -> dict[str, OutputCheck]:
-    if set(expected) != set(found):
-        raise ExportError(
-            f"{runtime} returns the outputs {', '.join(sorted(found))}, PyTorch "
-            f"{', '.join(sorted(expected))}"
-        )
-    return {
-        name: _compare_output(name, value, found[name].cpu(), shape, tolerance, runtime)
-        for name, value in expected.items()
-    }
-
-
-def _compare_output(
-    name: str, expected: Tensor, found: Tensor, shape: Shape, tolerance: float, runtime: str
+    name: str, expected: Tensor, found: Tensor, shape: Shape, how: Verification, sets: bool
 ) -> OutputCheck:
-    where = f"output {name} at input shape {shape}"
-    for what, theirs, ours in (
-        ("shape", tuple(found.shape), tuple(expected.shape)),
-        ("type", found.dtype, expected.dtype),
-    ):
-        if theirs != ours:
-            raise ExportError(f"{where} has {what} {theirs} in {runtime}, {ours} in PyTorch")
-    for values, owner in ((expected, "PyTorch"), (found, runtime)):
-        if bool(values.isnan().any()):
-            raise ExportError(f"{where} holds NaN in {owner}")
     # Equal infinities differ by nothing; their difference would be NaN.
     apart = torch.where(expected == found, 0.0, (found.double() - expected.double()).abs())
     difference = float(apart.max()) if apart.numel() else 0.0
-    allowed = tolerance if expected.is_floating_point() else 0.0
+    allowed = how.tolerance if expected.is_floating_point() else 0.0
+    if sets and expected.numel():
+        allowed *= max(1.0, float(expected.abs().max()))
     if difference > allowed or math.isnan(difference):
         raise ExportError(
-            f"{where} differs from PyTorch by {difference:.3g} in {runtime}, above the tolerance "
-            f"{allowed:g}"
+            f"output {name} at input shape {shape} differs from PyTorch by {difference:.3g} in "
+            f"{how.runtime}, above the tolerance {allowed:g}"
         )
+    rows = expected.ndim == 2 and expected.is_floating_point() and expected.numel() > 0
     agreement = None
-    if expected.ndim == 2 and expected.is_floating_point() and expected.numel():
+    if rows and not sets:
         agreement = float((found.argmax(1) == expected.argmax(1)).double().mean())
     return OutputCheck(tuple(expected.shape), difference, agreement)

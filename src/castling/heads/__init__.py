@@ -1,6 +1,6 @@
 """Heads on any backbone: importing the package registers them; one file per head."""
 
-from castling.heads import (  # noqa: F401 registered
+from castling.heads import (  # noqa: F401  # they register themselves
     cascade,
     d_fine,
     fcos,

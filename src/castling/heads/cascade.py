@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_inference, maskrcnn_loss
+from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_loss
 from torchvision.ops import clip_boxes_to_image
 
 from castling.heads.detector import DetectionTarget
+from castling.heads.regions import RegionAlign, move_boxes
+from castling.heads.selection import clip_boxes
 from castling.heads.torchvision_detector import Size
-from castling.heads.two_stage import PICO, RCNN, RCNNConfig, roi_align
+from castling.heads.two_stage import PICO, RCNN, RCNNConfig, Regions
 from castling.models.dense import MakeBackbone, register_head
 
 if TYPE_CHECKING:
@@ -106,7 +108,7 @@ class CascadeStage(RoIHeads):
     def __init__(self, config: CascadeConfig, options: _StageOptions, num_classes: int) -> None:
         width = config.width
         super().__init__(
-            roi_align(7),
+            RegionAlign(7),
             TwoMLPHead(width * 7**2, config.hidden),
             _AgnosticPredictor(config.hidden, num_classes),
             fg_iou_thresh=options.overlap,
@@ -117,23 +119,21 @@ class CascadeStage(RoIHeads):
             score_thresh=config.score_threshold,
             nms_thresh=config.nms_threshold,
             detections_per_img=config.detections,
-            mask_roi_pool=roi_align(14),
+            mask_roi_pool=RegionAlign(14),
             mask_head=MaskRCNNHeads(width, [width] * config.mask_convolutions, 1),
             mask_predictor=MaskRCNNPredictor(width, width, num_classes),
         )
         self.weight = options.weight
 
-    def boxes(
-        self, levels: dict[str, Tensor], boxes: list[Tensor], sizes: list[Size]
-    ) -> tuple[Tensor, Tensor]:
-        """Logits (n, K+1) and deltas (n, 4) of the regions of all images, one after the other."""
-        logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(levels, boxes, sizes)))
+    def box_outputs(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (n, K+1) and deltas (n, 4) of regions (n, C, 7, 7)."""
+        logits, deltas = self.box_predictor(self.box_head(features))
         return logits, deltas
 
-    def masks(self, levels: dict[str, Tensor], boxes: list[Tensor], sizes: list[Size]) -> Tensor:
-        """Logits (n, K, 28, 28) of the masks of regions."""
-        features = self.mask_head(self.mask_roi_pool(levels, boxes, sizes))
-        logits: Tensor = self.mask_predictor(features).float()
+    def mask_logits(self, levels: dict[str, Tensor], boxes: Tensor) -> Tensor:
+        """Logits (B·n, K, 28, 28) of the masks in boxes (B, n, 4)."""
+        features = self.mask_head(self.mask_roi_pool.cut(levels, boxes))
+        logits: Tensor = self.mask_predictor(features)
         return logits
 
     def refined(self, deltas: Tensor, boxes: list[Tensor], sizes: list[Size]) -> list[Tensor]:
@@ -174,7 +174,7 @@ class CascadeStage(RoIHeads):
     ) -> tuple[dict[str, Tensor], list[Tensor]]:
         """Weighted parts of the loss, and the regions of the next stage."""
         regions = self.sampled(proposals, targets)
-        logits, deltas = self.boxes(levels, regions.boxes, sizes)
+        logits, deltas = self.box_outputs(self.box_roi_pool(levels, regions.boxes, sizes))
         labels = torch.cat(regions.labels)
         objects = labels > 0
         boxes = F.smooth_l1_loss(
@@ -183,7 +183,7 @@ class CascadeStage(RoIHeads):
         positive = [each > 0 for each in regions.labels]
         cut = [each[rows] for each, rows in zip(regions.boxes, positive, strict=True)]
         masks = maskrcnn_loss(
-            self.masks(levels, cut, sizes),
+            self.mask_predictor(self.mask_head(self.mask_roi_pool(levels, cut, sizes))),
             cut,
             [target["masks"] for target in targets],
             [target["labels"] for target in targets],
@@ -231,32 +231,26 @@ class CascadeMaskRCNN(RCNN):
             found |= {f"{name}_{i}": value for name, value in parts.items()}
         return found
 
-    def regions(
-        self, levels: dict[str, Tensor], proposals: list[Tensor], sizes: list[Size]
-    ) -> list[dict[str, Tensor]]:
+    def detections_of(
+        self, levels: dict[str, Tensor], regions: Regions, size: Size, valid: Tensor | None
+    ) -> dict[str, Tensor]:
         """Boxes of the last stage, classes of the mean logits, mean of the three masks."""
-        logits, boxes = [], proposals
+        boxes, logits = regions.boxes, []
         for stage in self.stages:
-            regions = boxes
-            found, deltas = stage.boxes(levels, regions, sizes)
-            logits.append(found)
-            boxes = stage.refined(deltas, regions, sizes)
-        # The last stage's box counts for every class.
-        boxes, scores, labels = self.stages[-1].postprocess_detections(
-            torch.stack(logits).mean(0), deltas.repeat(1, self.num_classes + 1), regions, sizes
+            before = boxes
+            each, deltas = stage.box_outputs(stage.box_roi_pool.cut(levels, before))
+            logits.append(each)
+            boxes = move_boxes(stage.box_coder, deltas.view(before.shape), before)
+            boxes = clip_boxes(boxes, size, valid)
+        found = self.select(
+            torch.stack(logits).mean(0),
+            deltas,
+            Regions(before, regions.there),
+            stage.box_coder,
+            size,
+            valid,
         )
-        labels = [each - 1 for each in labels]
-        masks = zip(
-            *(
-                maskrcnn_inference(stage.masks(levels, boxes, sizes), labels)
-                for stage in self.stages
-            ),
-            strict=True,
-        )
-        return [
-            {"boxes": box, "scores": score, "labels": label, "masks": torch.cat(mask, 1).mean(1)}
-            for box, score, label, mask in zip(boxes, scores, labels, masks, strict=True)
-        ]
+        return self.with_masks(found, levels, [stage.mask_logits for stage in self.stages])
 
 
 @register_head(

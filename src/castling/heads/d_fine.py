@@ -242,5 +242,5 @@ def _options(config: DFineConfig) -> dict[str, Any]:
 
 @register_head(DFineConfig, task="detection", sizes=SIZES)
 def d_fine(config: DFineConfig, make: MakeBackbone, num_classes: int) -> DFine:
-    """D-FINE on a backbone."""
+    """D-FINE: queries refined by a decoder, without suppression of neighbours."""
     return DFine(config, make(config.strides), num_classes)

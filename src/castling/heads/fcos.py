@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+import torch
+from torch import Tensor
 from torchvision.models.detection import FCOS
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
+from castling.heads.detector import DetectionTarget
 from castling.heads.pyramid import PyramidHeadConfig, build_pyramid
 from castling.heads.torchvision_detector import OneStageDetector, Width
 from castling.models.dense import MakeBackbone, register_head
@@ -58,8 +62,23 @@ class FCOSConfig(PyramidHeadConfig):
 class FCOSDetector(OneStageDetector):
     """FCOS: one point at every place, on the level that its object's size belongs to."""
 
-    def _matching_arguments(self, numbers: list[int]) -> tuple[Any, ...]:
-        return (numbers,)
+    def match(
+        self, targets: Sequence[DetectionTarget], raw: dict[str, Tensor], anchors: list[Tensor]
+    ) -> dict[str, Tensor]:
+        """Focal loss of the classes, GIoU of the boxes, cross entropy of the centreness."""
+        every = [torch.cat(anchors)] * len(targets)
+        numbers = [len(each) for each in anchors]
+        parts: dict[str, Tensor] = self.head.compute_loss(targets, raw, every, numbers)
+        return parts
+
+    def scores(self, level: dict[str, Tensor]) -> Tensor:
+        """Geometric mean of class and centreness."""
+        return (level["cls_logits"].sigmoid() * level["bbox_ctrness"].sigmoid()).sqrt()
+
+    def boxes(self, deltas: Tensor, anchors: Tensor) -> Tensor:
+        """Distances of the sides from the point, in strides."""
+        boxes: Tensor = self.head.box_coder.decode(deltas, anchors)
+        return boxes
 
 
 @register_head(

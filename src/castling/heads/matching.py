@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou
@@ -90,3 +92,33 @@ def _only(detections: Detections, rows: Tensor, pairs: Tensor) -> Detections:
         moved[pairs[:, 0], pairs[:, 1]] = values[rows[:, 0], rows[:, 1]]
         found[name] = moved
     return found
+
+
+class DetectorOutputs:
+    """What of a detector is compared and exported, where no task says so.
+
+    The switch, folding and exports take one as their ``task``.
+    """
+
+    def raw_outputs(self, model: Any, images: Tensor) -> dict[str, Tensor]:
+        """Dense outputs of normalised images (B, 3, H, W)."""
+        raw: dict[str, Tensor] = model(images)
+        return raw
+
+    def postprocess(self, model: Any, raw: dict[str, Tensor], size: tuple[int, int]) -> Detections:
+        """The detections; see :meth:`castling.heads.Detector.decode`."""
+        found: Detections = model.decode(raw, size)
+        return found
+
+    def outputs(self, model: Any, images: Tensor) -> Detections:
+        """Detections of normalised images (B, 3, H, W)."""
+        height, width = images.shape[-2:]
+        return self.postprocess(model, self.raw_outputs(model, images), (height, width))
+
+    def agreement(self, before: Detections, after: Detections) -> Tensor:
+        """See :func:`detection_agreement`."""
+        return detection_agreement(before, after)
+
+    def align(self, before: Detections, after: Detections) -> tuple[Detections, Detections]:
+        """See :func:`align_detections`."""
+        return align_detections(before, after)

@@ -28,10 +28,10 @@ from castling.heads.picodet_head import (
     points_of,
 )
 from castling.heads.picodet_loss import Points, picodet_losses
+from castling.heads.selection import best_pairs, clip_boxes, keep_best, take
 from castling.heads.sim_ota import SimOTA
 from castling.models.backbone import Backbone
 from castling.models.dense import HeadConfig, MakeBackbone, register_head
-from castling.ops.suppression import suppress
 
 if TYPE_CHECKING:  # jsonargparse loads late
     from jsonargparse.typing import (
@@ -139,49 +139,24 @@ class PicoDet(Detector):
         """See :class:`Detector`."""
         levels = [self._candidates(raw, stride) for stride in self.strides]
         boxes, scores, labels = (torch.cat(each, dim=1) for each in zip(*levels, strict=True))
-        boxes = _clip(boxes, size, valid)
-        kept = suppress(
-            boxes,
+        return keep_best(
+            clip_boxes(boxes, size, valid),
             scores,
             labels,
             threshold=self.config.nms_threshold,
             keep=self.detections,
             num_classes=self.num_classes,
         )
-        found = kept.scores > 0
-        index = kept.indices[..., None].expand(-1, -1, 4)
-        return {
-            "boxes": boxes.gather(1, index) * found[..., None],
-            "scores": kept.scores,
-            "labels": labels.gather(1, kept.indices) * found,
-        }
 
     def _candidates(self, raw: dict[str, Tensor], stride: int) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes (B, n, 4), scores (B, n), labels (B, n): the best pairs of point and class."""
         config = self.config
-        scores = by_point(raw[f"logits_{stride}"]).sigmoid().flatten(1)
-        scores = torch.where(scores > config.score_threshold, scores, 0)
-        # At least as many pairs as are taken, whatever the size of the map.
-        count = config.candidates_per_level
-        scores, pairs = torch.nn.functional.pad(scores, (0, count)).topk(count)
-        pairs = torch.where(scores > 0, pairs, 0)
-        point, label = pairs // self.num_classes, pairs % self.num_classes
-        bins = by_point(raw[f"bins_{stride}"])
-        bins = bins.gather(1, point[..., None].expand(-1, -1, bins.shape[-1]))
-        centres = points_of(raw[f"logits_{stride}"], stride)[point]
-        return boxes_around(centres, distances(bins, config.reg_max) * stride), scores, label
-
-
-def _clip(boxes: Tensor, size: tuple[int, int], valid: Tensor | None) -> Tensor:
-    """Boxes (B, n, 4) within the image, or within each image's ``valid`` height and width."""
-    if valid is None:
-        height, width = size
-        x, y = boxes[..., 0::2].clamp(0, width), boxes[..., 1::2].clamp(0, height)
-    else:
-        limits = valid.to(boxes.dtype)[:, None, :, None]
-        x = boxes[..., 0::2].clamp(min=0).minimum(limits[:, :, 1])
-        y = boxes[..., 1::2].clamp(min=0).minimum(limits[:, :, 0])
-    return torch.stack((x[..., 0], y[..., 0], x[..., 1], y[..., 1]), dim=-1)
+        scores = by_point(raw[f"logits_{stride}"]).sigmoid()
+        best = best_pairs(scores, config.score_threshold, config.candidates_per_level)
+        bins = take(by_point(raw[f"bins_{stride}"]), best.places)
+        centres = points_of(raw[f"logits_{stride}"], stride)[best.places]
+        boxes = boxes_around(centres, distances(bins, config.reg_max) * stride)
+        return boxes, best.scores, best.labels
 
 
 @register_head(

@@ -80,7 +80,9 @@ def by_point(level: Tensor) -> Tensor:
 def distances(bins: Tensor, reg_max: int) -> Tensor:
     """Logits (…, 4·(reg_max + 1)) of distances → their expected values (…, 4), in strides."""
     probabilities = bins.unflatten(-1, (4, reg_max + 1)).softmax(-1)
-    return probabilities @ torch.arange(reg_max + 1, device=bins.device, dtype=bins.dtype)
+    places = torch.arange(reg_max + 1, device=bins.device, dtype=bins.dtype)
+    # Not a matrix product with a vector, times a number: OpenVINO 2026.4 cannot open that.
+    return (probabilities * places).sum(-1)
 
 
 def boxes_around(points: Tensor, sides: Tensor) -> Tensor:

@@ -12,8 +12,9 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.roi_heads import RoIHeads
 
 from castling.heads.detector import DetectionTarget
+from castling.heads.regions import RegionAlign
 from castling.heads.torchvision_detector import Size, set_branch
-from castling.heads.two_stage import PICO, RCNN, RCNNConfig, roi_align
+from castling.heads.two_stage import PICO, RCNN, RCNNConfig, Regions
 from castling.models.dense import MakeBackbone, register_head
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class FasterRCNN(RCNN):
 
     def __init__(self, config: RCNNConfig, make_backbone: MakeBackbone, num_classes: int) -> None:
         super().__init__(config, make_backbone, num_classes)
-        pool = roi_align(7)
+        pool = RegionAlign(7)
         self.roi_heads = RoIHeads(
             pool,
             TwoMLPHead(config.width * 7**2, config.hidden),
@@ -90,17 +91,14 @@ class FasterRCNN(RCNN):
             _, parts = self.roi_heads(levels, proposals, sizes, shifted)
         return {_LOSSES[name]: value for name, value in parts.items()}
 
-    def regions(
-        self, levels: dict[str, Tensor], proposals: list[Tensor], sizes: list[Size]
-    ) -> list[dict[str, Tensor]]:
-        """Detections of each image, from proposals (n_i, 4)."""
-        with set_branch(self.roi_heads, training=False):
-            found, _ = self.roi_heads(levels, proposals, sizes)
-        for each in found:
-            each["labels"] = each["labels"] - 1
-            if "masks" in each:
-                each["masks"] = each["masks"].squeeze(1).float()
-        return found
+    def detections_of(
+        self, levels: dict[str, Tensor], regions: Regions, size: Size, valid: Tensor | None
+    ) -> dict[str, Tensor]:
+        """The best classes of regions, and their boxes moved."""
+        heads = self.roi_heads
+        features = heads.box_head(heads.box_roi_pool.cut(levels, regions.boxes))
+        logits, deltas = heads.box_predictor(features)
+        return self.select(logits, deltas, regions, heads.box_coder, size, valid)
 
 
 class MaskRCNN(FasterRCNN):
@@ -113,9 +111,23 @@ class MaskRCNN(FasterRCNN):
     ) -> None:
         super().__init__(config, make_backbone, num_classes)
         width = config.width
-        self.roi_heads.mask_roi_pool = roi_align(14)
+        self.roi_heads.mask_roi_pool = RegionAlign(14)
         self.roi_heads.mask_head = MaskRCNNHeads(width, [width] * config.mask_convolutions, 1)
         self.roi_heads.mask_predictor = MaskRCNNPredictor(width, width, num_classes + 1)
+
+    def detections_of(
+        self, levels: dict[str, Tensor], regions: Regions, size: Size, valid: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Those of Faster R-CNN, and the masks of their classes."""
+        found = super().detections_of(levels, regions, size, valid)
+        return self.with_masks(found, levels, [self._mask_logits])
+
+    def _mask_logits(self, levels: dict[str, Tensor], boxes: Tensor) -> Tensor:
+        """Without the background, which has a mask too."""
+        heads = self.roi_heads
+        features = heads.mask_head(heads.mask_roi_pool.cut(levels, boxes))
+        logits: Tensor = heads.mask_predictor(features)[:, 1:]
+        return logits
 
 
 @register_head(

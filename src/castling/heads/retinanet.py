@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
+from torch import Tensor
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
+from castling.heads.detector import DetectionTarget
 from castling.heads.fpn import p6_p7
 from castling.heads.pyramid import PyramidHeadConfig, build_pyramid
 from castling.heads.torchvision_detector import OneStageDetector, Width
@@ -40,12 +44,34 @@ def _anchors(config: RetinaNetConfig) -> AnchorGenerator:
     return AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
 
 
+class RetinaNetDetector(OneStageDetector):
+    """RetinaNet: nine anchors at every place."""
+
+    def match(
+        self, targets: Sequence[DetectionTarget], raw: dict[str, Tensor], anchors: list[Tensor]
+    ) -> dict[str, Tensor]:
+        """Focal loss of the classes, L1 of the deltas."""
+        every = [torch.cat(anchors)] * len(targets)
+        parts: dict[str, Tensor] = self.head.compute_loss(targets, raw, every)
+        return parts
+
+    def scores(self, level: dict[str, Tensor]) -> Tensor:
+        """Sigmoids of the logits."""
+        return level["cls_logits"].sigmoid()
+
+    def boxes(self, deltas: Tensor, anchors: Tensor) -> Tensor:
+        """Anchors moved and scaled by the deltas."""
+        moved = self.head.box_coder.decode_single(deltas.flatten(0, 1), anchors.flatten(0, 1))
+        boxes: Tensor = moved.view(deltas.shape)
+        return boxes
+
+
 @register_head(
     RetinaNetConfig, task="detection", sizes={"retinanet": {}, "retinanet_pico": {"width": 32}}
 )
 def retinanet(
     config: RetinaNetConfig, make_backbone: MakeBackbone, num_classes: int
-) -> OneStageDetector:
+) -> RetinaNetDetector:
     """RetinaNet on maps of strides 8, 16 and 32."""
     backbone, neck = build_pyramid(config, make_backbone, (8, 16, 32), p6_p7)
     head = RetinaNet(
@@ -57,4 +83,4 @@ def retinanet(
         detections_per_img=config.detections,
         topk_candidates=config.candidates,
     )
-    return OneStageDetector(backbone, neck, head, num_classes)
+    return RetinaNetDetector(backbone, neck, head, num_classes)

@@ -6,18 +6,16 @@ takes a batch and gives tensors padded to one length.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.image_list import ImageList
 
 from castling.heads.detector import DetectionTarget, Detector
+from castling.heads.selection import best_pairs, clip_boxes, keep_best, take
 from castling.heads.targets import check_targets
 from castling.models.backbone import Backbone
 
@@ -69,38 +67,28 @@ class PyramidDetector(Detector):
 
 
 def level_sizes(size: Size, strides: Sequence[int]) -> list[Size]:
-    """Height and width of the levels of an image; coarse ones are rounded up."""
-    return [(-(-size[0] // stride), -(-size[1] // stride)) for stride in strides]
+    """Height and width of the levels of an image, rounded up.
+
+    Of positive numbers: ONNX divides negative ones towards zero.
+    """
+    return [((size[0] + s - 1) // s, (size[1] + s - 1) // s) for s in strides]
 
 
 def anchors_of(
-    generator: AnchorGenerator, size: Size, levels: Sequence[Size], like: Tensor
-) -> Tensor:
-    """Anchors (N, 4) of an image of ``size``, in float32 whatever the levels are in.
+    generator: AnchorGenerator, size: Size, strides: Sequence[int], device: torch.device
+) -> list[Tensor]:
+    """Anchors (N_s, 4) of each level of an image, in float32 whatever the levels are in.
 
-    torchvision makes them in the dtype of the maps: under autocast to bfloat16, whose integers end
-    at 256, anchors of larger coordinates would be off by pixels.
+    torchvision makes them in the dtype of the maps: under autocast to bfloat16, whose whole numbers
+    end at 256, they would be off by pixels. Like torchvision's, those of levels that do not divide
+    the image lie closer than the stride.
     """
-    image = torch.empty((), device=like.device).expand(1, 3, *size)
-    maps = [torch.empty((), device=like.device).expand(1, 1, *each) for each in levels]
-    (anchors,) = generator(ImageList(image, [size]), maps)
+    if generator.cell_anchors[0].device != device:
+        generator.set_cell_anchors(torch.float32, device)
+    levels = level_sizes(size, strides)
+    steps = [(size[0] // height, size[1] // width) for height, width in levels]
+    anchors: list[Tensor] = generator.grid_anchors(levels, steps)
     return anchors
-
-
-def image_sizes(size: Size, valid: Tensor | None, batch: int) -> list[Size]:
-    """Height and width of each image without padding."""
-    if valid is None:
-        return [size] * batch
-    return [(int(height), int(width)) for height, width in valid.tolist()]
-
-
-def stack_detections(found: Sequence[Mapping[str, Tensor]], length: int) -> dict[str, Tensor]:
-    """(n_i, …) of each image → (B, length, …), zeros where an image has fewer."""
-    return {name: torch.stack([_padded(each[name], length) for each in found]) for name in found[0]}
-
-
-def _padded(values: Tensor, length: int) -> Tensor:
-    return F.pad(values, (0, 0) * (values.ndim - 1) + (0, length - len(values)))
 
 
 @contextmanager
@@ -121,8 +109,8 @@ def set_branch(module: nn.Module, *, training: bool) -> Iterator[None]:
 class OneStageDetector(PyramidDetector):
     """A class and a box at every place of a pyramid, as torchvision's RetinaNet and FCOS.
 
-    Matching, losses and suppression are torchvision's. Resizing and normalising are not used: the
-    transforms and the task do them.
+    Matching and losses are torchvision's. Decoding gives what torchvision's does, with shapes that
+    follow from the image's alone, so that the whole detector can be exported.
 
     Args:
         backbone: gives maps for the neck.
@@ -141,20 +129,37 @@ class OneStageDetector(PyramidDetector):
         self.head = head
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Of every anchor, levels one after the other: logits (B, N, K), boxes (B, N, 4), …."""
-        found = self.head.head(self.levels(images))
-        return {name: value.float() for name, value in found.items()}
+        """By stride s: ``cls_logits_s`` (B, N_s, K), ``bbox_regression_s`` (B, N_s, 4), …."""
+        return {
+            f"{name}_{stride}": value.float()
+            for stride, level in zip(self.strides, self.levels(images), strict=True)
+            for name, value in self.head.head([level]).items()
+        }
 
-    def _anchors(self, size: Size, like: Tensor) -> tuple[Tensor, list[int]]:
-        """Anchors (N, 4), and how many each level has."""
-        sizes = level_sizes(size, self.strides)
-        counts = self.head.anchor_generator.num_anchors_per_location()
-        numbers = [h * w * count for (h, w), count in zip(sizes, counts, strict=True)]
-        return anchors_of(self.head.anchor_generator, size, sizes, like), numbers
+    def _levels_of(self, raw: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        """The outputs of each level, by torchvision's names."""
+        names = dict.fromkeys(name.rpartition("_")[0] for name in raw)
+        return [{name: raw[f"{name}_{stride}"] for name in names} for stride in self.strides]
 
-    def _matching_arguments(self, numbers: list[int]) -> tuple[Any, ...]:
-        """Further arguments of the head's ``compute_loss``."""
-        return ()
+    def match(
+        self, targets: Sequence[DetectionTarget], raw: dict[str, Tensor], anchors: list[Tensor]
+    ) -> dict[str, Tensor]:
+        """Parts of the loss by torchvision's names.
+
+        Args:
+            targets: one per image.
+            raw: outputs (B, N, …) of all levels.
+            anchors: (N_s, 4) of each level.
+        """
+        raise NotImplementedError
+
+    def scores(self, level: dict[str, Tensor]) -> Tensor:
+        """(B, N_s, K) in [0, 1]."""
+        raise NotImplementedError
+
+    def boxes(self, deltas: Tensor, anchors: Tensor) -> Tensor:
+        """(B, n, 4) x1, y1, x2, y2 of deltas and anchors (B, n, 4)."""
+        raise NotImplementedError
 
     def losses(self, images: Tensor, targets: Sequence[DetectionTarget]) -> dict[str, Tensor]:
         """As :meth:`castling.heads.Detector.losses`.
@@ -163,22 +168,35 @@ class OneStageDetector(PyramidDetector):
             ValueError: targets are wrong; see :func:`castling.heads.targets.check_targets`.
         """
         check_targets(images, targets, self.num_classes)
-        raw = self(images)
-        anchors, numbers = self._anchors((images.shape[-2], images.shape[-1]), images)
-        parts = self.head.compute_loss(
-            targets, raw, [anchors] * len(images), *self._matching_arguments(numbers)
-        )
-        return {_LOSSES[name]: value for name, value in parts.items()}
+        levels = self._levels_of(self(images))
+        raw = {name: torch.cat([each[name] for each in levels], 1) for name in levels[0]}
+        size = (images.shape[-2], images.shape[-1])
+        anchors = anchors_of(self.head.anchor_generator, size, self.strides, images.device)
+        return {_LOSSES[name]: part for name, part in self.match(targets, raw, anchors).items()}
 
     def decode(
         self, raw: dict[str, Tensor], size: Size, valid: Tensor | None = None
     ) -> dict[str, Tensor]:
         """As :meth:`castling.heads.Detector.decode`."""
-        logits = raw["cls_logits"]
-        anchors, numbers = self._anchors(size, logits)
-        found = self.head.postprocess_detections(
-            {name: list(value.split(numbers, dim=1)) for name, value in raw.items()},
-            [list(anchors.split(numbers))] * len(logits),
-            image_sizes(size, valid, len(logits)),
+        device = raw[f"cls_logits_{self.strides[0]}"].device
+        anchors = anchors_of(self.head.anchor_generator, size, self.strides, device)
+        levels = zip(self._levels_of(raw), anchors, strict=True)
+        found = [self._candidates(level, each) for level, each in levels]
+        boxes, scores, labels = (torch.cat(each, 1) for each in zip(*found, strict=True))
+        return keep_best(
+            clip_boxes(boxes, size, valid),
+            scores,
+            labels,
+            threshold=self.head.nms_thresh,
+            keep=self.detections,
+            num_classes=self.num_classes,
         )
-        return stack_detections(found, self.detections)
+
+    def _candidates(
+        self, level: dict[str, Tensor], anchors: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes (B, n, 4), scores (B, n), labels (B, n): best first."""
+        head = self.head
+        best = best_pairs(self.scores(level), head.score_thresh, head.topk_candidates)
+        boxes = self.boxes(take(level["bbox_regression"], best.places), anchors[best.places])
+        return boxes, best.scores, best.labels

@@ -2,40 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.rpn import (
     RegionProposalNetwork,
     RPNHead,
     concat_box_prediction_layers,
 )
-from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
-from torchvision.ops.poolers import LevelMapper
 
 from castling.heads.detector import DetectionTarget
 from castling.heads.pyramid import PyramidHeadConfig, build_pyramid
-from castling.heads.targets import check_targets
-from castling.heads.torchvision_detector import (
-    PyramidDetector,
-    Size,
-    anchors_of,
-    image_sizes,
-    level_sizes,
-    set_branch,
-    stack_detections,
+from castling.heads.regions import (
+    LEVELS,
+    STRIDES,
+    drop_small,
+    move_boxes,
+    split_images,
+    used_columns,
 )
+from castling.heads.selection import best_pairs, clip_boxes, keep_best, take
+from castling.heads.targets import check_targets
+from castling.heads.torchvision_detector import PyramidDetector, Size, anchors_of, set_branch
 from castling.models.dense import MakeBackbone
 
 if TYPE_CHECKING:
     from jsonargparse.typing import PositiveFloat, PositiveInt
 
-#: Strides and names of the levels that regions are cut from.
-STRIDES, LEVELS = (4, 8, 16, 32), ("p2", "p3", "p4", "p5")
+#: From the best pairs of region and class that many go to suppression; torchvision sets no limit.
+_CANDIDATES = 5000
+#: (levels, boxes (B, n, 4)) → logits (B·n, K, 28, 28).
+MaskHead = Callable[[dict[str, Tensor], Tensor], Tensor]
 #: Levels of the proposals: one more, every second place of the last.
 _PROPOSAL_STRIDES = (*STRIDES, 64)
 
@@ -82,16 +85,16 @@ def _proposal_network(config: RCNNConfig) -> RegionProposalNetwork:
     )
 
 
-def roi_align(output_size: int) -> MultiScaleRoIAlign:
-    """Cuts each region from the level that fits its size, into ``output_size``² places.
+class Regions(NamedTuple):
+    """Boxes of each image, best first.
 
-    torchvision guesses the strides from the first batch and keeps them: one small image in a padded
-    batch would spoil all later ones. They are set here.
+    Attributes:
+        boxes: (B, n, 4) x1, y1, x2, y2.
+        there: (B, n) whether it is one.
     """
-    pool = MultiScaleRoIAlign(list(LEVELS), output_size, sampling_ratio=2)
-    pool.scales = [1 / stride for stride in STRIDES]
-    pool.map_levels = LevelMapper(k_min=2, k_max=5)
-    return pool
+
+    boxes: Tensor
+    there: Tensor
 
 
 class RCNN(PyramidDetector):
@@ -108,6 +111,7 @@ class RCNN(PyramidDetector):
             config, make_backbone, STRIDES, lambda *_: LastLevelMaxPool()
         )
         super().__init__(backbone, neck, num_classes, config.detections)
+        self.config = config
         self.rpn = _proposal_network(config)
 
     def region_losses(
@@ -120,38 +124,43 @@ class RCNN(PyramidDetector):
         """Parts of the loss of the second stage, from proposals (n_i, 4) of each image."""
         raise NotImplementedError
 
-    def regions(
-        self, levels: dict[str, Tensor], proposals: list[Tensor], sizes: list[Size]
-    ) -> list[dict[str, Tensor]]:
-        """Detections of each image, from proposals (n_i, 4)."""
+    def detections_of(
+        self, levels: dict[str, Tensor], regions: Regions, size: Size, valid: Tensor | None
+    ) -> dict[str, Tensor]:
+        """What :meth:`decode` gives, from regions of each image."""
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Levels ``p2`` to ``p5``; ``objectness`` (B, N, 1) and ``deltas`` (B, N, 4) of anchors."""
-        levels = self.levels(images)
-        objectness, deltas = concat_box_prediction_layers(*self.rpn.head(levels))
-        return {
-            **dict(zip(LEVELS, levels[: len(LEVELS)], strict=True)),
-            "objectness": objectness.float().view(len(images), -1, 1),
-            "deltas": deltas.float().view(len(images), -1, 4),
-        }
+        """Levels ``p2`` to ``p5``; of anchors by stride s ``objectness_s`` and ``deltas_s``.
 
-    def _anchors(self, raw: dict[str, Tensor], size: Size) -> tuple[list[Tensor], list[int]]:
-        """Anchors (N, 4) for each image, and how many each level has."""
-        levels = level_sizes(size, _PROPOSAL_STRIDES)
-        counts = self.rpn.anchor_generator.num_anchors_per_location()
-        numbers = [h * w * count for (h, w), count in zip(levels, counts, strict=True)]
-        deltas = raw["deltas"]
-        return [anchors_of(self.rpn.anchor_generator, size, levels, deltas)] * len(deltas), numbers
-
-    def _proposals(
-        self, raw: dict[str, Tensor], anchors: list[Tensor], numbers: list[int], sizes: list[Size]
-    ) -> list[Tensor]:
-        """The best anchors (n_i, 4) of each image, moved and after suppression."""
-        deltas = raw["deltas"].detach()
-        boxes = self.rpn.box_coder.decode(deltas.flatten(0, 1), anchors).view(deltas.shape)
-        found: list[Tensor] = self.rpn.filter_proposals(boxes, raw["objectness"], sizes, numbers)[0]
+        Objectness is (B, N_s, 1), deltas are (B, N_s, 4).
+        """
+        batch, levels = images.shape[0], self.levels(images)
+        found = dict(zip(LEVELS, levels[: len(LEVELS)], strict=True))
+        for stride, logits, deltas in zip(_PROPOSAL_STRIDES, *self.rpn.head(levels), strict=True):
+            flat, moves = concat_box_prediction_layers([logits], [deltas])
+            found[f"objectness_{stride}"] = flat.float().view(batch, -1, 1)
+            found[f"deltas_{stride}"] = moves.float().view(batch, -1, 4)
         return found
+
+    def proposal_losses(
+        self, raw: dict[str, Tensor], size: Size, targets: Sequence[DetectionTarget]
+    ) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """Parts of the loss of the first stage, and its proposals (n_i, 4) of each image."""
+        objectness = torch.cat([raw[f"objectness_{each}"] for each in _PROPOSAL_STRIDES], 1)
+        deltas = torch.cat([raw[f"deltas_{each}"] for each in _PROPOSAL_STRIDES], 1)
+        batch = len(objectness)
+        levels = anchors_of(self.rpn.anchor_generator, size, _PROPOSAL_STRIDES, deltas.device)
+        anchors = [torch.cat(levels)] * batch
+        boxes = self.rpn.box_coder.decode(deltas.detach().flatten(0, 1), anchors)
+        with set_branch(self.rpn, training=True):
+            proposals, _ = self.rpn.filter_proposals(
+                boxes.view(batch, -1, 4), objectness, [size] * batch, [len(each) for each in levels]
+            )
+        labels, matched = self.rpn.assign_targets_to_anchors(anchors, targets)
+        wanted = self.rpn.box_coder.encode(matched, anchors)
+        entropy, moves = self.rpn.compute_loss(objectness, deltas.flatten(0, 1), labels, wanted)
+        return {"objectness": entropy, "proposals": moves}, proposals
 
     def losses(self, images: Tensor, targets: Sequence[DetectionTarget]) -> dict[str, Tensor]:
         """As :meth:`castling.heads.Detector.losses`.
@@ -162,24 +171,93 @@ class RCNN(PyramidDetector):
         check_targets(images, targets, self.num_classes, masks=self.has_masks)
         raw = self(images)
         size = (images.shape[-2], images.shape[-1])
-        sizes = [size] * len(images)
-        anchors, numbers = self._anchors(raw, size)
-        with set_branch(self.rpn, training=True):
-            proposals = self._proposals(raw, anchors, numbers, sizes)
-        labels, matched = self.rpn.assign_targets_to_anchors(anchors, targets)
-        wanted = self.rpn.box_coder.encode(matched, anchors)
-        objectness, boxes = self.rpn.compute_loss(
-            raw["objectness"], raw["deltas"].flatten(0, 1), labels, wanted
+        first, proposals = self.proposal_losses(raw, size, targets)
+        levels = {name: raw[name] for name in LEVELS}
+        second = self.region_losses(levels, proposals, [size] * len(images), targets)
+        return {**first, **second}
+
+    def propose(self, raw: dict[str, Tensor], size: Size, valid: Tensor | None) -> Regions:
+        """The proposals of each image, best first, as torchvision's network gives them."""
+        device = raw["p2"].device
+        anchors = anchors_of(self.rpn.anchor_generator, size, _PROPOSAL_STRIDES, device)
+        found = []
+        for level, (stride, each) in enumerate(zip(_PROPOSAL_STRIDES, anchors, strict=True)):
+            scores = raw[f"objectness_{stride}"].sigmoid()
+            best = best_pairs(scores, 0.0, self.config.proposals)
+            deltas = take(raw[f"deltas_{stride}"], best.places)
+            boxes = move_boxes(self.rpn.box_coder, deltas, each[best.places])
+            found.append((boxes, best.scores, torch.full_like(best.labels, level)))
+        boxes, scores, labels = (torch.cat(each, 1) for each in zip(*found, strict=True))
+        boxes = clip_boxes(boxes, size, valid)
+        kept = keep_best(
+            boxes,
+            drop_small(boxes, scores, self.rpn.min_size),
+            labels,
+            threshold=self.rpn.nms_thresh,
+            keep=self.config.proposals,
+            num_classes=len(_PROPOSAL_STRIDES),
         )
-        second = self.region_losses({name: raw[name] for name in LEVELS}, proposals, sizes, targets)
-        return {"objectness": objectness, "proposals": boxes, **second}
+        count = used_columns(kept["scores"])
+        return Regions(kept["boxes"][:, :count], kept["scores"][:, :count] > 0)
 
     def decode(
         self, raw: dict[str, Tensor], size: Size, valid: Tensor | None = None
     ) -> dict[str, Tensor]:
         """As :meth:`castling.heads.Detector.decode`; here the second stage runs."""
-        sizes = image_sizes(size, valid, len(raw["deltas"]))
-        with set_branch(self.rpn, training=False):
-            proposals = self._proposals(raw, *self._anchors(raw, size), sizes)
-        found = self.regions({name: raw[name] for name in LEVELS}, proposals, sizes)
-        return stack_detections(found, self.detections)
+        levels = {name: raw[name] for name in LEVELS}
+        return self.detections_of(levels, self.propose(raw, size, valid), size, valid)
+
+    def select(
+        self,
+        logits: Tensor,
+        deltas: Tensor,
+        regions: Regions,
+        coder: Any,
+        size: Size,
+        valid: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """Detections from the outputs for regions.
+
+        Args:
+            logits: (B·n, K+1), the background first.
+            deltas: (B·n, 4·(K+1)), or (B·n, 4) for all classes.
+            regions: that they belong to.
+            coder: of the deltas.
+            size: of the images.
+            valid: see :meth:`decode`.
+        """
+        batch = regions.boxes.shape[0]
+        scores = split_images(logits.softmax(-1)[:, 1:], batch) * regions.there[..., None]
+        best = best_pairs(scores, self.config.score_threshold, _CANDIDATES)
+        classes = deltas.shape[1] // 4
+        rows = best.places if classes == 1 else best.places * classes + best.labels + 1
+        chosen = take(split_images(deltas.view(-1, 4), batch), rows)
+        boxes = clip_boxes(move_boxes(coder, chosen, take(regions.boxes, best.places)), size, valid)
+        return keep_best(
+            boxes,
+            drop_small(boxes, best.scores, 1e-2),
+            best.labels,
+            threshold=self.config.nms_threshold,
+            keep=self.detections,
+            num_classes=self.num_classes,
+        )
+
+    def with_masks(
+        self, found: dict[str, Tensor], levels: dict[str, Tensor], heads: Sequence[MaskHead]
+    ) -> dict[str, Tensor]:
+        """Detections with ``masks`` (B, n, 28, 28): the mean of the heads' sigmoids.
+
+        Args:
+            found: detections without masks.
+            levels: of the pyramid.
+            heads: (levels, boxes (B, m, 4)) → logits (B·m, K, 28, 28).
+        """
+        count = used_columns(found["scores"])
+        labels = found["labels"][:, :count].reshape(-1)
+        index = labels[:, None, None, None].expand(-1, -1, 28, 28)
+        masks = [head(levels, found["boxes"][:, :count]).gather(1, index) for head in heads]
+        mean = torch.stack([each.float().sigmoid() for each in masks]).mean(0).squeeze(1)
+        mean = split_images(mean, found["boxes"].shape[0])
+        there = found["scores"][:, :count, None, None] > 0
+        padding = (0, 0, 0, 0, 0, self.detections - count)
+        return {**found, "masks": F.pad(mean * there, padding)}

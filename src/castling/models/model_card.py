@@ -28,6 +28,11 @@ class CardLike(Protocol):
         ...
 
     @property
+    def head(self) -> Mapping[str, Any] | None:
+        """Name and options of a dense model's head; None for whole models."""
+        ...
+
+    @property
     def attention(self) -> Mapping[str, Any] | None:
         """Name and options; None keeps the architecture's own."""
         ...
@@ -139,6 +144,9 @@ def _introduction(card: CardLike) -> str:
 
 def _facts(card: CardLike, parameters: int | None, macs: int | None) -> str:
     rows = [("architecture", f"`{card.name}`")]
+    if card.head is not None:
+        options = {key: value for key, value in card.head.items() if key != "name"}
+        rows.append(("options of its head", _cell(json.dumps(options)[1:-1].replace('"', ""))))
     if parameters is not None:
         rows.append(("parameters", f"{parameters:,}"))
     if macs is not None:

@@ -96,11 +96,16 @@ def attention_backend(backend: str | None) -> Iterator[None]:
         _forced.reset(token)
 
 
-def forced_backend() -> str | None:
+def _forced_here() -> str | None:
     """The backend forced where this is called; None without."""
     if torch.compiler.is_dynamo_compiling() and _traced != "":
         return _traced
     return _forced.get()
+
+
+def naive_is_forced() -> bool:
+    """Whether :func:`attention_backend` asks for basic operators here."""
+    return _forced_here() == "naive"
 
 
 def backend_module(backend: str, tensor: Tensor) -> ModuleType | None:
@@ -156,7 +161,7 @@ def select_backend(*tensors: Tensor) -> str:
         BackendError: the forced backend cannot run on this device or precision.
     """
     query = tensors[0]
-    forced = forced_backend()
+    forced = _forced_here()
     if forced is not None:
         return _forced_backend(forced, query)
     if query.dtype not in _FUSED_DTYPES:

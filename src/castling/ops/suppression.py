@@ -19,7 +19,7 @@ from torch._decomp import register_decomposition
 from torch.nn import functional as F
 from torchvision.ops import nms
 
-from castling.ops.backends import forced_backend
+from castling.ops.backends import naive_is_forced
 from castling.ops.operators import library
 
 
@@ -55,7 +55,7 @@ def suppress(
         missing = keep - scores.shape[1]
         boxes = F.pad(boxes, (0, 0, 0, missing))
         scores, labels = F.pad(scores, (0, missing)), F.pad(labels, (0, missing))
-    run = _in_steps if forced_backend() == "naive" else torch.ops.castling.suppress
+    run = _in_steps if naive_is_forced() else torch.ops.castling.suppress
     return Kept(*run(boxes, scores, labels, threshold, keep, num_classes))
 
 

@@ -1,7 +1,8 @@
 """``castling bench models``: whole models against their softmax host and attention-free bound.
 
 Notable:
-- no time without an output that agrees with the naive backend, or with eager PyTorch;
+- no time without outputs that agree with the naive backend, or with eager PyTorch;
+- detectors are timed whole, decoding and suppression included;
 - a model is compared with the fastest of its softmax hosts in the same runtime;
 - a folded model is also compared with the unfolded model of the same run;
 - the attention-free bound, projections kept, shows how much a faster attention could gain.
@@ -27,9 +28,9 @@ from castling.profiling.checks import (
     MODEL_LIMIT,
     RUNTIME_LIMIT,
     CheckError,
-    relative_rms,
     require_close,
     require_sane,
+    worst_rms,
 )
 from castling.profiling.comparison import FAILURES, Comparison
 from castling.profiling.machine import machine_facts
@@ -37,6 +38,7 @@ from castling.profiling.memory import peak_megabytes, resident_megabytes
 from castling.profiling.model_results import ModelMeasurement, ModelsResult
 from castling.profiling.runtimes import VARIANTS, Run, Runtimes, runtime_versions, runtimes
 from castling.profiling.timing import Clock, Timer, cpu_threads, specialised, timer_for
+from castling.profiling.whole import compared, whole
 from castling.utils.devices import read_device
 from castling.utils.text import did_you_mean, first_line
 
@@ -149,31 +151,31 @@ class _Bench:
 
     def _built(self, candidate: Candidate) -> nn.Module:
         torch.manual_seed(0)
-        return candidate.build(self.size).eval().to(self.device)
+        return whole(candidate.build(self.size).eval().to(self.device))
 
     def _counted(self, model: nn.Module) -> dict[str, Any]:
         counted = macs(model, (3, *self.size))
         return {"macs": counted.total, "parameters": counted.parameters}
 
-    def _checked(self, name: str, model: nn.Module) -> tuple[Tensor, float | None]:
-        """Output, and its error against the naive backend for models with attention of ours."""
+    def _checked(self, name: str, model: nn.Module) -> tuple[dict[str, Tensor], float | None]:
+        """Outputs, and their error against the naive backend for models with attention of ours."""
         if auxiliaries(model):
             raise CheckError(f"{name} still has auxiliary branches, which are for training only")
-        out = require_sane(name, model(self.images), self.batch)
+        out = compared(model(self.images))
+        require_sane(name, out, self.batch)
         if not any(isinstance(module, AttentionCore) for module in model.modules()):
             return out, None
         with attention_backend("naive"):
-            error = relative_rms(out, model(self.images))
+            error = worst_rms(compared(model(self.images)), out)
         require_close(f"{name}'s output", error, MODEL_LIMIT)
         return out, error
 
     def _ready(
-        self, ways: Runtimes, row: ModelMeasurement, expected: Tensor
+        self, ways: Runtimes, row: ModelMeasurement, expected: dict[str, Tensor]
     ) -> tuple[Run, ModelMeasurement]:
         call = ways.prepare(row.variant)
         if row.variant != "eager":
-            out = torch.as_tensor(call())
-            error = relative_rms(out.cpu(), expected.cpu())
+            error = worst_rms(compared(ways.named(row.variant, call())), expected)
             require_close(f"{row.model}'s output in {row.variant}", error, RUNTIME_LIMIT)
             row = replace(row, relative_rms=error)
         if row.variant == "folded":

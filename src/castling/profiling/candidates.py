@@ -20,6 +20,7 @@ from torch import nn
 from castling.attention import attention_config, auxiliaries
 from castling.attention.config import AttentionConfig
 from castling.models.builder import build_model
+from castling.models.names import split_name
 from castling.profiling.attention_free import is_ours, without_attention
 from castling.surgery import convertible, strip_
 
@@ -76,10 +77,10 @@ def model_candidate(
     hosts: Sequence[str] = (),
     bound: str = "",
 ) -> Candidate:
-    """A timm model as used for inference: auxiliary branches are removed.
+    """A model as used for inference: auxiliary branches are removed.
 
     Args:
-        name: timm name.
+        name: timm name, or ``HEAD/BACKBONE``.
         attention: attention to convert it to, as for :func:`read_attention`; None keeps its own.
         kwargs: further arguments of the model.
         hosts: names of the softmax candidates it is compared with.
@@ -102,7 +103,7 @@ def choose_candidates(models: Sequence[str], attentions: Sequence[str] = ()) -> 
     """Models together with their softmax hosts and attention-free bounds.
 
     Args:
-        models: timm names. A model with softmax attention is its own host.
+        models: timm names, or ``HEAD/BACKBONE``. A model with softmax attention is its own host.
         attentions: put into each of ``models``; empty measures the models as they are.
 
     Raises:
@@ -130,11 +131,15 @@ def _with_bound(candidate: Candidate, add: Callable[[Candidate], str]) -> Candid
 
 
 def _hosts(name: str) -> list[tuple[str, str | None]]:
-    """The softmax hosts of a model: (timm name, attention to put in).
+    """The softmax hosts of a model: (name, attention to put in).
 
-    Where timm computes the score matrix explicitly (LeViT, MViTv2), the host with PyTorch's fused
-    kernel is measured as well, and the faster of the two counts.
+    Those of a dense model are its head on the hosts of its backbone. Where timm computes the score
+    matrix explicitly (LeViT, MViTv2), the host with PyTorch's fused kernel is measured as well, and
+    the faster of the two counts.
     """
+    head, backbone = split_name(name)
+    if head:
+        return [(f"{head}/{host}", attention) for host, attention in _hosts(backbone)]
     host = _TIMM_HOSTS.get(name, name.removeprefix("castling_"))
     host = host if timm.is_model(host) else name
     if not timm.is_model(host):  # building it later says what timm knows instead

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import timm
 
 from castling.attention import attention_config
 from castling.attention import list_attentions as attention_names
+from castling.models.dense import head_config, head_spec, head_to_dict
+from castling.models.dense import list_heads as head_names
 from castling.models.registry import list_models as model_names
 from castling.ops.macs import macs
 from castling.surgery import strip_
@@ -48,6 +51,30 @@ class ModelEntry:
 
 
 @dataclass(frozen=True)
+class HeadEntry:
+    """A head of dense models.
+
+    Attributes:
+        name: before the slash of ``HEAD/BACKBONE``.
+        task: that trains it.
+        summary: first line of its builder's documentation.
+        options: option → default.
+    """
+
+    name: str
+    task: str
+    summary: str
+    options: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.name + '/BACKBONE':34}{self.task:>13}  {self.summary}"
+
+
+@dataclass(frozen=True)
 class AttentionEntry:
     """A registered attention.
 
@@ -73,22 +100,33 @@ class AttentionEntry:
 
 
 def list_models(pattern: str = "*", *, count: bool = False) -> list[ModelEntry]:
-    """The models of this package.
+    """The models of this package that have a name of their own.
 
     Args:
         pattern: shell pattern of names.
         count: build each model and count parameters and multiply-accumulates; takes seconds.
 
     Raises:
-        ValueError: no name matches.
+        ValueError: no name of a model or head matches.
     """
     names = model_names(pattern)
-    if not names:
+    if not names and not list_heads(pattern):
         raise ValueError(
             f"no model matches {pattern!r}; castling models lists all"
-            f"{did_you_mean(pattern.strip('*'), model_names())}"
+            f"{did_you_mean(pattern.strip('*'), [*model_names(), *head_names()])}"
         )
     return [_model_entry(name, count) for name in names]
+
+
+def list_heads(pattern: str = "*") -> list[HeadEntry]:
+    """The heads whose names match a shell pattern, for dense models ``HEAD/BACKBONE``."""
+    return [_head_entry(name) for name in head_names() if fnmatchcase(name, pattern)]
+
+
+def _head_entry(name: str) -> HeadEntry:
+    options = head_to_dict(name, head_config(name))
+    summary = _summary(head_spec(name).build)
+    return HeadEntry(options.pop("name"), head_spec(name).task, summary, options)
 
 
 def _model_entry(name: str, count: bool) -> ModelEntry:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,18 +40,22 @@ class CheckError(RuntimeError):
     """A candidate failed its check; it is not timed."""
 
 
-def require_sane(name: str, output: object, batch: int) -> Tensor:
-    """``output``, if it is one finite tensor of ``batch`` rows.
+def require_sane(name: str, outputs: Mapping[str, Tensor], batch: int) -> None:
+    """Raise CheckError unless there are outputs, all finite and of ``batch`` rows."""
+    if not outputs:
+        raise CheckError(f"{name} gave no floating-point numbers")
+    for output in outputs.values():
+        if output.shape[:1] != (batch,):
+            raise CheckError(f"{name} gave {tuple(output.shape)} for a batch of {batch} images")
+        if not bool(torch.isfinite(output).all()):
+            raise CheckError(f"{name} gave NaN or infinite values")
 
-    Raises:
-        CheckError: it is not.
-    """
-    if not isinstance(output, Tensor) or output.shape[0] != batch:
-        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise CheckError(f"{name} gave {shape} for a batch of {batch} images")
-    if not bool(torch.isfinite(output).all()):
-        raise CheckError(f"{name} gave NaN or infinite values")
-    return output
+
+def worst_rms(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """The largest :func:`relative_rms` of any output; infinite where one is missing."""
+    if set(found) != set(expected):
+        return float("inf")
+    return max(relative_rms(found[name].cpu(), value.cpu()) for name, value in expected.items())
 
 
 def relative_rms(found: Tensor, expected: Tensor) -> float:

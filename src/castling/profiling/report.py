@@ -246,14 +246,14 @@ def add_export(page: Page, report: Mapping[str, Any]) -> None:
         [
             " × ".join(str(side) for side in check["shape"]),
             f"{check['max_difference']:.1e}",
-            "" if check["argmax_agreement"] is None else percent(check["argmax_agreement"]),
+            "" if check["agreement"] is None else percent(check["agreement"]),
         ]
         for check in report["checks"]
     ]
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     page.add(
         "ONNX export, verified",
-        table(["images (batch × channels × height × width)", "max difference", "same class"], rows),
+        table(["images (batch × channels × height × width)", "max difference", "agreement"], rows),
         note=f"{Path(report['path']).name}, {report['bytes'] / 1e6:.2f} MB"
         + ("" if report["opset"] is None else f", opset {report['opset']}")
         + f": run again in {report['runtime']} at shapes that were not traced. "

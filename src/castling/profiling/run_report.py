@@ -130,6 +130,7 @@ def write_run_report(run_dir: str | os.PathLike[str], changes: Changes | None = 
     _add_curves(page, run)
     _add_predictions(page, run)
     report.add_switch(page, run.result)
+    _add_speed(page, run)
     report.add_trajectories(page, run.folder)
     _add_recipe(page, run, changes)
     _add_data(page, run)
@@ -295,6 +296,27 @@ def _block(part: ReportPart, folder: Path) -> str:
         ),
         large=part.large,
     )
+
+
+def _add_speed(page: Page, run: RunFacts) -> None:
+    """How fast the evaluation was; nothing for runs of versions that did not write that down."""
+    result = run.result
+    if not result.images_per_second:
+        return
+    facts = [(_rate(result.images_per_second), "images per second, as trained")]
+    if result.switched_images_per_second:
+        facts.append((_rate(result.switched_images_per_second), "images per second, switched"))
+    page.add(
+        "Speed",
+        cards(facts),
+        note=f"Evaluation of the {run.split} images in the batches of this run, with reading them "
+        "and everything that the task computes, while the machine may have been busy. castling "
+        "bench models measures the model alone.",
+    )
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
 
 
 def _add_recipe(page: Page, run: RunFacts, changes: Changes | None) -> None:

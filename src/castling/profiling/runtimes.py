@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from castling.export.outputs import NamedOutputs
+from castling.export.outputs import NamedOutputs, name_outputs
 from castling.export.target import (
     ExportError,
     ExportJob,
@@ -27,7 +27,9 @@ from castling.export.target import (
     require_packages,
     target_named,
 )
+from castling.profiling.whole import WholeDetector
 from castling.surgery import fold_
+from castling.utils.modes import out_of_place
 
 
 class _Exported(NamedTuple):
@@ -77,9 +79,10 @@ class Runtimes:
     def __init__(self, model: nn.Module, images: Tensor, folder: Path) -> None:
         self.model, self.images, self.folder = model, images, folder
         self._failures: dict[str, ExportError] = {}
+        self._names: dict[str, tuple[str, ...]] = {}
 
     def prepare(self, variant: str) -> Run:
-        """A call that runs the model once; its result is a tensor or an array.
+        """A call that runs the model once; :meth:`named` reads its result.
 
         Raises:
             UnavailableError: the runtime is not installed, or does not run on this device.
@@ -101,14 +104,23 @@ class Runtimes:
         if exported.cpu_only and self.images.device.type != "cpu":
             raise UnavailableError(f"{variant} is measured on the CPU only")
         path = self._exported(exported.writer)
-        run = reader.open(path, threads=torch.get_num_threads()).runner(self.images)
-        return lambda: run()[0]
+        opened = reader.open(path, threads=torch.get_num_threads())
+        self._names[variant] = opened.output_names
+        return opened.runner(self.images)
+
+    def named(self, variant: str, result: Any) -> dict[str, Tensor]:
+        """The outputs in what a call of :meth:`prepare` returned."""
+        if variant not in self._names:
+            return name_outputs(result)
+        names = self._names[variant]
+        return {name: torch.as_tensor(result[index]) for index, name in enumerate(names)}
 
     @cached_property
     def folded(self) -> nn.Module:
         """A copy rewritten by ``castling.fold_``; FoldError where that would change its output."""
         twin = copy.deepcopy(self.model)
-        fold_(twin, self.images[:1])
+        # Decoding may fall out otherwise in the last bit.
+        fold_(twin.detector if isinstance(twin, WholeDetector) else twin, self.images[:1])
         return twin
 
     def _exported(self, name: str) -> Path:
@@ -123,7 +135,8 @@ class Runtimes:
             metadata = {"outputs": json.dumps(names)}
             job = ExportJob(model, self.images, names, "none", metadata)
             try:
-                target.write(job, path)
+                with out_of_place(self.model):
+                    target.write(job, path)
             except ExportError as error:
                 self._failures[name] = error
                 raise

@@ -87,6 +87,8 @@ class Task(nn.Module):
     maximize: ClassVar[bool] = True
     #: Metrics that are percentages.
     percentages: ClassVar[frozenset[str]] = frozenset()
+    #: Metrics shown after every epoch; empty for all.
+    epoch_metrics: ClassVar[tuple[str, ...]] = ()
     #: Kinds of sources that can be trained on; see ``DataInfo.kind``.
     kinds: ClassVar[frozenset[str]]
     #: The Hugging Face hub's name of the task, for model cards.
@@ -152,6 +154,11 @@ class Task(nn.Module):
         names = self.preprocessing_options
         values = {name: getattr(self.transform_options, name) for name in names}
         return values | {"mean": self.preprocess.mean, "std": self.preprocess.std}
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the batches that a model sees in evaluation."""
+        return self.transform_options.size
 
     def input_format(self) -> dict[str, Any]:
         """How to turn an image file into the model's input, for readers that lack castling.

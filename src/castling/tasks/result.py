@@ -27,6 +27,9 @@ class TrainResult:
         percentages: metrics in percent.
         switched_metrics: the same after the auxiliary branches were cast away; empty for a model
             without branches, or when the switch was refused.
+        images_per_second: of the last evaluation of the trained model, loading and the metric
+            included; 0 in results of earlier versions.
+        switched_images_per_second: the same after the switch; 0 where there was none.
         switch_refused: why the switch was refused; empty otherwise.
         switch: the certificate of the switch, granted or not.
         parameters: number of parameters of the trained model.
@@ -52,6 +55,8 @@ class TrainResult:
     headline: str = "top1"
     percentages: tuple[str, ...] = _OLD_PERCENTAGES
     switched_metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    images_per_second: float = 0.0
+    switched_images_per_second: float = 0.0
     switch_refused: str = ""
     switch: dict[str, Any] = dataclasses.field(default_factory=dict)
     parameters: int = 0

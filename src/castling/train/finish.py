@@ -146,11 +146,12 @@ def _save(
             model, training_images(module, module.recipe.regularize.batchnorm_images)
         )
     model.eval()
-    metrics = _metrics(model, module)
+    metrics, speed = _metrics(model, module)
     save_model(model, folder, dataclasses.replace(card, metrics=metrics), **_page(module))
     saved: dict[str, Any] = {
         "metrics": metrics,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "images_per_second": speed,
     }
     if auxiliaries(model) and module.recipe.switch.enabled:
         saved |= _switch(model, module, card, folder)
@@ -171,13 +172,14 @@ def _switch(
         )
     except SwitchRefusedError as error:
         return {"switch_refused": str(error), "switch": error.report.to_dict()}
-    metrics = _metrics(model, module)
+    metrics, speed = _metrics(model, module)
     folder = folder / "switched"
     card = dataclasses.replace(card, switched=True, metrics=metrics)
     save_model(model, folder, card, certificate=report.to_dict(), **_page(module))
     write_json(folder / CERTIFICATE, report.to_dict())
     return {
         "switched_metrics": metrics,
+        "switched_images_per_second": speed,
         "switch": report.to_dict(),
         "switched_dir": str(folder),
     }
@@ -189,21 +191,26 @@ def _page(module: TrainingModule) -> dict[str, Any]:
     return {"pipeline_tag": task.pipeline_tag, "percentages": task.percentages}
 
 
-def _metrics(model: nn.Module, module: TrainingModule) -> dict[str, float]:
-    """Metrics of every split, ``val_…`` and ``test_…``; the same where the splits are one."""
+def _metrics(model: nn.Module, module: TrainingModule) -> tuple[dict[str, float], float]:
+    """Metrics of every split, ``val_…`` and ``test_…``; the same where the splits are one.
+
+    With the number of images per second of the last evaluation.
+    """
     metrics: dict[str, float] = {}
+    speed = 0.0
     for split in ("val", "test"):
         if split not in module.data.sizes:
             continue
         result = evaluate_loader(module.task, model, module.data.loader(split), split)
         metrics |= {f"{split}_{name}": value for name, value in result.metrics.items()}
+        speed = result.images_per_second
     if "test" not in module.data.sizes:
         metrics |= {
             name.replace("val_", "test_", 1): value
             for name, value in metrics.items()
             if name.startswith("val_")
         }
-    return metrics
+    return metrics, speed
 
 
 def _calibration(module: TrainingModule, images: int) -> Iterator[torch.Tensor]:

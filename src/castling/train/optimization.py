@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -60,10 +60,7 @@ def build_optimizer(
     extra: dict[str, object] = {}
     if config.betas is not None:
         extra["betas"] = tuple(config.betas)
-    never = set(_NEVER_DECAYED)
-    spared: Callable[[], Iterable[str]] | None = getattr(model, "no_weight_decay", None)
-    if spared is not None:
-        never |= set(spared())
+    never = set(_NEVER_DECAYED) | set(_spared(model))
     # Groups are made here because create_optimizer_v2 takes no further patterns.
     if config.layer_decay < 1:
         groups = timm.optim.param_groups_layer_decay(
@@ -110,6 +107,14 @@ def _scaled(
             scale = group.get("lr_scale", 1.0) * factor
             divided.append({**group, "params": parameters, "lr_scale": scale})
     return divided
+
+
+def _spared(model: nn.Module) -> Iterator[str]:
+    """What ``no_weight_decay()`` names, of the model and of those inside it, such as a backbone."""
+    for prefix, module in model.named_modules():
+        names: Callable[[], Iterable[str]] | None = getattr(module, "no_weight_decay", None)
+        for name in names() if names is not None else ():
+            yield f"{prefix}.{name}" if prefix else name
 
 
 def learning_rate(

@@ -28,3 +28,23 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     with preserve_modes(model):
         model.eval()
         yield
+
+
+@contextlib.contextmanager
+def out_of_place(model: nn.Module) -> Iterator[None]:
+    """Within the context, activations of ``model`` do not overwrite their input.
+
+    PyTorch's exporters decompose in-place operators one by one, which takes them several times as
+    long; the result is the same.
+    """
+    changed = [module for module in model.modules() if getattr(module, "inplace", False) is True]
+
+    def set_all(inplace: bool) -> None:
+        for module in changed:
+            setattr(module, "inplace", inplace)  # noqa: B010  # modules in general have none
+
+    set_all(False)
+    try:
+        yield
+    finally:
+        set_all(True)

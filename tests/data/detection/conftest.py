@@ -42,6 +42,11 @@ def save_noise(path: Path, size: tuple[int, int], seed: int) -> None:
     Image.fromarray(pixels).save(path)
 
 
+@pytest.fixture(name="save_noise")
+def _save_noise() -> Callable[[Path, tuple[int, int], int], None]:
+    return save_noise
+
+
 @pytest.fixture
 def coco_folder(tmp_path: Path) -> Callable[..., CocoFolder]:
     """Images 64×48 with three objects each, of the classes cat (3), dog (7) and hen (8)."""

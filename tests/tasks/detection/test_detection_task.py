@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from toy_detector import Toy
 
 from castling.data import (
     Batch,
@@ -23,7 +24,6 @@ from castling.tasks import Step, build_task, list_tasks
 from castling.tasks.detection import DetectionConfig, DetectionPrediction, targets_of
 from castling.tasks.detection.coco_files import CocoIds, coco_results
 from castling.tasks.evaluation import evaluate_loader
-from toy_detector import Toy
 
 OPTIONS = DetectionTransformConfig(image_size=64, crop=0.0, photometric=0.0, multiple=8)
 INFO = DataInfo(["cat", "dog"], {"train": 1}, kind="detection", has_masks=True)
@@ -113,7 +113,7 @@ def test_a_model_of_other_classes_is_refused():
     with pytest.raises(ValueError, match="no detector"):
         task.prepare_training(nn.Identity())
     options = dataclasses.replace(OPTIONS, multiple=4)
-    with pytest.raises(ValueError, match="data.transform.multiple is 4.*set it to 8"):
+    with pytest.raises(ValueError, match=r"data.transform.multiple is 4.*set it to 8"):
         build_task(DetectionConfig(), INFO, options).prepare_training(detector(2))
     bare = dataclasses.replace(INFO, has_masks=False)
     with pytest.raises(ValueError, match="has boxes alone"):
@@ -188,9 +188,9 @@ def test_coco_ids_of_a_file(tmp_path):
     (first, *_) = coco_results([prediction()], ids)
     assert (first["image_id"], first["category_id"]) == (139, 18)
     assert ids.image("somewhere/y/b.png") == 5
-    with pytest.raises(ValueError, match="more than one image is called b.png"):
+    with pytest.raises(ValueError, match=r"more than one image is called b.png"):
         ids.image("b.png")
-    with pytest.raises(ValueError, match="no image is called c.png"):
+    with pytest.raises(ValueError, match=r"no image is called c.png"):
         ids.image("c.png")
     with pytest.raises(ValueError, match="no category fish"):
         CocoIds.read(file, ["cat", "fish"])

@@ -13,8 +13,10 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from castling.data.detection.masks import encode_masks, pack_masks
+from castling.data import open_source, source_config_class
+from castling.data.detection.masks import decode_masks, encode_masks, pack_masks, unpack_rles
 from castling.tasks.detection import DetectionPrediction
+from castling.tasks.detection.coco_files import CocoIds, coco_results
 from castling.tasks.detection.metrics import DetectionMetrics
 
 CLASSES = ["cat", "dog", "bird", "fish"]
@@ -87,8 +89,6 @@ def plain(rle):
 
 def by_pycocotools(scenes, kind):
     """(10, 101, K, 4) precision of pycocotools, and its statistics."""
-    from castling.data.detection.masks import unpack_rles
-
     images, annotations, results = [], [], []
     for number, (prediction, target) in enumerate(scenes, 1):
         images.append({"id": number, "height": SIZE[0], "width": SIZE[1]})
@@ -257,26 +257,57 @@ def test_three_thousand_objects():
     assert metric.compute()["AP"] == pytest.approx(100 * 4 / 101)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (COCO_MINI / "instances_val.json").is_file(), reason="no coco_mini")
-def test_coco_annotations_found_again_are_all_right():
-    """Real annotations, crowds among them, given back as detections: AP 100 but for the crowds."""
-    from castling.data import open_source
-    from castling.data.registry import source_config_class
-
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_real_annotations_give_the_figures_of_pycocotools(kind):
+    """Moved objects of COCO, crowds among them, against the annotations in their own file."""
     source = open_source(source_config_class("coco")(path=str(COCO_MINI)))
-    metric = DetectionMetrics(len(source.info.classes))
-    for index in range(min(10, source.info.splits["val"])):
+    classes = source.info.classes
+    metric = DetectionMetrics(len(classes))
+    predictions = []
+    for index in range(source.info.splits["val"]):
         sample = source.sample("val", index)
-        target = sample.target
-        keep = ~target["iscrowd"]
-        labels = target["labels"][keep].tolist()
-        prediction = DetectionPrediction(
-            name=sample.name,
-            original_size=sample.original_size,
-            boxes=tuple(map(tuple, target["boxes"][keep].tolist())),
-            scores=(0.9,) * len(labels),
-            labels=tuple(labels),
-            classes=tuple(source.info.classes[label] for label in labels),
-        )
-        metric.update([prediction], [target], [index])
-    assert metric.compute()["AP"] == pytest.approx(100)
+        rng = np.random.default_rng(index)
+        predictions.append(moved(sample, rng, classes))
+        metric.update([predictions[-1]], [sample.target], [index])
+    ids = CocoIds.read(COCO_MINI / "instances_val.json", classes)
+    results = coco_results(predictions, ids)
+    for entry in results:
+        del entry["segmentation" if kind == "bbox" else "bbox"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(COCO_MINI / "instances_val.json"))
+        evaluation = COCOeval(truth, truth.loadRes(results), kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    prefix = "" if kind == "bbox" else "mask_"
+    found = metric.compute()
+    for name, expected in zip(NAMES, evaluation.stats[:6], strict=True):
+        assert found[prefix + name] == pytest.approx(100 * expected, abs=1e-9)
+    assert 20 < found[f"{prefix}AP"] < 90
+
+
+def moved(sample, rng, classes):
+    """Detections near the objects, some with another class, with scores in random order."""
+    target, (height, width) = sample.target, sample.original_size
+    boxes = target["boxes"].numpy()
+    shift = rng.integers(-3, 4, (len(boxes), 2))
+    boxes = (boxes + np.tile(shift, 2)).clip(0, [width, height] * 2)
+    masks = [
+        np.roll(mask, (y, x), (0, 1))
+        for mask, (x, y) in zip(decode_masks(target["segmentation"]).numpy(), shift, strict=True)
+    ]
+    labels = target["labels"].numpy().copy()
+    other = rng.random(len(labels)) < 0.1
+    labels[other] = rng.integers(0, len(classes), int(other.sum()))
+    scores = rng.random(len(labels)).astype(np.float32)
+    return DetectionPrediction(
+        name=sample.name,
+        original_size=(height, width),
+        boxes=tuple(map(tuple, boxes.astype(np.float32).tolist())),
+        scores=tuple(scores.tolist()),
+        labels=tuple(labels.tolist()),
+        classes=tuple(classes[label] for label in labels),
+        masks=tuple(map(plain, encode_masks(torch.tensor(np.array(masks))))) if masks else (),
+    )

@@ -28,7 +28,7 @@ def read_boxes(
     style: BoxStyle,
     place: Callable[[int], str],
     faults: Faults,
-) -> tuple[Floats, Flags]:
+) -> tuple[Floats, Flags, bool]:
     """Check boxes and turn them into corners.
 
     Where most boxes of the split are written in another convention, that alone is reported.
@@ -42,7 +42,7 @@ def read_boxes(
 
     Returns:
         (n, 4) x1, y1, x2, y2 in pixels, or as shares for ``shares``, clipped where a box reaches
-        out; and (n,) which boxes can be used.
+        out; (n,) which boxes can be used; and whether they are written in the expected convention.
     """
 
     def report(name: str, found: Flags) -> None:
@@ -57,7 +57,7 @@ def read_boxes(
     convention = _other_convention(raw, limits, usable, style)
     if convention:
         report(convention, usable)
-        return _corners(raw, style), usable
+        return _corners(raw, style), usable, False
     boxes = _corners(raw, style)
     with np.errstate(invalid="ignore"):  # infinities are not usable in any case
         extent = boxes[:, 2:] - boxes[:, :2]
@@ -77,7 +77,7 @@ def read_boxes(
     )
     report("partly_outside", partly)
     boxes[partly] = clipped[partly]
-    return boxes, usable
+    return boxes, usable, True
 
 
 def _corners(raw: Floats, style: BoxStyle) -> Floats:

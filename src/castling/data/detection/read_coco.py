@@ -4,76 +4,28 @@ from __future__ import annotations
 
 import json
 import math
-import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from castling.data.detection.faults import Faults
 from castling.data.detection.image_files import size_in_header
-from castling.data.detection.locate import locate, split_of
+from castling.data.detection.locate import locate
 from castling.data.detection.segmentations import Segmentation, read_segmentation
 from castling.data.detection.source import Annotations
 from castling.data.detection.table import Table, TableBuilder
-from castling.data.errors import DataError
 from castling.data.files import FileStore
-
-#: Other files that come with COCO and its exports; they hold no boxes.
-_OTHER = ("captions", "panoptic", "person_keypoints", "stuff", "image_info", "classes")
-_PEEK = 1 << 16  # bytes of a file's beginning by which it is known
-_SIGNS = (b'"images"', b'"annotations"', b'"categories"')
 
 
 @dataclass
 class _File:
-    """One annotation file, its sections as far as they are sound."""
+    """One annotation file, its sections as far as they are sound, and ids of other entries."""
 
     name: str
+    lost: set[Any]
     images: list[dict[str, Any]]
     annotations: list[dict[str, Any]]
     categories: dict[Any, str]
-
-
-def find_annotations(store: FileStore) -> tuple[dict[str, str], list[str]]:
-    """The annotation file of each split, by name; those that are called like no split train.
-
-    Raises:
-        DataError: there is none, or there are several for one split.
-    """
-    files = store.listing().files
-    named = [file for file in files if file.lower().endswith(".json") and not _is_other(file)]
-    instances = [file for file in named if "instances" in posixpath.basename(file).lower()]
-    found: dict[str, list[str]] = {}
-    for file in instances or [file for file in named if _looks_like_coco(store, file)]:
-        stem, folder = posixpath.basename(file), posixpath.basename(posixpath.dirname(file))
-        found.setdefault(split_of(stem) or split_of(folder) or "train", []).append(file)
-    where = store.describe("")
-    if not found:
-        raise DataError(
-            f"no COCO annotation file in {where}: put instances_train.json (and "
-            "instances_val.json) there or into annotations/, or name it with source.train"
-        )
-    for split, several in found.items():
-        if len(several) > 1:
-            raise DataError(
-                f"several files may be the annotations of the {split} split in {where}: "
-                f"{', '.join(several[:4])}; name one of them with source.{split}"
-            )
-    notes = []
-    if "train" not in found and len(found) == 1:
-        (split,) = found
-        notes.append(f"there are {split} annotations only, so they serve for training")
-        found = {"train": found[split]}
-    return {split: files[0] for split, files in found.items()}, notes
-
-
-def is_coco(store: FileStore) -> bool:
-    """Whether there are COCO annotation files."""
-    try:
-        find_annotations(store)
-    except DataError as error:
-        return str(error).startswith("several")
-    return True
 
 
 def read_coco(
@@ -102,18 +54,6 @@ def read_coco(
     return Annotations(store, classes, tables, faults, counts, notes)
 
 
-def _is_other(file: str) -> bool:
-    return posixpath.basename(file).lower().startswith(_OTHER)
-
-
-def _looks_like_coco(store: FileStore, file: str) -> bool:
-    with store.open(file) as stream:
-        head = stream.read(_PEEK)
-        stream.seek(max(0, stream.seek(0, 2) - _PEEK))
-        head += stream.read()
-    return sum(sign in head for sign in _SIGNS) + (b'"bbox"' in head) >= 2
-
-
 def _read_file(store: FileStore, name: str, faults: Faults) -> _File | None:
     """One file; None where nothing can be made of it."""
     try:
@@ -126,6 +66,7 @@ def _read_file(store: FileStore, name: str, faults: Faults) -> _File | None:
         faults.add("not_whole", f"{store.describe(name)} holds no object but a {_kind(content)}")
         return None
     sections: dict[str, list[dict[str, Any]]] = {}
+    lost: set[Any] = set()
     for section in ("images", "annotations", "categories"):
         entries = content.get(section)
         if not isinstance(entries, list):
@@ -136,6 +77,8 @@ def _read_file(store: FileStore, name: str, faults: Faults) -> _File | None:
             bad = next(each for each in entries if each not in sound)
             text = f"{name}: {section} such as {json.dumps(bad)[:60]}"
             faults.add("no_section", text, len(entries) - len(sound))
+            ids = (each.get("id") for each in entries if isinstance(each, dict))
+            lost |= {each for each in ids if _is_id(each)} - {each.get("id") for each in sound}
         sections[section] = sound
     if len(sections) < 3:
         return None
@@ -145,7 +88,7 @@ def _read_file(store: FileStore, name: str, faults: Faults) -> _File | None:
         if key in categories or label in categories.values():
             faults.add("double_category", f"{label} ({key}) of {name}")
         categories.setdefault(key, label)
-    return _File(name, sections["images"], sections["annotations"], categories)
+    return _File(name, lost, sections["images"], sections["annotations"], categories)
 
 
 def _complete(entry: dict[str, Any], section: str) -> bool:
@@ -196,6 +139,7 @@ def _table(
             faults.add("no_size", f"{entry['file_name']} of {file.name}")
             size = size_in_header(store, path)
         places[entry["id"]] = builder.add_image(path, size, entry["file_name"])
+    ids |= file.lost  # reported already
     numbers = {name: label for label, name in enumerate(classes)}
     labels = {key: numbers.get(name) for key, name in file.categories.items()}
     known: set[int] = set()
@@ -212,7 +156,8 @@ def _table(
             continue
         where = f"{what} of {builder.origins[image]}"
         if label is None:
-            faults.add("unknown_category", f"{where}: category {entry['category_id']}")
+            if entry["category_id"] not in file.lost:
+                faults.add("unknown_category", f"{where}: category {entry['category_id']}")
             continue
         if not _is_number(number) or number in known:
             if number is not None:

@@ -79,8 +79,10 @@ def read_voc(
             difficult,
             TableBuilder("corners", "object", faults, training=split == "train"),
         )
-        for split, chosen in voc_splits(store, names, images, faults).items()
+        for split, chosen in voc_splits(store, names, faults).items()
     }
+    used = {file for table in tables.values() for file in table.files}
+    faults.add_all("unannotated", images.without(names, used))
     objects = sum(len(file.objects) for file in read.values())
     return Annotations(store, classes, tables, faults, {"objects": objects, "images": len(names)})
 

@@ -23,14 +23,18 @@ from castling.data.files import FileStore
 _UNNAMED = 1000  # classes without names, at most: a larger number is a fault
 
 
-def read_yolo(store: FileStore) -> Annotations:
+def read_yolo(store: FileStore, settings: str = "") -> Annotations:
     """Read all label files of a folder.
+
+    Args:
+        store: the files.
+        settings: the file that names classes and folders; empty: a YAML file that does.
 
     Raises:
         DataError: there are no images with labels.
     """
     faults = Faults()
-    layout = yolo_layout(store, faults)
+    layout = yolo_layout(store, settings, faults)
     faults.add_all("unknown_image", layout.spare)
     if not layout.labels:
         raise DataError(

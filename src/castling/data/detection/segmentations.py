@@ -61,30 +61,50 @@ def box_to_rle(box: Sequence[float], size: tuple[int, int]) -> Rle:
     return polygons_to_rle([[x1, y1, x2, y1, x2, y2, x1, y2]], size)
 
 
-def compare_with_box(
-    segmentation: Segmentation, box: NDArray[np.float64], size: tuple[int, int]
-) -> str:
-    """The fault of a mask beside its box x1, y1, x2, y2; empty where they fit."""
-    if isinstance(segmentation, dict):
-        if not mask_areas([segmentation])[0]:
-            return "empty_mask"
-        around = mask_boxes([segmentation])[0]
-    else:
-        points = np.concatenate(segmentation).reshape(-1, 2)
-        limits = np.array(size[::-1], dtype=np.float64)
-        around = np.concatenate([points.min(axis=0), points.max(axis=0)]).clip(
-            0, [*limits, *limits]
-        )
+def compare_with_boxes(
+    masks: Sequence[Segmentation], boxes: NDArray[np.float64], sizes: Sequence[tuple[int, int]]
+) -> list[str]:
+    """The fault of each mask beside its box x1, y1, x2, y2; empty where they fit.
+
+    Args:
+        masks: n of them.
+        boxes: (n, 4).
+        sizes: (height, width) of their images.
+    """
+    around = np.zeros((len(masks), 4))
+    drawn = np.zeros(len(masks), dtype=np.bool_)
+    points = {row: np.concatenate(each) for row, each in enumerate(masks) if isinstance(each, list)}
+    polygons = list(points)
+    if polygons:
+        around[polygons] = _bounds(list(points.values()))
+        limits = np.array([sizes[row] for row in polygons], dtype=np.float64)[:, ::-1]
+        around[polygons] = around[polygons].clip(0, np.concatenate([limits, limits], axis=1))
         # Only what is thin can miss every pixel, and drawing all polygons takes a minute in COCO.
-        thin = (around[2:] - around[:2]).min() < 2
-        if thin and not mask_areas([to_rle(segmentation, size)])[0]:
-            return "empty_mask"
-    if np.abs(around - box).max() <= _NEAR:
-        return ""
-    low, high = np.maximum(around[:2], box[:2]), np.minimum(around[2:], box[2:])
-    shared = (high - low).clip(0).prod()
-    both = (around[2:] - around[:2]).prod() + (box[2:] - box[:2]).prod() - shared
-    return "other_mask" if shared < _APART * both else ""
+        drawn[polygons] = (around[polygons, 2:] - around[polygons, :2]).min(axis=1) >= 2
+    rles = {row: each for row, each in enumerate(masks) if isinstance(each, dict)}
+    around[list(rles)] = mask_boxes(list(rles.values()))
+    for row in np.flatnonzero(~drawn).tolist():
+        drawn[row] = mask_areas([to_rle(masks[row], sizes[row])])[0] > 0
+    low, high = np.maximum(around[:, :2], boxes[:, :2]), np.minimum(around[:, 2:], boxes[:, 2:])
+    shared = (high - low).clip(0).prod(axis=1)
+    both = _areas(around) + _areas(boxes) - shared
+    apart = (np.abs(around - boxes).max(axis=1, initial=0) > _NEAR) & (shared < _APART * both)
+    return [
+        "empty_mask" if not seen else "other_mask" if other else ""
+        for seen, other in zip(drawn.tolist(), apart.tolist(), strict=True)
+    ]
+
+
+def _areas(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray((boxes[:, 2:] - boxes[:, :2]).prod(axis=1))
+
+
+def _bounds(points: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """(n, 4) x1, y1, x2, y2 around each of n lists of points."""
+    together = np.concatenate(points).reshape(-1, 2)
+    starts = np.cumsum([0, *(len(each) // 2 for each in points[:-1])])
+    low, high = np.minimum.reduceat(together, starts), np.maximum.reduceat(together, starts)
+    return np.concatenate([low, high], axis=1)
 
 
 def _read_polygon(value: Any) -> NDArray[np.float64] | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from torchvision import tv_tensors
 
-from castling.data.decode import image_tensor, read_image, read_size
+from castling.data.decode import image_tensor, read_image, read_orientation
 from castling.data.detection.faults import Faults
 from castling.data.detection.image_files import check_files
 from castling.data.detection.masks import mask_areas
@@ -176,7 +176,7 @@ class AnnotatedImages:
         )
 
     def size(self, split: str, index: int) -> tuple[int, int]:
-        """(height, width) as stated, or from the file's header.
+        """(height, width) as stated, or of the upright image by the file's header.
 
         Raises:
             DataError: the header is damaged; the file is named.
@@ -187,7 +187,8 @@ class AnnotatedImages:
             return height, width
         name = self.name(split, index)
         with self._read.store.open(table.files[index]) as stream:
-            width, height = read_size(stream, name, self._notice(name))
+            _, (width, height), _ = read_orientation(stream, name)
+        table.sizes[index] = height, width
         return height, width
 
     def name(self, split: str, index: int) -> str:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from castling.data.detection.boxes import BoxStyle, read_boxes
 from castling.data.detection.faults import Faults
-from castling.data.detection.segmentations import Segmentation, compare_with_box
+from castling.data.detection.segmentations import Segmentation, compare_with_boxes
 
 
 @dataclass
@@ -129,13 +129,10 @@ class TableBuilder:
         images = np.array(self.images, dtype=np.int64)
         sizes = np.array(self.sizes, dtype=np.int64).reshape(-1, 2)
         raw = np.array(self.boxes, dtype=np.float64).reshape(-1, 4)
-        boxes, usable = read_boxes(raw, sizes[images], self.style, self.place, self.faults)
+        boxes, usable, sound = read_boxes(raw, sizes[images], self.style, self.place, self.faults)
         relative = self.style == "shares"
-        for row, mask in enumerate(self.segmentations):
-            if mask is not None and usable[row] and not relative:
-                fault = compare_with_box(mask, boxes[row], self.sizes[self.images[row]])
-                if fault:
-                    self.faults.add(fault, self.place(row))
+        if sound and not relative:  # the boxes of polygons in shares are made of them
+            self._compare_masks(boxes, usable)
         order = np.flatnonzero(usable)
         order = order[np.argsort(images[order], kind="stable")]
         counts = np.bincount(images[order], minlength=len(self.files))
@@ -153,3 +150,14 @@ class TableBuilder:
             segmentations=[self.segmentations[row] for row in order.tolist()],
             relative=relative,
         )
+
+    def _compare_masks(self, boxes: NDArray[np.float64], usable: NDArray[np.bool_]) -> None:
+        rows, masks = [], []
+        for row, mask in enumerate(self.segmentations):
+            if mask is not None and usable[row]:
+                rows.append(row)
+                masks.append(mask)
+        sizes = [self.sizes[self.images[row]] for row in rows]
+        for row, fault in zip(rows, compare_with_boxes(masks, boxes[rows], sizes), strict=True):
+            if fault:
+                self.faults.add(fault, self.place(row))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from castling.data.detection.faults import Faults
 from castling.data.detection.locate import split_of
@@ -29,12 +29,27 @@ class VocImages:
     def of(self, annotation: str, named: str) -> str | None:
         """The image of an annotation file: of the same name, or the one it names; the nearest."""
         found = self.by_stem.get(stem(annotation)) or self.by_stem.get(stem(named), [])
-        return max(found, key=lambda file: (_shared(annotation, file), file), default=None)
+        return max(found, key=lambda file: _fit(file, annotation, named), default=None)
+
+    def without(self, annotations: Iterable[str], used: Collection[str]) -> list[str]:
+        """The images that no annotation file is about."""
+        annotated = set(map(stem, annotations))
+        return sorted(
+            file
+            for name, files in self.by_stem.items()
+            if name not in annotated
+            for file in files
+            if file not in used
+        )
 
 
-def _shared(one: str, other: str) -> int:
-    """How many folders two files share, in the order of their paths or in name."""
-    return len({*one.split("/")[:-1]} & {*other.split("/")[:-1]})
+def _fit(file: str, annotation: str, named: str) -> tuple[bool, int, bool, str]:
+    """How well an image of the right name fits an annotation; VOC's masks have the same names."""
+    *folders, name = file.split("/")
+    others = annotation.split("/")[:-1]
+    usual = folders == others or (folders[-1:] or [""])[0].lower() in ("jpegimages", "images")
+    stated = posixpath.basename(named.replace("\\", "/"))
+    return name == stated, len({*folders} & {*others}), usual, file
 
 
 def stem(file: str) -> str:
@@ -42,16 +57,13 @@ def stem(file: str) -> str:
     return posixpath.basename(file.replace("\\", "/")).rpartition(".")[0] or file
 
 
-def voc_splits(
-    store: FileStore, names: Sequence[str], images: VocImages, faults: Faults
-) -> dict[str, list[str]]:
+def voc_splits(store: FileStore, names: Sequence[str], faults: Faults) -> dict[str, list[str]]:
     """Annotation files by split: the lists in ``ImageSets/Main``, or else folders of their names.
 
     Args:
         store: the files.
         names: of all annotation files.
-        images: of the folder.
-        faults: takes images and annotations that are left out.
+        faults: takes entries and annotations that are left out.
     """
     files = set(store.listing().files)
     found: dict[str, list[str]] = {}
@@ -70,10 +82,6 @@ def voc_splits(
         folders = posixpath.dirname(name).split("/")
         split = next(filter(None, map(split_of, folders)), "train")
         found.setdefault(split, []).append(name)
-    annotated = set(map(stem, names))
-    for shared, several in images.by_stem.items():
-        if shared not in annotated:
-            faults.add_all("unannotated", several)
     order = [split for split in ("train", "val", "test") if split in found]
     return {split: found[split] for split in order}
 

@@ -17,8 +17,10 @@ from castling.data.detection.faults import Faults
 from castling.data.detection.locate import split_of
 from castling.data.files import FileStore
 from castling.data.formats import is_image
+from castling.utils.text import first_line
 
 _NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels")
+_SETTINGS = ("data.yaml", "dataset.yaml")
 _SPLITS = ("train", "val", "test")
 
 
@@ -40,23 +42,44 @@ class YoloLayout:
 
 
 def is_yolo(store: FileStore) -> bool:
-    """Whether there are label files beside images, or a list of classes and folders."""
+    """Whether a file names classes and folders, or text files hold lines of a class and a box."""
     files = store.listing().files
-    if any(posixpath.basename(file) in _NAME_FILES for file in files):
-        return True
-    return _yaml_file(store, files) is not None or bool(_labels_of(files))
+    texts = _texts(files)
+    labels = [file for file in texts if _is_label(file)]
+    return find_settings(store, files) is not None or any(
+        _has_boxes(store, file) for file in (labels or texts)[:5]
+    )
 
 
-def yolo_layout(store: FileStore, faults: Faults) -> YoloLayout:
+def _texts(files: Sequence[str]) -> list[str]:
+    """Text files that do not name classes."""
+    texts = (file for file in files if file.endswith(".txt"))
+    return [file for file in texts if posixpath.basename(file) not in _NAME_FILES]
+
+
+def _is_label(file: str) -> bool:
+    return "labels" in file.split("/")[:-1]
+
+
+def _has_boxes(store: FileStore, file: str) -> bool:
+    with store.open(file) as stream:
+        words = stream.read(4096).decode("utf-8-sig", "replace").partition("\n")[0].split()
+    try:
+        return len(words) >= 5 and all(abs(float(word)) < 1e4 for word in words)
+    except ValueError:
+        return False
+
+
+def yolo_layout(store: FileStore, settings: str, faults: Faults) -> YoloLayout:
     """Read the layout of a folder; see the module."""
     files = store.listing().files
     labels = _labels_of(files)
     names: list[str] | None = None
     images = {file for file in files if is_image(file)}
     splits: dict[str, list[str]] = {}
-    settings = _yaml_file(store, files)
-    if settings is not None:
-        path, values = settings
+    found = find_settings(store, [settings] if settings else files, faults)
+    if found is not None:
+        path, values = found
         names = _names(values.get("names"), path, faults)
         splits = _stated_splits(store, values, posixpath.dirname(path), images, faults)
     for file in files if names is None else ():
@@ -70,11 +93,7 @@ def yolo_layout(store: FileStore, faults: Faults) -> YoloLayout:
             split = next(filter(None, map(split_of, posixpath.dirname(file).split("/"))), "train")
             splits.setdefault(split, []).append(file)
     used = set(labels.values())
-    spare = [
-        file
-        for file in files
-        if file.endswith(".txt") and file not in used and "labels" in file.split("/")[:-1]
-    ]
+    spare = [file for file in _texts(files) if file not in used and _is_label(file)]
     ordered = {split: splits[split] for split in _SPLITS if splits.get(split)}
     listed = {image for each in ordered.values() for image in each}
     return YoloLayout(names, ordered, {i: f for i, f in labels.items() if i in listed}, spare)
@@ -82,7 +101,7 @@ def yolo_layout(store: FileStore, faults: Faults) -> YoloLayout:
 
 def _labels_of(files: Sequence[str]) -> dict[str, str]:
     """Label file of every image that has one: in labels/ for images/, or beside it."""
-    known = {file for file in files if file.endswith(".txt")}
+    known = set(_texts(files))
     found = {}
     for file in filter(is_image, files):
         stem = posixpath.splitext(file)[0] + ".txt"
@@ -98,21 +117,27 @@ def _labels_of(files: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _yaml_file(store: FileStore, files: Sequence[str]) -> tuple[str, dict[str, Any]] | None:
-    """The file that names classes and folders, with its values."""
-    for file in sorted(files, key=lambda each: (each.count("/"), each)):
-        if file.endswith((".yaml", ".yml")) and file.count("/") <= 1:
-            try:
-                with store.open(file) as stream:
-                    values = yaml.safe_load(stream.read())
-            except (yaml.YAMLError, ValueError, RecursionError):
-                continue
-            if (
-                isinstance(values, dict)
-                and "names" in values
-                and {"train", "val", "path"} & set(values)
-            ):
-                return file, values
+def find_settings(
+    store: FileStore, files: Sequence[str], faults: Faults | None = None
+) -> tuple[str, dict[str, Any]] | None:
+    """The file that names classes and folders, with its values.
+
+    Args:
+        store: the files.
+        files: among which it is looked for.
+        faults: takes a file of the usual name, or the only one, that cannot be read.
+    """
+    named = [file for file in files if file.endswith((".yaml", ".yml")) and file.count("/") <= 1]
+    for file in sorted(named, key=lambda each: (each.count("/"), each)):
+        values: Any = None
+        try:
+            with store.open(file) as stream:
+                values = yaml.safe_load(stream.read())
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            if faults is not None and (file in _SETTINGS or len(named) == 1):
+                faults.add("not_names", f"{file}: {first_line(error)}")
+        if isinstance(values, dict) and "names" in values and {"train", "val", "path"} & {*values}:
+            return file, values
     return None
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from castling.data.detection.recognise import recognise
 from castling.data.registry import SourceConfig, source_config_class
 from castling.data.sources.coco import CocoConfig
 from castling.data.sources.digit_scenes import DigitScenesConfig
 from castling.data.sources.digits import DigitsConfig
 from castling.data.sources.folder import FolderConfig
 from castling.data.sources.torchvision import TorchvisionConfig
+from castling.data.sources.voc import VocConfig
+from castling.data.sources.yolo import YoloConfig
 from castling.utils.checks import config_from_dict
 
 __all__ = [
@@ -19,6 +22,8 @@ __all__ = [
     "DigitsConfig",
     "FolderConfig",
     "TorchvisionConfig",
+    "VocConfig",
+    "YoloConfig",
     "source_from",
     "split_shorthand",
 ]
@@ -28,14 +33,16 @@ def split_shorthand(text: str) -> SourceConfig:
     """The source that a single word or path stands for.
 
     Args:
-        text: ``digits``, ``torchvision:NAME``, or the path of a folder or zip file.
+        text: ``digits``, ``digit_scenes``, ``torchvision:NAME``, or the path of a folder or zip
+            file; one that holds annotated images of a known format opens as such.
 
     Raises:
         ValueError: it is empty.
     """
     if not text:
         raise ValueError(
-            "data.source is empty; name digits, a folder, a zip file or torchvision:NAME"
+            "data.source is empty; name digits, digit_scenes, a folder, a zip file or "
+            "torchvision:NAME"
         )
     for bundled in (DigitsConfig, DigitScenesConfig):
         if text == bundled.name:
@@ -43,7 +50,9 @@ def split_shorthand(text: str) -> SourceConfig:
     kind, separator, name = text.partition(":")
     if separator and kind == TorchvisionConfig.name:
         return TorchvisionConfig(dataset=name)
-    return FolderConfig(path=text)
+    config = FolderConfig(path=text)
+    known = recognise(text)
+    return source_config_class(known)(path=text) if known else config  # type: ignore[call-arg]
 
 
 def source_from(value: str | Mapping[str, Any] | SourceConfig) -> SourceConfig:
@@ -62,8 +71,8 @@ def source_from(value: str | Mapping[str, Any] | SourceConfig) -> SourceConfig:
         return split_shorthand(value)
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
         raise ValueError(
-            f"data.source is {value!r}; give digits, a path, torchvision:NAME, or a mapping with "
-            "name and options"
+            f"data.source is {value!r}; give digits, digit_scenes, a path, torchvision:NAME, or a "
+            "mapping with name and options"
         )
     options = {key: each for key, each in value.items() if key != "name"}
     return config_from_dict(source_config_class(value["name"]), options, "data.source")

@@ -9,7 +9,8 @@ from typing import ClassVar
 
 from jsonargparse.typing import ClosedUnitInterval
 
-from castling.data.detection.read_coco import find_annotations, read_coco
+from castling.data.detection.coco_layout import find_annotations
+from castling.data.detection.read_coco import read_coco
 from castling.data.detection.source import AnnotatedImages
 from castling.data.errors import DataError
 from castling.data.files import existing, open_store

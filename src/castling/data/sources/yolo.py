@@ -21,7 +21,8 @@ class YoloConfig(SourceConfig):
     Attributes:
         path: a folder or zip file with ``images/{train,val,test}`` and ``labels/{train,val,test}``,
             or ``{train,valid,test}/{images,labels}``, or text files beside the images; and perhaps
-            ``data.yaml`` (its names, train, val and test count) or ``classes.txt``.
+            ``data.yaml`` (its names, train, val and test count) or ``classes.txt``; or a file such
+            as ``data.yaml`` itself.
         leave_out: the share of objects (or images) that one kind of fault may leave out, with a
             note; above it the fault is an error.
     """
@@ -51,4 +52,7 @@ class YoloSource(AnnotatedImages):
     """
 
     def __init__(self, config: YoloConfig) -> None:
-        super().__init__(str(config), read_yolo(open_store(config.path)), config.leave_out)
+        path = existing(config.path)
+        settings = path.name if path.suffix.lower() in (".yaml", ".yml") else ""
+        read = read_yolo(open_store(path.parent if settings else path), settings)
+        super().__init__(str(config), read, config.leave_out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from castling.data.transforms.base import Size
-from castling.data.transforms.scene import LEAST_VISIBLE, Objects, Scene, frames
+from castling.data.transforms.scene import LEAST_VISIBLE, Objects, Scene, tightened
 
 _SCALE = 0.5, 1.5
 _PASTED = 0.5  # probability of each object
@@ -47,8 +47,8 @@ def paste(ground: Objects, source: Objects) -> Objects:
     masks = ground.masks * ~cover
     before, after = ground.masks.sum((1, 2)), masks.sum((1, 2))
     hidden, left = after < before, after >= LEAST_VISIBLE * before
-    boxes = ground.boxes.clone()
-    boxes[hidden & left] = frames(masks[hidden & left])
+    boxes, changed = ground.boxes.clone(), hidden & left
+    boxes[changed] = tightened(boxes[changed], masks[changed])
     return Objects(
         image=torch.where(cover, source.image, ground.image),
         boxes=torch.cat([boxes[left], source.boxes[chosen]]),

@@ -14,6 +14,7 @@ import torch
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from castling.data.decode import image_tensor, pillow_image
 from castling.data.errors import DataError
 from castling.data.registry import DataInfo
 from castling.data.sample import Batch, Sample
@@ -148,10 +149,13 @@ class DetectionTrainTransform:
 
 
 class _Distort(v2.RandomPhotometricDistort):
-    """torchvision's, without exchanging the colour channels: blue apples are no apples."""
+    """torchvision's, computed by Pillow, and without exchanging the colour channels."""
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         return {**super().make_params(flat_inputs), "channel_permutation": None}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return image_tensor(super().transform(pillow_image(inpt), params))
 
 
 def _boxes_of(scene: Scene) -> Any:

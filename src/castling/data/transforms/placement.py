@@ -7,6 +7,8 @@ very same numbers.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -16,6 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from castling.data.decode import image_tensor, pillow_image
+from castling.data.detection.mask_window import decode_window
+from castling.data.detection.masks import Rle
 from castling.data.transforms.base import Size
 
 #: top, left, bottom, right; pixels.
@@ -133,36 +137,37 @@ class Placement:
             return
         top, left, bottom, right = map(round, self.window)
         factors = pixels.shape[1] / original[0], pixels.shape[2] / original[1]
-        part, box = _part(pixels, self.source(self.window), factors)
+        part, box = _touched(self.source(self.window), factors, pixels.shape[1:])
         size = (right - left, bottom - top)
-        image = pillow_image(part)
+        image = pillow_image(pixels[:, part[0] : part[2], part[1] : part[3]])
         if image.size != size or box != (0, 0, *image.size):
             image = image.resize(size, resampling, box=box)
         drawn = image_tensor(image).as_subclass(Tensor)
         canvas[:, top:bottom, left:right] = drawn.flip(2) if self.scale[1] < 0 else drawn
 
-    def draw_mask(self, canvas: Tensor, mask: Tensor, box: Tensor) -> None:
+    def draw_mask(self, canvas: Tensor, rle: Rle, box: Tensor) -> None:
         """Paint an object's mask on the canvas, in place; the placement must be snapped.
 
         A pixel belongs to the object where at least half of it does.
 
         Args:
             canvas: (H, W) uint8.
-            mask: (h, w) uint8 of 0 and 1, at the original size.
+            rle: the mask at the original size.
             box: (4,) of the object, cut to the window: nothing is painted outside.
         """
         x1, y1, x2, y2 = box.tolist()
         # A pixel more at each side: polygons reach beyond the box by a fraction of one.
-        around = self.cut((np.floor(y1) - 1, np.floor(x1) - 1, np.ceil(y2) + 1, np.ceil(x2) + 1))
+        around = self.cut(
+            (math.floor(y1) - 1, math.floor(x1) - 1, math.ceil(y2) + 1, math.ceil(x2) + 1)
+        )
         if around.empty:
             return
         top, left, bottom, right = map(round, around.window)
-        part, where = _part(mask[None], self.source(around.window), (1.0, 1.0))
-        grey = Image.fromarray(part[0].numpy() * np.uint8(255))
-        drawn = np.asarray(grey.resize((right - left, bottom - top), _MASK_FILTER, box=where)) > 127
-        canvas[top:bottom, left:right] = torch.from_numpy(
-            drawn[:, ::-1].copy() if self.scale[1] < 0 else drawn
-        )
+        part, box_in_part = _touched(self.source(around.window), (1.0, 1.0), rle["size"])
+        grey = Image.fromarray(decode_window(rle, *part) * np.uint8(255))
+        drawn = grey.resize((right - left, bottom - top), _MASK_FILTER, box=box_in_part)
+        mask = torch.from_numpy(np.asarray(drawn) > 127)
+        canvas[top:bottom, left:right] = mask.flip(1) if self.scale[1] < 0 else mask
 
 
 _MASK_FILTER = Image.Resampling.BILINEAR
@@ -184,17 +189,26 @@ def _snap(
     return first, last, scale * stretch, first + (offset - start) * stretch
 
 
-def _part(
-    pixels: Tensor, rectangle: Rectangle, factors: tuple[float, float]
-) -> tuple[Tensor, tuple[float, float, float, float]]:
-    """The pixels that a rectangle touches, and its (left, upper, right, lower) among them."""
-    height, width = pixels.shape[1:]
-    (rows, columns), (top, left, bottom, right) = factors, rectangle
+def _touched(
+    rectangle: Rectangle, factors: tuple[float, float], size: Sequence[int]
+) -> tuple[tuple[int, int, int, int], tuple[float, float, float, float]]:
+    """The pixels that a part of an image touches.
+
+    Args:
+        rectangle: of the image.
+        factors: stored pixels per pixel of the image, (y, x).
+        size: (height, width) of the stored image.
+
+    Returns:
+        top, left, bottom, right of the pixels; and left, upper, right, lower of the rectangle among
+        them, as Pillow counts.
+    """
+    (rows, columns), (top, left, bottom, right), (height, width) = factors, rectangle, size
     top, bottom = _within(top * rows, height), _within(bottom * rows, height)
     left, right = _within(left * columns, width), _within(right * columns, width)
     y0, x0 = min(int(top), height - 1), min(int(left), width - 1)
-    part = pixels[:, y0 : max(y0 + 1, int(np.ceil(bottom))), x0 : max(x0 + 1, int(np.ceil(right)))]
-    return part, (left - x0, top - y0, right - x0, bottom - y0)
+    y1, x1 = max(y0 + 1, math.ceil(bottom)), max(x0 + 1, math.ceil(right))
+    return (y0, x0, y1, x1), (left - x0, top - y0, right - x0, bottom - y0)
 
 
 def _within(value: float, limit: int) -> float:

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 
-from castling.data.detection.masks import decode_masks
+from castling.data.detection.masks import unpack_rles
 from castling.data.sample import Sample
 from castling.data.transforms.base import Size
 from castling.data.transforms.placement import Placement, Rectangle
@@ -31,7 +31,6 @@ LEAST_SIDE = 1.0
 """Pixels of a box's shorter side, below which nothing can be learnt from it."""
 
 _WHOLE = 0.999  # share from which an object counts as uncut: boxes of whole ones stay exact
-_MASK_BYTES = 64 * 2**20  # of decoded masks at a time
 
 
 class Piece(NamedTuple):
@@ -140,7 +139,7 @@ class Scene:
                 drawing = _draw_masks(piece._replace(rows=rows), found, self.size)
                 seen = drawing.bool().flatten(1).any(1)
                 found, cut, rows, drawing = found[seen], cut[seen], rows[seen], drawing[seen]
-                found[cut] = frames(drawing[cut])
+                found[cut] = tightened(found[cut], drawing[cut])
                 drawn.append(drawing)
             boxes.append(found)
             labels.append(_plain(sample.target["labels"])[rows])
@@ -153,13 +152,18 @@ class Scene:
         return replace(self, size=size, pieces=tuple(pieces))
 
 
-def frames(masks: Tensor) -> Tensor:
-    """(n, 4) float32 boxes around (n, H, W) masks, none of them empty."""
+def tightened(boxes: Tensor, masks: Tensor) -> Tensor:
+    """Boxes around what is left of objects; sides that the masks reach keep their exact place.
+
+    Args:
+        boxes: (n, 4) around the objects.
+        masks: (n, H, W), none of them empty.
+    """
     from torchvision.ops import masks_to_boxes
 
-    boxes = masks_to_boxes(masks)
-    boxes[:, 2:] += 1  # torchvision gives the last pixel, not where it ends
-    return boxes
+    frames = masks_to_boxes(masks)
+    frames[:, 2:] += 1  # torchvision gives the last pixel, not where it ends
+    return torch.where((frames - boxes).abs() > 1, frames, boxes)
 
 
 def _visible(piece: Piece) -> tuple[Tensor, Tensor, Tensor]:
@@ -174,13 +178,9 @@ def _visible(piece: Piece) -> tuple[Tensor, Tensor, Tensor]:
 def _draw_masks(piece: Piece, boxes: Tensor, size: Size) -> Tensor:
     """(n, H, W) masks of the objects of one image on a canvas of ``size``."""
     found = torch.zeros((len(boxes), *size), dtype=torch.uint8)
-    height, width = piece.sample.original_size
-    together = max(1, _MASK_BYTES // (height * width))
-    canvases = zip(found, boxes, strict=True)
-    for rows in piece.rows.split(together):
-        masks = decode_masks(piece.sample.target["segmentation"], rows)
-        for mask, (canvas, box) in zip(masks, canvases, strict=False):
-            piece.placement.draw_mask(canvas, mask, box)
+    rles = unpack_rles(_plain(piece.sample.target["segmentation"])) if len(boxes) else []
+    for canvas, row, box in zip(found, piece.rows.tolist(), boxes, strict=True):
+        piece.placement.draw_mask(canvas, rles[row], box)
     return found
 
 

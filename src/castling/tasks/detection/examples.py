@@ -67,6 +67,8 @@ def draw_example(
         if found and other is not row and (not whole or float(other["score"]) < SHOWN):
             continue
         a, b, c, d = corners(other)
+        if c <= left or a >= right or d <= top or b >= bottom:  # not in the part shown
+            continue
         boxes.append((a - left, b - top, c - left, d - top))
         named = found or other is row
         score = f" {percent(float(other['score']), 0)}" if found else ""

@@ -16,6 +16,7 @@ from castling.data.transforms.base import Transform, TransformConfig
 from castling.data.transforms.detection import DetectionEvalTransform, DetectionTransformConfig
 from castling.data.transforms.detection_training import DetectionTrainTransform
 from castling.heads.detector import DetectionTarget, Detector
+from castling.heads.matching import align_detections, detection_agreement
 from castling.models.dense import list_heads
 from castling.tasks.detection import report
 from castling.tasks.detection.config import DetectionConfig
@@ -52,6 +53,7 @@ class DetectionTask(Task):
         for prefix in ("", "mask_")
         for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")
     )
+    epoch_metrics = ("AP", "AP50", "mask_AP")
     kinds = frozenset({"detection"})
     pipeline_tag = "object-detection"
     prediction_class = DetectionPrediction
@@ -120,6 +122,14 @@ class DetectionTask(Task):
             )
         return model
 
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """``image_size``, padded to a multiple; with ``resize: keep`` that of a square image."""
+        options = self.transform_options
+        sides = options.fitted(options.size)
+        height, width = (-(-side // options.multiple) * options.multiple for side in sides)
+        return height, width
+
     def input_format(self) -> dict[str, Any]:
         """Classes, and how images are scaled and padded."""
         own = self.transform_options.description()
@@ -144,11 +154,21 @@ class DetectionTask(Task):
         raw: dict[str, Tensor] = model(images)
         return raw
 
-    def outputs(self, model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    def postprocess(
+        self, model: nn.Module, raw: dict[str, Tensor], size: tuple[int, int]
+    ) -> dict[str, Tensor]:
         """``boxes``, ``scores``, ``labels``, and with masks ``masks``; see ``Detector.decode``."""
-        detector = self._detector(model)
-        height, width = images.shape[-2:]
-        return detector.decode(detector(images), (height, width))
+        return self._detector(model).decode(raw, size)
+
+    def agreement(self, before: dict[str, Tensor], after: dict[str, Tensor]) -> Tensor:
+        """Share of the detections of both models that both have."""
+        return detection_agreement(before, after)
+
+    def align(
+        self, before: dict[str, Tensor], after: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The detections that both have, in the same places."""
+        return align_detections(before, after)
 
     def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[Prediction]:
         """Objects in pixels of the original images, best first, without those in the padding."""

@@ -101,7 +101,10 @@ class Progress(Callback):
         if not trainer.is_global_zero:
             return
         texts = [f"{name} {value:.4g}" for name, value in module.train_losses.items()]
+        shown = module.task.epoch_metrics or module.metrics
         for name, value in module.metrics.items():
+            if name not in shown:
+                continue
             percent = " %" if name in module.task.percentages else ""
             texts.append(f"val {name} {value:.4g}{percent}")
         text = "  ".join(texts)

@@ -1,0 +1,35 @@
+"""The verb that reports every fault of a data set."""
+
+from __future__ import annotations
+
+from castling.cli.parts import parser_for, show
+from castling_launcher import DONE, SOME_FAILED
+
+
+def check_data(arguments: list[str]) -> int:
+    """See VERBS."""
+    parser = parser_for("check-data")
+    parser.add_argument(
+        "data",
+        help="a folder, a zip, a COCO JSON file, data.yaml, digit_scenes or torchvision:NAME",
+    )
+    parser.add_argument(
+        "--format",
+        choices=["auto", "coco", "voc", "yolo", "folder"],
+        default="auto",
+        help="how the images are annotated; auto looks at the files (default: auto)",
+    )
+    parser.add_argument(
+        "--depth",
+        choices=["headers", "full", "none"],
+        default="headers",
+        help="open every image file, decode it too (full), or read the annotations alone (none) "
+        "(default: headers)",
+    )
+    values = parser.parse_args(arguments)
+    from castling.data import check_source, source_from
+
+    named = values.data if values.format == "auto" else {"name": values.format, "path": values.data}
+    report = check_source(source_from(named), values.depth)
+    show(values, report.to_dict(), str(report))
+    return SOME_FAILED if report.errors else DONE
