@@ -92,6 +92,32 @@ def test_castling_backbones_cost_what_was_published(size, side):
     assert found == pytest.approx(published, rel=0.045)
 
 
+@pytest.mark.parametrize(("size", "millions"), [("s", 1.469), ("m", 3.045), ("l", 8.755)])
+def test_parameters_on_castling_backbones(size, millions):
+    with torch.device("meta"):
+        model = castling.create_model(f"picodet_{size}/castling_levit_s8_{size}", num_classes=80)
+    assert count(model) / 1e6 == pytest.approx(millions, abs=6e-4)
+
+
+@pytest.mark.parametrize("backbone", ["castling_levit_s8_pico", "levit_s8_pico"])
+def test_castling_backbones_and_their_twins_train(backbone):
+    """With the auxiliary branch in stages 2 and 3, whose biases learn too."""
+    torch.manual_seed(0)
+    model = castling.create_model(f"picodet_pico/{backbone}", num_classes=3).train()
+    with torch.no_grad():
+        for parameter in model.backbone.parameters():
+            if parameter.abs().max() == 0:
+                parameter.uniform_(0.5, 1.5)  # norms that start at zero hide what is before them
+    losses = model.losses(
+        torch.randn(2, 3, 64, 96), [target([[8, 8, 40, 50]], [0]), target([], [])]
+    )
+    sum(losses.values()).backward()
+    without = {name for name, p in model.named_parameters() if p.grad is None}
+    assert all("stages.0" in name or "stages_0" in name for name in without)
+    assert all("attention_biases" in name for name in without)
+    assert bool(without) == backbone.startswith("castling")
+
+
 def test_names_and_options():
     assert {f"picodet_{size}" for size in [*SIZES, "pico"]} <= set(list_heads("detection"))
     assert head_config("picodet_l").width == 160
