@@ -92,6 +92,32 @@ def test_castling_backbones_cost_what_was_published(size, side):
     assert found == pytest.approx(published, rel=0.045)
 
 
+@pytest.mark.parametrize(("size", "millions"), [("s", 1.469), ("m", 3.045), ("l", 8.755)])
+def test_parameters_on_castling_backbones(size, millions):
+    with torch.device("meta"):
+        model = castling.create_model(f"picodet_{size}/castling_levit_s8_{size}", num_classes=80)
+    assert count(model) / 1e6 == pytest.approx(millions, abs=6e-4)
+
+
+@pytest.mark.parametrize("backbone", ["castling_levit_s8_pico", "levit_s8_pico"])
+def test_castling_backbones_and_their_twins_train(backbone):
+    """With the auxiliary branch in stages 2 and 3, whose biases learn too."""
+    torch.manual_seed(0)
+    model = castling.create_model(f"picodet_pico/{backbone}", num_classes=3).train()
+    with torch.no_grad():
+        for parameter in model.backbone.parameters():
+            if parameter.abs().max() == 0:
+                parameter.uniform_(0.5, 1.5)  # norms that start at zero hide what is before them
+    losses = model.losses(
+        torch.randn(2, 3, 64, 96), [target([[8, 8, 40, 50]], [0]), target([], [])]
+    )
+    sum(losses.values()).backward()
+    without = {name for name, p in model.named_parameters() if p.grad is None}
+    assert all("stages.0" in name or "stages_0" in name for name in without)
+    assert all("attention_biases" in name for name in without)
+    assert bool(without) == backbone.startswith("castling")
+
+
 def test_names_and_options():
     assert {f"picodet_{size}" for size in [*SIZES, "pico"]} <= set(list_heads("detection"))
     assert head_config("picodet_l").width == 160
@@ -155,8 +181,9 @@ def box_of(bins, centre, stride):
 def test_losses_are_those_of_the_definition():
     """Weights and denominators as PaddleDetection's: written anew, point by point."""
     model = spread_out(pico())
-    images = torch.randn(2, 3, 64, 96)
-    targets = [target([[8, 8, 40, 50], [30, 10, 90, 60]], [0, 2]), target([[5, 20, 60, 44]], [1])]
+    images = torch.randn(2, 3, 160, 96)
+    # The last one is larger than stride 8 reaches: distances are cut there.
+    targets = [target([[8, 8, 40, 50], [30, 10, 90, 60]], [0, 2]), target([[1, 1, 94, 158]], [1])]
     with torch.no_grad():
         losses = model.losses(images, targets)
         logits, bins, centres, strides = flat(model, model(images))
@@ -365,3 +392,38 @@ def test_folding_changes_nothing():
 
 
 WIDE = spread_out(pico())
+
+
+def _losses_of_a_share(rank, address, images, targets, weights, results):
+    """One of two processes: the loss and the gradients of its image, averaged as DDP does."""
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    model = pico()
+    model.load_state_dict(weights)
+    model.eval()
+    losses = model.losses(images[rank : rank + 1], targets[rank : rank + 1])
+    sum(losses.values()).backward()
+    flat = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+    torch.distributed.all_reduce(flat)
+    results[rank] = flat / 2
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("empty", [False, True])
+def test_two_processes_learn_as_one_does(empty, tmp_path):
+    """Also where one of them has no object: both take part in every sum over processes."""
+    model = spread_out(pico())
+    images = torch.randn(2, 3, 64, 96)
+    first = target([[8, 8, 40, 50], [30, 10, 90, 60]], [0, 2])
+    targets = [first, target([], []) if empty else target([[5, 20, 60, 44]], [1])]
+    sum(model.losses(images, targets).values()).backward()
+    expected = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+    context = torch.multiprocessing.get_context("spawn")
+    results = context.Manager().dict()
+    weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    address = f"file://{tmp_path}/rendezvous"
+    torch.multiprocessing.spawn(
+        _losses_of_a_share, (address, images, targets, weights, results), nprocs=2
+    )
+    for rank in range(2):
+        torch.testing.assert_close(results[rank], expected, rtol=1e-3, atol=1e-5)

@@ -129,9 +129,13 @@ def _aligned_iou(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _mean_over_processes(value: Tensor) -> Tensor:
-    """The mean of ``value`` over all training processes, at least 1: what a loss is divided by."""
+    """What a loss is divided by: the mean of ``value`` over all processes, of a sum of at least 1.
+
+    So the averaged gradients of several processes are those of one that has all images.
+    """
+    processes = 1
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         value = value.clone()
         torch.distributed.all_reduce(value)
-        value = value / torch.distributed.get_world_size()
-    return value.clamp(min=1)
+        processes = torch.distributed.get_world_size()
+    return value.clamp(min=1) / processes
