@@ -175,3 +175,23 @@ def test_dynamically_quantised_linear_layers_count_as_before(dtype):
     found = macs(quantised, (3, 32, 32), batch=2)
     assert found.total == expected.total
     assert found.per_layer == expected.per_layer
+
+
+def test_the_inference_of_a_model_is_counted_where_it_differs_from_its_forward_pass():
+    class Two(nn.Module):
+        """Dense outputs, and what follows from them: a layer and a product of its own."""
+
+        def __init__(self):
+            super().__init__()
+            self.dense, self.further = nn.Conv2d(3, 4, 1), nn.Linear(4, 5)
+
+        def forward(self, images):
+            return self.dense(images)
+
+        def inference(self, images):
+            found = self.further(self(images).mean((2, 3)))
+            return found @ found.T
+
+    report = castling.macs(Two(), (3, 2, 2))
+    assert report.per_layer == {"dense": 3 * 4 * 4, "further": 4 * 5, "": 5}
+    assert report.total == 73

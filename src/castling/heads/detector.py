@@ -34,6 +34,15 @@ class Detector(nn.Module):
         """
         raise NotImplementedError
 
+    def inference(self, images: Tensor) -> dict[str, Tensor]:
+        """All that is computed for images (B, 3, H, W): dense outputs and detections of the input.
+
+        What benchmarks time and :func:`castling.macs` counts.
+        """
+        raw: dict[str, Tensor] = self(images)
+        height, width = images.shape[-2:]
+        return {**raw, **self.decode(raw, (height, width))}
+
     def losses(self, images: Tensor, targets: Sequence[DetectionTarget]) -> dict[str, Tensor]:
         """Named parts of the loss, 0-dimensional, weighted: their sum is what is minimised.
 

@@ -119,7 +119,8 @@ def macs(
     stay as they are. The forward pass counted is that of ``eval()``.
 
     Args:
-        model: takes a tensor (batch, channels, height, width).
+        model: takes a tensor (batch, channels, height, width). Of a model with a method
+            ``inference``, as detectors have, that is counted: decoding included.
         input_size: (channels, height, width).
         batch: number of images; ``total`` is for all of them.
 
@@ -199,10 +200,13 @@ def _count(
     images = torch.zeros(shape, dtype=dtype, device=device)
     try:
         with torch.no_grad(), _plain_attention(), counter:
-            model(images)
+            getattr(model, "inference", model)(images)
     finally:
         for handle in handles:
             handle.remove()
+    outside = counter.get_total_flops() - nested[0]
+    if outside:
+        own[""] = own.get("", 0) + outside // 2
     return own
 
 

@@ -103,10 +103,11 @@ def read_run(run_dir: str | os.PathLike[str]) -> RunFacts:
         switched = folder / "switched"
         used = switched if (switched / CARD).is_file() else folder
         # Models and tasks of an extension that is not imported here are left out.
-        with suppress(ValueError, RuntimeError, OSError):
-            count = macs(open_model(used)[0], (3, *card.image_size)).total
         with suppress(ValueError):
             task = task_from_card(card)
+        with suppress(ValueError, RuntimeError, OSError):
+            size = card.image_size if task is None else task.input_size
+            count = macs(open_model(used)[0], (3, *size)).total
     return RunFacts(folder, result, card, task, recipe or {}, count)
 
 

@@ -31,9 +31,7 @@ class WholeDetector(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Of normalised images (B, 3, H, W)."""
-        raw = self.detector(images)
-        height, width = images.shape[-2:]
-        return {**raw, **self.detector.decode(raw, (height, width))}
+        return self.detector.inference(images)
 
 
 def whole(model: nn.Module) -> nn.Module:
