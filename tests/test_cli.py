@@ -366,7 +366,7 @@ def test_help_says_each_default_once(verb, capsys):
         (["bench", "models", "deit_pico", "--sizes", "big"], "big"),
         (["bench", "models", "deit_pico", "--runtimes", "java"], "java"),
         (["plan", "cas_vit_pico"], "no attention that can be replaced"),
-        (["export", "absent", "--size", "0x4"], "absent"),
+        (["export", "absent", "--size", "0x4"], "is not a size"),
     ],
 )
 def test_errors_are_said_without_a_traceback(arguments, says, capsys):

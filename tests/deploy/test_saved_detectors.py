@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 import yaml
+from torch import nn
 
 import castling
 from castling.attention import set_progress
@@ -25,9 +26,15 @@ def run(tmp_path):
     torch.manual_seed(0)
     model = build_model(NAME, {"num_classes": 10})
     set_progress(model, 1.0)
-    for name, parameter in model.head.named_parameters():
-        if name.endswith("bias") and len(parameter) > 40:  # of the outputs: 10 classes, 32 bins
-            torch.nn.init.normal_(parameter, 0.0, 1.0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.momentum = None  # the mean over all batches
+            nn.init.uniform_(module.weight, 0.5, 1.5)  # LeViT starts with zeros
+        if isinstance(module, nn.Conv2d) and module.bias is not None:  # the outputs
+            nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+            nn.init.normal_(module.bias, std=0.1)
+    with torch.no_grad():
+        model.train()(torch.randn(4, 3, 256, 256))
     card = ModelCard(
         name=NAME,
         classes=[str(digit) for digit in range(10)],
@@ -59,9 +66,6 @@ def test_the_switch_states_the_gap_and_the_agreement_on_boxes(run):
 
 def test_a_switch_above_the_tolerance_says_how_many_boxes_stay(run):
     model, card = open_model(run)
-    for name, parameter in model.named_parameters():
-        if "bn.weight" in name:  # LeViT starts with zeros, which hide the attention
-            torch.nn.init.ones_(parameter)
     set_progress(model, 0.0)
     save_model(model, run, dataclasses.replace(card, progress=0.0))
     with pytest.raises(castling.SwitchRefusedError) as refusal:

@@ -22,6 +22,8 @@ Shape = tuple[int, int, int, int]
 
 #: Largest stride that is searched for; common models reduce images by at most this.
 _LARGEST_MULTIPLE = 64
+#: Sides at which detectors are traced, in pixels, at least.
+_LEAST_TRACED = 512
 #: What models raise for image sizes that they do not accept.
 _REFUSALS = (ValueError, RuntimeError, AssertionError)
 
@@ -165,8 +167,11 @@ def plan_sizes(
             "sizes without complaint, which PyTorch refuses (castling predict refuses too)",
         )
     sizes = sizes_to_verify(size, multiple, verify_sizes)
-    # At least two images, and not square: equal or unit sides would be traced as constants.
-    traced = (2, 3, size[0], size[1] + multiple)
+    # At least two images, and not square: equal or unit sides would be traced as constants. Those
+    # of a detector's coarsest map, of up to 128 pixels a place, are of size 1 in small images.
+    least = _LEAST_TRACED if hasattr(model.model, "multiple") else 0
+    height, width = (max(side, -(-least // multiple) * multiple) for side in size)
+    traced = (2, 3, height, width + multiple)
     for each in {*sizes, traced[2:]}:
         require_runs(model, each)
     return SizePlan("all", multiple, traced, _shapes(sizes), notes)
