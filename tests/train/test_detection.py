@@ -19,11 +19,19 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import castling
+import castling.train as train_package
 import castling_launcher
 from castling.data import open_source, source_config_class
 from castling.data.detection.masks import unpack_rles
 from castling.profiling.run_report import write_run_report
-from castling.train import TrainingInterrupted, dry_run, recipe_from_dict, recipe_to_yaml, train
+from castling.train import (
+    TrainingInterrupted,
+    dry_run,
+    load_recipe,
+    recipe_from_dict,
+    recipe_to_yaml,
+    train,
+)
 
 SCENES = {"name": "digit_scenes", "canvas": 64, "images": 24, "digits": [0, 4]}
 TINY = {
@@ -303,3 +311,13 @@ def test_evaluate_on_its_own_test_images(whole, capsys):
     for name, value in found["metrics"].items():
         assert value == expected.switched_metrics[f"test_{name}"]
     assert set(found["per_class"]) == set("0123456789")
+
+
+RECIPES = Path(train_package.__file__).parents[3] / "recipes"
+DETECTORS = [p for p in sorted(RECIPES.glob("*.yaml")) if "task: detection" in p.read_text()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", DETECTORS, ids=lambda path: path.stem)
+def test_a_recipe_starts_steps_and_is_saved(path):
+    assert dry_run(load_recipe(path), image_size=128, batch_size=2).steps == 1

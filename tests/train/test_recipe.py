@@ -28,6 +28,7 @@ def test_default_recipe_survives_yaml():
 def test_committed_recipe_parses_and_round_trips(path):
     recipe = load_recipe(path)
     assert recipe_from_dict(recipe_to_dict(recipe)) == recipe
+    assert recipe_from_dict(yaml.safe_load(recipe_to_yaml(recipe))) == recipe
     first = path.read_text().splitlines()[0]
     assert re.match(rf"# castling train --config recipes/{re.escape(path.name)}", first)
 
@@ -38,6 +39,13 @@ def test_every_published_row_has_a_recipe():
     rows |= {f"castling-mvitv2-{s}" for s in "tsb"} | {f"castling-deit-{s}" for s in "tb"}
     rows |= {f"qt-vit-{i}" for i in range(1, 7)}
     rows |= {f"cas-vit-{s}{end}" for s in ("xs", "s", "m", "t") for end in ("", "-384")}
+    rows |= {f"picodet-{size}" for size in ("s-320", "s-416", "m-320", "m-416")}
+    rows |= {f"picodet-l-{side}" for side in (320, 416, 640)}
+    rows |= {f"castling-picodet-{size}" for size in ("s-320", "s-416", "m-416", "l-320", "l-416")}
+    rows |= {f"{h}-cas-vit-{s}" for h in ("retinanet", "mask-rcnn") for s in ("xs", "s", "m", "t")}
+    rows |= {f"cascade-mask-rcnn-{m}-{i}" for m in ("qt-vit",) for i in (1, 2, 3)}
+    rows |= {f"cascade-mask-rcnn-efficientvit-b{i}" for i in (1, 2, 3)}
+    rows |= {"digit_scenes", "bccd", "detect"}
     assert rows | {"digits", "cifar10", "imagenette128", "finetune", "photos"} <= names
 
 
