@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from onnx import TensorProto, helper
+from torch import nn
 
 from castling.attention import auxiliaries
 from castling.export import (
@@ -309,3 +310,24 @@ def test_a_target_from_outside(tmp_path, files):
     assert report.max_difference < 1e-6
     assert files(tmp_path) == ["model.weights", "model.weights.json"]
     assert open_exported(path)(torch.zeros(4, 3, 5, 7))["logits"].shape == (4, 2)
+
+
+def test_maps_cut_in_both_directions_keep_free_sizes_in_openvino(tmp_path):
+    """As LeViT thins its queries: OpenVINO says the wrong shape of what was cut twice."""
+    pytest.importorskip("openvino")
+
+    class Thinning(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.linear = nn.Conv2d(3, 8, 2, stride=2), nn.Linear(8, 8)
+
+        def forward(self, x):
+            tokens = self.conv(x).permute(0, 2, 3, 1)
+            thin = tokens[:, ::2, ::2]
+            height, width = thin.shape[1:3]
+            flat = self.linear(thin.reshape(len(x), -1, 8))
+            return flat.view(len(x), height, width, 8).permute(0, 3, 1, 2)
+
+    report = export(Thinning(), tmp_path / "model.xml", (16, 16), dynamic="all")
+    assert report.dynamic == "all"
+    assert len(report.checks) == 3

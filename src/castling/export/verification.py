@@ -71,7 +71,7 @@ def _check(
         found = exported(images)
     except Exception as error:
         raise ExportError(
-            f"{how.runtime} cannot run the exported model at shape {shape}: {first_line(error)}"
+            f"{how.runtime} cannot run the exported model at shape {shape}: {_reason(error)}"
         ) from error
     found = {name: value.cpu() for name, value in found.items()}
     _require_alike(expected, found, shape, how)
@@ -91,6 +91,13 @@ def _check(
     }
     nothing = sets and not any(bool(value.any()) for value in aligned[0].values())
     return ShapeCheck(shape, checks, agreement, nothing)
+
+
+def _reason(error: Exception) -> str:
+    """The first line that says something; OpenVINO begins with the places in its source."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = (line for line in lines if line and not line.startswith("Exception from"))
+    return next(said, first_line(error))
 
 
 def _require_alike(
