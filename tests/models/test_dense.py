@@ -121,6 +121,17 @@ def test_names() -> None:
         castling.create_model("toy/resnet1")
 
 
+def test_a_name_is_registered_once() -> None:
+    class Elsewhere(HeadConfig):
+        """Options of a head of another module."""
+
+        name = "toy"
+
+    Elsewhere.__module__ = "elsewhere"
+    with pytest.raises(ValueError, match="a head 'toy' already"):
+        register_head(Elsewhere, task="classification")(lambda *_: torch.nn.Identity())
+
+
 def test_options_of_a_size_and_of_the_caller() -> None:
     assert head_config("toy_pico") == ToyConfig(width=2, strides=(8,))
     config = head_config("toy_pico", {"width": 3, "freeze_batchnorm": True})
