@@ -119,6 +119,9 @@ def test_names() -> None:
         castling.create_model("toi/resnet18")
     with pytest.raises(ValueError, match="timm knows no model 'resnet1'"):
         castling.create_model("toy/resnet1")
+    for name in ("toy", "toy/"):
+        with pytest.raises(ValueError, match=r"toy is a head alone; .* such as toy/cas_vit_xs"):
+            castling.create_model(name)
 
 
 def test_a_name_is_registered_once() -> None:

@@ -83,7 +83,7 @@ class DetectionTask(Task):
         if name.split("/")[0] not in heads:
             raise ValueError(
                 f"model.name is {name}; detection needs HEAD/BACKBONE, such as "
-                f"{heads[0]}/cas_vit_xs. Heads: {', '.join(heads)}"
+                f"picodet_s/cas_vit_xs. Heads: {', '.join(heads)}"
             )
 
     @classmethod
