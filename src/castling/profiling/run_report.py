@@ -281,7 +281,7 @@ def _block(part: ReportPart, folder: Path) -> str:
             return matrix(part.head, part.rows, part.shades)
         return table(part.head, part.rows)
     if isinstance(part, ReportPlot):
-        return figures([(lines(part.curves, x=part.x, y=part.y, markers=False), part.title)])
+        return figures([(lines(part.curves, x=part.x, y=part.y, markers=False), "")])
     return gallery(
         (
             (
