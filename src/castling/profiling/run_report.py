@@ -216,7 +216,8 @@ def _add_curves(page: Page, run: RunFacts) -> None:
         (
             lines(losses, x="epoch", y="loss", markers=False),
             "Training: with augmentation, smoothing and all terms of the loss, averaged over the "
-            "epoch. Validation: the plain loss, after the epoch.",
+            "epoch."
+            + (" Validation: the plain loss, after the epoch." if "validation" in losses else ""),
         )
     ]
     metric = report.curve(rows, f"val_{name}")
