@@ -111,6 +111,7 @@ def test_a_run_leaves_what_it_should(whole):
     )
     assert sum(row["kind"] == "object" for row in recorded) == objects
     page = write_run_report(folder).read_text()
+    assert "Validation: the plain loss" not in page  # detectors have none
     for heading in ("Precision and recall", "Classes", "Errors", "Mask trajectories", "Speed"):
         assert f"<h2>{heading}" in page
     assert "Worst misses" in page
