@@ -132,7 +132,8 @@ def _check_split(
     if not any(classes.values()):
         raise DataError(
             f"no images in folders of classes below {place}; put each image into a folder named by "
-            "its class, such as train/cat/1.jpg"
+            "its class, such as train/cat/1.jpg. For detection, annotations of COCO, Pascal VOC or "
+            "YOLO belong there, and none were found"
         )
     unprintable = sorted(name for name in classes if printable(name) != name)
     if unprintable:
@@ -149,7 +150,8 @@ def _check_split(
         )
     if len(classes) < 2:
         raise DataError(
-            f"{place} has one class only ({next(iter(classes))}); classification needs two or more"
+            f"{place} has one class only ({next(iter(classes))}); classification needs two "
+            "or more, and annotations of COCO, Pascal VOC or YOLO, for detection, were not found"
         )
 
 
