@@ -211,7 +211,27 @@ def test_a_recipe_with_a_classifier_is_refused_first(tmp_path):
 
 def test_images_of_classes_are_refused(tmp_path):
     recipe = recipe_from_dict({**TINY, "data": {"source": "digits"}})
-    with pytest.raises(ValueError, match="detection needs data for detection"):
+    with pytest.raises(ValueError, match=r"detection needs data for detection.*COCO, Pascal VOC"):
+        train(recipe, tmp_path / "run", progress=False)
+
+
+def test_scenes_are_refused_for_classification(tmp_path):
+    recipe = recipe_from_dict({"model": {"name": "deit_pico"}, "data": {"source": "digit_scenes"}})
+    with pytest.raises(ValueError, match=r"needs data for classification.*folders named by their"):
+        train(recipe, tmp_path / "run", progress=False)
+
+
+def test_options_of_classification_are_refused():
+    with pytest.raises(ValueError, match=r"no option 'label_smoothing' in task; it has none"):
+        recipe_from_dict({**TINY, "task": {"name": "detection", "label_smoothing": 0.1}})
+
+
+@pytest.mark.parametrize("below", ["", "images"])
+def test_images_without_annotations_are_said_to_lack_them(below, tmp_path):
+    (tmp_path / "data" / below).mkdir(parents=True)
+    Image.new("RGB", (64, 64)).save(tmp_path / "data" / below / "a.png")
+    recipe = recipe_from_dict({**TINY, "data": {"source": str(tmp_path / "data")}})
+    with pytest.raises(ValueError, match=r"COCO, Pascal VOC or YOLO.*found"):
         train(recipe, tmp_path / "run", progress=False)
 
 

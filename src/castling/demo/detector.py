@@ -35,14 +35,14 @@ def detector_recipe(epochs: int) -> Recipe:
     """How the demo trains its detector."""
     return Recipe(
         task=DetectionConfig(),
-        model=ModelConfig(name="picodet_pico/castling_levit_s8_pico", head={"width": 64}),
+        model=ModelConfig(name="picodet_pico/castling_levit_s8_pico", head={"width": 96}),
         data=DataConfig(
             source=DigitScenesConfig(canvas=_CANVAS, images=400, digits=(1, 4)),
             transform=DetectionTransformConfig(image_size=_CANVAS, crop=0.0, photometric=0.0),
             loader=LoaderConfig(batch_size=8, cache="memory"),
         ),
         epochs=epochs,
-        optim=OptimConfig(lr=6e-3, weight_decay=0.05),
+        optim=OptimConfig(lr=1e-2, weight_decay=0.05),
         schedule=ScheduleConfig(warmup_epochs=0.5),
         ema=EmaConfig(decay=0.98, warmup=20),
         clip=ClipConfig(mode="norm", value=10.0),

@@ -55,6 +55,10 @@ class DetectionTask(Task):
     )
     epoch_metrics = ("AP", "AP50", "mask_AP")
     kinds = frozenset({"detection"})
+    data_hint = (
+        ". A folder is for detection where annotations of COCO, Pascal VOC or YOLO are found in "
+        "it; what is missing says: castling check-data FOLDER --format coco, voc or yolo"
+    )
     pipeline_tag = "object-detection"
     prediction_class = DetectionPrediction
     record_columns = COLUMNS
