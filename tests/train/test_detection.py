@@ -221,6 +221,18 @@ def test_scenes_are_refused_for_classification(tmp_path):
         train(recipe, tmp_path / "run", progress=False)
 
 
+def test_one_small_image_a_batch_says_what_to_raise(tmp_path):
+    recipe = recipe_from_dict(
+        {
+            **TINY,
+            "model": {"name": "picodet_pico/esnet_pico"},
+            "data": {**TINY["data"], "transform": {"image_size": 64}, "loader": {"batch_size": 1}},
+        }
+    )
+    with pytest.raises(ValueError, match=r"one image.*raise data\.loader\.batch_size"):
+        train(recipe, tmp_path / "run", progress=False)
+
+
 def test_options_of_classification_are_refused():
     with pytest.raises(ValueError, match=r"no option 'label_smoothing' in task; it has none"):
         recipe_from_dict({**TINY, "task": {"name": "detection", "label_smoothing": 0.1}})
