@@ -411,6 +411,7 @@ def test_demo(tmp_path):
         tmp_path,
         said.append,
         epochs=1,
+        detector_epochs=1,
         progress=False,
         seconds_per_size=0,
         models=("softmax", "castling"),
@@ -421,6 +422,7 @@ def test_demo(tmp_path):
     for heading in (
         *("Accuracy", "Training", "Mask trajectories", "Switch certificate"),
         *("Speed against resolution", "ONNX export, verified", "Example predictions"),
+        "Objects found",
     ):
         assert f"<h2>{heading}</h2>" in page
     assert "src=" not in page.replace('src="data:', "")

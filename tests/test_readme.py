@@ -17,6 +17,9 @@ from PIL import Image
 import castling
 import castling_launcher
 from castling.data import DataConfig, LoaderConfig, SplitConfig
+from castling.data.sources import DigitScenesConfig
+from castling.data.transforms.detection import DetectionTransformConfig
+from castling.tasks.detection import DetectionConfig
 from castling.train import ModelConfig, Recipe, train
 
 ROOT = Path(castling.__file__).parents[2]
@@ -65,6 +68,16 @@ def place(tmp_path_factory):
             seed=len(name),
         )
         train(recipe, folder / "runs" / name, progress=False)
+    detector = Recipe(
+        task=DetectionConfig(),
+        model=ModelConfig(name="picodet_pico/esnet_pico"),
+        data=DataConfig(
+            source=DigitScenesConfig(canvas=64, images=20),
+            transform=DetectionTransformConfig(image_size=64),
+        ),
+        epochs=1,
+    )
+    train(detector, folder / "runs" / "boxes", progress=False)
     return folder
 
 

@@ -51,6 +51,15 @@ def test_what_cannot_be_opened_is_a_problem_too(
     assert "there is no folder or zip file at" in capsys.readouterr().err
 
 
+def test_images_without_annotations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in ("", "photos"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / folder / "1.png")
+    for path in (tmp_path, tmp_path / "photos"):
+        assert run("check-data", [str(path)]) == 1
+        assert "need annotations of COCO, Pascal VOC or YOLO" in capsys.readouterr().out
+
+
 def test_folders_of_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for label in ("cat", "dog"):
         (tmp_path / label).mkdir()

@@ -255,3 +255,12 @@ def test_the_nearest_image_stands_in() -> None:
             assert held.tolist() == np.flatnonzero(draws < 0.2).tolist()
         assert len(rest) + len(held) == 6
     assert stood_in > 3
+
+
+@pytest.mark.parametrize(("name", "start"), [("cat", "class 'cat' has"), ("", "the data have")])
+def test_too_few_images_are_said_of_the_class_or_the_data(name: str, start: str) -> None:
+    message = f"^{start} 1 (different )?images, too few .* or give the splits yourself"
+    with pytest.raises(DataError, match=message):
+        hold_out([0], [0.1, 0.1], [name], seed=0)
+    with pytest.raises(DataError, match=message):
+        hold_out_by_key([0], np.array([7], dtype=np.uint64), [0.1, 0.1], [name], seed=0)

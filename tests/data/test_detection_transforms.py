@@ -237,6 +237,7 @@ def test_kept_aspect_ratios_are_those_of_torchvision_to_a_pixel() -> None:
         ({"resize": "keep", "max_size": 100}, "less than the shorter side"),
         ({"resize": "keep", "max_size": 400, "multi_scale": (320, 416)}, "416"),
         ({"image_size": (64, 96), "multi_scale": (64,)}, "multi_scale draws square"),
+        ({"image_size": 640, "multi_scale": (320, 416)}, "is 640, but multi_scale .* 320 to 416"),
         ({"crop": 1.5}, "crop is 1.5"),
         ({"multiple": 0}, "multiple is 0"),
     ],

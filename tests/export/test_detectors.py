@@ -165,6 +165,12 @@ def script() -> str:
     return re.search(r'```python title="detect.py"\n(.*?)```', text, re.DOTALL)[1]
 
 
+def test_the_page_of_the_task_has_the_same_script():
+    expected = script()  # skips without the sources
+    page = PAGE.parents[1] / "tasks" / "detection.md"
+    assert f'```python title="detect.py"\n{expected}```' in page.read_text(encoding="utf-8")
+
+
 def photo(path, size=(131, 77)):
     noise = np.random.default_rng(0).integers(0, 256, (5, 9, 3), dtype=np.uint8)
     image = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)

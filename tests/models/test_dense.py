@@ -119,6 +119,20 @@ def test_names() -> None:
         castling.create_model("toi/resnet18")
     with pytest.raises(ValueError, match="timm knows no model 'resnet1'"):
         castling.create_model("toy/resnet1")
+    for name in ("toy", "toy/"):
+        with pytest.raises(ValueError, match=r"toy is a head alone; .* such as toy/cas_vit_xs"):
+            castling.create_model(name)
+
+
+def test_a_name_is_registered_once() -> None:
+    class Elsewhere(HeadConfig):
+        """Options of a head of another module."""
+
+        name = "toy"
+
+    Elsewhere.__module__ = "elsewhere"
+    with pytest.raises(ValueError, match="a head 'toy' already"):
+        register_head(Elsewhere, task="classification")(lambda *_: torch.nn.Identity())
 
 
 def test_options_of_a_size_and_of_the_caller() -> None:

@@ -111,6 +111,7 @@ def test_a_run_leaves_what_it_should(whole):
     )
     assert sum(row["kind"] == "object" for row in recorded) == objects
     page = write_run_report(folder).read_text()
+    assert "Validation: the plain loss" not in page  # detectors have none
     for heading in ("Precision and recall", "Classes", "Errors", "Mask trajectories", "Speed"):
         assert f"<h2>{heading}" in page
     assert "Worst misses" in page
@@ -210,7 +211,39 @@ def test_a_recipe_with_a_classifier_is_refused_first(tmp_path):
 
 def test_images_of_classes_are_refused(tmp_path):
     recipe = recipe_from_dict({**TINY, "data": {"source": "digits"}})
-    with pytest.raises(ValueError, match="detection needs data for detection"):
+    with pytest.raises(ValueError, match=r"detection needs data for detection.*COCO, Pascal VOC"):
+        train(recipe, tmp_path / "run", progress=False)
+
+
+def test_scenes_are_refused_for_classification(tmp_path):
+    recipe = recipe_from_dict({"model": {"name": "deit_pico"}, "data": {"source": "digit_scenes"}})
+    with pytest.raises(ValueError, match=r"needs data for classification.*folders named by their"):
+        train(recipe, tmp_path / "run", progress=False)
+
+
+def test_one_small_image_a_batch_says_what_to_raise(tmp_path):
+    recipe = recipe_from_dict(
+        {
+            **TINY,
+            "model": {"name": "picodet_pico/esnet_pico"},
+            "data": {**TINY["data"], "transform": {"image_size": 64}, "loader": {"batch_size": 1}},
+        }
+    )
+    with pytest.raises(ValueError, match=r"one image.*raise data\.loader\.batch_size"):
+        train(recipe, tmp_path / "run", progress=False)
+
+
+def test_options_of_classification_are_refused():
+    with pytest.raises(ValueError, match=r"no option 'label_smoothing' in task; it has none"):
+        recipe_from_dict({**TINY, "task": {"name": "detection", "label_smoothing": 0.1}})
+
+
+@pytest.mark.parametrize("below", ["", "images"])
+def test_images_without_annotations_are_said_to_lack_them(below, tmp_path):
+    (tmp_path / "data" / below).mkdir(parents=True)
+    Image.new("RGB", (64, 64)).save(tmp_path / "data" / below / "a.png")
+    recipe = recipe_from_dict({**TINY, "data": {"source": str(tmp_path / "data")}})
+    with pytest.raises(ValueError, match=r"COCO, Pascal VOC or YOLO.*found"):
         train(recipe, tmp_path / "run", progress=False)
 
 

@@ -61,6 +61,23 @@ def test_rates_rise_evenly_on_a_logarithmic_axis_and_reach_every_layer(tmp_path,
     assert f"--optim.lr {found.suggestion:.2g}" in str(found)
 
 
+@pytest.mark.parametrize(("scatter", "learns"), [(0.0, True), (0.3, True), (0.3, False)])
+def test_scatter_at_small_rates_is_no_fall(scatter, learns):
+    """Losses of a detector: those of small rates scatter, and fall from 1e-3 on if at all."""
+    rates = torch.logspace(-7, 0, 100).tolist()
+    noise = scatter * torch.randn(100, generator=torch.Generator().manual_seed(3))
+    fall = torch.linspace(-7, 0, 100).add(3.5).clamp(0, 1) * learns
+    found, certain = tune.steepest_fall(rates, (3 - fall + noise).tolist())
+    assert certain == learns
+    assert not learns or 1e-4 < found < 1e-2
+
+
+def test_a_loss_that_is_not_finite_ends_the_fall():
+    rates = torch.logspace(-7, 0, 40).tolist()
+    losses = [3.0] * 20 + [2.5, 2.0, 1.5, 1.0] + [float("nan")] * 16
+    assert tune.steepest_fall(rates, losses)[0] in rates[16:22]
+
+
 def test_the_batch_grows_to_the_bound_or_to_the_images(monkeypatch):
     recipe = recipe_from_dict(TINY)
     monkeypatch.setattr(tune, "_LARGEST", {"cpu": 4})

@@ -36,7 +36,7 @@ def existing(path: str | Path) -> Path:
     if not path.exists():
         raise FileNotFoundError(
             f"there is no folder or zip file at {path}; source must be digits, digit_scenes, a "
-            "folder, a zip file or torchvision:NAME"
+            "folder, a zip file, a COCO JSON file, data.yaml or torchvision:NAME"
         )
     return path
 

@@ -26,7 +26,7 @@ def hold_out(
     Args:
         labels: class of every image.
         fractions: share of each part that is held out.
-        classes: names, for errors.
+        classes: names, for errors; an empty one stands for images without classes.
         seed: chooses the images.
         shuffle: choose at random; otherwise the last images of every class are held out, the
             last part last, which keeps neighbours (such as one writer's figures) together.
@@ -45,10 +45,7 @@ def hold_out(
             members = members[np.argsort(keys(seed, label, members), kind="stable")]
         sizes = [max(1, round(fraction * len(members))) for fraction in fractions]
         if sum(sizes) >= len(members):
-            raise DataError(
-                f"class {name!r} has {len(members)} images, too few to be split into training and "
-                f"{len(fractions)} held-out parts; add images or give the splits as folders"
-            )
+            raise _too_few(name, f"{len(members)} images", len(fractions))
         stops = np.cumsum([len(members) - sum(sizes), *sizes])
         for part, stop, start in zip(parts, stops, [0, *stops[:-1]], strict=True):
             part.append(members[start:stop])
@@ -77,7 +74,7 @@ def hold_out_by_key(
         labels: (n,) class of every image.
         image_keys: (n,) of the images.
         fractions: share of each part that is held out.
-        classes: names, for errors.
+        classes: names, for errors; an empty one stands for images without classes.
         seed: chooses the images.
 
     Returns:
@@ -109,12 +106,8 @@ def hold_out_by_key(
                     part[each] = empty
                     break
             else:
-                name = classes[int(label)]
-                raise DataError(
-                    f"class {name!r} has {len(members)} different images, too few to be "
-                    f"split into training and {len(fractions)} held-out parts; add images or give "
-                    "the splits as folders"
-                )
+                count = f"{len(members)} different images"
+                raise _too_few(classes[int(label)], count, len(fractions))
     return [np.flatnonzero(part[content] == each) for each in range(len(intervals))]
 
 
@@ -160,3 +153,11 @@ def balanced_subset(
         ranks[members[np.argsort(drawn[members], kind="stable")]] = np.arange(len(members))
     order = np.lexsort((class_keys, ranks))
     return np.sort(order[:count])
+
+
+def _too_few(name: str, images: str, parts: int) -> DataError:
+    """That a class, or a set without classes, cannot be divided."""
+    return DataError(
+        f"{f'class {name!r} has' if name else 'the data have'} {images}, too few to be split into "
+        f"training and {parts} held-out parts; add images or give the splits yourself"
+    )

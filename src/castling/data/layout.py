@@ -10,7 +10,7 @@ from typing import Any
 from castling.data.errors import DataError
 from castling.data.files import FileStore
 from castling.data.formats import is_image
-from castling.data.split_folders import SPLIT_NAMES, LayoutOption, find_splits
+from castling.data.split_folders import OR_BOXES, SPLIT_NAMES, LayoutOption, find_splits
 from castling.utils.text import printable
 
 
@@ -132,7 +132,7 @@ def _check_split(
     if not any(classes.values()):
         raise DataError(
             f"no images in folders of classes below {place}; put each image into a folder named by "
-            "its class, such as train/cat/1.jpg"
+            f"its class, such as train/cat/1.jpg{OR_BOXES}"
         )
     unprintable = sorted(name for name in classes if printable(name) != name)
     if unprintable:
@@ -150,6 +150,7 @@ def _check_split(
     if len(classes) < 2:
         raise DataError(
             f"{place} has one class only ({next(iter(classes))}); classification needs two or more"
+            f"{OR_BOXES}"
         )
 
 

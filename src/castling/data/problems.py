@@ -156,15 +156,22 @@ def check_source(config: SourceConfig, depth: Depth = "headers") -> DataReport:
         found = Problem("source that cannot be opened", "error", 1, (str(error),), "")
         return DataReport((found,), str(config))
     if isinstance(source, ReportingSource):
-        return source.report(depth=depth)
+        report = source.report(depth=depth)
+        return dataclasses.replace(
+            report, problems=(*report.problems, *_remarks(source.info.notes))
+        )
     info = source.info
-    remarks = source.problems()
-    problems = [Problem("remark", "note", len(remarks), tuple(remarks), "")] if remarks else []
+    problems = _remarks(source.problems())
     read = {"headers": source.size, "full": source.sample}.get(depth)
     complaints = [] if read is None else _complaints(source, read)
     if complaints:
         problems.append(unreadable(complaints))
     return DataReport(tuple(problems), str(config), dict(info.splits), {}, tuple(info.classes))
+
+
+def _remarks(texts: Sequence[str]) -> list[Problem]:
+    """What a source says about itself, as one note."""
+    return [Problem("remark", "note", len(texts), tuple(texts), "")] if texts else []
 
 
 def unreadable(complaints: Sequence[str]) -> Problem:

@@ -22,6 +22,10 @@ SPLIT_NAMES = {
 }
 
 
+#: For whoever wanted boxes: ends complaints about folders that are not classes.
+OR_BOXES = "; objects to detect need annotations of COCO, Pascal VOC or YOLO instead"
+
+
 class _Head:
     """What lies in one top folder.
 
@@ -133,6 +137,7 @@ def _decide(
         f"the folders {what} in {where} may be splits, or classes of such names: say which with "
         "--data.source.layout splits or --data.source.layout classes"
         + (direct_advice if direct else "")
+        + OR_BOXES
     )
 
 

@@ -153,7 +153,7 @@ def _hold_out_missing(
         return
     everything = splits["train"]
     shares = [share for _, share in missing]
-    classes = info.classes if everything.labels is not None else ["all images"]
+    classes = info.classes if everything.labels is not None else [""]
     if image_keys is None:
         parts = hold_out(
             _strata(everything), shares, classes, seed=config.seed, shuffle=info.shuffle

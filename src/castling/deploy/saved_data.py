@@ -125,9 +125,11 @@ def open_saved_data(
     """
     source = open_source(data.source)
     if card is not None and source.info.classes != card.classes:
+        same = sorted(source.info.classes) == sorted(card.classes)
+        order = "; the order must be the same: renumber the classes of the data" if same else ""
         raise ValueError(
             f"the model knows the classes {few(card.classes)}; {data.source} has "
-            f"{few(source.info.classes)}"
+            f"{few(source.info.classes)}{order}"
         )
     transform = task.transform(training=False)
     config = dataclasses.replace(data, transform=task.transform_options)

@@ -24,6 +24,7 @@ from torchvision.ops import box_convert
 
 from castling.heads.d_fine_network import build_network
 from castling.heads.detector import DetectionTarget, Detector
+from castling.heads.processes import divided_together
 from castling.models.backbone import Backbone
 from castling.models.dense import HeadConfig, MakeBackbone, register_head
 
@@ -165,7 +166,8 @@ class DFine(Detector):
             }
             for target in targets
         ]
-        most = max(len(target["labels"]) for target in targets)
+        counts = [len(target["labels"]) for target in targets]
+        most, objects = max(counts), sum(counts)
         denoised = self.training and 0 < most <= MOST_DENOISED
         found = self.head(self._maps(self(images)), labels if denoised else None)
         _, parts, _ = DFineForObjectDetectionLoss(
@@ -182,6 +184,9 @@ class DFine(Detector):
             predicted_corners=found.corners,
             initial_reference_points=found.references,
         )
+        # Distillation alone is not divided by the number of boxes.
+        counted = {name: part for name, part in parts.items() if not name.startswith("loss_ddf")}
+        parts |= divided_together(counted, torch.as_tensor(objects, device=images.device))
         zero = images.new_zeros(())
         if self.head.noisy_class is not None and not denoised:
             zero = self.head.noisy_class.weight.sum() * 0  # DDP wants a gradient of each parameter

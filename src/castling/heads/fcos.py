@@ -13,6 +13,7 @@ from torchvision.models.detection.fcos import FCOSHead
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from castling.heads.detector import DetectionTarget
+from castling.heads.processes import divided_together
 from castling.heads.pyramid import PyramidHeadConfig, build_pyramid
 from castling.heads.torchvision_detector import OneStageDetector, Width
 from castling.models.dense import MakeBackbone, register_head
@@ -59,6 +60,21 @@ class FCOSConfig(PyramidHeadConfig):
             )
 
 
+class _Head(FCOSHead):
+    """torchvision's, whose losses are divided by the points that learn boxes in all processes."""
+
+    def compute_loss(
+        self,
+        targets: list[dict[str, Tensor]],
+        head_outputs: dict[str, Tensor],
+        anchors: list[Tensor],
+        matched_idxs: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """Parts by torchvision's names."""
+        parts = super().compute_loss(targets, head_outputs, anchors, matched_idxs)
+        return divided_together(parts, (torch.stack(matched_idxs) >= 0).sum())
+
+
 class FCOSDetector(OneStageDetector):
     """FCOS: one point at every place, on the level that its object's size belongs to."""
 
@@ -92,7 +108,7 @@ def fcos(config: FCOSConfig, make_backbone: MakeBackbone, num_classes: int) -> F
     head = FCOS(
         Width(config.width),
         num_classes,
-        head=FCOSHead(config.width, 1, num_classes, config.convolutions),
+        head=_Head(config.width, 1, num_classes, config.convolutions),
         score_thresh=config.score_threshold,
         nms_thresh=config.nms_threshold,
         detections_per_img=config.detections,

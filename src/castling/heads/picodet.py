@@ -170,5 +170,5 @@ class PicoDet(Detector):
     },
 )
 def picodet(config: PicoDetConfig, backbone: MakeBackbone, num_classes: int) -> PicoDet:
-    """PicoDet on a backbone by name."""
+    """PicoDet on maps of strides 8, 16 and 32."""
     return PicoDet(config, backbone(_STRIDES), num_classes)

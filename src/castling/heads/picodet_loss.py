@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.distributed
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import box_iou, generalized_box_iou_loss
 
 from castling.heads.detector import DetectionTarget
 from castling.heads.picodet_head import boxes_around, distances
+from castling.heads.processes import mean_over_processes
 from castling.heads.sim_ota import SimOTA
 from castling.heads.varifocal import varifocal_loss
 
@@ -74,12 +74,12 @@ def picodet_losses(
         boxes.append(box)
     positives = sum(len(each) for each in points)
     classes = varifocal_loss(found.logits, wanted).sum()
-    losses = {"class": classes / _mean_over_processes(classes.new_tensor(positives))}
+    losses = {"class": classes / mean_over_processes(classes.new_tensor(positives))}
     if positives:
         at = torch.cat(images), torch.cat(points)
         return losses | _box_losses(found, predicted, at, torch.cat(boxes), reg_max)
     # Every process sums up both denominators, and every parameter has its gradient.
-    _mean_over_processes(classes.new_zeros(()))
+    mean_over_processes(classes.new_zeros(()))
     nothing = found.bins.sum() * 0
     return losses | {"box": nothing, "distribution": nothing}
 
@@ -93,7 +93,7 @@ def _box_losses(
 ) -> dict[str, Tensor]:
     """On the p points ``at`` (image, point), which learn ``boxes`` (p, 4)."""
     weight = found.logits[at].detach().sigmoid().amax(1)
-    total = _mean_over_processes(weight.sum())
+    total = mean_over_processes(weight.sum())
     giou = generalized_box_iou_loss(predicted[at], boxes)
     centres, strides = found.centres[at[1]], found.strides[at[1], None]
     sides = torch.cat((centres - boxes[:, :2], boxes[:, 2:] - centres), dim=1) / strides
@@ -126,16 +126,3 @@ def _distribution_focal_loss(bins: Tensor, sides: Tensor) -> Tensor:
 def _aligned_iou(first: Tensor, second: Tensor) -> Tensor:
     """(p,) overlaps of the i-th boxes of (p, 4) and (p, 4)."""
     return box_iou(first[:, None], second[:, None])[:, 0, 0]
-
-
-def _mean_over_processes(value: Tensor) -> Tensor:
-    """What a loss is divided by: the mean of ``value`` over all processes, of a sum of at least 1.
-
-    So the averaged gradients of several processes are those of one that has all images.
-    """
-    processes = 1
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        value = value.clone()
-        torch.distributed.all_reduce(value)
-        processes = torch.distributed.get_world_size()
-    return value.clamp(min=1) / processes

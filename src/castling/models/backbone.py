@@ -74,7 +74,10 @@ class MissingStrideError(ValueError):
 
     def __init__(self, name: str, missing: int, strides: Sequence[int]) -> None:
         found = ", ".join(map(str, dict.fromkeys(strides)))
-        super().__init__(f"{name} has no feature map of stride {missing}, only of {found}")
+        super().__init__(
+            f"{name} has no feature map of stride {missing}, only of {found}; choose another "
+            "backbone, or a head for these strides"
+        )
         self.strides = tuple(strides)
 
 

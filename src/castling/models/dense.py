@@ -81,10 +81,19 @@ def register_head(
         config: class of its options.
         task: that trains it.
         sizes: name → options of each named size; None registers ``config.name`` alone.
+
+    Raises:
+        ValueError: another head has one of the names.
     """
 
     def register(build: BuilderT) -> BuilderT:
         for name, defaults in (sizes or {config.name: {}}).items():
+            taken = _HEADS.get(name)
+            if taken is not None and taken.config.__module__ != config.__module__:
+                raise ValueError(
+                    f"there is a head {name!r} already, of {taken.config.__module__}: choose "
+                    "another name"
+                )
             _HEADS[name] = HeadSpec(config, defaults, build, task)
         return build
 

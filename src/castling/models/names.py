@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from timm.models import is_model, list_models
 
-from castling.models.dense import head_spec
+from castling.models.dense import head_spec, list_heads
 from castling.utils.text import did_you_mean
 
 
@@ -12,9 +12,13 @@ def split_name(name: str) -> tuple[str, str]:
     """(head, rest) of a model's name; the head is empty for all but dense models.
 
     Raises:
-        ValueError: there is no such head.
+        ValueError: there is no such head, or no backbone behind it.
     """
     head, slash, backbone = name.partition("/")
+    if head in list_heads() and not backbone:
+        raise ValueError(
+            f"{head} is a head alone; name its backbone too, such as {head}/cas_vit_xs"
+        )
     if not slash or ":" in head:  # hf:owner/model
         return "", name
     head_spec(head)

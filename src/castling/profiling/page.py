@@ -134,7 +134,9 @@ def paragraph(text: str) -> str:
 def figures(plots: Iterable[tuple[Plot, str]]) -> str:
     """Plots with captions, side by side on wide screens."""
     inside = "\n".join(
-        f"<figure>{plot.svg()}<figcaption>{html.escape(caption)}</figcaption></figure>"
+        f"<figure>{plot.svg()}"
+        + (f"<figcaption>{html.escape(caption)}</figcaption>" if caption else "")
+        + "</figure>"
         for plot, caption in plots
     )
     return f'<div class="figures">{inside}</div>'

@@ -286,6 +286,31 @@ def add_predictions(
     )
 
 
+def add_detections(
+    page: Page, result: TrainResult, name: str, pictures: Sequence[tuple[Image.Image, str, str]]
+) -> None:
+    """Scenes with the boxes that a detector found.
+
+    Args:
+        page: is added to.
+        result: of the detector's training.
+        name: of the detector.
+        pictures: (image with boxes, what was found, what there is).
+    """
+    metrics = result.switched_metrics or result.metrics
+    figures_of = ", ".join(
+        f"{metric_label(key)} {result.text_of(key, metrics[f'test_{key}'])}"
+        for key in ("AP50", "AP")
+    )
+    page.add(
+        "Objects found",
+        gallery(((image, found, there, True) for image, found, there in pictures), large=True),
+        note=f"Test images, by {name} with {result.parameters:,} parameters, trained here in "
+        f"{result.seconds:.0f} s: {figures_of} on {result.images.get('test', 0)} test images. So "
+        "short a training shows that it learns, not how far it can go.",
+    )
+
+
 def headline_value(result: TrainResult, split: str, *, switched: bool = False) -> str:
     """The metric that sums a run up, with its unit; a dash where it was not measured."""
     metrics = result.switched_metrics if switched else result.metrics

@@ -217,7 +217,8 @@ def _add_curves(page: Page, run: RunFacts) -> None:
         (
             lines(losses, x="epoch", y="loss", markers=False),
             "Training: with augmentation, smoothing and all terms of the loss, averaged over the "
-            "epoch. Validation: the plain loss, after the epoch.",
+            "epoch."
+            + (" Validation: the plain loss, after the epoch." if "validation" in losses else ""),
         )
     ]
     metric = report.curve(rows, f"val_{name}")
@@ -282,7 +283,7 @@ def _block(part: ReportPart, folder: Path) -> str:
             return matrix(part.head, part.rows, part.shades)
         return table(part.head, part.rows)
     if isinstance(part, ReportPlot):
-        return figures([(lines(part.curves, x=part.x, y=part.y, markers=False), part.title)])
+        return figures([(lines(part.curves, x=part.x, y=part.y, markers=False), "")])
     return gallery(
         (
             (

@@ -91,6 +91,8 @@ class Task(nn.Module):
     epoch_metrics: ClassVar[tuple[str, ...]] = ()
     #: Kinds of sources that can be trained on; see ``DataInfo.kind``.
     kinds: ClassVar[frozenset[str]]
+    #: How such data are told from others, where they are of another kind; ends a message.
+    data_hint: ClassVar[str] = ""
     #: The Hugging Face hub's name of the task, for model cards.
     pipeline_tag: ClassVar[str] = ""
     #: Class of its predictions.

@@ -63,7 +63,7 @@ def build_task(config: TaskConfig, info: DataInfo, transform: TransformConfig) -
     if info.kind not in made.kinds:
         raise ValueError(
             f"the task {config.name} needs data for {' or '.join(sorted(made.kinds))}, this source "
-            f"is for {info.kind}: choose another task or source"
+            f"is for {info.kind}: choose another task or source{made.data_hint}"
         )
     return made(config, info, transform)
 

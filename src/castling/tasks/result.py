@@ -55,8 +55,8 @@ class TrainResult:
     headline: str = "top1"
     percentages: tuple[str, ...] = _OLD_PERCENTAGES
     switched_metrics: dict[str, float] = dataclasses.field(default_factory=dict)
-    images_per_second: float = 0.0
-    switched_images_per_second: float = 0.0
+    images_per_second: float = dataclasses.field(default=0.0, compare=False)
+    switched_images_per_second: float = dataclasses.field(default=0.0, compare=False)
     switch_refused: str = ""
     switch: dict[str, Any] = dataclasses.field(default_factory=dict)
     parameters: int = 0

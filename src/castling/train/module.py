@@ -152,7 +152,15 @@ class TrainingModule(pl.LightningModule):
             progress=self.progress,
             averaged=self.evaluated_holder[0] if self.evaluated_holder else None,
         )
-        losses = self.task.training_step(self.model, batch, step)
+        try:
+            losses = self.task.training_step(self.model, batch, step)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ValueError(
+                f"BatchNorm cannot learn from a batch of one image with a map of one pixel ({error}"
+                "): raise data.loader.batch_size or data.transform.image_size"
+            ) from error
         if self.has_penalty:
             losses["penalty"] = auxiliary_penalty(self.model)
             losses["loss"] = losses["loss"] + losses["penalty"]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
+import statistics
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -26,6 +29,8 @@ from castling.utils.randomness import seed_everything
 #: would stop the search before the machine begins to swap.
 _LARGEST = {"cpu": 8}
 _LARGEST_ELSEWHERE = 13
+#: A fall of the loss counts from so many standard errors on.
+_CERTAIN = 3.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +40,14 @@ class LearningRateFound:
     Attributes:
         suggestion: a value for ``optim.lr``, where the loss falls most steeply; None where it never
             falls.
+        certain: whether it falls there by clearly more than it scatters from step to step.
         learning_rates: those tried, in the unit of ``optim.lr``.
         losses: after each, smoothed.
         files: of the curve: a CSV file and a picture.
     """
 
     suggestion: float | None
+    certain: bool
     learning_rates: tuple[float, ...]
     losses: tuple[float, ...]
     files: tuple[str, ...]
@@ -52,6 +59,8 @@ class LearningRateFound:
             if self.suggestion is None
             else f"suggested: --optim.lr {self.suggestion:.2g} (where the loss falls most steeply)"
         )
+        if self.suggestion is not None and not self.certain:
+            found += "\nuncertain: the loss scatters as much as it falls there"
         return f"{found}\ncurve: {', '.join(self.files)}"
 
 
@@ -82,6 +91,17 @@ class _Probe(TrainingModule):
     """Training whose learning rate and batch size Lightning sets."""
 
     show_progress = True
+
+    def setup(self, stage: str) -> None:
+        """Begin the list of losses, one of each step."""
+        super().setup(stage)
+        self.losses: list[float] = []
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        """Loss of one batch."""
+        loss = super().training_step(batch, batch_idx)
+        self.losses.append(float(loss.detach()))
+        return loss
 
     def on_train_start(self) -> None:
         """Leave out the search's progress bar where none is wanted: it has no option for that."""
@@ -138,11 +158,12 @@ def find_learning_rate(
             module, min_lr=1e-7, max_lr=1.0, num_training=steps, update_attr=False
         )
         assert finder is not None
-        suggestion = finder.suggestion()
+        tried = [float(rate) for rate in finder.results["lr"]]
+        suggestion, certain = steepest_fall(tried, module.losses)
         # The recipe's rate is meant for lr_batch images a step, these were so many.
         per_step = recipe.data.loader.batch_size
         scale = recipe.optim.lr_batch / per_step if recipe.optim.lr_batch else 1.0
-        rates = [float(rate) * scale for rate in finder.results["lr"]]
+        rates = [rate * scale for rate in tried]
         losses = [float(loss) for loss in finder.results["loss"]]
         rows = [
             {"learning_rate": rate, "loss": loss} for rate, loss in zip(rates, losses, strict=False)
@@ -150,9 +171,34 @@ def find_learning_rate(
         table = Path(run_dir) / "learning-rate.csv"
         write_csv(table, ("learning_rate", "loss"), rows)
         picture = table.with_suffix(".png")
-        found = None if suggestion is None else float(suggestion) * scale
+        found = None if suggestion is None else suggestion * scale
         _plot(rows, found, picture)
-        return LearningRateFound(found, tuple(rates), tuple(losses), (str(table), str(picture)))
+        return LearningRateFound(
+            found, certain, tuple(rates), tuple(losses), (str(table), str(picture))
+        )
+
+
+def steepest_fall(rates: Sequence[float], losses: Sequence[float]) -> tuple[float | None, bool]:
+    """The rate around which the losses fall most, and whether by clearly more than they scatter.
+
+    Compared are the means of a tenth of the steps before and after each rate: rates rise evenly on
+    a logarithmic axis, and losses of detection scatter from batch to batch. (Lightning's suggestion
+    is the slope by the rate itself, which is largest in the scatter at the smallest rates.)
+
+    Args:
+        rates: rising.
+        losses: at each, not smoothed.
+    """
+    count = min(len(rates), len(losses))
+    window = max(3, count // 10)
+    largest, found, certain = 0.0, None, False
+    for place in range(window, count - window + 1):
+        before, after = losses[place - window : place], losses[place : place + window]
+        fall = statistics.fmean(before) - statistics.fmean(after)
+        if fall > largest:
+            spread = math.sqrt((statistics.variance(before) + statistics.variance(after)) / window)
+            largest, found, certain = fall, rates[place], fall > _CERTAIN * spread
+    return found, certain
 
 
 def find_batch_size(recipe: Recipe) -> BatchSizeFound:

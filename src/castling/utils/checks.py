@@ -116,9 +116,8 @@ def check_known(values: Mapping[str, Any], known: Mapping[str, Any], section: st
         if name not in known:
             where = f" in {section}" if section else ""
             hint = did_you_mean(str(name), known)
-            raise ValueError(
-                f"there is no option {name!r}{where}{hint or '; known are ' + ', '.join(known)}"
-            )
+            options = f"; known are {', '.join(known)}" if known else "; it has none"
+            raise ValueError(f"there is no option {name!r}{where}{hint or options}")
 
 
 def _hints(config_class: Any) -> dict[str, Any]:

@@ -187,6 +187,18 @@ CASES = [
         1,
         "train0.png",
     ),
+    *(
+        Case(
+            10,
+            f"huge-{len(str(side))}",
+            lambda folder, side=side: folder.train["images"][0].update(height=side),
+            "image without width and height",
+            "note",
+            1,
+            "train0.png",
+        )
+        for side in (10**30, 10**400)
+    ),
     Case(11, "as-stored", turned(6, False), "image that its EXIF rotates or mirrors", "note", 1),
     Case(11, "upright", turned(6, True), "image that its EXIF rotates or mirrors", "note", 1),
     Case(11, "mirrored", turned(2, False), "image that its EXIF rotates or mirrors", "note", 1),

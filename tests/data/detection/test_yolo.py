@@ -52,6 +52,7 @@ def problems(root: Path, **options: object) -> tuple[Problem, ...]:
         NAMES,
         "names: {0: cat, 1: dog, 2: hen}\npath: /else\ntrain: images/train\nval: images/val",
         "names: [cat, dog, hen]\ntrain: ../train/images\nval: ../val/images\nnc: 3",
+        "names: [cat, dog, hen]",
     ],
 )
 def test_boxes_in_pixels(yolo_folder: Make, inside: bool, settings: str) -> None:
@@ -186,3 +187,9 @@ def test_a_huge_class_number_takes_no_memory(yolo_folder: Make) -> None:
 def test_a_folder_without_labels_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no YOLO labels in"):
         open_source(YoloConfig(path=str(tmp_path)))
+
+
+def test_classes_that_nobody_names_are_told(yolo_folder: Make) -> None:
+    (remark,) = problems(yolo_folder(None))
+    assert remark.severity == "note"
+    assert "no data.yaml or classes.txt names the classes" in str(remark)

@@ -165,7 +165,9 @@ def test_rows_and_summary():
     }
     assert len(one.shown(top=1, score=0.5)) == 2
     nothing = one.above(0.95)
-    assert (nothing.rows(), nothing.summary()) == ([], "nothing found")
+    assert nothing.rows() == []
+    assert nothing.summary() == "nothing found (lower scores: up to 90 %)"
+    assert DetectionPrediction(name="a").above(0.5).summary() == "nothing found"
     broken = DetectionPrediction(name="b", error="no such file")
     assert broken.rows() == [{"name": "b", "error": "no such file"}]
 

@@ -17,7 +17,7 @@ STRIDE = 8
 class ToyConfig(HeadConfig):
     """masks: whether it also says that objects fill their boxes."""
 
-    name: ClassVar[str] = "toy"
+    name: ClassVar[str] = "toy_detector"
     masks: bool = False
 
 

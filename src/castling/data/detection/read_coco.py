@@ -13,8 +13,11 @@ from castling.data.detection.image_files import size_in_header
 from castling.data.detection.locate import locate
 from castling.data.detection.segmentations import Segmentation, read_segmentation
 from castling.data.detection.source import Annotations
-from castling.data.detection.table import Table, TableBuilder
+from castling.data.detection.table import LARGEST_SIDE, Table, TableBuilder
 from castling.data.files import FileStore
+
+#: Beyond any number of a real file.
+_HUGE = 1e300
 
 
 @dataclass
@@ -198,11 +201,13 @@ def _is_number(value: Any) -> TypeGuard[int]:
 
 
 def _is_finite(value: Any) -> TypeGuard[float]:
-    return type(value) in (int, float) and math.isfinite(value)
+    # Python compares integers that no float holds, such as 10⁴⁰⁰.
+    return type(value) in (int, float) and abs(value) < _HUGE
 
 
 def _stated_size(entry: dict[str, Any]) -> tuple[int, int] | None:
     height, width = entry.get("height"), entry.get("width")
     if not _is_finite(height) or not _is_finite(width) or height % 1 or width % 1:
         return None
-    return (int(height), int(width)) if height > 0 and width > 0 else None
+    known = 0 < height <= LARGEST_SIDE and 0 < width <= LARGEST_SIDE
+    return (int(height), int(width)) if known else None

@@ -13,7 +13,7 @@ from castling.data.detection.faults import Faults
 from castling.data.detection.image_files import size_in_header
 from castling.data.detection.read_each import read_each
 from castling.data.detection.source import Annotations
-from castling.data.detection.table import Table, TableBuilder
+from castling.data.detection.table import LARGEST_SIDE, Table, TableBuilder
 from castling.data.detection.voc_layout import VocImages, stem, voc_files, voc_splits
 from castling.data.errors import DataError
 from castling.data.files import FileStore
@@ -157,7 +157,7 @@ def _read_file(store: FileStore, name: str, faults: Faults) -> _File | None:
 def _size(root: Any) -> tuple[int, int]:
     """(height, width) as stated; zeros where one is not."""
     height, width = (_number(_text(root, f"size/{side}")) for side in ("height", "width"))
-    known = math.isfinite(height + width) and height >= 1 and width >= 1
+    known = 1 <= height <= LARGEST_SIDE and 1 <= width <= LARGEST_SIDE
     return (int(height), int(width)) if known else (0, 0)
 
 

@@ -48,7 +48,10 @@ def read_yolo(store: FileStore, settings: str = "") -> Annotations:
     if names is None:
         count = 1 + max((row[0] for found in rows.values() for _, row in found), default=0)
         names = [str(number) for number in range(min(int(count), _UNNAMED))]
-        notes.append("no data.yaml or classes.txt names the classes, so they are called by number")
+        if "not_names" not in faults.counts:  # else the fault says it
+            notes.append(
+                "no data.yaml or classes.txt names the classes, so they are called by number"
+            )
     tables = {
         split: _table(layout, images, rows, len(names), TableBuilder("shares", "line", faults))
         for split, images in layout.splits.items()

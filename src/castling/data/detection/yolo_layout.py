@@ -136,7 +136,12 @@ def find_settings(
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             if faults is not None and (file in _SETTINGS or len(named) == 1):
                 faults.add("not_names", f"{file}: {first_line(error)}")
-        if isinstance(values, dict) and "names" in values and {"train", "val", "path"} & {*values}:
+        usual = posixpath.basename(file) in _SETTINGS
+        if (
+            isinstance(values, dict)
+            and "names" in values
+            and (usual or {"train", "val", "path"} & {*values})
+        ):
             return file, values
     return None
 

@@ -84,6 +84,12 @@ class DetectionTransformConfig(TransformConfig):
                 f"data.transform.multi_scale draws square sizes, but image_size is {height}x"
                 f"{width}; give one side as image_size or leave multi_scale empty"
             )
+        if self.multi_scale and not min(self.multi_scale) <= height <= max(self.multi_scale):
+            raise ValueError(
+                f"data.transform.image_size is {height}, but multi_scale trains at "
+                f"{min(self.multi_scale)} to {max(self.multi_scale)} pixels; give sizes around "
+                f"{height}, or [] for {height} alone"
+            )
 
     def at_size(self, side: int) -> Self:
         """The same options at one size, that of multi-scale batches too."""

@@ -63,6 +63,7 @@ class ClassificationTask(Task):
     headline = "top1"
     percentages = frozenset({"top1", "top5"})
     kinds = frozenset({"classification"})
+    data_hint = ". Images for classification lie in folders named by their classes"
     pipeline_tag = "image-classification"
     prediction_class = ClassificationPrediction
     record_columns = report.COLUMNS

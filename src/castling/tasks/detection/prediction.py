@@ -24,6 +24,7 @@ class DetectionPrediction(Prediction):
         classes: names of these classes.
         masks: COCO's run-length encoding of each, ``{"size": [height, width], "counts": text}``;
             None for a detector without masks.
+        below: the best score that :meth:`above` left out; 0 for none.
     """
 
     columns: ClassVar[tuple[str, ...]] = (
@@ -36,13 +37,16 @@ class DetectionPrediction(Prediction):
     labels: tuple[int, ...] = ()
     classes: tuple[str, ...] = ()
     masks: tuple[dict[str, Any], ...] | None = None
+    below: float = 0.0
 
     def __len__(self) -> int:
         return len(self.boxes)
 
     def above(self, score: float) -> DetectionPrediction:
         """Those with at least this score."""
-        return self._chosen([i for i, own in enumerate(self.scores) if own >= score])
+        below = max((own for own in self.scores if own < score), default=self.below)
+        chosen = self._chosen([i for i, own in enumerate(self.scores) if own >= score])
+        return dataclasses.replace(chosen, below=below)
 
     def shown(self, *, top: int, score: float) -> DetectionPrediction:
         """Those with at least this score."""
@@ -87,4 +91,5 @@ class DetectionPrediction(Prediction):
             f"{count} {name} (best {percent(best[name], 0)})"
             for name, count in counts.most_common()
         ]
-        return ", ".join(parts) or "nothing found"
+        lower = f" (lower scores: up to {percent(self.below, 0)})" if self.below else ""
+        return ", ".join(parts) or f"nothing found{lower}"

@@ -55,6 +55,10 @@ class DetectionTask(Task):
     )
     epoch_metrics = ("AP", "AP50", "mask_AP")
     kinds = frozenset({"detection"})
+    data_hint = (
+        ". A folder is for detection where annotations of COCO, Pascal VOC or YOLO are found in "
+        "it; what is missing says: castling check-data FOLDER --format coco, voc or yolo"
+    )
     pipeline_tag = "object-detection"
     prediction_class = DetectionPrediction
     record_columns = COLUMNS
@@ -83,7 +87,7 @@ class DetectionTask(Task):
         if name.split("/")[0] not in heads:
             raise ValueError(
                 f"model.name is {name}; detection needs HEAD/BACKBONE, such as "
-                f"{heads[0]}/cas_vit_xs. Heads: {', '.join(heads)}"
+                f"picodet_s/cas_vit_xs. Heads: {', '.join(heads)}"
             )
 
     @classmethod

@@ -15,6 +15,7 @@ from PIL import Image
 
 from castling.data import BatchKey, DataConfig, DigitsConfig, LoaderConfig
 from castling.data.transforms import ClassificationTransformConfig
+from castling.demo.detector import NAME, drawn_scenes, train_detector
 from castling.deploy import Predictor, model_folder
 from castling.export import ExportReport, export
 from castling.models.saved import open_model
@@ -27,6 +28,7 @@ from castling.profiling.candidates import Candidate, model_candidate, read_atten
 from castling.profiling.formatting import short
 from castling.profiling.model_results import ModelsResult
 from castling.profiling.op_results import OpsResult
+from castling.profiling.page import Page
 from castling.profiling.timing import cpu_threads
 from castling.tasks.classification import ClassificationPrediction
 from castling.tasks.result import RESULT, TrainResult
@@ -75,12 +77,14 @@ class DemoResult:
     Attributes:
         report: the page.
         results: name → training result.
+        detector: training result of the detector; None where none was trained.
         export: of the switched Castling-ViT.
         seconds: wall time.
     """
 
     report: str
     results: dict[str, TrainResult]
+    detector: TrainResult | None
     export: ExportReport
     seconds: float
 
@@ -89,6 +93,7 @@ class DemoResult:
         return {
             "report": self.report,
             "results": {name: result.to_dict() for name, result in self.results.items()},
+            "detector": None if self.detector is None else self.detector.to_dict(),
             "export": self.export.to_dict(),
             "seconds": self.seconds,
         }
@@ -116,6 +121,7 @@ def run_demo(
     say: Callable[[str], None] = lambda _: None,
     *,
     epochs: int = 10,
+    detector_epochs: int = 8,
     progress: bool = True,
     seconds_per_size: float = 2.0,
     models: Sequence[str] = tuple(MODELS),
@@ -128,6 +134,7 @@ def run_demo(
         folder: where runs and report go. Models already trained there by the same recipe are taken.
         say: receives lines for the user.
         epochs: per model.
+        detector_epochs: of the detector; 0 trains none.
         progress: live display of each training.
         seconds_per_size: time limit of the speed measurements.
         models: which of ``MODELS``; ``"softmax"`` and ``"castling"`` are needed.
@@ -143,13 +150,31 @@ def run_demo(
     # Models this small gain nothing from a second thread, and lose much when a core is busy.
     with cpu_threads(1):
         results, counts = _train(folder, say, chosen, epochs, progress)
+        found = _detect(folder / "detector", say, detector_epochs, progress)
         say("exporting the switched Castling-ViT to ONNX, and running the file again")
         exported = _export(folder)
         say(str(exported))
         say("measuring time against resolution")
         speed = _measure(folder, chosen, tokens, sides, seconds_per_size)
         page = _report(folder, chosen, results, counts, exported, speed, epochs)
-    return DemoResult(str(page), results, exported, time.perf_counter() - started)
+        if found is not None:
+            report.add_detections(
+                page, found, NAME, drawn_scenes(folder / "detector", detector_epochs)
+            )
+    written = page.write(folder / "report.html")
+    return DemoResult(str(written), results, found, exported, time.perf_counter() - started)
+
+
+def _detect(
+    folder: Path, say: Callable[[str], None], epochs: int, progress: bool
+) -> TrainResult | None:
+    if not epochs:
+        return None
+    say(f"{NAME}, {epochs} epochs on scenes of handwritten digits")
+    result = train_detector(folder, epochs, progress)
+    metrics = result.switched_metrics or result.metrics
+    say(f"      test AP50 {metrics['test_AP50']:.1f} %, after the switch")
+    return result
 
 
 def _train(
@@ -195,7 +220,7 @@ def _report(
     exported: ExportReport,
     speed: tuple[OpsResult, ModelsResult],
     epochs: int,
-) -> Path:
+) -> Page:
     kernels, models = speed
     page = report.new_page(
         "castling demo",
@@ -219,7 +244,7 @@ def _report(
     )
     report.add_export(page, exported.to_dict())
     report.add_predictions(page, _examples(folder), "the exported ONNX file of Castling-ViT")
-    return page.write(folder / "report.html")
+    return page
 
 
 def headline(results: Mapping[str, TrainResult], measured: ModelsResult) -> str:
