@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torchvision.ops import box_iou, generalized_box_iou
 
@@ -78,6 +78,7 @@ def scene(seed, objects, smallest, classes=3):
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 6), st.sampled_from([1.0, 12.0]))
+@example(25908, 1, 1.0)  # in float32 the large number hides which point is cheaper
 def test_points_and_objects_of_the_definition(seed, objects, smallest):
     given_ = scene(seed, objects, smallest)
     found = SimOTA()(*given_)

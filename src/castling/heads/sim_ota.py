@@ -15,9 +15,9 @@ from torchvision.ops import box_iou, generalized_box_iou
 
 from castling.heads.varifocal import varifocal_negative, varifocal_positive
 
-#: Added to the cost of a point outside an object or far from its centre. Above any other cost, and
-#: small enough that float32 still tells 0.01 apart: an object too small to have a point inside gets
-#: the best of those around it. (The authors' 1e8 rounds their costs away: the order is accidental.)
+#: Added to the cost of a point outside an object or far from its centre: above any other cost, and
+#: small enough that the order of the others is kept: an object too small to have a point inside
+#: gets the best of those around it. (In float32 the authors' 1e8 rounds their costs away.)
 _OUTSIDE = 1e5
 
 
@@ -83,7 +83,9 @@ class SimOTA:
         overlap = box_iou(predicted[possible], boxes)
         cost = _class_cost(logits[possible], labels, overlap)
         cost += self.iou_weight * (1 - generalized_box_iou(predicted[possible], boxes))
-        cost += _OUTSIDE * outside
+        if cost.device.type != "mps":  # which has no float64; there costs are told apart by 0.01
+            cost = cost.double()
+        cost = cost + _OUTSIDE * outside
         return _assign(possible, cost, overlap, min(self.candidates, len(possible)))
 
 

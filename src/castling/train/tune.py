@@ -182,8 +182,8 @@ def steepest_fall(rates: Sequence[float], losses: Sequence[float]) -> tuple[floa
     """The rate around which the losses fall most, and whether by clearly more than they scatter.
 
     Compared are the means of a tenth of the steps before and after each rate: rates rise evenly on
-    a logarithmic axis, and losses of detection scatter from batch to batch. (Lightning's suggestion
-    is the slope by the rate itself, which is largest in the scatter at the smallest rates.)
+    a logarithmic axis, and the losses of some tasks scatter from batch to batch. (Lightning's
+    suggestion is the slope by the rate itself, largest in the scatter at the smallest rates.)
 
     Args:
         rates: rising.
