@@ -23,7 +23,7 @@ SPLIT_NAMES = {
 
 
 #: For whoever wanted boxes: ends complaints about folders that are not classes.
-OR_BOXES = "; objects to detect need annotations of COCO, Pascal VOC or YOLO instead"
+OR_BOXES = "; objects to detect need annotations of COCO, Pascal VOC or YOLO: none were found"
 
 
 class _Head:
