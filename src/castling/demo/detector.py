@@ -27,8 +27,8 @@ from castling.train import (
 NAME = "PicoDet on a Castling backbone"
 _CANVAS = 96
 _PICTURES = 8
-#: Boxes with a lower score are not drawn.
-_SCORE = 0.3
+#: Boxes with a lower score are not drawn, nor those that a better one overlaps by more.
+_SCORE, _OVERLAP = 0.3, 0.5
 
 
 def detector_recipe(epochs: int) -> Recipe:
@@ -38,7 +38,9 @@ def detector_recipe(epochs: int) -> Recipe:
         model=ModelConfig(name="picodet_pico/castling_levit_s8_pico", head={"width": 96}),
         data=DataConfig(
             source=DigitScenesConfig(canvas=_CANVAS, images=400, digits=(1, 4)),
-            transform=DetectionTransformConfig(image_size=_CANVAS, crop=0.0, photometric=0.0),
+            transform=DetectionTransformConfig(
+                image_size=_CANVAS, multiple=32, crop=0.0, photometric=0.0
+            ),
             loader=LoaderConfig(batch_size=8, cache="memory"),
         ),
         epochs=epochs,
@@ -71,9 +73,17 @@ def drawn_scenes(folder: Path, epochs: int) -> list[tuple[Image.Image, str, str]
         scene = Image.fromarray(batch.images[0].permute(1, 2, 0).contiguous().numpy())
         (found,) = predictor(scene)
         assert isinstance(found, DetectionPrediction)
-        shown = found.above(_SCORE)
+        shown = found.above(_SCORE).without_overlaps(_OVERLAP)
         there = len(batch.targets["labels"][0])
         pictures.append(
-            (predictor.draw(scene, shown), f"{len(shown.scores)} boxes", f"{there} digits")
+            (
+                predictor.draw(scene, shown),
+                _count(len(shown), "box", "boxes"),
+                _count(there, "digit", "digits"),
+            )
         )
     return pictures
+
+
+def _count(number: int, one: str, more: str) -> str:
+    return f"{number} {one if number == 1 else more}"

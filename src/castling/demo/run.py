@@ -121,7 +121,7 @@ def run_demo(
     say: Callable[[str], None] = lambda _: None,
     *,
     epochs: int = 10,
-    detector_epochs: int = 8,
+    detector_epochs: int = 12,
     progress: bool = True,
     seconds_per_size: float = 2.0,
     models: Sequence[str] = tuple(MODELS),

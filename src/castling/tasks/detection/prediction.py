@@ -7,6 +7,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
+from torchvision.ops import nms
+
 from castling.tasks.prediction import Prediction
 from castling.utils.text import percent
 
@@ -51,6 +54,14 @@ class DetectionPrediction(Prediction):
     def shown(self, *, top: int, score: float) -> DetectionPrediction:
         """Those with at least this score."""
         return self.above(score)
+
+    def without_overlaps(self, overlap: float) -> DetectionPrediction:
+        """Without boxes that a better one, of whatever class, overlaps by more than ``overlap``."""
+        if not self.boxes:
+            return self
+        scores = torch.tensor(self.scores, dtype=torch.float64)
+        kept = nms(torch.tensor(self.boxes, dtype=torch.float64), scores, overlap)
+        return self._chosen(kept.tolist())
 
     def _chosen(self, chosen: list[int]) -> DetectionPrediction:
         return dataclasses.replace(
