@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
+from jsonargparse.typing import ClosedUnitInterval
 from torchvision import tv_tensors
 
 from castling.data.decode import image_tensor, read_image, read_orientation
@@ -17,12 +18,37 @@ from castling.data.detection.segmentations import box_to_rle, to_rle
 from castling.data.detection.table import Table
 from castling.data.detection.target import detection_target
 from castling.data.errors import DataError
-from castling.data.files import FileStore
+from castling.data.files import FileStore, existing
 from castling.data.keys import content_digest
 from castling.data.problems import DataReport, Depth, FaultyDataError, unreadable
-from castling.data.registry import DataInfo
+from castling.data.registry import DataInfo, SourceConfig
 from castling.data.sample import Sample
+from castling.utils.checks import check_fields
 from castling.utils.text import printable
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotatedConfig(SourceConfig):
+    """Base of the configurations of such sources.
+
+    Attributes:
+        path: what to open.
+        leave_out: the share of objects (or images) that one kind of fault may leave out, with a
+            note; above it the fault is an error.
+    """
+
+    path: str
+    leave_out: ClosedUnitInterval = 0.001
+
+    def __str__(self) -> str:
+        return self.path
+
+    def __post_init__(self) -> None:
+        check_fields(self, "data.source")
+
+    def check_exists(self) -> None:
+        """Raise FileNotFoundError where there is no such folder or file."""
+        existing(self.path)
 
 
 @dataclass

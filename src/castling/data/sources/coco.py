@@ -7,19 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from jsonargparse.typing import ClosedUnitInterval
-
 from castling.data.detection.coco_layout import find_annotations
 from castling.data.detection.read_coco import read_coco
-from castling.data.detection.source import AnnotatedImages
+from castling.data.detection.source import AnnotatedConfig, AnnotatedImages
 from castling.data.errors import DataError
 from castling.data.files import existing, open_store
-from castling.data.registry import SourceConfig, register_source
-from castling.utils.checks import check_fields
+from castling.data.registry import register_source
 
 
 @dataclass(frozen=True, kw_only=True)
-class CocoConfig(SourceConfig):
+class CocoConfig(AnnotatedConfig):
     """Images with boxes, and masks where every object has one, in COCO's format.
 
     Attributes:
@@ -35,24 +32,15 @@ class CocoConfig(SourceConfig):
     """
 
     name: ClassVar[str] = "coco"
-    path: str
     train: str = ""
     val: str = ""
     test: str = ""
     images: str = ""
-    leave_out: ClosedUnitInterval = 0.001
-
-    def __str__(self) -> str:
-        return self.path
 
     def __post_init__(self) -> None:
-        check_fields(self, "data.source")
+        super().__post_init__()
         if (self.val or self.test) and not self.train:
             raise ValueError("data.source names annotations for val or test: name those for train")
-
-    def check_exists(self) -> None:
-        """Raise FileNotFoundError where there is no such folder or file."""
-        existing(self.path)
 
 
 @register_source(CocoConfig)

@@ -5,17 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from jsonargparse.typing import ClosedUnitInterval
-
 from castling.data.detection.read_yolo import read_yolo
-from castling.data.detection.source import AnnotatedImages
+from castling.data.detection.source import AnnotatedConfig, AnnotatedImages
 from castling.data.files import existing, open_store
-from castling.data.registry import SourceConfig, register_source
-from castling.utils.checks import check_fields
+from castling.data.registry import register_source
 
 
 @dataclass(frozen=True, kw_only=True)
-class YoloConfig(SourceConfig):
+class YoloConfig(AnnotatedConfig):
     """Images with boxes, or masks as polygons, in YOLO's format.
 
     Attributes:
@@ -28,18 +25,6 @@ class YoloConfig(SourceConfig):
     """
 
     name: ClassVar[str] = "yolo"
-    path: str
-    leave_out: ClosedUnitInterval = 0.001
-
-    def __str__(self) -> str:
-        return self.path
-
-    def __post_init__(self) -> None:
-        check_fields(self, "data.source")
-
-    def check_exists(self) -> None:
-        """Raise FileNotFoundError where there is no such folder or file."""
-        existing(self.path)
 
 
 @register_source(YoloConfig)
