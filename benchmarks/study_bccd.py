@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import yaml
+from PIL import Image
 
 import castling
 from castling.data import BatchKey
@@ -27,7 +28,7 @@ from castling.profiling.timing import cpu_threads, time_alternately, timer_for
 from castling.tasks import task_from_card
 from castling.tasks.result import TrainResult, read_result
 from castling.train import open_data, recipe_from_dict, train
-from castling.utils.files import write_json, write_text
+from castling.utils.files import replacing, write_json, write_text
 
 HERE = Path(__file__).parent
 RECIPES = HERE.parent / "recipes"
@@ -132,8 +133,6 @@ def test_images(folder: Path, count: int) -> torch.Tensor:
 
 def draw(folder: Path, images: list[Path], path: Path) -> None:
     """Predictions on test images, side by side, as one JPEG."""
-    from PIL import Image
-
     predictor = Predictor(folder)
     drawn = [
         predictor.draw(image, one).resize((320, 240))
@@ -142,7 +141,9 @@ def draw(folder: Path, images: list[Path], path: Path) -> None:
     sheet = Image.new("RGB", (320 * len(drawn), 240))
     for index, one in enumerate(drawn):
         sheet.paste(one, (320 * index, 0))
-    sheet.save(path, quality=80)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        sheet.save(temporary, format="JPEG", quality=80)
 
 
 def table(study: dict[str, Any]) -> str:
@@ -206,6 +207,7 @@ def main() -> None:
             start = pretrained(row, options.pretrain, options.pretrain_epochs, options.runs)
         recipe = recipe_of(row, options.data, options.epochs, options.seed, start)
         print(name, train(recipe, folder, progress=False), flush=True)
+    options.results.mkdir(parents=True, exist_ok=True)
     done = {name: folder for name, folder in folders.items() if read_result(folder) is not None}
     rows: dict[str, Any] = {}
     for name, folder in done.items():

@@ -173,13 +173,25 @@ def _environment():
 @pytest.mark.slow
 def test_two_processes_measure_what_one_does(tmp_path):
     """Both see the same weights, each half of the images: the figures are those of one process."""
+    head = {"score_threshold": 0.0, "width": 96}
+    model = {"name": "picodet_pico/esnet_pico", "head": head}
+    plain = {"image_size": 64, "crop": 0.0, "photometric": 0.0}
+    learnt = {
+        **TINY,
+        "model": model,
+        "data": {**TINY["data"], "transform": plain},
+        "epochs": 30,
+        "optim": {"lr": 0.01},
+        "ema": {},
+    }
+    train(recipe_from_dict(learnt), tmp_path / "learnt", progress=False)
     shared = {
         **TINY,
         "optim": {"lr": 1e-30},  # weights stay as they are
         "ema": {},
         "epochs": 1,
         "regularize": {"freeze_batchnorm": True},
-        "model": {"name": "picodet_pico/esnet_pico", "head": {"score_threshold": 0.0}},
+        "model": {**model, "checkpoint": str(tmp_path / "learnt")},
     }
     two = {
         **shared,
@@ -194,7 +206,7 @@ def test_two_processes_measure_what_one_does(tmp_path):
         return {name: value for name, value in row.items() if name.startswith("val_")}
 
     assert figures("one") == figures("two")
-    assert float(figures("one")["val_AP"]) >= 0
+    assert float(figures("one")["val_AP50"]) > 0  # so that equal figures say something
 
 
 def test_dry_run():
