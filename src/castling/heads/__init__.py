@@ -9,5 +9,6 @@ from castling.heads import (  # noqa: F401  # they register themselves
     retinanet,
 )
 from castling.heads.detector import DetectionTarget, Detector
+from castling.heads.segmenter import IGNORED, Segmenter
 
-__all__ = ["DetectionTarget", "Detector"]
+__all__ = ["IGNORED", "DetectionTarget", "Detector", "Segmenter"]
