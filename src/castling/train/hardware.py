@@ -68,6 +68,11 @@ def is_first_process(hardware: HardwareConfig) -> bool:
     return rank_zero_only.rank == 0 and LightningEnvironment().node_rank() == 0
 
 
+def trains_on_cpu(hardware: HardwareConfig) -> bool:
+    """Whether the model computes on the CPU."""
+    return _device(hardware).type == "cpu"
+
+
 def trainer_arguments(hardware: HardwareConfig, model: nn.Module) -> dict[str, Any]:
     """The part of the arguments of Lightning's Trainer that says where and how it runs."""
     device = _device(hardware)

@@ -34,7 +34,7 @@ from castling.train.callbacks import (
 )
 from castling.train.callbacks.early_stopping import check_early_stopping
 from castling.train.finish import finish
-from castling.train.hardware import is_first_process, trainer_arguments
+from castling.train.hardware import is_first_process, trainer_arguments, trains_on_cpu
 from castling.train.loggers import make_loggers
 from castling.train.module import TrainingModule
 from castling.train.recipe import Recipe
@@ -57,6 +57,7 @@ from castling.train.run_folder import (
 )
 from castling.train.run_lock import locked
 from castling.train.stopping import StopRequest
+from castling.utils.allocator import keep_freed_memory
 from castling.utils.randomness import seed_everything
 from castling.utils.shared import SharedSetting
 
@@ -195,6 +196,8 @@ def prepare(
     check_early_stopping(recipe.early_stopping, model)
     if checkpoint is None:
         check_forward(model, task, data)
+    if trains_on_cpu(recipe.hardware):
+        keep_freed_memory()
     if recipe.hardware.channels_last:
         model.to(memory_format=torch.channels_last)
     if recipe.hardware.compile:

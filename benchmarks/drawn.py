@@ -1,0 +1,44 @@
+"""Predictions of a saved model, drawn side by side with what is there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from castling.data import Source
+from castling.data.decode import pillow_image
+from castling.deploy import Predictor
+from castling.utils.files import replacing
+
+#: Pixels of one picture on a sheet.
+SIZE = (320, 240)
+
+
+def drawn_samples(
+    predictor: Predictor, source: Source, split: str, indices: Sequence[int]
+) -> list[Image.Image]:
+    """Images of a source with predictions, and the objects that are there in white."""
+    samples = [source.sample(split, index) for index in indices]
+    images = [pillow_image(sample.image) for sample in samples]
+    return [
+        predictor.task.draw(image, prediction, sample.target)
+        for sample, image, prediction in zip(samples, images, predictor(images), strict=True)
+    ]
+
+
+def save_sheet(pictures: Sequence[Image.Image], columns: int, path: Path) -> None:
+    """Pictures in rows of ``columns``, as one JPEG; each fits into ``SIZE``."""
+    width, height = SIZE
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (width * columns, height * rows), "white")
+    for place, picture in enumerate(pictures):
+        fitted = picture.copy()
+        fitted.thumbnail(SIZE, Image.Resampling.LANCZOS)
+        left = width * (place % columns) + (width - fitted.width) // 2
+        top = height * (place // columns) + (height - fitted.height) // 2
+        sheet.paste(fitted, (left, top))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        sheet.save(temporary, format="JPEG", quality=80, optimize=True)
