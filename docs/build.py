@@ -18,9 +18,11 @@ from pathlib import Path
 
 import timm
 import torch
+from high_resolution_page import high_resolution_page, write_plot
 from performance_page import performance_page
 from performance_tables import facts, write_plots, write_tables
 from reference_pages import command_line_page, interfaces_page, python_page
+from results_detection import bccd_section, overfit_section
 
 import castling
 from castling.attention import (
@@ -145,6 +147,8 @@ def results_page() -> str:
         f"images in percent, mean ± standard deviation over the seeds. {facts(study['machine'])}\n",
         (RESULTS / "study_cifar10.md").read_text(encoding="utf-8"),
         (RESULTS / "study_cifar10_remarks.md").read_text(encoding="utf-8"),
+        *bccd_section(RESULTS),
+        *overfit_section(RESULTS),
     ]
     return "\n".join(lines) + "\n"
 
@@ -154,6 +158,7 @@ PAGES = {
     "attentions.md": attentions_page,
     "results.md": results_page,
     "performance.md": lambda: performance_page(RESULTS),
+    "high-resolution.md": lambda: high_resolution_page(RESULTS),
     "reference/python.md": python_page,
     "reference/interfaces.md": interfaces_page,
     "reference/command-line.md": command_line_page,
@@ -183,6 +188,7 @@ def main() -> int:
             path.write_text(text, encoding="utf-8")
     if not check:
         write_plots(RESULTS, HERE / "images")
+        write_plot(RESULTS, HERE / "images")
     if stale:
         print(f"{', '.join(stale)}: stale; run python docs/build.py")
     return len(stale)

@@ -73,7 +73,7 @@ class Plot:
             figure = Figure(figsize=(self.width, self.height), layout="constrained")
             columns = min(len(self.draw), _COLUMNS)
             rows = -(-len(self.draw) // columns)
-            panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
+            panels = figure.subplots(rows, columns, sharey="row", squeeze=False)
             for axes in panels.flat[len(self.draw) :]:
                 axes.set_axis_off()
             for axes, draw in zip(panels.flat, self.draw, strict=False):
