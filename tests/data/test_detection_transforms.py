@@ -266,3 +266,41 @@ def test_photometric_changes_pixels_alone() -> None:
     for name in ("boxes", "labels", "masks"):
         for one, two in zip(plain.targets[name], distorted.targets[name], strict=True):
             assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize(
+    ("options", "largest"),
+    [
+        ({"image_size": 60}, (64, 64)),
+        ({"image_size": 60, "max_size": 100}, (128, 128)),
+        ({"image_size": 60, "max_size": 100, "multi_scale": (40, 80)}, (128, 128)),
+        ({"image_size": 60, "multi_scale": (40, 80)}, (96, 96)),
+        ({"image_size": 60, "multi_scale": (40, 80), "resize": "stretch"}, (96, 96)),
+        ({"image_size": (40, 90)}, (96, 96)),
+        ({"image_size": (40, 90), "resize": "stretch"}, (64, 96)),
+    ],
+)
+def test_trials_at_the_largest_size_are_as_large_as_any_batch(
+    options: dict, largest: tuple[int, int]
+) -> None:
+    source = Painted([(150, 60), (60, 150)], [2, 2])
+    options = {"resize": "keep", **options}
+    config = DetectionTransformConfig(multiple=32, photometric=0.0, crop=0.0, **options)
+
+    def batches(config: DetectionTransformConfig) -> list[tuple[int, int]]:
+        transform = DetectionTrainTransform(config, source.info, masks=True)
+        images = ImageSet(Selection(source, "train", np.arange(2)), transform, seed=0)
+        found = []
+        for side in transform.sides or (None,):
+            for indices in ((0,), (1,), (0, 1)):
+                batch = images[BatchKey(indices, size=None if side is None else (side, side))]
+                assert all(
+                    mask.shape[1:] == batch.images.shape[2:] for mask in batch.targets["masks"]
+                )
+                found.append(tuple(batch.images.shape[2:]))
+        return found
+
+    assert set(batches(config.at_largest())) == {largest}
+    ordinary = batches(config)
+    assert tuple(np.max(ordinary, axis=0)) == largest
+    assert largest in ordinary

@@ -10,10 +10,8 @@ from torch import nn
 
 import castling
 from castling.attention import set_progress
-from castling.data import DataConfig
-from castling.data.sources import DigitScenesConfig
 from castling.deploy import export_saved, switch_saved
-from castling.deploy.saved_data import open_saved_data, validation_images
+from castling.deploy.saved_data import validation_images
 from castling.models.builder import build_model
 from castling.models.card import ModelCard
 from castling.models.saved import open_model, save_model
@@ -102,12 +100,3 @@ def test_a_run_is_exported_and_compared_on_its_images(run):
     # Without the run's images there is noise.
     (run / "recipe.yaml").unlink()
     assert len(export_saved(run, run / "other.onnx", dynamic="batch").checks) == 3
-
-
-def test_classes_in_another_order_are_named_as_such(run):
-    _, card = open_model(run)
-    task = task_from_card(card)
-    turned = dataclasses.replace(card, classes=card.classes[::-1])
-    data = DataConfig(source=DigitScenesConfig(canvas=64, images=20))
-    with pytest.raises(ValueError, match=r"order must be the same: renumber the classes"):
-        open_saved_data(task, turned, data)

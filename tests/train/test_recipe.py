@@ -219,6 +219,7 @@ def test_recipe_of_the_first_layout_is_read(tmp_path):
         ("task: {mix: {mixupp: {}}}", "'mixupp' in task.mix; did you mean mixup"),
         ("data: {loader: {batchsize: {}}}", "did you mean batch_size"),
         ("data: [digits]", "data is ['digits']"),
+        ("model: {kwargs: {in_chans: 1}}", "in_chans is 1, but every task feeds images of 3 chan"),
     ],
 )
 def test_recipe_without_a_meaning_is_refused(tmp_path, text, message):

@@ -124,3 +124,45 @@ def test_both_searches_print_one_json_value_and_nothing_else(tmp_path, monkeypat
     assert found["batch_size"] == 4
     assert len(found["learning_rates"]) > 0
     assert said.err == ""
+
+
+@pytest.mark.parametrize("sides", [[16, 32, 24], []])
+def test_the_batch_is_tried_at_the_largest_resolution_that_training_draws(monkeypatch, sides):
+    from castling.tasks.classification import ClassificationTask
+
+    step, tried = ClassificationTask.training_step, set()
+
+    def recorded(self, model, batch, at):
+        tried.add(tuple(batch.images.shape[2:]))
+        return step(self, model, batch, at)
+
+    monkeypatch.setattr(ClassificationTask, "training_step", recorded)
+    monkeypatch.setattr(tune, "_LARGEST", {"cpu": 2})
+    transform = {"image_size": 16, "multi_scale": sides}
+    find_batch_size(recipe_from_dict({**TINY, "data": {**TINY["data"], "transform": transform}}))
+    assert tried == {(max(sides, default=16),) * 2}
+
+
+def test_the_batch_of_a_detector_is_tried_at_the_longest_sides(monkeypatch, tmp_path):
+    from castling.tasks.detection import DetectionTask
+    from castling.tasks.detection.noise import write_noise
+
+    step, tried = DetectionTask.training_step, set()
+
+    def recorded(self, model, batch, at):
+        tried.add(tuple(batch.images.shape[2:]))
+        return step(self, model, batch, at)
+
+    monkeypatch.setattr(DetectionTask, "training_step", recorded)
+    monkeypatch.setattr(tune, "_LARGEST", {"cpu": 1})
+    write_noise(tmp_path / "images", 4)
+    sizes = {"image_size": 48, "max_size": 72, "multi_scale": [32, 64]}
+    transform = {**sizes, "resize": "keep", "multiple": 32}
+    recipe = {
+        "task": "detection",
+        "model": {"name": "picodet_pico/castling_levit_s8_pico"},
+        "data": {"source": str(tmp_path / "images"), "transform": transform},
+        "hardware": {"accelerator": "cpu"},
+    }
+    find_batch_size(recipe_from_dict(recipe))
+    assert tried == {(96, 96)}

@@ -41,6 +41,8 @@ def hold_out(
     parts: list[list[Indices]] = [[] for _ in range(len(fractions) + 1)]
     for label, name in enumerate(classes):
         members = np.flatnonzero(labels == label)
+        if name and not len(members):  # a class of others
+            continue
         if shuffle:
             members = members[np.argsort(keys(seed, label, members), kind="stable")]
         sizes = [max(1, round(fraction * len(members))) for fraction in fractions]
@@ -93,7 +95,8 @@ def hold_out_by_key(
     pairs = np.unique(np.stack([content, labels]), axis=1)  # each content once per class
     counts = np.zeros((len(classes), len(intervals)), dtype=np.int64)
     np.add.at(counts, (pairs[1], part[pairs[0]]), 1)
-    for label in np.flatnonzero((counts == 0).any(axis=1)):
+    # A class without any image is of others.
+    for label in np.flatnonzero((counts == 0).any(axis=1) & (counts > 0).any(axis=1)):
         members = pairs[0][pairs[1] == label]
         for empty in np.flatnonzero(counts[label] == 0):
             low, high = intervals[empty]

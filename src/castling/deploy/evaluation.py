@@ -48,8 +48,9 @@ def evaluate(
     """Evaluate a model, or a saved one, on a split of the data.
 
     A run's own images are divided as they were for its training, whatever has been added since. Of
-    other files without folders of splits all are taken as test images. The notes of the result
-    say so, and how many images the run was trained on.
+    other files without folders of splits all are taken as test images. Classes in another order
+    than a saved model's, or some of them, are matched by name. The notes of the result say so, and
+    how many images the run was trained on.
 
     Args:
         model: a network, or the folder of a saved model or of a finished run.
@@ -63,8 +64,8 @@ def evaluate(
         The metrics. Its ``split`` is ``"all"`` where all images of files without splits were taken.
 
     Raises:
-        ValueError: classes differ from those the model knows, there is no such split, or the
-            model's weights or outputs are not finite: the message says where.
+        ValueError: the images have classes that the model does not know, there is no such split,
+            or the model's weights or outputs are not finite: the message says where.
         FileNotFoundError: no saved model, or no images there.
     """
     if split not in SPLITS:

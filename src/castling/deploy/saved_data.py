@@ -18,12 +18,14 @@ from castling.data import (
     read_split_record,
 )
 from castling.data.legacy import upgrade_data, with_old_rules
+from castling.data.renumbered import renumbered
 from castling.data.split_record import SPLIT_FILE
 from castling.models.card import CARD, ModelCard
 from castling.tasks import Task, task_class
+from castling.tasks.registry import require_kind
 from castling.tasks.result import read_result
 from castling.tasks.run_recipe import read_run_recipe
-from castling.utils.text import few, first_line
+from castling.utils.text import first_line
 
 
 def model_folder(path: str | os.PathLike[str]) -> Path:
@@ -113,24 +115,22 @@ def open_saved_data(
     Args:
         task: its transform replaces that of ``data``: size, normalisation and resizing are those
             of the saved model.
-        card: of the saved model, for its classes; None where there is none.
+        card: of the saved model, for its classes, to which those of the images are matched by name;
+            None where there is none.
         data: which images, how they are split and loaded.
         record: the split of the run that these images belong to.
         whole: take all images of a source without splits as its training images.
         read: the splits that will be read; only these are checked.
 
     Raises:
-        ValueError: the classes differ from those the model knows, or the images are at fault.
+        ValueError: the images are of another kind or at fault, or have classes that the model does
+            not know.
         FileNotFoundError: there are no images.
     """
     source = open_source(data.source)
-    if card is not None and source.info.classes != card.classes:
-        same = sorted(source.info.classes) == sorted(card.classes)
-        order = "; the order must be the same: renumber the classes of the data" if same else ""
-        raise ValueError(
-            f"the model knows the classes {few(card.classes)}; {data.source} has "
-            f"{few(source.info.classes)}{order}"
-        )
+    require_kind(task.config, source.info)
+    if card is not None:
+        source = renumbered(source, card.classes, str(data.source))
     transform = task.transform(training=False)
     config = dataclasses.replace(data, transform=task.transform_options)
     return DataModule(

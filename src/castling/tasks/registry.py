@@ -59,13 +59,18 @@ def build_task(config: TaskConfig, info: DataInfo, transform: TransformConfig) -
     Raises:
         ValueError: the task cannot learn from this kind of data.
     """
+    require_kind(config, info)
+    return task_class(config)(config, info, transform)
+
+
+def require_kind(config: TaskConfig, info: DataInfo) -> None:
+    """Raise ValueError where a task has no use for this kind of data."""
     made = task_class(config)
     if info.kind not in made.kinds:
         raise ValueError(
             f"the task {config.name} needs data for {' or '.join(sorted(made.kinds))}, this source "
             f"is for {info.kind}: choose another task or source{made.data_hint}"
         )
-    return made(config, info, transform)
 
 
 def task_from_card(card: ModelCard, path: object = None) -> Task:

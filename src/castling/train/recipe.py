@@ -59,6 +59,11 @@ class ModelConfig:
             raise ValueError(
                 "model.checkpoint_key names weights in model.checkpoint, which is empty"
             )
+        if self.kwargs.get("in_chans", 3) != 3:
+            raise ValueError(
+                f"model.kwargs.in_chans is {self.kwargs['in_chans']!r}, but every task feeds "
+                "images of 3 channels (grey ones are made RGB): leave model.kwargs.in_chans out"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -204,6 +204,8 @@ def steepest_fall(rates: Sequence[float], losses: Sequence[float]) -> tuple[floa
 def find_batch_size(recipe: Recipe) -> BatchSizeFound:
     """Double the batch until it does not fit into the memory; on a CPU up to 256 images.
 
+    Every batch that is tried has the largest size that training may draw.
+
     Args:
         recipe: what to train; its ``data.loader.batch_size`` is not looked at.
 
@@ -211,7 +213,7 @@ def find_batch_size(recipe: Recipe) -> BatchSizeFound:
         ValueError: and others, as :func:`castling.train.train` raises them.
     """
     with quiet_lightning(), plain_data_errors(), tempfile.TemporaryDirectory() as folder:
-        module, trainer = _prepare(recipe, folder)
+        module, trainer = _prepare(recipe, folder, largest=True)
         module.batch_size = 2  # the search does not begin above the number of images
         power = _LARGEST.get(trainer.strategy.root_device.type, _LARGEST_ELSEWHERE)
         size = Tuner(trainer).scale_batch_size(
@@ -229,10 +231,15 @@ def find_batch_size(recipe: Recipe) -> BatchSizeFound:
         return BatchSizeFound(size, "bound" if size >= 2**power else "memory")
 
 
-def _prepare(recipe: Recipe, folder: str) -> tuple[_Probe, pl.Trainer]:
-    """The recipe's training without anything that writes."""
+def _prepare(recipe: Recipe, folder: str, *, largest: bool = False) -> tuple[_Probe, pl.Trainer]:
+    """The recipe's training without anything that writes, perhaps at the largest size alone."""
     recipe = resolved(recipe)
     check(recipe)
+    if largest:
+        transform = recipe.data.transform.at_largest()
+        recipe = dataclasses.replace(
+            recipe, data=dataclasses.replace(recipe.data, transform=transform)
+        )
     seed_everything(recipe.seed)
     data, task = open_data(recipe)
     model, _, _ = build(recipe, task)

