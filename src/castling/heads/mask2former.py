@@ -151,9 +151,9 @@ class Mask2Former(Segmenter):
 
         ``class_weights`` weigh the classes of segments, not their masks.
         """
+        check_masks(masks, len(images), self.num_classes, class_weights)
         from castling.heads.mask2former_loss import SegmentLoss, truth_of
 
-        check_masks(masks, len(images), self.num_classes, class_weights)
         config = self.config
         loss = SegmentLoss(
             config.class_weight,

@@ -43,20 +43,21 @@ class Truth(NamedTuple):
 
     Attributes:
         classes: (n,) int64, ascending.
-        masks: (n, H, W) float32, 1 on the pixels of the class.
-        known: (H, W) bool, where a pixel has a label.
+        masks: (n, H, W) bool, the pixels of each class.
+        known: (H, W) bool, where a pixel has a label; None where all have one.
     """
 
     classes: Tensor
     masks: Tensor
-    known: Tensor
+    known: Tensor | None
 
 
 def truth_of(mask: Tensor) -> Truth:
     """One segment for each class in a mask (H, W) of labels."""
     known = mask != IGNORED
     classes = mask[known].unique()
-    return Truth(classes, (mask == classes[:, None, None]).float(), known)
+    masks = mask == classes[:, None, None]
+    return Truth(classes, masks, None if bool(known.all()) else known)
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,8 @@ class SegmentLoss:
     @torch.no_grad()
     def _match(self, classes: Tensor, masks: Tensor, truth: Truth) -> tuple[Tensor, Tensor]:
         """Queries (m,) and the segments (m,) that they are to find, at the least total cost."""
-        points = draw_points(1, self.points, truth.known)
-        wanted = labels_at(truth.masks, truth.known, points.expand(len(truth.masks), -1, -1))
+        points = draw_points(1, self.points, truth)
+        wanted = labels_at(truth, None, points.expand(len(truth.masks), -1, -1))
         logits = _at(masks, points.expand(len(masks), -1, -1))
         cost = (
             self.mask_weight * pair_wise_sigmoid_cross_entropy_loss(logits, wanted)
@@ -146,19 +147,19 @@ class SegmentLoss:
         for each, truth, (queries, segments) in zip(masks, truths, pairs, strict=True):
             mine = each[queries]
             with torch.no_grad():
-                points = self._uncertain_points(mine, truth.known)
-                labels.append(labels_at(truth.masks[segments], truth.known, points))
+                points = self._uncertain_points(mine, truth)
+                labels.append(labels_at(truth, segments, points))
             logits.append(_at(mine, points))
         found, wanted = torch.cat(logits), torch.cat(labels)
         return sigmoid_cross_entropy_loss(found, wanted, count), dice_loss(found, wanted, count)
 
-    def _uncertain_points(self, masks: Tensor, known: Tensor) -> Tensor:
+    def _uncertain_points(self, masks: Tensor, truth: Truth) -> Tensor:
         """(n, points, 2): most of them where a mask (n, h, w) is least certain, others anywhere."""
-        candidates = draw_points(len(masks), _OVERSAMPLING * self.points, known)
+        candidates = draw_points(len(masks), _OVERSAMPLING * self.points, truth)
         count = int(_UNCERTAIN * self.points)
         best = (-_at(masks, candidates).abs()).topk(count, dim=1).indices
         chosen = candidates.gather(1, best.unsqueeze(-1).expand(-1, -1, 2))
-        return torch.cat([chosen, draw_points(len(masks), self.points - count, known)], dim=1)
+        return torch.cat([chosen, draw_points(len(masks), self.points - count, truth)], dim=1)
 
 
 def _at(maps: Tensor, points: Tensor) -> Tensor:
@@ -167,41 +168,41 @@ def _at(maps: Tensor, points: Tensor) -> Tensor:
     return values.squeeze(1)
 
 
-def draw_points(count: int, points: int, known: Tensor) -> Tensor:
+def draw_points(count: int, points: int, truth: Truth) -> Tensor:
     """(count, points, 2) places x, y in [0, 1], uniform over the labelled pixels.
 
     Args:
         count: how many sets of points.
         points: in each.
-        known: (H, W) bool; at least one pixel is labelled.
+        truth: of an image with at least one labelled pixel.
     """
-    drawn = torch.rand(count, points, 2, device=known.device)
-    if bool(known.all()):
+    drawn = torch.rand(count, points, 2, device=truth.masks.device)
+    if truth.known is None:
         return drawn
-    height, width = known.shape
+    height, width = truth.known.shape
     size = drawn.new_tensor([width, height])
     x, y = (drawn * size).long().unbind(-1)
     # The product may round up to the side.
-    inside = known[y.clamp(max=height - 1), x.clamp(max=width - 1)]
-    labelled = known.flatten().nonzero().flatten()
-    other = labelled[torch.randint(len(labelled), inside.shape, device=known.device)]
+    inside = truth.known[y.clamp(max=height - 1), x.clamp(max=width - 1)]
+    labelled = truth.known.flatten().nonzero().flatten()
+    other = labelled[torch.randint(len(labelled), inside.shape, device=drawn.device)]
     corner = torch.stack([other % width, other // width], dim=-1)
     moved = (corner + torch.rand_like(drawn)) / size
     return torch.where(inside.unsqueeze(-1), drawn, moved)
 
 
-def labels_at(masks: Tensor, known: Tensor, points: Tensor) -> Tensor:
-    """Labels (n, p) of masks (n, H, W) at points (n, p, 2): means of the labelled pixels around.
+def labels_at(truth: Truth, segments: Tensor | None, points: Tensor) -> Tensor:
+    """Labels (n, p) of segments at points (n, p, 2): means of the labelled pixels around.
 
     Args:
-        masks: 0 and 1, 0 where ``known`` is False.
-        known: (H, W) bool.
-        points: x, y in [0, 1], in labelled pixels.
+        truth: of the image.
+        segments: (n,) positions among them; None for all.
+        points: as :func:`draw_points` gives them.
     """
-    values = _at(masks, points)
-    if bool(known.all()):
+    masks = truth.masks if segments is None else truth.masks[segments]
+    values = _at(masks.float(), points)
+    if truth.known is None:
         return values
-    shares = _at(known.float().expand(len(points), -1, -1), points)
-    # Zeros lie beyond the border, for masks and shares alike.
-    border = _at(torch.ones_like(known, dtype=values.dtype).expand(len(points), -1, -1), points)
-    return values * border / shares.clamp(min=1e-6)
+    # At least a quarter, in labelled pixels.
+    shares = _at(truth.known.float().expand(len(points), -1, -1), points)
+    return values / shares.clamp(min=0.1)
