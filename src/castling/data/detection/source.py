@@ -11,13 +11,14 @@ from jsonargparse.typing import ClosedUnitInterval
 from torchvision import tv_tensors
 
 from castling.data.decode import image_tensor, read_image, read_orientation
-from castling.data.detection.faults import Faults
+from castling.data.detection.faults import FAULTS
 from castling.data.detection.image_files import check_files
 from castling.data.detection.masks import mask_areas
 from castling.data.detection.segmentations import box_to_rle, to_rle
 from castling.data.detection.table import Table
 from castling.data.detection.target import detection_target
 from castling.data.errors import DataError
+from castling.data.faults import Faults
 from castling.data.files import FileStore, existing
 from castling.data.keys import content_digest
 from castling.data.problems import DataReport, Depth, FaultyDataError, unreadable
@@ -138,7 +139,7 @@ class AnnotatedImages:
         read = self._read
         known = read.tables if splits is None else [each for each in read.tables if each in splits]
         found, complaints = check_files(read.store, read.tables, known, depth)
-        problems = list(read.faults.together(found).problems(self._leave_out, read.counts))
+        problems = list(read.faults.together(found).problems(FAULTS, self._leave_out, read.counts))
         if complaints:
             problems.append(unreadable(complaints))
         return DataReport(

@@ -6,10 +6,10 @@ import posixpath
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 
-from castling.data.detection.faults import Faults
-from castling.data.detection.locate import split_of
+from castling.data.faults import Faults
 from castling.data.files import FileStore
 from castling.data.formats import is_image
+from castling.data.split_folders import split_of
 
 
 def voc_files(store: FileStore) -> list[str]:

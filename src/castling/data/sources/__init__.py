@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from castling.data.detection.recognise import recognise
+from castling.data.recognise import recognise
 from castling.data.registry import SourceConfig, source_config_class
 from castling.data.sources.coco import CocoConfig
 from castling.data.sources.digit_scenes import DigitScenesConfig
