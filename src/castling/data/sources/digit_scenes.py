@@ -41,6 +41,7 @@ class DigitScenesConfig(SourceConfig):
     """
 
     name: ClassVar[str] = "digit_scenes"
+    reads: ClassVar[str] = "scenes of digits, made as they are needed"
     canvas: PositiveInt = 128
     images: PositiveInt = 1000
     digits: tuple[int, int] = (1, 6)
