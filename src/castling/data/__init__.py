@@ -37,12 +37,18 @@ from castling.data.registry import (
 from castling.data.sample import Batch, Sample, stack_samples
 from castling.data.sampler import BatchKey, EpochBatches, sample_keys
 from castling.data.sources import (
+    Ade20kConfig,
+    CityscapesConfig,
     CocoConfig,
     DigitScenesConfig,
     DigitsConfig,
     FolderConfig,
+    MasksConfig,
+    PanopticConfig,
     TorchvisionConfig,
+    UnlabelledConfig,
     VocConfig,
+    VocMasksConfig,
     YoloConfig,
     source_from,
     split_shorthand,
@@ -60,9 +66,11 @@ from castling.data.transforms import (
 )
 
 __all__ = [
+    "Ade20kConfig",
     "Batch",
     "BatchKey",
     "BatchLoader",
+    "CityscapesConfig",
     "ClassificationEvalTransform",
     "ClassificationTrainTransform",
     "ClassificationTransformConfig",
@@ -83,7 +91,9 @@ __all__ = [
     "FolderConfig",
     "ImageSet",
     "LoaderConfig",
+    "MasksConfig",
     "MixConfig",
+    "PanopticConfig",
     "Problem",
     "ReportingSource",
     "Sample",
@@ -94,7 +104,9 @@ __all__ = [
     "TorchvisionConfig",
     "Transform",
     "TransformConfig",
+    "UnlabelledConfig",
     "VocConfig",
+    "VocMasksConfig",
     "YoloConfig",
     "check_source",
     "data_config_from_dict",

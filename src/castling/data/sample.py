@@ -24,7 +24,8 @@ class Sample:
     Attributes:
         image: (3, H, W) of uint8, upright RGB.
         target: by name. Classification: ``label`` (). Detection: ``boxes`` (n, 4), ``labels``
-            (n,), ``masks`` (n, H, W), ``iscrowd`` (n,). Segmentation: ``mask`` (H, W).
+            (n,), ``masks`` (n, H, W), ``iscrowd`` (n,). Segmentation: ``mask`` (H, W) of uint8, in
+            which 255 is no class (:data:`castling.utils.labels.IGNORED`).
             Boxes and masks are tv_tensors, so that torchvision's transforms keep them in step.
         index: position in its split.
         name: how a person finds the image.

@@ -7,9 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from castling.heads.processes import mean_over_processes
+from castling.utils.labels import IGNORED
 
-#: Label of pixels that are of no class: they neither teach nor count.
-IGNORED = 255
 #: What losses are divided by at least: weights may be small.
 _LEAST = 1e-12
 
