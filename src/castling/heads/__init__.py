@@ -3,12 +3,16 @@
 from castling.heads import (  # noqa: F401  # they register themselves
     cascade,
     d_fine,
+    distill_features,
     fcos,
+    mae,
     picodet,
     rcnn,
     retinanet,
+    simmim,
 )
 from castling.heads.detector import DetectionTarget, Detector
+from castling.heads.pretrainer import Pretrainer
 from castling.heads.segmenter import IGNORED, Segmenter
 
-__all__ = ["IGNORED", "DetectionTarget", "Detector", "Segmenter"]
+__all__ = ["IGNORED", "DetectionTarget", "Detector", "Pretrainer", "Segmenter"]
