@@ -68,6 +68,7 @@ class AttentionCore(TokenMixer):
         key_mask: Tensor | None = None,
         bias: Tensor | None = None,
         to_queries: Callable[[Tensor], Tensor] | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
         """Kernel, auxiliary branch and local residual on projected tokens.
 
@@ -81,19 +82,28 @@ class AttentionCore(TokenMixer):
             bias: score bias of the host, for the softmax kernel and the auxiliary branch.
             to_queries: where N_q ≠ N_k, how the host brings tokens from the keys' positions to the
                 queries': (B, N_k, H, d_v) -> (B, N_q, H, d_v).
+            positions: (B, V) int64 where only V tokens of the grid are there, as in masked
+                pre-training: the place of each, row by row; ``grid`` stays that of the image. The
+                local residual then takes hidden neighbours as zero.
 
         Returns:
             (B, N_q, H, d_v).
 
         Raises:
             ValueError: a local residual or an identity term is asked for where N_q ≠ N_k and the
-                host does not say how to reach the queries' positions.
+                host does not say how to reach the queries' positions; ``positions`` for a kernel
+                that needs all of the grid.
         """
         # Read ``_modules`` directly: ``Module.__getattr__`` costs as much as all shape checks.
         children = self._modules
         kernel: Any = children.get("kernel")
         dconv: Any = children.get("dconv")
         auxiliary: Any = children.get("auxiliary")
+        if positions is not None and (kernel.needs_grid or to_queries is not None):
+            raise ValueError(
+                f"{kernel.name} needs every token of the grid, and only those at given positions "
+                "are there: choose another attention for masked pre-training"
+            )
         query_value = None if to_queries is None else to_queries(value)
         inside = None
         if dconv is not None:
@@ -102,7 +112,8 @@ class AttentionCore(TokenMixer):
                     f"a local residual is computed at the keys: with {query.shape[1]} queries for "
                     f'{key.shape[1]} keys pass to_queries, or use local="none"'
                 )
-            if kernel.adds_local and to_queries is None and is_plain(dconv, TokenConv, GridConv):
+            plain = to_queries is None and positions is None
+            if kernel.adds_local and plain and is_plain(dconv, TokenConv, GridConv):
                 inside = dconv.residual(grid, num_prefix_tokens)
         # By position: keywords make a NamedTuple twice as slow.
         inputs = AttentionInputs(
@@ -113,7 +124,7 @@ class AttentionCore(TokenMixer):
         else:
             out = self._with_auxiliary(auxiliary, inputs)
         if dconv is not None and inside is None:
-            convolved = dconv(mask_tokens(value, key_mask), grid, num_prefix_tokens)
+            convolved = dconv(mask_tokens(value, key_mask), grid, num_prefix_tokens, positions)
             out = out + (convolved if to_queries is None else to_queries(convolved))
         return out
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from castling.attention.config import AttentionConfig
-from castling.ops.local import LocalResidual, local_residual
+from castling.ops.local import LocalResidual, local_residual, visible_residual
 
 
 class LocalConv(nn.Module):
@@ -26,10 +26,23 @@ class LocalConv(nn.Module):
         raise NotImplementedError
 
     def forward(
-        self, value: Tensor, grid: tuple[int, int] | None, num_prefix_tokens: int
+        self,
+        value: Tensor,
+        grid: tuple[int, int] | None,
+        num_prefix_tokens: int,
+        positions: Tensor | None = None,
     ) -> Tensor:
-        """(B, P + h·w, H, d_v) -> the same; raises ValueError when ``grid`` does not fit."""
-        return local_residual(value, self.residual(grid, num_prefix_tokens))
+        """(B, P + h·w, H, d_v) -> the same; raises ValueError when ``grid`` does not fit.
+
+        With ``positions`` (B, V) only the tokens at these places of the grid are there, as
+        (B, P + V, H, d_v); see :func:`castling.ops.local.visible_residual`.
+        """
+        local = self.residual(grid, num_prefix_tokens)
+        if positions is None:
+            return local_residual(value, local)
+        if grid is None:
+            raise ValueError("positions are places on a grid: pass grid=(height, width) in tokens")
+        return visible_residual(value, local, positions, grid, num_prefix_tokens)
 
 
 class TokenConv(LocalConv):

@@ -52,6 +52,7 @@ class Attention(AttentionCore):
         grid: tuple[int, int] | None = None,
         num_prefix_tokens: int = 0,
         key_mask: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
         """Mix tokens.
 
@@ -60,6 +61,8 @@ class Attention(AttentionCore):
             grid: (h, w) of the tokens behind the prefix; needed by ``local="grid2d"``.
             num_prefix_tokens: class, distillation and register tokens in front of the grid.
             key_mask: (B, N) boolean, True where a token takes part.
+            positions: (B, V) int64, the places on the grid of the tokens that are there, where
+                others are hidden; see :meth:`attend`.
 
         Returns:
             (B, N, C).
@@ -74,5 +77,6 @@ class Attention(AttentionCore):
             grid=grid,
             num_prefix_tokens=num_prefix_tokens,
             key_mask=key_mask,
+            positions=positions,
         )
         return self.proj_drop(self.proj(out.reshape(batch, tokens, dim)))

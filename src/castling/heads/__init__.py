@@ -3,16 +3,20 @@
 from castling.heads import (  # noqa: F401  # they register themselves
     cascade,
     d_fine,
+    distill_features,
     efficientvit_head,
     fcos,
+    mae,
     mask2former,
     picodet,
     rcnn,
     retinanet,
     semantic_fpn,
+    simmim,
     upernet,
 )
 from castling.heads.detector import DetectionTarget, Detector
+from castling.heads.pretrainer import Pretrainer
 from castling.heads.segmenter import IGNORED, Segmenter
 
-__all__ = ["IGNORED", "DetectionTarget", "Detector", "Segmenter"]
+__all__ = ["IGNORED", "DetectionTarget", "Detector", "Pretrainer", "Segmenter"]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, cast
 
 import timm
 from timm.models import model_entrypoint
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from castling.attention import attention_config
 from castling.models.arguments import arguments_of
 from castling.models.skeleton import without_memory
-from castling.surgery import Attention, Plan, Where, convertible, linearize_
+from castling.surgery import Attention, Plan, Where, convertible, linearize_, token_grid
+from castling.surgery.grid_watch import in_graph
 from castling.surgery.selection import Selection, choose, owner_of, read_plan
 
 #: What the names of a backbone's layers begin with in a dense model.
@@ -65,6 +68,32 @@ class Backbone(nn.Module):
         return [_channels_first(each, c) for each, c in zip(maps, self.channels, strict=True)]
 
 
+class WholeViT(Backbone):
+    """A plain vision transformer with its last norm and its prefix tokens, as one backbone.
+
+    For heads that run its blocks themselves, such as a masked autoencoder.
+
+    Args:
+        body: timm's ``VisionTransformer`` without a classifier.
+    """
+
+    body: VisionTransformer
+
+    def __init__(self, body: VisionTransformer) -> None:
+        (side,) = set(body.patch_embed.patch_size)
+        super().__init__(body, (body.embed_dim,), (side,))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) → the map (B, C, H/p, W/p) behind the last norm."""
+        (side,) = self.strides
+        size = images.shape[-2] // side, images.shape[-1] // side
+        # Heads embed images beside this, so the layers could not tell which image is meant.
+        known = nullcontext() if in_graph() else token_grid(self.body.blocks, size)
+        with known:
+            tokens = self.body.forward_features(images)[:, self.body.num_prefix_tokens :]
+        return [tokens.transpose(1, 2).unflatten(2, size)]
+
+
 class MissingStrideError(ValueError):
     """A model has no feature map of a stride.
 
@@ -91,7 +120,7 @@ def _channels_first(feature: Tensor, channels: int) -> Tensor:
 def build_backbone(
     name: str,
     kwargs: dict[str, Any],
-    strides: Sequence[int],
+    strides: Sequence[int] | None,
     *,
     attention: Attention | None = None,
     where: Where | None = None,
@@ -103,7 +132,7 @@ def build_backbone(
     Args:
         name: in the registry, ours included.
         kwargs: further keyword arguments of the model.
-        strides: of the maps wanted, the finest first.
+        strides: of the maps wanted, the finest first; None for the coarsest alone.
         attention: put into it; None keeps what it has.
         where: which of its attention layers, by their names in the dense model (``backbone.body.``
             and so on); None means all.
@@ -117,24 +146,64 @@ def build_backbone(
     """
     info: Any = _features(name, kwargs).feature_info
     found = info.reduction()
+    if strides is None:
+        strides = (max(found),)
     missing = [stride for stride in strides if stride not in found]
     if missing:
         raise MissingStrideError(name, missing[0], found)
     # Of several maps of a stride the deepest; positions in ``found`` are not timm's indices.
     last = dict(zip(found, info.out_indices, strict=True))
     own: dict[str, Any] = {**kwargs, "out_indices": [last[stride] for stride in strides]}
+    own["features_only"] = True
+    body = _converted(name, own, attention, where, pretrained)
+    return Backbone(body, body.feature_info.channels(), strides, freeze_batchnorm=freeze_batchnorm)
+
+
+def build_whole_vit(
+    name: str,
+    kwargs: dict[str, Any],
+    *,
+    attention: Attention | None = None,
+    where: Where | None = None,
+    pretrained: bool = False,
+) -> WholeViT:
+    """A plain vision transformer of timm's registry; arguments as :func:`build_backbone`.
+
+    Raises:
+        ValueError: the model is another kind of network; as :func:`build_backbone`.
+    """
+    own = {**kwargs, "num_classes": 0}
+    kind = type(without_memory(lambda: cast(nn.Module, timm.create_model(name, **own))))
+    if kind is not VisionTransformer:
+        raise ValueError(
+            f"{name} is a {kind.__name__}; hidden tokens can be left out of plain vision "
+            "transformers (timm's VisionTransformer) alone: use the head simmim instead"
+        )
+    return WholeViT(cast(VisionTransformer, _converted(name, own, attention, where, pretrained)))
+
+
+def _converted(
+    name: str,
+    kwargs: dict[str, Any],
+    attention: Attention | None,
+    where: Where | None,
+    pretrained: bool,
+) -> Any:
+    """The model with an attention put in; ``where`` names layers as a dense model does."""
     chosen: Selection | None = None
+    own = dict(kwargs)
     if attention is not None:
-        chosen = inner_where(_features(name, own), attention, where)
+        skeleton = without_memory(lambda: cast(nn.Module, timm.create_model(name, **kwargs)))
+        chosen = inner_where(skeleton, attention, where)
         if "attention" in arguments_of(model_entrypoint(name.split(".")[0])).names:
             own["attention"] = attention
             if chosen is not None:
                 own["where"] = chosen
             attention = None
-    body = timm.create_model(name, pretrained=pretrained, features_only=True, **own)
+    body = timm.create_model(name, pretrained=pretrained, **own)
     if attention is not None and (chosen is None or chosen):
         linearize_(body, attention, chosen)
-    return Backbone(body, body.feature_info.channels(), strides, freeze_batchnorm=freeze_batchnorm)
+    return body
 
 
 def _features(name: str, kwargs: dict[str, Any]) -> nn.Module:

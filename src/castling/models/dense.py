@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 from torch import nn
 
-from castling.models.backbone import Backbone
+from castling.models.backbone import Backbone, WholeViT
 from castling.utils.text import did_you_mean
 
 
@@ -31,6 +31,8 @@ class HeadConfig:
     """
 
     name: ClassVar[str] = ""
+    #: Options in whose place a trial without files and network takes others.
+    trial_options: ClassVar[Mapping[str, Any]] = {}
     freeze_batchnorm: bool = False
 
     def __post_init__(self) -> None:
@@ -49,6 +51,14 @@ class MakeBackbone(Protocol):
         Raises:
             ValueError: it has no map of a stride; the message says which it has.
         """
+        ...
+
+    def coarsest(self) -> Backbone:
+        """The backbone with its coarsest feature map alone."""
+        ...
+
+    def whole_vit(self) -> WholeViT:
+        """The backbone as a whole plain vision transformer; ValueError where it is none."""
         ...
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from castling.attention import attention_config
 from castling.models.arguments import arguments_of
-from castling.models.backbone import Backbone, build_backbone
+from castling.models.backbone import Backbone, WholeViT, build_backbone, build_whole_vit
 from castling.models.dense import HeadConfig, head_config, head_spec
 from castling.models.names import timm_name
 from castling.surgery import Attention, Where
@@ -77,8 +77,7 @@ def build_dense(
         if name in own:
             raise ValueError(f"{name} is the head's to say: leave it out of {head}/{backbone}")
     backbone = timm_name(backbone)
-    taken = arguments_of(model_entrypoint(backbone.split(".")[0])).names
-    own = {key: value for key, value in _ANY_SIZE.items() if key in taken} | own
+    own = _any_size(backbone) | own
     arguments = DenseArguments(
         head=head,
         options=config,
@@ -91,21 +90,58 @@ def build_dense(
     return from_arguments(arguments, pretrained=pretrained)
 
 
-def from_arguments(arguments: DenseArguments, *, pretrained: bool = False) -> nn.Module:
-    """The dense model of ``arguments``; as :func:`build_dense`."""
+def plain_backbone(name: str, kwargs: Mapping[str, Any], *, pretrained: bool = False) -> Backbone:
+    """A model of timm's registry as a backbone with its coarsest map, for images of any size.
 
-    def make(strides: Sequence[int]) -> Backbone:
+    Raises:
+        ValueError: there is no such model, or it gives no feature maps.
+        TypeError: it does not take an argument.
+    """
+    name = timm_name(name)
+    return build_backbone(name, _any_size(name) | dict(kwargs), None, pretrained=pretrained)
+
+
+def _any_size(name: str) -> dict[str, Any]:
+    """Keyword arguments with which a model takes images of any size, as far as it has them."""
+    taken = arguments_of(model_entrypoint(name.split(".")[0])).names
+    return {key: value for key, value in _ANY_SIZE.items() if key in taken}
+
+
+class _Maker(NamedTuple):
+    """See :class:`castling.models.dense.MakeBackbone`."""
+
+    arguments: DenseArguments
+    pretrained: bool
+
+    def __call__(self, strides: Sequence[int] | None) -> Backbone:
+        arguments = self.arguments
         return build_backbone(
             arguments.backbone,
             arguments.kwargs,
             strides,
             attention=arguments.attention,
             where=arguments.where,
-            pretrained=pretrained,
+            pretrained=self.pretrained,
             freeze_batchnorm=arguments.options.freeze_batchnorm,
         )
 
+    def coarsest(self) -> Backbone:
+        return self(None)
+
+    def whole_vit(self) -> WholeViT:
+        arguments = self.arguments
+        return build_whole_vit(
+            arguments.backbone,
+            arguments.kwargs,
+            attention=arguments.attention,
+            where=arguments.where,
+            pretrained=self.pretrained,
+        )
+
+
+def from_arguments(arguments: DenseArguments, *, pretrained: bool = False) -> nn.Module:
+    """The dense model of ``arguments``; as :func:`build_dense`."""
     build = head_spec(arguments.head).build
-    model = build(arguments.options, make, arguments.num_classes)
+    model = build(arguments.options, _Maker(arguments, pretrained), arguments.num_classes)
     model.dense_arguments = arguments  # type: ignore[assignment]
     return model

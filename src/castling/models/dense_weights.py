@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from castling.models.backbone import PREFIX, Backbone, inner_where
 from castling.models.builder import create_model
-from castling.models.dense import head_spec
+from castling.models.dense import HeadConfig, head_spec
 from castling.models.dense_builder import DenseArguments, from_arguments
+from castling.models.pretrained_encoder import PRETRAINING, names_inside, prepare_encoder
 from castling.models.skeleton import without_memory
 from castling.surgery import LoadReport
 from castling.surgery.checkpoint import LoadOptions, prepare
 from castling.surgery.checkpoint_files import read_content, weights_file
 from castling.surgery.checkpoint_layouts import find_weights
 from castling.surgery.checkpoint_names import may_be_missing
+from castling.surgery.checkpoint_values import fill
 
 State = dict[str, Tensor]
 Path = str | os.PathLike[str]
+Prepare = Callable[[nn.Module, Path, LoadOptions], tuple[State, LoadReport]]
 
 
 def prepare_dense(
@@ -48,7 +51,11 @@ def prepare_dense(
     dense = _is_dense(path, options.key) if head is None else bool(head)
     if not dense:
         return _of_classifier(model, arguments, path, options)
-    if head and head_spec(str(head.get("name"))).config is not type(arguments.options):
+    theirs = head_spec(str(head["name"])) if head else None
+    if theirs is not None and theirs.config is not type(arguments.options):
+        if theirs.task == PRETRAINING:
+            return _of_classifier(model, arguments, path, options, prepare_encoder)
+        assert head is not None
         return _of_backbone(model, path, options, str(head["name"]))
     return prepare(model, path, dataclasses.replace(options, classifiers=class_layers(model)))
 
@@ -88,9 +95,16 @@ def _of_backbone(
 
 
 def _of_classifier(
-    model: nn.Module, arguments: DenseArguments, path: Path, options: LoadOptions
+    model: nn.Module,
+    arguments: DenseArguments,
+    path: Path,
+    options: LoadOptions,
+    prepare: Prepare = prepare,
 ) -> tuple[State, LoadReport]:
-    """The backbone, of the classifier that it is the features of."""
+    """The backbone, of the classifier that it is the features of.
+
+    With :func:`prepare_encoder` in the place of ``prepare``, of a pre-trained model.
+    """
     backbone = model.backbone
     assert isinstance(backbone, Backbone)
     where = None
@@ -112,9 +126,10 @@ def _of_classifier(
         raise ValueError(f"{path} holds nothing that the backbone {arguments.backbone} has")
     new = tuple(names[name] for name in report.new if name in names)
     lacking = (n for n in own if n not in state and n not in new and not may_be_missing(n))
+    whose = "a pre-trained" if prepare is prepare_encoder else "the classifier"
     note = (
-        f"they are of the classifier {arguments.backbone} and fill the backbone; neck and head "
-        "start afresh"
+        f"they are of {whose} {arguments.backbone} and fill the backbone; neck and head start "
+        "afresh"
     )
     return state, dataclasses.replace(
         report,
@@ -127,10 +142,27 @@ def _of_classifier(
     )
 
 
+def fill_backbone(backbone: Backbone, name: str, kwargs: Mapping[str, Any], path: Path) -> None:
+    """Fill a backbone, in place, with the weights of the model that it is the features of.
+
+    Args:
+        backbone: of the model ``name`` of timm's registry, with ``kwargs``.
+        name: see ``backbone``.
+        kwargs: see ``backbone``.
+        path: a file of weights, or the folder of a run or saved model.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file does not fit.
+    """
+    holder = nn.Module()
+    holder.backbone = backbone
+    arguments = DenseArguments("", HeadConfig(), 0, name, dict(kwargs))
+    state, _ = _of_classifier(holder, arguments, path, LoadOptions(allow_head_mismatch=True))
+    fill(holder, state, path)
+
+
 def _inside(name: str, own: Collection[str]) -> str:
     """A classifier's entry by its name in a backbone; empty where that does not have it."""
-    # timm wraps a model for its features, or joins the first two names, or has a class for it.
-    for inside in (f"model.{name}", name.replace(".", "_", 1), name):
-        if PREFIX + inside in own:
-            return PREFIX + inside
-    return ""
+    found = (PREFIX + inside for inside in names_inside(name))
+    return next((each for each in found if each in own), "")

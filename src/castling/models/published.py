@@ -66,7 +66,8 @@ def no_weights(name: str, reason: str) -> str:
     return (
         f"the published weights of {name} are not in the cache, and cannot be downloaded "
         f"({reason}): start from a file of weights with --model.checkpoint FILE "
-        "(--task.distill.checkpoint for a teacher), or with --model.pretrained false"
+        "(--task.distill.checkpoint or --model.head.teacher_checkpoint for a teacher), or with "
+        "--model.pretrained false"
     )
 
 

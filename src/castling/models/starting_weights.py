@@ -16,10 +16,13 @@ from typing import Any
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
+from castling.attention import attention_config
+from castling.attention.base import AttentionCore
 from castling.models.builder import build_model
 from castling.models.card import CARD, ModelCard, read_card
 from castling.models.dense_builder import DenseArguments
 from castling.models.dense_weights import prepare_dense
+from castling.models.pretrained_encoder import prepare_encoder
 from castling.models.skeleton import without_memory
 from castling.surgery import LoadReport
 from castling.surgery.checkpoint import LoadOptions, prepare
@@ -94,7 +97,8 @@ def _prepared(
     options = _options(card, key, classes)
     arguments: DenseArguments | None = getattr(model, "dense_arguments", None)
     if arguments is None:
-        return prepare(model, path, options)
+        loads = prepare_encoder if card is not None and card.head else prepare
+        return loads(model, path, options)
     return prepare_dense(model, arguments, path, None if card is None else card.head or {}, options)
 
 
@@ -187,12 +191,12 @@ def _said(
     if card is not None:
         height, width = card.image_size
         attention = f" and {card.attention['name']} attention" if card.attention else ""
-        notes.append(
-            f"they are of {card.name}{attention}, for {len(card.classes)} classes and images of "
-            f"{height}×{width}"
-        )
-        into_backbone = arguments is not None and not card.head
-        if classes is not None and card.classes != list(classes) and not into_backbone:
+        for_classes = f"for {len(card.classes)} classes and " if card.classes else "for "
+        notes.append(f"they are of {card.name}{attention}, {for_classes}images of {height}×{width}")
+        notes += _other_attention(model, card)
+        # A backbone has no classes.
+        whole = bool(card.classes) and (arguments is None) == (not card.head)
+        if classes is not None and card.classes != list(classes) and whole:
             notes.append("its classes are not those of the data: the classifier starts afresh")
         theirs, whose = [card.mean, card.std], "the model of these weights"
     ours: list[Any] = [mean, std]
@@ -210,6 +214,28 @@ def _said(
             "data.transform.std)"
         )
     return notes
+
+
+def _other_attention(model: nn.Module, card: ModelCard) -> list[str]:
+    """In which options the attention differs from that of the weights, branches left out."""
+    if not card.attention:
+        return []
+    theirs = attention_config(card.attention)
+    for module in model.modules():
+        own = module.config if isinstance(module, AttentionCore) else None
+        if own is None or type(own) is not type(theirs):
+            continue
+        differ = [
+            f"{field.name} {getattr(theirs, field.name)!r} (here {getattr(own, field.name)!r})"
+            for field in dataclasses.fields(own)
+            if field.name != "auxiliary" and getattr(theirs, field.name) != getattr(own, field.name)
+        ]
+        if differ:
+            return [
+                f"they were trained with {', '.join(differ)}: set model.attention to the same "
+                "options"
+            ]
+    return []
 
 
 def _numbers(values: Any) -> str:

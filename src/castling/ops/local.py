@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -79,3 +80,41 @@ def local_residual(value: Tensor, local: LocalResidual) -> Tensor:
     )
     out = out.permute(0, 2, 3, 1).reshape(batch, height * width, heads, dim)
     return F.pad(out, (0, 0, 0, 0, prefix, 0)) if prefix else out
+
+
+def visible_residual(
+    value: Tensor,
+    local: LocalResidual,
+    positions: Tensor,
+    grid: tuple[int, int],
+    num_prefix_tokens: int,
+) -> Tensor:
+    """The convolution where only some tokens are there; hidden neighbours count as zero.
+
+    Values are scattered into zeros at their places, convolved, and gathered: equal to a sparse
+    convolution of the visible tokens, whose order does not matter.
+
+    Args:
+        value: (B, P + V, H, d_v), the prefix first.
+        local: as of the whole sequence.
+        positions: (B, V) int64, distinct places in [0, h·w) of the tokens behind the prefix.
+        grid: (h, w) of the whole image.
+        num_prefix_tokens: P.
+
+    Returns:
+        (B, P + V, H, d_v).
+
+    Raises:
+        ValueError: as many places as tokens are needed; as :func:`check_local`.
+    """
+    prefix = num_prefix_tokens
+    batch, tokens, heads, dim = value.shape
+    if tuple(positions.shape) != (batch, tokens - prefix):
+        raise ValueError(
+            f"positions must be one place for each token behind the prefix, "
+            f"{(batch, tokens - prefix)}; got {tuple(positions.shape)}"
+        )
+    first = torch.arange(prefix, device=positions.device).expand(batch, prefix)
+    index = torch.cat([first, positions + prefix], dim=1)[:, :, None, None].expand_as(value)
+    whole = value.new_zeros(batch, prefix + grid[0] * grid[1], heads, dim)
+    return local_residual(whole.scatter(1, index, value), local).gather(1, index)

@@ -13,6 +13,7 @@ from castling.surgery.selection import Attention, Where, attention_layers, conve
 from castling.surgery.switch import has_idle_biases, is_switched, strip_, switch_
 from castling.surgery.switch_report import SwitchRefusedError, SwitchReport
 from castling.surgery.tap import AttentionCall, tap, token_grid
+from castling.surgery.visible import visible_tokens
 
 __all__ = [
     "Attention",
@@ -42,4 +43,5 @@ __all__ = [
     "switch_",
     "tap",
     "token_grid",
+    "visible_tokens",
 ]

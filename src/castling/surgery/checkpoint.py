@@ -11,7 +11,7 @@ import os
 from torch import Tensor, nn
 
 from castling.surgery.checkpoint_files import read_content, weights_file
-from castling.surgery.checkpoint_layouts import find_weights
+from castling.surgery.checkpoint_layouts import Weights, find_weights
 from castling.surgery.checkpoint_match import Target, choose, tensors_of
 from castling.surgery.checkpoint_names import may_be_missing
 from castling.surgery.checkpoint_report import LoadReport, Misfit
@@ -126,12 +126,20 @@ def prepare(
         FileNotFoundError: as :func:`load_checkpoint`.
         ValueError: as :func:`load_checkpoint`.
     """
+    found = find_weights(read_content(path), weights_file(path), options.key)
+    return prepare_weights(model, found, path, options)
+
+
+def prepare_weights(
+    model: nn.Module,
+    found: list[Weights],
+    path: str | os.PathLike[str],
+    options: LoadOptions,
+) -> tuple[State, LoadReport]:
+    """:func:`prepare` of weights that were ``found`` in the file at ``path``."""
     target = Target(model, options.classifiers)
     own = target.own
-    content = read_content(path)
-    chosen, others = choose(
-        find_weights(content, weights_file(path), options.key), target, options.prefer_ema
-    )
+    chosen, others = choose(found, target, options.prefer_ema)
     state, notes = chosen.state, list(chosen.notes)
     inside = {name: tensor for name, tensor in state.items() if name in own}
     require_plain(inside, own, path)

@@ -8,6 +8,7 @@ from castling.tasks.detection import DetectionConfig
 from castling.tasks.evaluation import EvaluateResult, evaluate_loader
 from castling.tasks.interface import Step, Task, TaskConfig
 from castling.tasks.prediction import Prediction
+from castling.tasks.pretraining import PretrainingConfig
 from castling.tasks.registry import (
     build_task,
     list_tasks,
@@ -27,6 +28,7 @@ __all__ = [
     "DetectionConfig",
     "EvaluateResult",
     "Prediction",
+    "PretrainingConfig",
     "Step",
     "Task",
     "TaskConfig",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
@@ -105,6 +105,9 @@ class Task(nn.Module):
     example_side: ClassVar[int] = 128
     #: Options of the transforms that evaluation needs.
     preprocessing_options: ClassVar[tuple[str, ...]] = ("image_size",)
+    #: Whether auxiliary branches are cast away at the end of training, and evaluations count only
+    #: once they are empty. A model that is trained on for another task keeps them.
+    switches: ClassVar[bool] = True
     #: Whether exports are verified on images of the run: in noise there is nothing to find.
     verified_on_data: ClassVar[bool] = False
 
@@ -278,6 +281,23 @@ class Task(nn.Module):
             position: of the record among them.
         """
         return pillow_image(self.transform(training=False).resize(sample).image)
+
+    def predicted_example(
+        self,
+        sample: Sample,
+        records: Sequence[Mapping[str, Any]],
+        position: int,
+        predict: Callable[[], Prediction],
+    ) -> Image.Image:
+        """The picture of one record, by :meth:`example` here; what reports call.
+
+        Args:
+            sample: as of :meth:`example`, as the next two.
+            records: all of this image.
+            position: of the record among them.
+            predict: gives the prediction of the image again, where a picture shows it.
+        """
+        return self.example(sample, records, position)
 
     def report_parts(self, records: Sequence[Mapping[str, str]]) -> list[ReportPart]:
         """Tables and examples for a report, from the rows of ``predictions.csv``."""

@@ -1,4 +1,7 @@
-"""Teachers of knowledge distillation: any timm model, or a run of our own."""
+"""Teachers of knowledge distillation: any timm model, or a run of our own.
+
+Of a classifier the logits teach, in pre-training (the head distill_features) the feature maps.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,16 @@ import timm
 import torch
 from jsonargparse.typing import ClosedUnitInterval, PositiveFloat
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from castling.heads.distill_features import DistillFeaturesConfig
+from castling.models.backbone import Backbone
+from castling.models.dense_builder import plain_backbone
+from castling.models.dense_weights import fill_backbone
+from castling.models.names import timm_name
 from castling.models.published import published_weights
 from castling.models.saved import open_model
+from castling.models.starting_weights import normalisation_of
 from castling.surgery import load_checkpoint
 from castling.utils.checks import check_fields
 from castling.utils.text import did_you_mean
@@ -60,7 +70,7 @@ class Teacher(nn.Module):
     """A frozen model that takes images with the student's normalisation.
 
     Args:
-        model: (B, 3, H, W) → logits (B, K).
+        model: (B, 3, H, W) → logits (B, K), or a map of features.
         mean: per channel, that the model was trained with; None where it is the student's.
         std: as ``mean``.
     """
@@ -90,9 +100,9 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, K) for images (B, 3, H, W) normalised for the student."""
-        logits = self.model(images * self.scale + self.shift)
-        return logits[0] if isinstance(logits, tuple) else logits
+        """The model's (first) output for images (B, 3, H, W) normalised for the student."""
+        outputs = self.model(images * self.scale + self.shift)
+        return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
 def check_teacher(config: DistillConfig) -> None:
@@ -158,3 +168,57 @@ def load_teacher(config: DistillConfig, classes: Sequence[str]) -> Teacher:
         load_checkpoint(model, config.checkpoint)
     described = getattr(model, "pretrained_cfg", {})
     return Teacher(model, described.get("mean"), described.get("std"))
+
+
+class FeatureMap(nn.Module):
+    """The map of a backbone, for images of any size.
+
+    Args:
+        backbone: with one map.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) → (B, D, h, w); sides are scaled to the nearest multiples of the stride."""
+        (stride,) = self.backbone.strides
+        height, width = (max(1, round(side / stride)) * stride for side in images.shape[-2:])
+        if images.shape[-2:] != (height, width):
+            images = F.interpolate(images, (height, width), mode="bilinear", antialias=True)
+        return self.backbone(images)[-1]
+
+
+def check_feature_teacher(config: DistillFeaturesConfig) -> None:
+    """Refuse a teacher of features that cannot be loaded, before any work.
+
+    Raises:
+        FileNotFoundError: the checkpoint does not exist.
+        ValueError: the teacher is no timm model.
+        NoPublishedWeightsError: its weights can be neither found nor downloaded.
+    """
+    checkpoint = config.teacher_checkpoint
+    if checkpoint and not Path(checkpoint).exists():
+        raise FileNotFoundError(f"model.head.teacher_checkpoint: there is nothing at {checkpoint}")
+    try:
+        name = timm_name(config.teacher)
+    except ValueError as error:
+        raise ValueError(f"model.head.teacher: {error}") from error
+    if config.teacher_pretrained and not checkpoint:
+        published_weights(name)
+
+
+def load_feature_teacher(config: DistillFeaturesConfig) -> Teacher:
+    """Build the teacher of features that ``config`` names; errors as of the check."""
+    check_feature_teacher(config)
+    name, checkpoint = timm_name(config.teacher), config.teacher_checkpoint
+    pretrained = config.teacher_pretrained and not checkpoint
+    kwargs = dict(config.teacher_kwargs)
+    if pretrained and (overlay := published_weights(name)):
+        kwargs["pretrained_cfg_overlay"] = overlay
+    backbone = plain_backbone(name, kwargs, pretrained=pretrained)
+    if checkpoint:
+        fill_backbone(backbone, name, kwargs, checkpoint)
+    mean, std = normalisation_of(name, checkpoint) or (None, None)
+    return Teacher(FeatureMap(backbone), mean, std)

@@ -9,11 +9,13 @@ from pathlib import Path
 
 from castling.data.errors import plain_data_errors
 from castling.data.sources import source_from
+from castling.models.dense import head_spec
+from castling.models.names import split_name
 from castling.tasks import TaskConfig, task_class
 from castling.tasks.result import TrainResult
 from castling.train.build import check, check_starting_weights
 from castling.train.hardware import check_hardware
-from castling.train.recipe import Recipe
+from castling.train.recipe import ModelConfig, Recipe
 from castling.train.recorded_split import ChangedData
 from castling.train.resolve import resolved
 from castling.train.run_folder import Resume, check_writable
@@ -83,9 +85,7 @@ def dry_run(
         trial = dataclasses.replace(
             recipe,
             task=_without_weights(recipe.task, teacher),
-            model=dataclasses.replace(
-                recipe.model, checkpoint="", checkpoint_key="", pretrained=False
-            ),
+            model=_model_without_weights(recipe.model),
             data=dataclasses.replace(
                 recipe.data,
                 source=source,
@@ -113,6 +113,15 @@ def dry_run(
             ),
         )
         return train(trial, folder / "run", progress=False)
+
+
+def _model_without_weights(model: ModelConfig) -> ModelConfig:
+    """The model's options, without files and network."""
+    head, _ = split_name(model.name)
+    options = {**model.head, **(head_spec(head).config.trial_options if head else {})}
+    return dataclasses.replace(
+        model, checkpoint="", checkpoint_key="", pretrained=False, head=options
+    )
 
 
 def _without_weights(task: TaskConfig, teacher: str | None) -> TaskConfig:

@@ -153,7 +153,7 @@ def _save(
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "images_per_second": speed,
     }
-    if auxiliaries(model) and module.recipe.switch.enabled:
+    if auxiliaries(model) and module.recipe.switch.enabled and module.task.switches:
         saved |= _switch(model, module, card, folder)
     return saved
 

@@ -45,9 +45,18 @@ def keys(seed: int, *parts: int | NDArray[np.int64]) -> Keys:
     return state
 
 
-def uniform(sample_keys: Keys, draw: int) -> NDArray[np.float64]:
-    """The `draw`-th uniform number in [0, 1) of every key; same shape as `sample_keys`."""
-    mixed = _scramble(sample_keys ^ _scramble(np.array([draw], dtype=np.uint64)))
+def uniform(sample_keys: Keys, draw: int | NDArray[np.int64]) -> NDArray[np.float64]:
+    """The `draw`-th uniform number in [0, 1) of every key.
+
+    Args:
+        sample_keys: of any shape.
+        draw: which number; an array is broadcast against the keys.
+
+    Returns:
+        of the shape of `sample_keys`, or the one broadcast.
+    """
+    draws = np.atleast_1d(np.asarray(draw)).astype(np.uint64)
+    mixed = _scramble(sample_keys ^ _scramble(draws))
     return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 

@@ -11,6 +11,10 @@ from castling.data.transforms.detection import (
     DetectionTransformConfig,
 )
 from castling.data.transforms.detection_training import DetectionTrainTransform
+from castling.data.transforms.pretraining import (
+    PretrainingTransform,
+    PretrainingTransformConfig,
+)
 
 __all__ = [
     "ClassificationEvalTransform",
@@ -19,6 +23,8 @@ __all__ = [
     "DetectionEvalTransform",
     "DetectionTrainTransform",
     "DetectionTransformConfig",
+    "PretrainingTransform",
+    "PretrainingTransformConfig",
     "Size",
     "Transform",
     "TransformConfig",

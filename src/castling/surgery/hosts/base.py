@@ -35,12 +35,15 @@ class Place:
         level: downsamplings between the host's patch embedding and this attention's keys.
         num_prefix_tokens: class, distillation and register tokens in front of the grid.
         no_grid: why the grid is not known here; empty where it is.
+        positions: (B, V) places on the grid of the tokens that are there; None: all are. Set by
+            :func:`castling.surgery.visible_tokens`.
     """
 
     geometry: Geometry | None = None
     level: int = 0
     num_prefix_tokens: int = 0
     no_grid: str = ""
+    positions: Tensor | None = None
 
     def grid_of(self, tokens: Tensor) -> Grid | None:
         """(h, w) of the keys among ``tokens`` (B, N, C); None where the host has no geometry.
@@ -69,6 +72,8 @@ class HostAttention(AttentionCore):
 
     #: Parameters and buffers that only score biases use; cast away with the auxiliary branch.
     bias_names: ClassVar[tuple[str, ...]] = ()
+    #: Whether its ``forward`` hands ``place.positions`` on.
+    takes_positions: ClassVar[bool] = False
 
     def __init__(
         self,

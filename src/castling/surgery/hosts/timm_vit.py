@@ -29,6 +29,8 @@ from castling.surgery.key_mask import as_key_mask
 class ViTAttention(HostAttention):
     """A plain ViT's attention with its softmax replaced."""
 
+    takes_positions = True
+
     attn_dim: int
     qkv: nn.Module
     q_norm: nn.Module
@@ -96,6 +98,7 @@ class ViTAttention(HostAttention):
             grid=self.known_grid(x),
             num_prefix_tokens=self.place.num_prefix_tokens,
             key_mask=None if attn_mask is None else as_key_mask(attn_mask, batch, tokens),
+            positions=self.place.positions,
         )
         out = self.norm(out.reshape(batch, tokens, self.attn_dim))
         if self.gate is not None:

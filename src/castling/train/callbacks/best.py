@@ -43,10 +43,12 @@ def can_switch(model: nn.Module) -> bool:
 def headline(module: TrainingModule) -> float | None:
     """The headline metric of the last evaluation; None where it does not count.
 
-    It counts where the switch is possible and the metric is a finite number.
+    It counts where the switch is possible, if there will be one, and the metric is a finite number.
     """
     value = module.metrics.get(module.task.headline)
-    if value is None or not math.isfinite(value) or not can_switch(module.evaluated):
+    if value is None or not math.isfinite(value):
+        return None
+    if module.task.switches and not can_switch(module.evaluated):
         return None
     return value
 
