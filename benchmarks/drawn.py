@@ -10,22 +10,28 @@ from PIL import Image
 from castling.data import Source
 from castling.data.decode import pillow_image
 from castling.deploy import Predictor
+from castling.tasks.detection import DetectionPrediction
 from castling.utils.files import replacing
 
 #: Pixels of one picture on a sheet.
-SIZE = (320, 240)
+SIZE = (400, 300)
+
+
+#: Objects with a lower score are not drawn.
+THRESHOLD = 0.4
 
 
 def drawn_samples(
     predictor: Predictor, source: Source, split: str, indices: Sequence[int]
 ) -> list[Image.Image]:
-    """Images of a source with predictions, and the objects that are there in white."""
+    """Images of a source with what a detector found, and the objects that are there in white."""
     samples = [source.sample(split, index) for index in indices]
     images = [pillow_image(sample.image) for sample in samples]
-    return [
-        predictor.task.draw(image, prediction, sample.target)
-        for sample, image, prediction in zip(samples, images, predictor(images), strict=True)
-    ]
+    drawn = []
+    for sample, image, found in zip(samples, images, predictor(images), strict=True):
+        assert isinstance(found, DetectionPrediction)
+        drawn.append(predictor.task.draw(image, found.above(THRESHOLD), sample.target))
+    return drawn
 
 
 def save_sheet(pictures: Sequence[Image.Image], columns: int, path: Path) -> None:

@@ -1,11 +1,11 @@
 """Time and memory of whole dense models from small to large images, softmax against castled.
 
 For every model its softmax hosts and its attention-free bound, in eager PyTorch and OpenVINO; for a
-detector, decoding and suppression included. Memory is measured in a process of its own for every
-model, runtime and size, so that nothing an earlier call left behind is counted; a process may take
-``--limit`` gigabytes, and what needs more is recorded as not running. Then the times of those that
-run are taken together, interleaved. Each size is written as soon as it is done, and not measured
-again by the same command. Run it on an idle machine.
+detector, decoding and suppression included. Memory is what a new process grows by in its first
+call (with OpenVINO, when the exported file is opened and run); a process may take ``--limit``
+gigabytes, and what needs more is recorded as not running. Then the times of those that run are
+taken together, interleaved, after their outputs were checked. Each size is written as soon as it is
+done, and not measured again by the same command. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -15,90 +15,146 @@ import json
 import resource
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
+from castling.export.outputs import NamedOutputs
+from castling.export.target import ExportJob, target_named
 from castling.profiling.bench_models import bench_models
-from castling.profiling.candidates import Candidate, choose_candidates
+from castling.profiling.candidates import choose_candidates
+from castling.profiling.memory import resident_megabytes
 from castling.profiling.model_results import ModelMeasurement, ModelsResult
+from castling.profiling.whole import whole
 from castling.utils.files import write_json
 
 HERE = Path(__file__).parent
 RUNTIMES = ("eager", "openvino")
 
 
-def in_child(options: argparse.Namespace, side: int, work: dict[str, Any]) -> ModelsResult | str:
-    """The result of ``work`` in a process of its own, or why there is none."""
+class FailedError(RuntimeError):
+    """A process came to an end without a result; the message is its last line."""
+
+
+def in_child(options: argparse.Namespace, side: int, **work: Any) -> dict[str, Any]:
+    """What ``work`` gives in a process of its own."""
     command = [sys.executable, __file__, *options.models, "--sides", str(side)]
-    command += ["--limit", str(options.limit), "--child", json.dumps(work)]
+    command += ["--limit", str(options.limit), "--rounds", str(options.rounds)]
+    command += ["--seconds", str(options.seconds), "--child", json.dumps(work)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     for line in reversed(done.stdout.splitlines()):
         if line.startswith("{"):
-            return ModelsResult.from_dict(json.loads(line))
+            found: dict[str, Any] = json.loads(line)
+            return found
     last = (done.stderr.strip().splitlines() or [""])[-1]
-    return f"the process ended with status {done.returncode}: {last[:200]}"
+    raise FailedError(last[:200] or f"the process ended with status {done.returncode}")
 
 
 def child(options: argparse.Namespace, work: dict[str, Any]) -> None:
-    """Measure what the parent asked for and print it as one line."""
+    """Do what the parent asked for and print it as one line."""
     limit = int(options.limit * 1e9)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    chosen = [each for each in candidates(options.models) if each.name in work["names"]]
-    result = bench_models(
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    print("\n" + json.dumps(JOBS[work.pop("job")](options, **work)), flush=True)
+
+
+def built(options: argparse.Namespace, name: str) -> tuple[nn.Module, Tensor]:
+    """A candidate and one image."""
+    size = (options.sides[0], options.sides[0])
+    candidate = next(each for each in choose_candidates(options.models) if each.name == name)
+    torch.manual_seed(0)
+    return whole(candidate.build(size).eval()), torch.randn(1, 3, *size)
+
+
+def eager_memory(options: argparse.Namespace, name: str) -> dict[str, Any]:
+    """Megabytes of the first call."""
+    model, images = built(options, name)
+    return {"megabytes": resident_megabytes(lambda: model(images))}
+
+
+def written(options: argparse.Namespace, name: str, path: str) -> dict[str, Any]:
+    """The model as an ONNX file."""
+    model, images = built(options, name)
+    names = tuple(model(images))
+    metadata = {"outputs": json.dumps(names)}
+    job = ExportJob(NamedOutputs(model), images, names, "none", metadata)
+    target_named("onnx").write(job, Path(path))
+    return {}
+
+
+def openvino_memory(options: argparse.Namespace, path: str) -> dict[str, Any]:
+    """Megabytes of opening the file and of the first call."""
+    images = torch.randn(1, 3, options.sides[0], options.sides[0])
+    target = target_named("openvino")
+    return {
+        "megabytes": resident_megabytes(lambda: target.open(Path(path), threads=1).runner(images)())
+    }
+
+
+def times(options: argparse.Namespace, names: list[str], runtime: str) -> dict[str, Any]:
+    """The result of ``castling bench models`` of some candidates."""
+    chosen = [each for each in choose_candidates(options.models) if each.name in names]
+    size = (options.sides[0], options.sides[0])
+    found = bench_models(
         chosen,
-        [(options.sides[0], options.sides[0])],
-        variants=work["runtimes"],
-        rounds=work["rounds"],
-        seconds=work["seconds"],
+        [size],
+        variants=[runtime],
+        rounds=options.rounds,
+        seconds=options.seconds,
         threads=1,
     )
-    print("\n" + json.dumps(result.to_dict()), flush=True)
+    return found.to_dict()
 
 
-def candidates(models: list[str]) -> list[Candidate]:
-    """The models, their hosts and bounds."""
-    return choose_candidates(models)
+JOBS = {
+    "eager": eager_memory,
+    "write": written,
+    "openvino": openvino_memory,
+    "times": times,
+}
+
+
+def memory(options: argparse.Namespace, side: int, name: str, runtime: str) -> ModelMeasurement:
+    """One candidate alone; ``error`` where it does not run."""
+    row = ModelMeasurement(name, runtime, side, side, 1)
+    try:
+        if runtime == "eager":
+            found = in_child(options, side, job="eager", name=name)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                path = f"{folder}/model.onnx"
+                in_child(options, side, job="write", name=name, path=path)
+                found = in_child(options, side, job="openvino", path=path)
+    except FailedError as error:
+        return replace(row, error=str(error))
+    return replace(row, resident_megabytes=found["megabytes"])
 
 
 def measure(options: argparse.Namespace, side: int) -> ModelsResult:
     """All models at one size."""
-    names = [each.name for each in candidates(options.models)]
-    hosts = {each.name: each.hosts for each in candidates(options.models)}
-    alone: dict[tuple[str, str], ModelMeasurement] = {}
+    chosen = choose_candidates(options.models)
+    rows: list[ModelMeasurement] = []
     facts: dict[str, Any] = {}
-    for name in names:
-        for runtime in RUNTIMES:
-            work = {"names": [name], "runtimes": [runtime], "rounds": 1, "seconds": 0.1}
-            found = in_child(options, side, work)
-            row = ModelMeasurement(name, runtime, side, side, 1)
-            if isinstance(found, str):
-                row = replace(row, error=found)
-            else:
-                facts, row = found.machine, found.measurements[0]
-            alone[name, runtime] = row
-            print(f"{side} px, {row.label}: {row.resident_megabytes} MB {row.error}", flush=True)
-    rows = dict(alone)
     for runtime in RUNTIMES:
-        running = [name for name in names if not alone[name, runtime].error]
-        work = {
-            "names": running,
-            "runtimes": [runtime],
-            "rounds": options.rounds,
-            "seconds": options.seconds,
-        }
-        found = in_child(options, side, work)
-        if isinstance(found, str):
-            raise SystemExit(f"{side} px in {runtime}: {found}")
-        for row in found.measurements:
-            memory = alone[row.model, runtime].resident_megabytes
-            rows[row.model, runtime] = replace(row, resident_megabytes=memory)
-            print(f"{side} px, {row.label}: {row.milliseconds} ms", flush=True)
-        facts = found.machine
-    for (name, runtime), row in alone.items():
-        if row.error:
-            rows[name, runtime] = row
-    return ModelsResult(tuple(rows.values()), facts | {"limit_gigabytes": options.limit}, hosts)
+        alone = {each.name: memory(options, side, each.name, runtime) for each in chosen}
+        for row in alone.values():
+            print(f"{side} px, {row.label}: {row.resident_megabytes} MB {row.error}", flush=True)
+        names = [name for name, row in alone.items() if not row.error]
+        values = in_child(options, side, job="times", names=names, runtime=runtime)
+        timed = ModelsResult.from_dict(values)
+        facts |= timed.machine
+        for row in timed.measurements:
+            megabytes = alone[row.model].resident_megabytes
+            alone[row.model] = replace(row, resident_megabytes=megabytes)
+            print(f"{side} px, {row.label}: {row.milliseconds} ms {row.error}", flush=True)
+        rows += alone.values()
+    facts["limit_gigabytes"] = options.limit
+    return ModelsResult(tuple(rows), facts, {each.name: each.hosts for each in chosen})
 
 
 def main() -> None:

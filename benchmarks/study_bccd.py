@@ -218,7 +218,7 @@ def main() -> None:
         "command": "python benchmarks/study_bccd.py --data bccd.zip"
         + (pretraining if options.pretrain else "")
         + f" --epochs {options.epochs} --seed {options.seed}",
-        "recipe": yaml.safe_load((RECIPES / "bccd.yaml").read_text()),
+        "recipe": yaml.safe_load((RECIPES / "bccd.yaml").read_text()) | {"epochs": options.epochs},
         "machine": machine_facts(torch.device("cpu")),
         "rows": rows,
     }
