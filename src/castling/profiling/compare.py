@@ -32,7 +32,7 @@ from castling.profiling.formatting import short
 from castling.profiling.machine import machine_facts
 from castling.profiling.page import Page, figures, table
 from castling.profiling.plots import Curve, Plot, lines
-from castling.profiling.run_report import RunFacts, read_run
+from castling.profiling.run_facts import RunFacts, read_run
 from castling.profiling.timing import time_alternately, timer_for
 from castling.tasks.result import metric_label
 from castling.utils.text import percent as percent_of
