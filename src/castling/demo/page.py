@@ -14,6 +14,7 @@ from castling.profiling.formatting import short
 from castling.profiling.model_results import ModelsResult
 from castling.profiling.op_results import OpsResult
 from castling.profiling.page import Page
+from castling.profiling.report_speed import add_speed
 from castling.tasks.result import TrainResult
 
 
@@ -53,7 +54,7 @@ def demo_page(
     report.add_training(page, runs)
     report.add_trajectories(page, folder / "castling")
     report.add_switch(page, results["Castling-ViT"])
-    report.add_speed(
+    add_speed(
         page,
         [
             ("Attention kernels alone, 3 heads of 64 channels, against tokens", kernels),
