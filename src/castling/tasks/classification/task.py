@@ -17,7 +17,6 @@ from castling.data.mixing import mixes, mixup_batch
 from castling.data.registry import DataInfo, SourceConfig
 from castling.data.sample import Batch
 from castling.data.sampler import sample_keys
-from castling.data.sources import FolderConfig
 from castling.data.transforms.base import Transform, TransformConfig
 from castling.data.transforms.classification import (
     ClassificationEvalTransform,
@@ -34,6 +33,7 @@ from castling.tasks.classification.losses import (
     mean_of_heads,
     self_distillation_loss,
 )
+from castling.tasks.classification.noise import write_noise
 from castling.tasks.classification.prediction import ClassificationPrediction
 from castling.tasks.interface import RecipeLike, Step, Task
 from castling.tasks.prediction import Prediction
@@ -97,15 +97,7 @@ class ClassificationTask(Task):
     @classmethod
     def generate_images(cls, folder: Path, count: int) -> SourceConfig:
         """Noise of odd sizes in two classes."""
-        generator = np.random.default_rng(0)
-        for split, images in (("train", -(-count // 2)), ("val", 2)):
-            for label in ("a", "b"):
-                target = folder / split / label
-                target.mkdir(parents=True)
-                for index in range(images):
-                    pixels = generator.integers(0, 256, (90 + 7 * index, 110, 3), dtype=np.uint8)
-                    Image.fromarray(pixels).save(target / f"{index}.jpg")
-        return FolderConfig(path=str(folder))
+        return write_noise(folder, count)
 
     def check_output(self, output: Any) -> None:
         """Raise ValueError unless there is one logit per class."""
