@@ -331,3 +331,38 @@ def test_maps_cut_in_both_directions_keep_free_sizes_in_openvino(tmp_path):
     report = export(Thinning(), tmp_path / "model.xml", (16, 16), dynamic="all")
     assert report.dynamic == "all"
     assert len(report.checks) == 3
+
+
+class FromSide33(nn.Module):
+    """A model that torch.export takes for images of more than 32 pixels a side alone."""
+
+    def forward(self, images):
+        for side in images.shape[2:]:
+            torch._check(side >= 33)
+        return images.mean(dim=(2, 3))
+
+
+def test_a_program_says_from_which_size_on_it_runs(tmp_path):
+    path = tmp_path / "model.pt2"
+    report = export(FromSide33(), path, (64, 48), dynamic="all")
+    opened = open_exported(path)
+    assert opened.least == (33, 33)
+    images = torch.randn(1, 3, 33, 40)
+    torch.testing.assert_close(opened(images)["logits"], images.mean(dim=(2, 3)))
+    for height, width in ((32, 40), (40, 32)):
+        message = f"^model.pt2 takes images of at least 33×33 pixels, got {height}×{width}: export"
+        with pytest.raises(ValueError, match=message):
+            opened(torch.randn(1, 3, height, width))
+    assert report.dynamic == "all"
+
+
+def test_the_least_size_of_a_program_is_a_multiple_that_it_takes(tmp_path):
+    class Program(ExportedModel):
+        def _bind(self, images):
+            return lambda: [images]
+
+    made = Program(tmp_path / "m.pt2", "", {"multiple": "32"}, [None] * 4, ["same"], (65, 1))
+    assert made.least == (96, 32)
+    assert made(torch.zeros(1, 3, 96, 32))["same"].shape == (1, 3, 96, 32)
+    with pytest.raises(ValueError, match="at least 96×32 pixels, got 64×64"):
+        made(torch.zeros(1, 3, 64, 64))

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback
+from tests.train.interrupted import InterruptAt
 
 import castling
 from castling.models.saved import open_model
 from castling.train import TrainingInterrupted, recipe_from_dict, train
 from castling.train.recipe import Recipe
-
-
-class InterruptAt(Callback):
-    """Presses Ctrl-C while a step is computed, counted from 1."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
-        if trainer.global_step + 1 == self.step:
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 def recipe(source: dict[str, Any], **options: Any) -> Recipe:

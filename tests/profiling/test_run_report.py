@@ -12,7 +12,8 @@ from castling.data import DataConfig, LoaderConfig, SplitConfig
 from castling.data.transforms import ClassificationTransformConfig
 from castling.deploy import evaluate
 from castling.models.saved import open_model
-from castling.profiling.run_report import headline, read_run, write_run_report
+from castling.profiling.run_facts import read_run
+from castling.profiling.run_report import headline, write_run_report
 from castling.train import ModelConfig, Recipe, recipe_changes, train
 
 RECIPE = Recipe(

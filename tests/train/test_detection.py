@@ -1,24 +1,20 @@
 """Detectors train, resume exactly, average, switch, share work between processes, are reported."""
 
-import csv
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.torch
-import torch
-from lightning.pytorch import Callback
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from tests.train.interrupted import (
+    InterruptAt,
+    assert_same_run,
+    rows,
+    train_until_killed,
+)
 
-import castling
 import castling.train as train_package
 import castling_launcher
 from castling.data import open_source, source_config_class
@@ -29,7 +25,6 @@ from castling.train import (
     dry_run,
     load_recipe,
     recipe_from_dict,
-    recipe_to_yaml,
     train,
 )
 
@@ -56,36 +51,6 @@ TINY = {
     "hardware": {"accelerator": "cpu"},
     "save": {"every_steps": 1},
 }
-
-
-class InterruptAt(Callback):
-    """Presses Ctrl-C while a step is computed, counted from 1."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        if trainer.global_step + 1 == self.step:
-            os.kill(os.getpid(), signal.SIGINT)
-
-
-def rows(path):
-    with Path(path).open() as file:
-        return [
-            {key: value for key, value in row.items() if key != "seconds"}
-            for row in csv.DictReader(file)
-        ]
-
-
-def assert_same_run(one, other):
-    assert rows(one / "metrics.csv") == rows(other / "metrics.csv")
-    assert rows(one / "auxiliary.csv") == rows(other / "auxiliary.csv")
-    assert rows(one / "predictions.csv") == rows(other / "predictions.csv")
-    a = safetensors.torch.load_file(one / "model.safetensors")
-    b = safetensors.torch.load_file(other / "model.safetensors")
-    assert a.keys() == b.keys()
-    for name in a:
-        torch.testing.assert_close(a[name], b[name], rtol=0, atol=0)
 
 
 @pytest.fixture(scope="module")
@@ -134,40 +99,11 @@ def test_interrupted_in_the_middle_of_an_epoch(whole, tmp_path):
 @pytest.mark.slow
 def test_killed(whole, tmp_path):
     folder, expected = whole
-    recipe_file = tmp_path / "recipe.yaml"
-    recipe_file.write_text(recipe_to_yaml(recipe_from_dict(TINY)))
     run = tmp_path / "run"
-    code = (
-        "import sys, time, castling\n"
-        "from lightning.pytorch import Callback\n"
-        "from castling.train import load_recipe, train\n"
-        "class Slow(Callback):\n"
-        "    def on_train_batch_start(self, trainer, module, batch, batch_idx):\n"
-        "        time.sleep(0.3)\n"
-        "train(load_recipe(sys.argv[1]), sys.argv[2], progress=False, callbacks=[Slow()])\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(recipe_file), str(run)], env=_environment()
-    )
-    checkpoint = run / "checkpoints" / "last.ckpt"
-    deadline = time.time() + 240
-    while not checkpoint.exists():
-        assert process.poll() is None, "the training process ended by itself"
-        assert time.time() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (run / "result.json").exists()
+    train_until_killed(recipe_from_dict(TINY), run)
     result = train(recipe_from_dict(TINY), run, progress=False)
     assert result.metrics == expected.metrics
     assert_same_run(folder, run)
-
-
-def _environment():
-    return os.environ | {
-        "PYTHONPATH": str(Path(castling.__file__).parents[1]),
-        "OMP_NUM_THREADS": str(torch.get_num_threads()),
-    }
 
 
 @pytest.mark.slow

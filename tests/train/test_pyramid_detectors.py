@@ -1,12 +1,7 @@
 """Detectors that draw regions at random resume exactly all the same, masks included."""
 
-import os
-import signal
-
 import pytest
-import safetensors.torch
-import torch
-from lightning.pytorch import Callback
+from tests.train.interrupted import InterruptAt, assert_same_run
 
 from castling.train import TrainingInterrupted, recipe_from_dict, train
 
@@ -30,17 +25,6 @@ def recipe(name):
     )
 
 
-class InterruptAt(Callback):
-    """Presses Ctrl-C while a step is computed, counted from 1."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        if trainer.global_step + 1 == self.step:
-            os.kill(os.getpid(), signal.SIGINT)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["retinanet_pico", "mask_rcnn_pico", "cascade_mask_rcnn_pico"])
 def test_resumed_in_the_middle_of_an_epoch(name, tmp_path):
@@ -50,9 +34,5 @@ def test_resumed_in_the_middle_of_an_epoch(name, tmp_path):
         train(recipe(name), halves, progress=False, callbacks=[InterruptAt(3)])
     result = train(recipe(name), halves, resume="must", progress=False)
     assert result.metrics == expected.metrics
-    one, other = (
-        safetensors.torch.load_file(each / "model.safetensors") for each in (whole, halves)
-    )
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert_same_run(whole, halves)
     assert ("val_mask_AP" in result.metrics) == ("mask" in name)

@@ -1,20 +1,11 @@
 """A run that was stopped anywhere ends as the one that was not."""
 
-import csv
 import dataclasses
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import safetensors.torch
-import torch
-from lightning.pytorch import Callback
+from tests.train.interrupted import InterruptAt, assert_same_run, train_until_killed
 
-import castling.train as train_package
 from castling.train import TrainingInterrupted, recipe_from_dict, recipe_to_yaml, train
 
 TINY = {
@@ -35,35 +26,6 @@ TINY = {
     "hardware": {"accelerator": "cpu"},
     "save": {"every_steps": 2},
 }
-
-
-class InterruptAt(Callback):
-    """Presses Ctrl-C while a step is computed, counted from 1."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        if trainer.global_step + 1 == self.step:
-            os.kill(os.getpid(), signal.SIGINT)
-
-
-def rows(folder):
-    with (Path(folder) / "metrics.csv").open() as file:
-        return [
-            {key: value for key, value in row.items() if key != "seconds"}
-            for row in csv.DictReader(file)
-        ]
-
-
-def assert_same_run(one, other):
-    assert rows(one) == rows(other)
-    a = safetensors.torch.load_file(Path(one) / "model.safetensors")
-    b = safetensors.torch.load_file(Path(other) / "model.safetensors")
-    assert a.keys() == b.keys()
-    for name in a:
-        torch.testing.assert_close(a[name], b[name], rtol=0, atol=0)
-    assert (Path(one) / "auxiliary.csv").read_text() == (Path(other) / "auxiliary.csv").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -99,33 +61,8 @@ def test_average_takes_a_resumed_step_in_once(tmp_path):
 
 def test_run_ended_by_sigkill_resumes(whole, tmp_path):
     folder, expected = whole
-    recipe_file = tmp_path / "recipe.yaml"
-    recipe_file.write_text(recipe_to_yaml(recipe_from_dict(TINY)))
     run = tmp_path / "run"
-    code = (
-        "import sys, time, castling\n"
-        "from lightning.pytorch import Callback\n"
-        "from castling.train import load_recipe, train\n"
-        "class Slow(Callback):\n"
-        "    def on_train_batch_start(self, trainer, module, batch, batch_idx):\n"
-        "        time.sleep(0.2)\n"
-        "train(load_recipe(sys.argv[1]), sys.argv[2], progress=False, callbacks=[Slow()])\n"
-    )
-    source = str(Path(train_package.__file__).parents[2])
-    path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(recipe_file), str(run)],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(torch.get_num_threads())},
-    )
-    checkpoint = run / "checkpoints" / "last.ckpt"
-    deadline = time.time() + 120
-    while not checkpoint.exists():
-        assert process.poll() is None, "the training process ended by itself"
-        assert time.time() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (run / "result.json").exists()
+    train_until_killed(recipe_from_dict(TINY), run)
     result = train(recipe_from_dict(TINY), run, progress=False)
     assert result.metrics == expected.metrics
     assert_same_run(folder, run)

@@ -6,16 +6,17 @@ It calls public functions only, as a user's own script would.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from castling.data import BatchKey, DataConfig, DigitsConfig, LoaderConfig
-from castling.data.transforms import ClassificationTransformConfig
+from castling.data import BatchKey
 from castling.demo.detector import NAME, drawn_scenes, train_detector
+from castling.demo.models import MODELS, Models, demo_recipe
+from castling.demo.page import demo_page
 from castling.deploy import Predictor, model_folder
 from castling.export import ExportReport, export
 from castling.models.saved import open_model
@@ -25,48 +26,13 @@ from castling.profiling import report
 from castling.profiling.bench_models import bench_models
 from castling.profiling.bench_ops import bench_ops, settings_of
 from castling.profiling.candidates import Candidate, model_candidate, read_attention
-from castling.profiling.formatting import short
 from castling.profiling.model_results import ModelsResult
 from castling.profiling.op_results import OpsResult
-from castling.profiling.page import Page
 from castling.profiling.timing import cpu_threads
 from castling.tasks.classification import ClassificationPrediction
 from castling.tasks.result import RESULT, TrainResult
-from castling.train import (
-    ClipConfig,
-    ModelConfig,
-    OptimConfig,
-    Recipe,
-    SaveConfig,
-    ScheduleConfig,
-    open_data,
-    train,
-)
+from castling.train import ModelConfig, open_data, train
 
-#: The digits are 8×8 dots drawn at 32×32: a patch of 8 pixels holds 2×2 dots. Averaging the patches
-#: instead of a class token lets a ViT learn from a thousand images within seconds.
-_VIT: dict[str, Any] = {"patch_size": 8, "class_token": False, "global_pool": "avg"}
-#: The model that differs from Castling-ViT in its attention alone.
-_TWIN = "softmax ViT + convolution"
-#: folder → (name in the report, model)
-MODELS = {
-    "softmax": ("softmax ViT", ModelConfig(name="deit_pico", kwargs=_VIT)),
-    "softmax_conv": (
-        _TWIN,
-        ModelConfig(
-            name="deit_pico", kwargs=_VIT, attention={"name": "softmax", "local": "grid2d"}
-        ),
-    ),
-    "castling": (
-        "Castling-ViT",
-        ModelConfig(name="castling_deit_pico", kwargs=_VIT),
-    ),
-    "qt_vit": ("QT-ViT", ModelConfig(name="qt_vit_pico")),
-    "cas_vit": ("CAS-ViT", ModelConfig(name="cas_vit_pico")),
-}
-Models = dict[str, tuple[str, ModelConfig]]
-#: The digits fill their frame: shifting them by more than two pixels cuts them.
-_TRANSFORM = ClassificationTransformConfig(image_size=32, crop="pad", padding=2)
 _EXAMPLES = 16
 
 
@@ -97,23 +63,6 @@ class DemoResult:
             "export": self.export.to_dict(),
             "seconds": self.seconds,
         }
-
-
-def demo_recipe(model: ModelConfig, epochs: int) -> Recipe:
-    """How the demo trains a model on the bundled digits."""
-    return Recipe(
-        model=model,
-        data=DataConfig(
-            source=DigitsConfig(),
-            transform=_TRANSFORM,
-            loader=LoaderConfig(batch_size=32, eval_batch_size=256),
-        ),
-        epochs=epochs,
-        optim=OptimConfig(lr=2e-3, weight_decay=0.05),
-        schedule=ScheduleConfig(warmup_epochs=2),
-        clip=ClipConfig(mode="norm", value=1.0),
-        save=SaveConfig(every_epochs=epochs, log_steps=20),
-    )
 
 
 def run_demo(
@@ -156,7 +105,8 @@ def run_demo(
         say(str(exported))
         say("measuring time against resolution")
         speed = _measure(folder, chosen, tokens, sides, seconds_per_size)
-        page = _report(folder, chosen, results, counts, exported, speed, epochs)
+        examples = _examples(folder)
+        page = demo_page(folder, chosen, results, counts, exported, speed, epochs, examples)
         if found is not None:
             report.add_detections(
                 page, found, NAME, drawn_scenes(folder / "detector", detector_epochs)
@@ -209,77 +159,6 @@ def _export(folder: Path) -> ExportReport:
         card.image_size,
         card=card,
         overwrite=True,  # of an earlier demo in this folder
-    )
-
-
-def _report(
-    folder: Path,
-    chosen: Models,
-    results: dict[str, TrainResult],
-    counts: dict[str, int],
-    exported: ExportReport,
-    speed: tuple[OpsResult, ModelsResult],
-    epochs: int,
-) -> Page:
-    kernels, models = speed
-    page = report.new_page(
-        "castling demo",
-        "Small vision transformers trained on handwritten digits: two with softmax attention, the "
-        "others with attention that costs O(N). All on one machine, nothing downloaded. "
-        f"{epochs} epochs on some 1,260 images: the accuracies show how fast each model learns "
-        "here, not how far it can go.",
-        headline(results, models),
-    )
-    runs = {name: folder / key for key, (name, _) in chosen.items()}
-    report.add_accuracy(page, results, counts, remark=_convolution(results))
-    report.add_training(page, runs)
-    report.add_trajectories(page, folder / "castling")
-    report.add_switch(page, results["Castling-ViT"])
-    report.add_speed(
-        page,
-        [
-            ("Attention kernels alone, 3 heads of 64 channels, against tokens", kernels),
-            ("Whole models, as trained here, against image size", models),
-        ],
-    )
-    report.add_export(page, exported.to_dict())
-    report.add_predictions(page, _examples(folder), "the exported ONNX file of Castling-ViT")
-    return page
-
-
-def headline(results: Mapping[str, TrainResult], measured: ModelsResult) -> str:
-    """The demo in a sentence: how many times as fast as softmax, at which accuracy."""
-    times = {(row.model, row.size): row.milliseconds for row in measured.measurements}
-    mine, theirs = MODELS["castling"][1].name, MODELS["softmax"][1].name
-    sides = [side for (model, side), ms in times.items() if model == mine and ms]
-    if not sides or not times.get((theirs, max(sides))):
-        return ""
-    side = max(sides)
-    fast, slow = times[mine, side] or 0.0, times[theirs, side] or 0.0
-    ours = results["Castling-ViT"]
-    accuracy = (ours.switched_metrics or ours.metrics)["test_top1"]
-    twin = _TWIN if _TWIN in results else "softmax ViT"
-    how = "times as fast as" if slow > fast else "times the speed of"
-    return (
-        f"At {side:g} px Castling-ViT is {slow / fast:.2g} {how} the same ViT with softmax "
-        f"attention ({short(fast)} against {short(slow)} ms per image on one CPU thread), with "
-        f"{accuracy:.1f} % of the test images right against "
-        f"{results[twin].metrics['test_top1']:.1f} % of the {twin}."
-    )
-
-
-def _convolution(results: Mapping[str, TrainResult]) -> str:
-    """What of the difference to softmax is due to the convolution."""
-    with_it = results.get(_TWIN)
-    if with_it is None:
-        return ""
-    plain = results["softmax ViT"].metrics["test_top1"]
-    return (
-        "The plain softmax ViT has no convolution: nothing tells it which patches are neighbours "
-        "but its position table, which it has to learn. Castling-ViT adds a depthwise 3×3 "
-        "convolution of the values to every attention. The same convolution takes softmax from "
-        f"{plain:.1f} % to {with_it.metrics['test_top1']:.1f} % here: compare attentions by that "
-        "row, and by speed."
     )
 
 

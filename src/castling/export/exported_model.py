@@ -23,11 +23,13 @@ class ExportedModel(ABC):
         input_shape: (batch, channels, height, width) of the file's input; None where any is
             accepted.
         output_names: in the order in which the runtime returns them.
+        least: (height, width) below which the file does not run, in pixels.
 
     Attributes:
         metadata: decoded; ``input_size`` and ``multiple`` in every file that castling wrote,
             ``classes``, ``mean``, ``std`` and ``castling`` (the card) in those of saved models.
         multiple: height and width must be multiples of it, in pixels.
+        least: smallest (height, width) that the file takes, in pixels.
     """
 
     def __init__(
@@ -37,11 +39,14 @@ class ExportedModel(ABC):
         metadata: Mapping[str, str],
         input_shape: Sequence[int | None],
         output_names: Sequence[str],
+        least: tuple[int, int] = (1, 1),
     ) -> None:
         self.path, self.target = path, target
         self.metadata = {key: _decoded(text) for key, text in metadata.items()}
         self.input_shape, self.output_names = tuple(input_shape), tuple(output_names)
         self.multiple = int(self.metadata.get("multiple", 1))
+        height, width = (-(-side // self.multiple) * self.multiple for side in least)
+        self.least = (height, width)
 
     @abstractmethod
     def _bind(self, images: Tensor) -> Callable[[], Any]:
@@ -107,6 +112,12 @@ class ExportedModel(ABC):
                     f"{self.path} wants height and width in multiples of {self.multiple}, "
                     f"got {height}×{width} pixels"
                 )
+        if height < self.least[0] or width < self.least[1]:
+            raise ValueError(
+                f"{self.path.name} takes images of at least {self.least[0]}×{self.least[1]} "
+                f"pixels, got {height}×{width}: export for this size alone, with --size "
+                f"{height}x{width} --dynamic batch, or to ONNX"
+            )
 
 
 def _decoded(text: str) -> Any:

@@ -82,8 +82,10 @@ def _check(
     if sets and agreement is not None and not agreement >= LEAST_AGREEMENT:
         raise ExportError(
             f"at input shape {shape} {how.runtime} agrees with PyTorch in {agreement:.1%} of what "
-            f"the model finds, less than {LEAST_AGREEMENT:.0%}. Where many scores are equal, as of "
-            "weights that were not trained, the last bit decides what is kept"
+            f"the model finds, less than {LEAST_AGREEMENT:.0%}. Where many scores are nearly "
+            "equal, as of weights that were not trained, the last bit decides what is kept: train "
+            "the model first, or compare on other images (--data; in Python images=, or "
+            "raw_outputs= for the head's outputs, among which nothing is chosen yet)"
         )
     checks = {
         name: _compare(name, value, aligned[1][name], shape, how, sets)

@@ -7,7 +7,7 @@ from typing import Any
 
 from castling.profiling.formatting import short
 from castling.profiling.plots import Curve
-from castling.profiling.run_report import RunFacts
+from castling.profiling.run_facts import RunFacts
 from castling.tasks.result import metric_text
 
 MISSING = "–"

@@ -9,16 +9,11 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from castling.models.card import CARD, ModelCard, read_card
-from castling.models.saved import open_model
-from castling.ops.macs import macs
 from castling.profiling import report
 from castling.profiling.page import (
     Page,
@@ -31,12 +26,12 @@ from castling.profiling.page import (
     paragraph,
     table,
 )
-from castling.profiling.plots import Curve, Plot, lines
-from castling.tasks.interface import Task
+from castling.profiling.plots import lines
+from castling.profiling.run_curves import add_curves
+from castling.profiling.run_facts import RunFacts, read_run
 from castling.tasks.records import PREDICTIONS, read_records
-from castling.tasks.registry import task_from_card
 from castling.tasks.reporting import ReportPart, ReportPlot, ReportTable
-from castling.tasks.result import RESULT, TrainResult, metric_label, read_result
+from castling.tasks.result import TrainResult, metric_label
 from castling.utils.text import first_line
 
 #: Beyond this many classes their names are folded.
@@ -44,71 +39,6 @@ _SHOWN_CLASSES = 30
 
 #: Option → (value, default); the default is None where there is none.
 Changes = Mapping[str, tuple[Any, Any]]
-
-
-@dataclass(frozen=True)
-class RunFacts:
-    """What a finished run's folder says.
-
-    Attributes:
-        folder: of the run.
-        result: its outcome.
-        card: of the trained model; None where it cannot be read.
-        task: that the card names; None where it is not known here.
-        recipe: plain values of ``recipe.yaml``; empty where there is none.
-        macs: multiply-accumulates of one image of the model in use; None where not countable.
-    """
-
-    folder: Path
-    result: TrainResult
-    card: ModelCard | None
-    task: Task | None
-    recipe: dict[str, Any]
-    macs: int | None
-
-    @property
-    def data(self) -> str:
-        """What the data is called."""
-        data = self.recipe.get("data") or {}
-        source = data.get("source") or {}
-        if isinstance(source, str):
-            return source
-        name = str(source.get("name", "unknown data"))
-        return str(source.get("path") or source.get("dataset") or name)
-
-    @property
-    def split(self) -> str:
-        """The split that sums the run up: ``test``, or ``val`` where there is no other."""
-        images = self.result.images
-        return "val" if images and "test" not in images else "test"
-
-
-def read_run(run_dir: str | os.PathLike[str]) -> RunFacts:
-    """The facts of a finished run.
-
-    Raises:
-        FileNotFoundError: the run is not finished, or there is none.
-    """
-    folder = Path(run_dir)
-    result = read_result(folder)
-    if result is None:
-        raise FileNotFoundError(f"{folder} holds no {RESULT}: it is not a finished run")
-    recipe_file = folder / "recipe.yaml"
-    recipe = (
-        yaml.safe_load(recipe_file.read_text(encoding="utf-8")) if recipe_file.is_file() else None
-    )
-    card, task, count = None, None, None
-    if (folder / CARD).is_file():
-        card = read_card(folder / CARD)
-        switched = folder / "switched"
-        used = switched if (switched / CARD).is_file() else folder
-        # Models and tasks of an extension that is not imported here are left out.
-        with suppress(ValueError):
-            task = task_from_card(card)
-        with suppress(ValueError, RuntimeError, OSError):
-            size = card.image_size if task is None else task.input_size
-            count = macs(open_model(used)[0], (3, *size)).total
-    return RunFacts(folder, result, card, task, recipe or {}, count)
 
 
 def write_run_report(run_dir: str | os.PathLike[str], changes: Changes | None = None) -> Path:
@@ -128,7 +58,7 @@ def write_run_report(run_dir: str | os.PathLike[str], changes: Changes | None = 
     run = read_run(run_dir)
     page = report.new_page(f"castling run {run.folder.name}", "", headline(run))
     _add_summary(page, run)
-    _add_curves(page, run)
+    add_curves(page, run)
     _add_predictions(page, run)
     report.add_switch(page, run.result)
     _add_speed(page, run)
@@ -200,63 +130,6 @@ def _which_weights(result: TrainResult) -> str:
     what = f"best evaluation{result.best_since} ({result.describe_best()})"
     used, other = ("last step", what) if result.use == "last" else (what, "last step")
     return f"weights of the {used}; those of the {other} are in {Path(result.other_dir).name}/"
-
-
-def _add_curves(page: Page, run: RunFacts) -> None:
-    rows = report.read_table(run.folder / "metrics.csv")
-    if not rows:
-        page.add("Training", note="metrics.csv is missing: no curves.")
-        return
-    name = run.result.headline
-    losses = {
-        what: found
-        for what, column in (("training", "train_loss"), ("validation", "val_loss"))
-        if (found := report.curve(rows, column))[0]
-    }
-    plots: list[tuple[Plot, str]] = [
-        (
-            lines(losses, x="epoch", y="loss", markers=False),
-            "Training: with augmentation, smoothing and all terms of the loss, averaged over the "
-            "epoch."
-            + (" Validation: the plain loss, after the epoch." if "validation" in losses else ""),
-        )
-    ]
-    metric = report.curve(rows, f"val_{name}")
-    if metric[0]:
-        label = metric_label(name)
-        last = run.result.text_of(name, metric[1][-1])
-        caption = f"{label} on the validation images; {last} after the last epoch"
-        if run.task is not None:
-            best = (max if run.task.maximize else min)(metric[1])
-            epoch = metric[0][list(metric[1]).index(best)]
-            caption += f", best of all epochs {run.result.text_of(name, best)} (epoch {epoch:g})"
-        if run.result.best_since:
-            caption += f"; best{run.result.best_since}: {run.result.describe_best()}"
-        plots.append(
-            (
-                lines({label: metric}, x="epoch", y=f"validation {label}", markers=False),
-                f"{caption}.",
-            )
-        )
-    mask = _mask_share(run.folder)
-    if mask[0]:
-        plots.append(
-            (
-                lines({"mean of layers": mask}, x="epoch", y="share of entries", markers=False),
-                "Mask of the auxiliary branch: share of its entries that pass, mean of all "
-                "layers. The switch is exact at 0.",
-            )
-        )
-    page.add("Training", figures(plots))
-
-
-def _mask_share(folder: Path) -> Curve:
-    """(epochs, mean share of entries that pass the mask)."""
-    shares: dict[float, list[float]] = {}
-    for row in report.read_table(folder / "auxiliary.csv"):
-        if row["nonzero_fraction"] not in ("", "nan"):
-            shares.setdefault(float(row["epoch"]), []).append(float(row["nonzero_fraction"]))
-    return list(shares), [sum(values) / len(values) for values in shares.values()]
 
 
 def _add_predictions(page: Page, run: RunFacts) -> None:

@@ -4,17 +4,19 @@ from castling.tasks.result import TrainResult
 from castling.train.build import open_data
 from castling.train.callbacks import NonFiniteLossError
 from castling.train.dry_run import dry_run
-from castling.train.recipe import (
+from castling.train.optim_config import (
     ClipConfig,
-    EarlyStoppingConfig,
     EmaConfig,
+    OptimConfig,
+    RegularizeConfig,
+    ScheduleConfig,
+)
+from castling.train.recipe import (
+    EarlyStoppingConfig,
     HardwareConfig,
     ModelConfig,
-    OptimConfig,
     Recipe,
-    RegularizeConfig,
     SaveConfig,
-    ScheduleConfig,
     SwitchConfig,
 )
 from castling.train.recipe_file import (

@@ -12,7 +12,7 @@ import torch
 from timm.utils.clip_grad import dispatch_clip_grad
 from torch import nn
 
-from castling.train.recipe import ClipConfig, OptimConfig, ScheduleConfig
+from castling.train.optim_config import ClipConfig, OptimConfig, ScheduleConfig
 from castling.utils.text import did_you_mean
 
 #: Parameters of more than one dimension that are not weights: QT-ViT's learned scalar and position

@@ -7,7 +7,7 @@ needs castling imported before ``torch.export.load``. A portable file holds basi
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,7 @@ class ProgramModel(ExportedModel):
             metadata,
             _input_shape(program),
             parse_json(metadata["outputs"]),
+            _least(program),
         )
 
     def _bind(self, images: Tensor) -> Callable[[], Any]:
@@ -119,9 +120,29 @@ def _nodes(program: torch.export.ExportedProgram) -> list[torch.fx.Node]:
 
 
 def _input_shape(program: torch.export.ExportedProgram) -> list[int | None]:
+    return [side if isinstance(side, int) else None for side in _symbolic_shape(program)]
+
+
+def _symbolic_shape(program: torch.export.ExportedProgram) -> Sequence[int | torch.SymInt]:
+    """(batch, channels, height, width) of the input; what may change is a symbol."""
     (name,) = program.graph_signature.user_inputs
     node = next(node for node in program.graph.nodes if node.name == name)
-    return [side if isinstance(side, int) else None for side in node.meta["val"].shape]
+    shape: torch.Size = node.meta["val"].shape
+    return shape
+
+
+def _least(program: torch.export.ExportedProgram) -> tuple[int, int]:
+    """The least height and width; torch.export takes no map of features of one row or column.
+
+    A bound of 2 is its way of saying that there is none.
+    """
+    sides = _symbolic_shape(program)[2:]
+    bounds = [
+        program.range_constraints.get(side.node.expr) if isinstance(side, torch.SymInt) else None
+        for side in sides
+    ]
+    height, width = (1 if each is None or each.lower <= 2 else int(each.lower) for each in bounds)
+    return height, width
 
 
 register_target(ProgramTarget())

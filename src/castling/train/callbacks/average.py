@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, Trainer
 from timm.utils import ModelEmaV3
 
 from castling.train.module import TrainingModule
-from castling.train.recipe import EmaConfig
+from castling.train.optim_config import EmaConfig
 
 
 class WeightAverage(Callback):
