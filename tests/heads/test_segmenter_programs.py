@@ -2,21 +2,26 @@
 
 import pytest
 import torch
+from tests.heads.segmenting import HEADS, build
 from torch import nn
 
 from castling.heads.segmenter import labels_of
-from tests.heads.segmenting import HEADS, build
 
 SIZES = [(1, 64, 64), (3, 64, 160), (2, 128, 96)]
 
 
 class Whole(nn.Module):
+    """Scores and labels; untrained classes are made equally frequent."""
+
     def __init__(self, model):
         super().__init__()
         self.model = model
+        with torch.no_grad():
+            scores = model.scores(model(torch.randn(4, 3, 96, 96)))
+        self.register_buffer("mean", scores.mean((0, 2, 3), keepdim=True))
 
     def forward(self, images):
-        scores = self.model.scores(self.model(images))
+        scores = self.model.scores(self.model(images)) - self.mean
         return scores, labels_of(scores, images.shape[-2:])
 
 
@@ -40,7 +45,7 @@ def test_files_give_the_same_labels(head, tmp_path):
             scores, mask = whole(images)
             again = opened(images)
         found = [torch.from_numpy(each) for each in session.run(None, {name: images.numpy()})]
-        assert len(mask.unique()) > 2
+        assert mask.flatten().bincount().max() < 0.9 * mask.numel()
         for other in (again, found):
             torch.testing.assert_close(other[0], scores, rtol=1e-4, atol=1e-4)
             assert other[1].dtype == torch.int64
