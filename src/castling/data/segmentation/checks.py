@@ -8,7 +8,7 @@ import numpy as np
 
 from castling.data.faults import Faults
 from castling.data.segmentation.encoding import Encoding, Segments
-from castling.data.segmentation.raw_mask import code_of, colour_of
+from castling.data.segmentation.raw_mask import code_of, colour_of, segment_id
 from castling.data.segmentation.scan import MaskFacts
 from castling.utils.labels import IGNORED
 from castling.utils.text import few
@@ -47,8 +47,9 @@ def check_mask(
     if len(unknown):
         codes, colour = facts.read(encoding)
         ids = segments is not None and colour
+        show = segment_id if ids else _rgb if colour else int
         shown = [
-            f"{code if ids or not colour else ','.join(map(str, colour_of(code)))} ({count} pixels)"
+            f"{show(code)} ({count} pixels)"
             for code, count in zip(
                 codes[unknown].tolist(), facts.counts[unknown].tolist(), strict=True
             )
@@ -93,14 +94,17 @@ def check_palettes(
         if moved:
             number = moved[0]
             before = min(numbers_of_colour[own[number]] - {number})
-            shown = ",".join(map(str, colour_of(own[number])))
-            faults.add("palette", f"{name}: {shown} is {number}, and {before} before")
+            faults.add("palette", f"{name}: {_rgb(own[number])} is {number}, and {before} before")
         elif other:
             faults.add("other_palette", f"{name}: {few(map(str, other), 3)}")
         else:
             for number, code in own.items():
                 colour_of_number.setdefault(number, code)
                 numbers_of_colour.setdefault(code, set()).add(number)
+
+
+def _rgb(code: int) -> str:
+    return ",".join(map(str, colour_of(code)))
 
 
 def only_black_and_white(masks: Sequence[MaskFacts]) -> bool:

@@ -47,7 +47,7 @@ class Pairs:
     Attributes:
         images: names of the image files in their store.
         masks: the same of their masks.
-        segments: of panoptic masks: what the ids of each mean; empty for other masks.
+        segments: of panoptic masks: what the colours of each mean; empty for other masks.
     """
 
     images: list[str] = field(default_factory=list)
@@ -58,7 +58,7 @@ class Pairs:
         return len(self.images)
 
     def segments_of(self, index: int) -> Segments | None:
-        """What the ids of one mask mean; None where its numbers and colours mean classes."""
+        """What the colours of one mask mean; None where they mean the same in all masks."""
         return self.segments[index] if self.segments else None
 
 
