@@ -275,7 +275,7 @@ def panoptic(root: Path, images: int = 2) -> dict[str, dict]:
             name = f"{number}{i:011d}"
             noise(root / split / f"{name}.jpg", 100 * number + i)
             mask = labels(100 * number + i)
-            ids = random.permutation(1 << 24)[:3] if number else np.array([7, 1 << 9, 1 << 20])
+            ids = random.integers(1, 1 << 24, 3) if number else np.array([7, 1 << 9, 1 << 20])
             table = np.zeros(256, dtype=np.int64)
             table[:3] = ids
             codes = table[mask]

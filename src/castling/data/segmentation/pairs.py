@@ -165,10 +165,12 @@ def match_pairs(
         The pairs by split, and notes: held-out splits wholly without masks are not used.
     """
     by_base: dict[tuple[str, str, str], Place] = {}
+    twins: set[str] = set()
     for place in images:
         for base in _bases(place.stem):
             other = by_base.setdefault((place.split, place.rest, base), place)
             if other is not place:
+                twins.add(place.file)
                 faults.add("double_image", f"{other.file} and {place.file}")
     found: dict[str, list[tuple[int, bool, Place]]] = {}
     for place in masks:
@@ -183,6 +185,8 @@ def match_pairs(
     for place in images:
         split = place.split or "train"
         candidates = sorted(found.get(place.file, ()), key=lambda each: (*each[:2], each[2].file))
+        if place.file in twins:
+            continue
         if not candidates:
             alone.setdefault(split, []).append(place.file)
             continue

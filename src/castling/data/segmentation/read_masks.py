@@ -13,7 +13,6 @@ from castling.data.segmentation.class_files import find_class_file, read_class_f
 from castling.data.segmentation.encoding import Encoding
 from castling.data.segmentation.naming import (
     Numbering,
-    check_classes,
     from_colours,
     from_file,
     numbered_encoding,
@@ -106,7 +105,6 @@ def _classes(store: FileStore, options: MaskOptions) -> tuple[list[str] | None, 
             return None, Encoding(), "classes numbered as in the masks"
         names, encoding, left_out = from_file(read_class_file(store, file), numbering)
         said = f"classes by {file}" + "".join(f", {name} is no class" for name in left_out)
-    check_classes(names, said)
     return names, encoding, said
 
 
