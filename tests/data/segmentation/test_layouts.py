@@ -396,6 +396,19 @@ def test_other_layouts_stay_what_they_are(tmp_path: Path) -> None:
     config: SourceConfig = split_shorthand(str(tmp_path / "faces"))
     assert config.name == "folder"
     assert open_source(config).info.classes == ["mask", "no_mask"]
+    for label in ("with", "without"):
+        for i in range(3):
+            noise(tmp_path / "people" / label / f"{i}{'_mask' * (label == 'with')}.jpg", i)
+    assert split_shorthand(str(tmp_path / "people")).name == "folder"
     report = check_source(config)
     assert str(report).splitlines()[1] == "  read as: folder: a folder of images for each class"
     assert report.to_dict()["read_as"] == "folder: a folder of images for each class"
+
+
+def test_a_large_folder_is_not_read_whole(tmp_path: Path) -> None:
+    """Of images and masks in one folder, those that are looked at need not be pairs."""
+    for i in range(400):
+        for name in (f"{i}.jpg", f"{i}_mask.png"):
+            (tmp_path / "set" / "train").mkdir(parents=True, exist_ok=True)
+            (tmp_path / "set" / "train" / name).write_text("")
+    assert split_shorthand(str(tmp_path / "set")).name == "masks"

@@ -31,6 +31,8 @@ SUFFIXES = (
     *("", "_mask", "_masks", "_label", "_labels", "_seg", "_segmentation", "_gt", "_L"),
     *("_gtFine_labelTrainIds", "_gtFine_labelIds", "_labelTrainIds", "_labelIds"),
 )
+#: Those that nothing but a mask has: others end with ``_L`` for the left of two views.
+SPEAKING_SUFFIXES = tuple(suffix for suffix in SUFFIXES if suffix not in ("", "_L"))
 #: What the name of an image may have behind what it shares with its mask.
 _IMAGE_SUFFIXES = ("_leftImg8bit", "_image", "_img", "_sat")
 #: Ends of the names of files beside masks that are none.

@@ -19,7 +19,7 @@ from castling.data.segmentation.naming import Numbering, check_classes
 from castling.data.segmentation.pairs import SPLITS, Pairs
 from castling.data.segmentation.raw_mask import code_of, segment_id
 from castling.data.segmentation.read_masks import folders_of, only_as_training
-from castling.data.segmentation.source import Masks
+from castling.data.segmentation.reading import Masks
 from castling.data.split_folders import split_of
 from castling.utils.labels import IGNORED
 

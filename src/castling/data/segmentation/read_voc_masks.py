@@ -15,7 +15,7 @@ from castling.data.segmentation.naming import Numbering, from_file
 from castling.data.segmentation.pairs import Pairs
 from castling.data.segmentation.raw_mask import code_of
 from castling.data.segmentation.read_masks import folders_of, only_as_training
-from castling.data.segmentation.source import Masks
+from castling.data.segmentation.reading import Masks
 from castling.utils.labels import IGNORED
 
 _MASKS, _IMAGES, _LISTS = "SegmentationClass", "JPEGImages", "Segmentation"
