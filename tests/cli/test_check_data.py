@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from castling.cli.check_data import FORMATS
 from castling.cli.main import run
 
 
@@ -28,6 +29,7 @@ def folder(tmp_path: Path) -> Path:
 def test_sound_data(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("check-data", [str(folder)]) == 0
     expected = f"{folder}: 1 train images with 1 objects, 1 classes, no problems\n"
+    expected += "  read as: coco: objects in COCO's format\n"
     assert capsys.readouterr().out == expected
 
 
@@ -71,3 +73,24 @@ def test_folders_of_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "2.png is empty (0 bytes)" in out
     assert run("check-data", [str(tmp_path), "--depth", "none"]) == 0
     assert run("check-data", ["digits"]) == 0
+
+
+def test_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for kind, mode in (("images", "RGB"), ("masks", "L")):
+        (tmp_path / kind).mkdir()
+        Image.new(mode, (4, 4)).save(tmp_path / kind / "1.png")
+    (tmp_path / "classes.txt").write_text("ground")
+    assert run("check-data", [str(tmp_path)]) == 0
+    head, read_as = capsys.readouterr().out.splitlines()
+    assert head == f"{tmp_path}: 1 train images, 1 classes, no problems"
+    assert read_as == (
+        "  read as: masks: images with a mask each; images/1.png with masks/1.png; classes by "
+        "classes.txt"
+    )
+    assert run("check-data", [str(tmp_path), "--format", "folder"]) == 0  # classes images and masks
+    assert "read as: folder: a folder of images for each class" in capsys.readouterr().out
+    assert run("check-data", [str(tmp_path), "--format", "unlabelled"]) == 0
+    assert "1 train images, 1 note" in capsys.readouterr().out  # without the mask
+    for name in FORMATS:
+        assert run("check-data", [str(tmp_path), "--format", name, "--depth", "none"]) in (0, 1)
+        assert f"read as: {name}" in capsys.readouterr().out

@@ -10,7 +10,7 @@ from typing import BinaryIO, Literal
 import numpy as np
 
 from castling.data.errors import DataError
-from castling.data.registry import FileSource
+from castling.data.registry import AnnotatedSource, FileSource
 from castling.data.verify import visit_all
 from castling.utils.randomness import Keys
 
@@ -74,3 +74,14 @@ class ImageKeys:
                 return self.source.content(split, index)
         name = self.source.path(split, index).encode()
         return hashlib.blake2b(name, digest_size=_BYTES).hexdigest()
+
+
+def annotations_of(source: AnnotatedSource, split: str, indices: Sequence[int]) -> list[str]:
+    """Digests of the annotations of images, read on several threads; empty for unreadable ones."""
+    found = [""] * len(indices)
+
+    def read(place: int) -> None:
+        found[place] = source.annotation(split, int(indices[place]))
+
+    visit_all(len(indices), read)
+    return found

@@ -20,7 +20,7 @@ from castling.data.segmentation.read_panoptic import find_panoptic
 from castling.data.segmentation.read_voc_masks import is_voc_masks
 
 #: Files and folders that are looked at: at the top, and in each folder below.
-_BREADTH = (4096, 64, 64, 64)
+_BREADTH = (4096, 64, 64, 64, 64)
 
 
 class _Glimpse(FolderStore):

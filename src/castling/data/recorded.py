@@ -10,9 +10,9 @@ import numpy as np
 from castling.data.config import SplitConfig
 from castling.data.errors import DataError
 from castling.data.hold_out import Indices
-from castling.data.keys import ImageKeys
-from castling.data.registry import FileSource
-from castling.data.split_record import SplitRecord
+from castling.data.keys import ImageKeys, annotations_of
+from castling.data.registry import AnnotatedSource, FileSource
+from castling.data.split_record import RecordedImage, SplitRecord
 from castling.data.splits import Selection, held_out_shares
 from castling.utils.randomness import keys, uniform
 from castling.utils.text import few
@@ -26,6 +26,7 @@ class Changes:
         removed: by split: files that are gone.
         changed: by split: files of another content, or moved into another class.
         renamed: by split: files of the same class and content under another name.
+        annotated: by split: files of the same content that are annotated in another way.
         added: files that are not in the record.
         copies: those of ``added`` whose content was trained on.
     """
@@ -33,13 +34,15 @@ class Changes:
     removed: dict[str, list[str]] = field(default_factory=dict)
     changed: dict[str, list[str]] = field(default_factory=dict)
     renamed: dict[str, list[str]] = field(default_factory=dict)
+    annotated: dict[str, list[str]] = field(default_factory=dict)
     added: list[str] = field(default_factory=list)
     copies: list[str] = field(default_factory=list)
 
     @property
     def training(self) -> bool:
-        """Whether images trained on are gone or changed."""
-        return bool(self.removed.get("train") or self.changed.get("train"))
+        """Whether images trained on are gone or changed, or their annotations are."""
+        kinds = (self.removed, self.changed, self.annotated)
+        return any(each.get("train") for each in kinds)
 
     def lines(self) -> list[str]:
         """One line for each kind of change and split."""
@@ -49,6 +52,7 @@ class Changes:
                 ("removed", self.removed),
                 ("changed", self.changed),
                 ("renamed", self.renamed),
+                ("whose annotations changed", self.annotated),
             )
             for split, paths in by_split.items()
             if paths
@@ -156,11 +160,13 @@ def _find_split(
         now = dict(zip(present, image_keys.of(own, [places[p] for p in present]), strict=True))
     labels = source.labels(own)
     positions: list[int] = []
+    same: dict[int, RecordedImage] = {}  # files of the same content, by position
     elsewhere: dict[str, list[str]] | None = None
     for image in images:
         path, key = image.path, image.key
         if path in places and (not key or now.get(path, key) == key):
             positions.append(places[path])
+            same[places[path]] = image
             continue
         if elsewhere is None:  # contents of new files are needed only where one is missing
             elsewhere = {}
@@ -172,6 +178,7 @@ def _find_split(
             other = elsewhere[key].pop(0)
             del new[other]
             positions.append(places[other])
+            same[places[other]] = image
             kept = labels is None or labels[places[other]] == image.label
             (changes.renamed if kept else changes.changed).setdefault(split, []).append(other)
         elif path in places and now.get(path) not in trained:
@@ -179,7 +186,26 @@ def _find_split(
             positions.append(places[path])
         else:
             changes.removed.setdefault(split, []).append(path)
+    if image_keys is not None and isinstance(source, AnnotatedSource):
+        anew = _annotated_anew(source, own, same)
+        if anew:
+            changes.annotated[split] = anew
     return np.array(positions, dtype=np.int64)
+
+
+def _annotated_anew(
+    source: AnnotatedSource, split: str, images: Mapping[int, RecordedImage]
+) -> list[str]:
+    """Of images, by position, those whose annotations are not what was recorded, if anything was.
+
+    Runs of earlier versions wrote no annotations down.
+    """
+    known = [index for index, image in images.items() if image.annotation]
+    return [
+        source.path(split, index)
+        for index, now in zip(known, annotations_of(source, split, known), strict=True)
+        if now != images[index].annotation
+    ]
 
 
 def add_new(

@@ -124,6 +124,19 @@ class FileSource(Source, Protocol):
         ...
 
 
+@runtime_checkable
+class AnnotatedSource(FileSource, Protocol):
+    """A source whose targets lie beside the images, so that they may change without them."""
+
+    def annotation(self, split: str, index: int) -> str:
+        """Digest of what is annotated about an image, as 16 hexadecimal digits.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        ...
+
+
 OpenerT = TypeVar("OpenerT", bound=Callable[[Any], Source])
 _SOURCES: dict[str, tuple[type[SourceConfig], Callable[[Any], Source]]] = {}
 

@@ -23,8 +23,12 @@ SPLIT_NAMES = {
 }
 
 
-#: For whoever wanted boxes: ends complaints about folders that are not classes.
-OR_BOXES = "; objects to detect need annotations of COCO, Pascal VOC or YOLO: none were found"
+#: For whoever wanted something else: ends complaints about folders that are not classes.
+OR_BOXES = (
+    "; objects to detect need annotations of COCO, Pascal VOC or YOLO: none were found; classes of "
+    "pixels need masks/ beside images/; images alone (for pre-training) are read with "
+    "--data.source.name unlabelled --data.source.path"
+)
 
 
 def split_of(name: str) -> str:

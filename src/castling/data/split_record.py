@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from castling.data.keys import ImageKeys
-from castling.data.registry import FileSource, Source
+from castling.data.keys import ImageKeys, annotations_of
+from castling.data.registry import AnnotatedSource, FileSource, Source
 from castling.data.splits import Selection
 from castling.utils.files import parse_json, write_text
 from castling.utils.text import few
@@ -26,11 +26,18 @@ class RecordedImage:
         path: below the source's folder.
         label: its class; -1 without one.
         key: digest of its content; empty where images are known by their names alone.
+        annotation: digest of its annotation; empty without one, and in records of old.
     """
 
     path: str
     label: int
     key: str
+    annotation: str = ""
+
+    def row(self) -> list[str | int]:
+        """As ``split.json`` has it; without an empty annotation, as records of old."""
+        row = [self.path, self.label, self.key]
+        return [*row, self.annotation] if self.annotation else row
 
 
 @dataclass(frozen=True)
@@ -75,9 +82,7 @@ class SplitRecord:
         }
         lines = [f"{_json(name)}: {_json(value)}" for name, value in head.items()]
         splits = [
-            f"{_json(split)}: [\n"
-            + ",\n".join(_json([image.path, image.label, image.key]) for image in images)
-            + "\n]"
+            f"{_json(split)}: [\n" + ",\n".join(_json(image.row()) for image in images) + "\n]"
             for split, images in self.images.items()
         ]
         lines.append('"images": {\n' + ",\n".join(splits) + "\n}")
@@ -107,7 +112,7 @@ def read_split_record(folder: Path) -> SplitRecord | None:
             raise ValueError(f"its format is {values['format']!r}, not {_FORMAT!r}")
         images = {
             str(split): [
-                RecordedImage(str(path), int(label), str(key)) for path, label, key in rows
+                RecordedImage(str(path), int(label), *map(str, keys)) for path, label, *keys in rows
             ]
             for split, rows in values["images"].items()
         }
@@ -160,9 +165,14 @@ def record_split(
                 found = image_keys.of(chosen.split, places)
             labels = chosen.labels
             numbers = [-1] * len(places) if labels is None else labels.tolist()
+            annotations = [""] * len(places)
+            if any(found) and isinstance(source, AnnotatedSource):
+                annotations = annotations_of(source, chosen.split, places)
             images[split] = [
-                RecordedImage(source.path(chosen.split, place), label, key)
-                for place, label, key in zip(places, numbers, found, strict=True)
+                RecordedImage(source.path(chosen.split, place), label, key, annotation)
+                for place, label, key, annotation in zip(
+                    places, numbers, found, annotations, strict=True
+                )
             ]
     record = SplitRecord(name, source.info.classes, sizes, images, _unused(source, own.values()))
     earlier = set() if before is None else before.trained - record.trained

@@ -19,7 +19,7 @@ from castling.utils.text import first_line
 ChangedData = Literal["refuse", "allow"]
 
 _ADVICE = (
-    "Put the images back, train a new run (another --run), or go on with the images as they are "
+    "Put them back, train a new run (another --run), or go on with them as they are "
     "now: --changed_data allow"
 )
 
@@ -81,8 +81,8 @@ def check_changes(data: DataModule, record: SplitRecord | None, changed_data: Ch
     if record is not None and data.changes.training and changed_data == "refuse":
         lines = "\n  ".join(data.changes.lines())
         raise ValueError(
-            f"the images of {record.source} are not those that this run began with:\n  {lines}\n"
-            + _ADVICE
+            f"the images or annotations of {record.source} are not those that this run began with:"
+            f"\n  {lines}\n" + _ADVICE
         )
 
 

@@ -190,5 +190,9 @@ class AnnotatedImages(ImageFiles):
         table.sizes[index] = height, width
         return height, width
 
+    def annotation(self, split: str, index: int) -> str:
+        """Digest of the objects of an image."""
+        return self._read.tables[split].digest(index)
+
     def labels(self, split: str) -> None:
         """An image is of no single class."""

@@ -1,4 +1,4 @@
-"""What is wrong with scanned masks."""
+"""What is wrong with scanned masks, and with their images."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from castling.data.decode import read_image, read_orientation
 from castling.data.faults import Faults
+from castling.data.files import FileStore
+from castling.data.problems import Depth
 from castling.data.segmentation.encoding import Encoding, Segments
-from castling.data.segmentation.raw_mask import code_of, colour_of
+from castling.data.segmentation.pairs import Pairs
+from castling.data.segmentation.raw_mask import code_of, colour_of, segment_id
 from castling.data.segmentation.scan import MaskFacts
+from castling.data.verify import visit_all
 from castling.utils.labels import IGNORED
 from castling.utils.text import few
 
@@ -47,8 +52,9 @@ def check_mask(
     if len(unknown):
         codes, colour = facts.read(encoding)
         ids = segments is not None and colour
+        show = segment_id if ids else _rgb if colour else int
         shown = [
-            f"{code if ids or not colour else ','.join(map(str, colour_of(code)))} ({count} pixels)"
+            f"{show(code)} ({count} pixels)"
             for code, count in zip(
                 codes[unknown].tolist(), facts.counts[unknown].tolist(), strict=True
             )
@@ -61,6 +67,48 @@ def check_mask(
     if not counts[:IGNORED].any():
         faults.add("all_ignored", name)
     return True
+
+
+def check_images(
+    store: FileStore, pairs: Pairs, masks: Sequence[MaskFacts | str], depth: Depth
+) -> tuple[Faults, list[str], dict[int, int]]:
+    """Sizes and orientations of images against those of their masks.
+
+    Args:
+        store: holds the images.
+        pairs: of one split.
+        masks: the facts of each; a text for those that cannot be read.
+        depth: ``full`` decodes images; otherwise their headers are read.
+
+    Returns:
+        The faults, a complaint for each image that cannot be read, and the bytes of the others.
+    """
+    found: dict[int, tuple[str, str]] = {}
+    bytes_of: dict[int, int] = {}
+
+    def visit(index: int) -> None:
+        file, facts = pairs.images[index], masks[index]
+        name = store.describe(file)
+        with store.open(file) as stream:
+            stored, upright, turned = read_orientation(stream, name)
+            if depth == "full":
+                stream.seek(0)
+                read_image(stream, name)
+            bytes_of[index] = stream.seek(0, 2)
+        if isinstance(facts, MaskFacts) and facts.size[::-1] not in (stored, upright):
+            sizes = (f"{width}×{height}" for width, height in (facts.size[::-1], upright))
+            found[index] = (
+                "other_size",
+                f"{pairs.masks[index]}: {' for an image of '.join(sizes)}",
+            )
+        elif turned:
+            found[index] = ("rotated", file)
+
+    complaints = visit_all(len(pairs), visit)
+    faults = Faults()
+    for index in sorted(found):
+        faults.add(*found[index])
+    return faults, complaints, dict(sorted(bytes_of.items()))
 
 
 def check_palettes(
@@ -93,14 +141,17 @@ def check_palettes(
         if moved:
             number = moved[0]
             before = min(numbers_of_colour[own[number]] - {number})
-            shown = ",".join(map(str, colour_of(own[number])))
-            faults.add("palette", f"{name}: {shown} is {number}, and {before} before")
+            faults.add("palette", f"{name}: {_rgb(own[number])} is {number}, and {before} before")
         elif other:
             faults.add("other_palette", f"{name}: {few(map(str, other), 3)}")
         else:
             for number, code in own.items():
                 colour_of_number.setdefault(number, code)
                 numbers_of_colour.setdefault(code, set()).add(number)
+
+
+def _rgb(code: int) -> str:
+    return ",".join(map(str, colour_of(code)))
 
 
 def only_black_and_white(masks: Sequence[MaskFacts]) -> bool:

@@ -17,7 +17,7 @@ UNKNOWN = -1
 _VALUES = 1 << 16
 
 Codes = NDArray[np.uint8] | NDArray[np.int32]
-#: Ids of the segments of one mask, sorted, and the label of each.
+#: Codes of the segments of one panoptic mask, sorted, and the label of each.
 Segments = tuple[NDArray[np.int32], NDArray[np.uint8]]
 
 

@@ -67,8 +67,12 @@ def from_file(found: ClassFile, numbering: Numbering) -> tuple[list[str], Encodi
     Returns:
         Names in the order of the numbers; what numbers and colours mean; and names in the file
         that are taken for no class.
+
+    Raises:
+        ValueError: there are too many.
     """
     entries = list(found.entries)
+    check_classes([entry.name for entry in entries if entry.is_class], "the file of classes")
     if all(entry.value is not None for entry in entries):
         entries.sort(key=lambda entry: entry.value or 0)
         lowest = min(entry.value or 0 for entry in entries)
@@ -103,7 +107,7 @@ def from_colours(
         where: what errors call the table.
 
     Raises:
-        ValueError: a colour is none, or a name is not among the classes.
+        ValueError: a colour is none, a name is not among the classes, or there are too many.
     """
     names = list(classes) or list(_names_of(table.values()))
     labels = {name: label for label, name in enumerate(names)}
@@ -118,6 +122,7 @@ def from_colours(
         if code in colours:
             raise ValueError(f"{where} has the colour {text} twice")
         colours[code] = labels.get(name, IGNORED)
+    check_classes(names, where)
     return names, Encoding({}, colours, colours_first=True)
 
 

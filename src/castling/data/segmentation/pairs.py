@@ -31,6 +31,8 @@ SUFFIXES = (
     *("", "_mask", "_masks", "_label", "_labels", "_seg", "_segmentation", "_gt", "_L"),
     *("_gtFine_labelTrainIds", "_gtFine_labelIds", "_labelTrainIds", "_labelIds"),
 )
+#: Those that nothing but a mask has: others end with ``_L`` for the left of two views.
+SPEAKING_SUFFIXES = tuple(suffix for suffix in SUFFIXES if suffix not in ("", "_L"))
 #: What the name of an image may have behind what it shares with its mask.
 _IMAGE_SUFFIXES = ("_leftImg8bit", "_image", "_img", "_sat")
 #: Ends of the names of files beside masks that are none.
@@ -47,7 +49,7 @@ class Pairs:
     Attributes:
         images: names of the image files in their store.
         masks: the same of their masks.
-        segments: of panoptic masks: what the ids of each mean; empty for other masks.
+        segments: of panoptic masks: what the colours of each mean; empty for other masks.
     """
 
     images: list[str] = field(default_factory=list)
@@ -58,7 +60,7 @@ class Pairs:
         return len(self.images)
 
     def segments_of(self, index: int) -> Segments | None:
-        """What the ids of one mask mean; None where its numbers and colours mean classes."""
+        """What the colours of one mask mean; None where they mean the same in all masks."""
         return self.segments[index] if self.segments else None
 
 
@@ -165,10 +167,12 @@ def match_pairs(
         The pairs by split, and notes: held-out splits wholly without masks are not used.
     """
     by_base: dict[tuple[str, str, str], Place] = {}
+    twins: set[str] = set()
     for place in images:
         for base in _bases(place.stem):
             other = by_base.setdefault((place.split, place.rest, base), place)
             if other is not place:
+                twins.add(place.file)
                 faults.add("double_image", f"{other.file} and {place.file}")
     found: dict[str, list[tuple[int, bool, Place]]] = {}
     for place in masks:
@@ -183,6 +187,8 @@ def match_pairs(
     for place in images:
         split = place.split or "train"
         candidates = sorted(found.get(place.file, ()), key=lambda each: (*each[:2], each[2].file))
+        if place.file in twins:
+            continue
         if not candidates:
             alone.setdefault(split, []).append(place.file)
             continue

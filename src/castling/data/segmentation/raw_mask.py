@@ -104,3 +104,8 @@ def code_of(colour: tuple[int, int, int]) -> int:
     """The code of red, green and blue."""
     red, green, blue = colour
     return red << 16 | green << 8 | blue
+
+
+def segment_id(code: int) -> int:
+    """The id that panoptic masks write as red + 256·green + 65536·blue; undone by itself."""
+    return code >> 16 | code & 0xFF00 | (code & 255) << 16

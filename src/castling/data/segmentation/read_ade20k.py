@@ -9,7 +9,7 @@ from castling.data.faults import Faults
 from castling.data.files import FileStore
 from castling.data.segmentation.naming import Numbering, numbered_encoding
 from castling.data.segmentation.read_masks import MaskOptions, read_masks
-from castling.data.segmentation.source import Masks
+from castling.data.segmentation.reading import Masks
 
 _NAMES_FILE = "objectInfo150.txt"
 _IMAGE = re.compile(r"ADE_(train|val)_\d+\.jpg")

@@ -12,7 +12,7 @@ from castling.data.segmentation.naming import Numbering
 from castling.data.segmentation.pairs import SPLITS, Pairs
 from castling.data.segmentation.raw_mask import code_of
 from castling.data.segmentation.read_masks import folders_of
-from castling.data.segmentation.source import Masks
+from castling.data.segmentation.reading import Masks
 from castling.utils.labels import IGNORED
 
 #: Names, ids in ``labelIds`` and colours of the classes, in the order of their train ids.

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import posixpath
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from castling.data.errors import DataError
 from castling.data.faults import Faults
 from castling.data.files import FileStore
+from castling.data.formats import is_image
 from castling.data.segmentation.class_files import find_class_file, read_class_file
 from castling.data.segmentation.encoding import Encoding
 from castling.data.segmentation.naming import (
     Numbering,
-    check_classes,
     from_colours,
     from_file,
     numbered_encoding,
 )
-from castling.data.segmentation.pairs import Pairs, Place, find_places, match_pairs, places_below
-from castling.data.segmentation.source import Masks
+from castling.data.segmentation.pairs import (
+    SPEAKING_SUFFIXES,
+    Pairs,
+    Place,
+    find_places,
+    match_pairs,
+    places_below,
+)
+from castling.data.segmentation.reading import Masks
 
-_ENOUGH = 0.5  # of the images of a folder, masks beside them, to take it for one of masks
+_ABOUT_HALF = (0.25, 0.75)
 
 
 @dataclass(frozen=True)
@@ -36,13 +44,21 @@ class MaskOptions:
 
 
 def is_masks(store: FileStore) -> bool:
-    """Whether folders of images and masks stand side by side, or masks beside most images."""
+    """Whether folders of images and masks stand side by side, or masks beside images."""
     images, masks = find_places(store.listing().files)
-    if not {(place.split, place.rest) for place in images} & {
-        (place.split, place.rest) for place in masks
-    }:
-        return False
-    return any(place.role for place in masks) or len(masks) >= _ENOUGH * len(images)
+    if any(place.role == "mask" for place in masks):
+        return bool(
+            {(place.split, place.rest) for place in images}
+            & {(place.split, place.rest) for place in masks}
+        )
+    # Only some of the files of a large folder are looked at, so that pairs may be torn apart; but
+    # about half of every folder are masks, as of no folder of a class.
+    by_folder: dict[str, list[bool]] = defaultdict(list)
+    for file in filter(is_image, store.listing().files):
+        stem = posixpath.splitext(posixpath.basename(file))[0]
+        by_folder[posixpath.dirname(file)].append(stem.endswith(SPEAKING_SUFFIXES))
+    shares = [sum(each) / len(each) for each in by_folder.values()]
+    return bool(shares) and all(_ABOUT_HALF[0] <= share <= _ABOUT_HALF[1] for share in shares)
 
 
 def read_masks(store: FileStore, options: MaskOptions) -> Masks:
@@ -106,7 +122,6 @@ def _classes(store: FileStore, options: MaskOptions) -> tuple[list[str] | None, 
             return None, Encoding(), "classes numbered as in the masks"
         names, encoding, left_out = from_file(read_class_file(store, file), numbering)
         said = f"classes by {file}" + "".join(f", {name} is no class" for name in left_out)
-    check_classes(names, said)
     return names, encoding, said
 
 

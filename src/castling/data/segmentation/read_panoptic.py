@@ -17,9 +17,9 @@ from castling.data.registry import Colour
 from castling.data.segmentation.encoding import Encoding, Segments
 from castling.data.segmentation.naming import Numbering, check_classes
 from castling.data.segmentation.pairs import SPLITS, Pairs
-from castling.data.segmentation.raw_mask import code_of
+from castling.data.segmentation.raw_mask import code_of, segment_id
 from castling.data.segmentation.read_masks import folders_of, only_as_training
-from castling.data.segmentation.source import Masks
+from castling.data.segmentation.reading import Masks
 from castling.data.split_folders import split_of
 from castling.utils.labels import IGNORED
 
@@ -177,7 +177,7 @@ def _pairs(
 
 
 def _segments(entry: dict[str, Any], labels: Mapping[int, int], faults: Faults) -> Segments:
-    """What the ids of one mask mean; 0 is no segment."""
+    """What the colours of one mask mean; 0 is no segment."""
     found = {0: IGNORED}
     for segment in entry["segments_info"]:
         number = segment.get("id") if isinstance(segment, dict) else None
@@ -188,6 +188,6 @@ def _segments(entry: dict[str, Any], labels: Mapping[int, int], faults: Faults) 
         if type(category) is not int or category not in labels:
             faults.add("unknown_category", f"category {category} of {entry['file_name']}")
             continue
-        found[number] = labels[category]
-    ids = sorted(found)
-    return np.array(ids, dtype=np.int32), np.array([found[i] for i in ids], dtype=np.uint8)
+        found[segment_id(number)] = labels[category]
+    codes = sorted(found)
+    return np.array(codes, dtype=np.int32), np.array([found[c] for c in codes], dtype=np.uint8)

@@ -11,11 +11,11 @@ from castling.data.files import FileStore
 from castling.data.formats import is_image
 from castling.data.segmentation.class_files import find_class_file, read_class_file
 from castling.data.segmentation.encoding import Encoding
-from castling.data.segmentation.naming import Numbering, check_classes, from_file
+from castling.data.segmentation.naming import Numbering, from_file
 from castling.data.segmentation.pairs import Pairs
 from castling.data.segmentation.raw_mask import code_of
 from castling.data.segmentation.read_masks import folders_of, only_as_training
-from castling.data.segmentation.source import Masks
+from castling.data.segmentation.reading import Masks
 from castling.utils.labels import IGNORED
 
 _MASKS, _IMAGES, _LISTS = "SegmentationClass", "JPEGImages", "Segmentation"
@@ -72,7 +72,6 @@ def read_voc_masks(store: FileStore) -> Masks:
                 pairs.masks.append(mask)
     pairs_by_split, notes = only_as_training({s: each for s, each in found.items() if len(each)})
     names, encoding, said = _classes(store)
-    check_classes(names, said)
     read_as = f"{folders_of(pairs_by_split)}; {said}"
     return Masks(store, pairs_by_split, names, encoding, Numbering(), faults, tuple(notes), read_as)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -17,51 +16,24 @@ from castling.data.copies import copies_between_splits
 from castling.data.decode import image_tensor, read_image, read_orientation
 from castling.data.errors import DataError
 from castling.data.faults import Faults
-from castling.data.files import FileStore
 from castling.data.keys import content_digest
 from castling.data.problems import DataReport, Depth, FaultyDataError, unreadable
 from castling.data.registry import Colour, DataInfo
 from castling.data.sample import Sample
 from castling.data.segmentation.checks import (
+    check_images,
     check_mask,
     check_palettes,
     highest_number,
     only_black_and_white,
 )
-from castling.data.segmentation.encoding import Encoding
 from castling.data.segmentation.faults import FAULTS
-from castling.data.segmentation.naming import Numbering, numbered_encoding
-from castling.data.segmentation.pairs import Pairs
+from castling.data.segmentation.naming import numbered_encoding
 from castling.data.segmentation.raw_mask import read_mask
+from castling.data.segmentation.reading import Masks
 from castling.data.segmentation.scan import MaskFacts, scan_masks
-from castling.data.verify import visit_all
 from castling.utils.labels import IGNORED
 from castling.utils.text import few
-
-
-@dataclass
-class Masks:
-    """What a reader made of a folder.
-
-    Attributes:
-        store: holds images and masks.
-        pairs: images and masks by split, ``train`` first; empty where nothing fits.
-        classes: names in the order of the labels; None: numbered as the masks number them.
-        encoding: what numbers and colours mean; with ``classes`` alone.
-        numbering: what of the numbers is no class; without ``classes`` alone.
-        faults: of folders and annotation files.
-        notes: what a person should know about how they were read.
-        read_as: the same in a few words, for reports.
-    """
-
-    store: FileStore
-    pairs: dict[str, Pairs]
-    classes: list[str] | None
-    encoding: Encoding = field(default_factory=Encoding)
-    numbering: Numbering = field(default_factory=Numbering)
-    faults: Faults = field(default_factory=Faults)
-    notes: tuple[str, ...] = ()
-    read_as: str = ""
 
 
 class MaskedImages(ImageFiles):
@@ -174,9 +146,11 @@ class MaskedImages(ImageFiles):
                     faults.add("unreadable", facts)
                 elif check_mask(facts, mask, read.encoding, pairs.segments_of(index), faults):
                     sound.append((mask, facts))
-            found, more = self._check_images(split, depth, lengths)
+            found, more, bytes_of = check_images(read.store, pairs, scans, depth)
             faults.take(found)
             complaints += more
+            for index, length in bytes_of.items():
+                lengths[length].append((split, pairs.images[index]))
         everything = [facts for split in splits for facts in self._sound(split)]
         if not read.encoding.colours_first and only_black_and_white(everything):
             faults.add("binary", read.store.describe(""))
@@ -187,38 +161,6 @@ class MaskedImages(ImageFiles):
         if not read.encoding.colours_first:
             check_palettes(names, masks, read.encoding, faults)
         faults.add_all("overlap", copies_between_splits(read.store, lengths))
-        return faults, complaints
-
-    def _check_images(
-        self, split: str, depth: Depth, lengths: dict[int, list[tuple[str, str]]]
-    ) -> tuple[Faults, list[str]]:
-        """Sizes and orientations of the images of one split against those of their masks."""
-        pairs, scans = self._read.pairs[split], self._scan(split)
-        found: dict[int, tuple[str, str]] = {}
-        bytes_of: dict[int, int] = {}
-
-        def visit(index: int) -> None:
-            file, facts = pairs.images[index], scans[index]
-            name = self._store.describe(file)
-            with self._store.open(file) as stream:
-                stored, upright, turned = read_orientation(stream, name)
-                if depth == "full":
-                    stream.seek(0)
-                    read_image(stream, name)
-                bytes_of[index] = stream.seek(0, 2)
-            if isinstance(facts, MaskFacts) and facts.size[::-1] not in (stored, upright):
-                sizes = (f"{width}×{height}" for width, height in (facts.size[::-1], upright))
-                shown = " for an image of ".join(sizes)
-                found[index] = ("other_size", f"{pairs.masks[index]}: {shown}")
-            elif turned:
-                found[index] = ("rotated", file)
-
-        complaints = visit_all(len(pairs), visit)
-        faults = Faults()
-        for index in sorted(found):
-            faults.add(*found[index])
-        for index in sorted(bytes_of):
-            lengths[bytes_of[index]].append((split, pairs.images[index]))
         return faults, complaints
 
     def pixel_counts(

@@ -12,6 +12,8 @@ from castling.data.files import existing, open_store
 from castling.data.formats import is_image
 from castling.data.registry import DataInfo, SourceConfig, register_source
 from castling.data.sample import Sample
+from castling.data.segmentation.pairs import find_places
+from castling.data.segmentation.read_masks import is_masks
 from castling.data.split_folders import SPLIT_NAMES
 from castling.utils.checks import check_fields
 
@@ -22,7 +24,7 @@ class UnlabelledConfig(SourceConfig):
 
     Attributes:
         path: a folder or zip file with images at any depth; those below folders val and test
-            validate and test, all others train.
+            validate and test, all others train. Masks of images (see ``masks``) are left out.
     """
 
     name: ClassVar[str] = "unlabelled"
@@ -53,7 +55,8 @@ class UnlabelledSource(ImageFiles):
     def __init__(self, config: UnlabelledConfig) -> None:
         store = open_store(config.path)
         listing = store.listing()
-        images = [file for file in listing.files if is_image(file)]
+        masks = {place.file for place in find_places(listing.files)[1]} if is_masks(store) else ()
+        images = [file for file in listing.files if is_image(file) and file not in masks]
         copies, notes = listing.without_copies(images)
         files: dict[str, list[str]] = {"train": [], "val": [], "test": []}
         for file in images:
@@ -66,7 +69,7 @@ class UnlabelledSource(ImageFiles):
             classes=[],
             splits={split: len(each) for split, each in files.items() if each},
             kind="unlabelled",
-            notes=(*listing.notes, *notes),
+            notes=(*listing.notes, *notes, *([f"left out {len(masks)} masks"] if masks else [])),
         )
 
     def sample(self, split: str, index: int) -> Sample:
