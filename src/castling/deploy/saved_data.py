@@ -124,7 +124,7 @@ def open_saved_data(
         FileNotFoundError: there are no images.
     """
     source = open_source(data.source)
-    if card is not None and source.info.classes != card.classes:
+    if card is not None and card.classes and source.info.classes != card.classes:
         same = sorted(source.info.classes) == sorted(card.classes)
         order = "; the order must be the same: renumber the classes of the data" if same else ""
         raise ValueError(
