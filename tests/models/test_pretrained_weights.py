@@ -7,11 +7,13 @@ import torch
 from torch import nn
 
 import castling
+from castling.heads.distill_features import DistillFeaturesConfig
 from castling.models.builder import build_model
 from castling.models.card import ModelCard, describe_attention
 from castling.models.dense import head_config, head_to_dict
 from castling.models.saved import save_model
 from castling.models.starting_weights import check_start, start_from
+from castling.tasks.teacher import load_feature_teacher
 
 TOKENS = {"name": "linear_angular", "kv_scale": "tokens"}
 SMALL = {"width": 32, "depth": 1, "attention_heads": 2}
@@ -149,12 +151,8 @@ def test_another_form_of_the_attention_is_said(tmp_path: Path) -> None:
     assert "trained with kv_scale 'tokens' (here 1.0)" in str(start_from(other, tmp_path))
 
 
-def test_a_softmax_vit_of_any_kind_can_be_a_teacher(tmp_path: Path) -> None:
-    """Weights of a run fill the teacher's backbone."""
-    from castling.heads.distill_features import DistillFeaturesConfig
-    from castling.tasks.teacher import load_feature_teacher
-
-    pretrained(tmp_path, "simmim/cas_vit_pico", None, {}, 64)
+def test_a_classifiers_file_makes_a_teacher(tmp_path: Path) -> None:
+    """Its backbone is filled and frozen; images are scaled to multiples of its stride."""
     classifier = build_model("cas_vit_pico", {"num_classes": 3})
     torch.save(classifier.state_dict(), tmp_path / "weights.pth")
     options = {"teacher": "cas_vit_pico", "teacher_checkpoint": str(tmp_path / "weights.pth")}

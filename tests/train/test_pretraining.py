@@ -23,7 +23,7 @@ TINY = {
     },
     "data": {
         "source": "digits",
-        "split": {"subset": 48, "val_subset": 16},
+        "split": {"subset": 32, "val_fraction": 0.02, "test_fraction": 0.03},
         "transform": {"image_size": 16},
         "loader": {"batch_size": 16},
     },
@@ -91,7 +91,7 @@ def test_interrupted_in_the_middle_of_an_epoch(whole, tmp_path):
     folder, expected = whole
     recipe = recipe_from_dict(TINY)
     with pytest.raises(TrainingInterrupted):
-        train(recipe, tmp_path, progress=False, callbacks=[InterruptAt(5)])
+        train(recipe, tmp_path, progress=False, callbacks=[InterruptAt(4)])
     result = train(recipe, tmp_path, resume="must", progress=False)
     assert result.metrics == expected.metrics
     one, other = weights(folder), weights(tmp_path)
