@@ -129,7 +129,7 @@ def open_saved_data(
     """
     source = open_source(data.source)
     require_kind(task.config, source.info)
-    if card is not None:
+    if card is not None and card.classes:
         source = renumbered(source, card.classes, str(data.source))
     transform = task.transform(training=False)
     config = dataclasses.replace(data, transform=task.transform_options)

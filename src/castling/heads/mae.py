@@ -201,8 +201,10 @@ class Decoder(nn.Module):
         index = masks.visible.unsqueeze(-1).expand(-1, -1, width)
         mask_tokens = self.mask_token.to(x.dtype).expand(batch, places, width)
         everything = mask_tokens.scatter(1, index, x[:, prefix:])
-        everything = everything + sincos_positions(grid, width, x.device).to(x.dtype)
-        x = self.norm(self.blocks(torch.cat([x[:, :prefix], everything], dim=1)))
+        # In the precision of the weights: under autocast tokens are narrower than positions.
+        positions = sincos_positions(grid, width, x.device).to(self.mask_token.dtype)
+        everything = everything + positions
+        x = self.norm(self.blocks(torch.cat([x[:, :prefix].to(everything.dtype), everything], 1)))
         found: Tensor = self.pixels(x[:, prefix:])
         return found
 

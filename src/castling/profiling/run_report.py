@@ -78,7 +78,8 @@ def headline(run: RunFacts) -> str:
     with_it = f" with {attention} attention" if attention else ""
     words = [f"{name}{with_it}, trained on {run.data}"]
     if result.images:
-        words.append(f" ({result.images['train']:,} images of {result.classes} classes)")
+        of_classes = f" of {result.classes} classes" if result.classes else ""
+        words.append(f" ({result.images['train']:,} images{of_classes})")
     value = report.headline_value(result, run.split, switched=switched)
     words.append(f", reaches {metric_label(result.headline)} {value}")
     if result.images:
@@ -238,7 +239,12 @@ def _add_commands(page: Page, run: RunFacts) -> None:
         f"castling evaluate {where}",
         f"castling predict {where} photo.jpg 'photos/*.jpg'",
     ]
-    if run.result.switch_refused:
+    if run.task is not None and not run.task.switches and run.card is not None:
+        backbone = shlex.quote(run.card.name.rpartition("/")[2])
+        commands.insert(
+            0, f"castling train --model.name {backbone} --model.checkpoint {where} --data.source …"
+        )
+    elif run.result.switch_refused:
         commands.append(f"castling switch {where} --force")
     elif _branches_left(run):
         commands.append(f"castling switch {where}")

@@ -77,7 +77,7 @@ def finish(
         steps=checkpoint["global_step"],
         seconds=_callback(checkpoint, History).get("seconds", 0.0),
         model_dir=str(run_dir),
-        classes=len(module.data.classes),
+        classes=len(module.task.info.classes),
         images=module.data.sizes,
         use=use,
         best=best,
