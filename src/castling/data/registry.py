@@ -14,6 +14,7 @@ from castling.data.sample import Sample
 from castling.utils.text import did_you_mean
 
 Triple = tuple[float, float, float]
+Colour = tuple[int, int, int]
 
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
@@ -49,6 +50,8 @@ class DataInfo:
         shuffle: whether held-out images are chosen at random.
         trusted: whether files need no check: nothing is on disk, or a library compared checksums.
         has_masks: of detection: whether every object has a mask beside its box.
+        colours: of segmentation: red, green and blue by which people know each class, in the order
+            of the labels; empty where the data have none.
         notes: what a person should know about the data.
     """
 
@@ -62,6 +65,7 @@ class DataInfo:
     shuffle: bool = True
     trusted: bool = False
     has_masks: bool = False
+    colours: tuple[Colour, ...] = ()
     notes: tuple[str, ...] = ()
 
 

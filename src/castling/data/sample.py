@@ -24,7 +24,8 @@ class Sample:
     Attributes:
         image: (3, H, W) of uint8, upright RGB.
         target: by name. Classification: ``label`` (). Detection: ``boxes`` (n, 4), ``labels``
-            (n,), ``masks`` (n, H, W), ``iscrowd`` (n,). Segmentation: ``mask`` (H, W).
+            (n,), ``masks`` (n, H, W), ``iscrowd`` (n,). Segmentation: ``mask`` (H, W) of uint8, in
+            which 255 is no class (:data:`castling.utils.labels.IGNORED`).
             Boxes and masks are tv_tensors, so that torchvision's transforms keep them in step.
         index: position in its split.
         name: how a person finds the image.
@@ -110,6 +111,11 @@ class Batch:
         }
         valid, index = _inline(self.valid), _inline(self.index)
         return _restore, (self.images, valid, targets, index, self.names, self.original_sizes)
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """A tv_tensor without its kind; another tensor as it is."""
+    return tensor.as_subclass(Tensor) if isinstance(tensor, tv_tensors.TVTensor) else tensor
 
 
 def stack_samples(

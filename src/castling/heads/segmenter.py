@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-#: Label of pixels that are of no class: they neither teach nor count.
-IGNORED = 255
+from castling.utils.labels import IGNORED
 
 
 class Segmenter(nn.Module):

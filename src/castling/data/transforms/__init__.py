@@ -11,6 +11,11 @@ from castling.data.transforms.detection import (
     DetectionTransformConfig,
 )
 from castling.data.transforms.detection_training import DetectionTrainTransform
+from castling.data.transforms.segmentation import (
+    SegmentationEvalTransform,
+    SegmentationTransformConfig,
+)
+from castling.data.transforms.segmentation_training import SegmentationTrainTransform
 
 __all__ = [
     "ClassificationEvalTransform",
@@ -19,6 +24,9 @@ __all__ = [
     "DetectionEvalTransform",
     "DetectionTrainTransform",
     "DetectionTransformConfig",
+    "SegmentationEvalTransform",
+    "SegmentationTrainTransform",
+    "SegmentationTransformConfig",
     "Size",
     "Transform",
     "TransformConfig",
