@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,7 @@ class Predictor:
         self.card: ModelCard | None = None
         self._run: Callable[[Batch], dict[str, Tensor]]
         self._network: nn.Module | None = None
+        self._always: list[str] = []
         if isinstance(model, nn.Module):
             if task is None:
                 raise ValueError(
@@ -99,7 +101,8 @@ class Predictor:
             except ValueError as error:
                 raise ValueError(f"{model} does not describe its model: {error}") from error
             self.task = task or task_from_card(self.card, model)
-            self._run = lambda batch: exported(self.task.preprocess(batch.images))
+            self._run = partial(self.task.infer, exported)
+            self._always = self.task.file_notes()
             fixed = exported.input_shape[0]
             self.batch_size = min(batch_size, fixed) if fixed else batch_size
         self.transform = self.task.transform(training=False)
@@ -120,9 +123,8 @@ class Predictor:
         self.task.to(place)
 
         def run(batch: Batch) -> dict[str, Tensor]:
-            images = self.task.preprocess(batch.images.to(place))
             with eval_mode(network):
-                return self.task.outputs(network, images)
+                return self.task.infer_model(network, batch.to(place))
 
         return run
 
@@ -143,7 +145,7 @@ class Predictor:
 
     def stream(self, images: ImageLike | Iterable[ImageLike]) -> Iterator[Prediction]:
         """As calling it, one batch of images in memory at a time."""
-        self.notes = []
+        self.notes = list(self._always)
         found = enumerate(_expanded(images, self.notes))
         while chunk := list(itertools.islice(found, self.batch_size)):
             yield from self._predict(chunk)

@@ -18,6 +18,7 @@ from castling.tasks.registry import (
     task_to_dict,
 )
 from castling.tasks.result import TrainResult
+from castling.tasks.segmentation import SegmentationConfig
 
 #: Configuration of recipes that name no task.
 DEFAULT_TASK = ClassificationConfig
@@ -27,6 +28,7 @@ __all__ = [
     "DetectionConfig",
     "EvaluateResult",
     "Prediction",
+    "SegmentationConfig",
     "Step",
     "Task",
     "TaskConfig",

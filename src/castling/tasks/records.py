@@ -8,6 +8,7 @@ from __future__ import annotations
 import bisect
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from torch import nn
 
 from castling.data.errors import plain_data_errors
 from castling.data.module import DataModule
+from castling.data.sampler import BatchKey
 from castling.tasks.interface import Task
+from castling.tasks.prediction import Prediction
 from castling.utils.files import read_csv, replacing, write_csv
 from castling.utils.modes import eval_mode
 
@@ -62,12 +65,21 @@ def write_records(
                 parts.append(range(len(rows), len(rows) + len(own)))
                 rows += [{"name": prediction.name, **row} for row in own]
     shutil.rmtree(folder / EXAMPLES, ignore_errors=True)
-    selection = data.dataset(split).selection
+    images = data.dataset(split)
+
+    def predicted(image: int) -> Prediction:
+        batch = images[BatchKey((image,))].to(device)
+        with eval_mode(model):
+            return task.predict(model, batch)[0]
+
     for number in task.choose_examples(rows):
         image = bisect.bisect_right(parts, number, key=lambda part: part.stop)
         part = parts[image]
         picture = task.example(
-            selection.sample(image), rows[part.start : part.stop], number - part.start
+            images.selection.sample(image),
+            rows[part.start : part.stop],
+            number - part.start,
+            partial(predicted, image),
         )
         file = _save(picture, folder / EXAMPLES / f"{number:06}", task.example_side)
         rows[number]["example"] = file.relative_to(folder).as_posix()
