@@ -5,6 +5,12 @@ from __future__ import annotations
 from castling.cli.parts import parser_for, show
 from castling_launcher import DONE, SOME_FAILED
 
+#: Sources of a folder or zip file alone.
+FORMATS = (
+    *("coco", "voc", "yolo", "masks", "ade20k", "cityscapes", "panoptic", "voc_masks"),
+    *("folder", "unlabelled"),
+)
+
 
 def check_data(arguments: list[str]) -> int:
     """See VERBS."""
@@ -15,7 +21,7 @@ def check_data(arguments: list[str]) -> int:
     )
     parser.add_argument(
         "--format",
-        choices=["auto", "coco", "voc", "yolo", "folder"],
+        choices=["auto", *FORMATS],
         default="auto",
         help="how the images are annotated; auto looks at the files (default: auto)",
     )
@@ -23,8 +29,8 @@ def check_data(arguments: list[str]) -> int:
         "--depth",
         choices=["headers", "full", "none"],
         default="headers",
-        help="open every image file, decode it too (full), or read the annotations alone (none) "
-        "(default: headers)",
+        help="open every image file and read every mask, decode images too (full), or read the "
+        "annotations alone (none) (default: headers)",
     )
     values = parser.parse_args(arguments)
     from castling.data import check_source, source_from

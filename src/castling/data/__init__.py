@@ -37,12 +37,18 @@ from castling.data.registry import (
 from castling.data.sample import Batch, Sample, stack_samples
 from castling.data.sampler import BatchKey, EpochBatches, sample_keys
 from castling.data.sources import (
+    Ade20kConfig,
+    CityscapesConfig,
     CocoConfig,
     DigitScenesConfig,
     DigitsConfig,
     FolderConfig,
+    MasksConfig,
+    PanopticConfig,
     TorchvisionConfig,
+    UnlabelledConfig,
     VocConfig,
+    VocMasksConfig,
     YoloConfig,
     source_from,
     split_shorthand,
@@ -63,9 +69,11 @@ from castling.data.transforms import (
 )
 
 __all__ = [
+    "Ade20kConfig",
     "Batch",
     "BatchKey",
     "BatchLoader",
+    "CityscapesConfig",
     "ClassificationEvalTransform",
     "ClassificationTrainTransform",
     "ClassificationTransformConfig",
@@ -86,7 +94,9 @@ __all__ = [
     "FolderConfig",
     "ImageSet",
     "LoaderConfig",
+    "MasksConfig",
     "MixConfig",
+    "PanopticConfig",
     "Problem",
     "ReportingSource",
     "Sample",
@@ -100,7 +110,9 @@ __all__ = [
     "TorchvisionConfig",
     "Transform",
     "TransformConfig",
+    "UnlabelledConfig",
     "VocConfig",
+    "VocMasksConfig",
     "YoloConfig",
     "check_source",
     "data_config_from_dict",

@@ -123,7 +123,7 @@ def read_image(
     Raises:
         DataError: it is no image, a damaged one, or one of too many pixels.
     """
-    with _opened(stream, name) as image:
+    with opened_image(stream, name) as image:
         return to_rgb(image, None if note is None else lambda text: note(f"{name}: {text}"), size)
 
 
@@ -140,7 +140,7 @@ def read_size(
     Raises:
         DataError: the header is not that of an image, or one of too many pixels.
     """
-    with _opened(stream, name) as image:
+    with opened_image(stream, name) as image:
         if note is not None and "exif" in image.info:
             _orientation(image, lambda text: note(f"{name}: {text}"))
         return image.size
@@ -155,13 +155,13 @@ def read_orientation(stream: BinaryIO, name: str) -> tuple[tuple[int, int], tupl
     Raises:
         DataError: as for :func:`read_size`.
     """
-    with _opened(stream, name) as image:
+    with opened_image(stream, name) as image:
         turn = _TURNS.get(_orientation(image, None)) if "exif" in image.info else None
         return image.size, image.size[::-1] if turn in _SIDEWAYS else image.size, turn is not None
 
 
 @contextmanager
-def _opened(stream: BinaryIO, name: str) -> Iterator[Image.Image]:
+def opened_image(stream: BinaryIO, name: str) -> Iterator[Image.Image]:
     """An image whose header was read; whatever a decoder raises becomes a DataError."""
     try:
         try:

@@ -55,6 +55,7 @@ class DataReport:
         images: number of images by split.
         objects: number of objects by split, where there are any.
         classes: names in the order of the labels.
+        read_as: how files and folders were understood.
     """
 
     problems: tuple[Problem, ...] = ()
@@ -62,6 +63,7 @@ class DataReport:
     images: dict[str, int] = field(default_factory=dict)
     objects: dict[str, int] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
+    read_as: str = ""
 
     def __post_init__(self) -> None:
         ordered = sorted(self.problems, key=lambda problem: problem.severity)
@@ -91,12 +93,15 @@ class DataReport:
             if kinds
         )
         head = f"{self.source}: {', '.join([*sizes, found or 'no problems'])}"
-        return "\n".join([head, *(f"  {each.severity}: {each}" for each in self.problems)])
+        lines = [f"  read as: {self.read_as}"] if self.read_as else []
+        lines += (f"  {each.severity}: {each}" for each in self.problems)
+        return "\n".join([head, *lines])
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values for JSON."""
         return {
             "source": self.source,
+            "read_as": self.read_as,
             "images": self.images,
             "objects": self.objects,
             "classes": list(self.classes),
@@ -148,6 +153,12 @@ def check_source(config: SourceConfig, depth: Depth = "headers") -> DataReport:
         FileNotFoundError: there is nothing to open.
     """
     config.check_exists()
+    report = _report(config, depth)
+    said = [text for text in (config.reads, report.read_as) if text]
+    return dataclasses.replace(report, read_as=f"{config.name}{': ' * bool(said)}{'; '.join(said)}")
+
+
+def _report(config: SourceConfig, depth: Depth) -> DataReport:
     try:
         source = open_source(config)
     except FaultyDataError as error:

@@ -25,6 +25,8 @@ class SourceConfig:
     """Base of all source configurations; subclasses set ``name`` and add their options."""
 
     name: ClassVar[str] = ""
+    #: What it reads, in a few words; for reports.
+    reads: ClassVar[str] = ""
 
     def __str__(self) -> str:
         """What a person calls the source; the shorthand that a recipe may write."""

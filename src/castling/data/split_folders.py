@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from castling.data.errors import DataError
@@ -24,6 +25,14 @@ SPLIT_NAMES = {
 
 #: For whoever wanted boxes: ends complaints about folders that are not classes.
 OR_BOXES = "; objects to detect need annotations of COCO, Pascal VOC or YOLO: none were found"
+
+
+def split_of(name: str) -> str:
+    """The split that a file's or folder's name says: ``instances_val2017`` is ``val``; or empty."""
+    for word in re.findall(r"[a-z]+", name.lower()):
+        if word in SPLIT_NAMES:
+            return SPLIT_NAMES[word]
+    return ""
 
 
 class _Head:

@@ -9,6 +9,7 @@ from torchvision import tv_tensors
 
 from castling.data import DigitScenesConfig, Sample, open_source, source_from
 from castling.data.detection.masks import decode_masks
+from castling.data.segmentation.counts import pixel_counts
 from castling.data.sources.digit_scenes import DigitScenesSource
 
 
@@ -109,3 +110,30 @@ def test_size_and_number_of_digits() -> None:
 def test_wrong_options_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         source_from({"name": "digit_scenes", **options})
+
+
+def test_masks_in_place_of_objects(source: DigitScenesSource) -> None:
+    """The same pictures; where an object's mask is, its class stands, and 0 elsewhere."""
+    semantic = open_source(DigitScenesConfig(images=30, target="mask"))
+    assert semantic.info.kind == "segmentation"
+    assert semantic.info.classes == ["background", *map(str, range(10))]
+    assert not semantic.info.has_masks
+    total = np.zeros(11, dtype=np.int64)
+    for index in range(30):
+        expected, found = source.sample("train", index), semantic.sample("train", index)
+        assert torch.equal(expected.image, found.image)
+        assert set(found.target) == {"mask"}
+        mask = found.target["mask"]
+        assert isinstance(mask, tv_tensors.Mask)
+        assert mask.dtype == torch.uint8
+        wanted = torch.zeros(128, 128, dtype=torch.long)
+        objects = decode_masks(expected.target["segmentation"]).bool()
+        for each, label in zip(objects, expected.target["labels"], strict=True):
+            wanted[each] = 1 + label
+        assert torch.equal(mask.as_subclass(torch.Tensor).long(), wanted)
+        total += np.bincount(wanted.flatten().numpy(), minlength=11)
+    assert pixel_counts(semantic, "train").tolist() == total.tolist()
+    some = pixel_counts(semantic, "train", [3, 4]) + pixel_counts(semantic, "train", range(3))
+    assert (some + pixel_counts(semantic, "train", range(5, 30))).tolist() == total.tolist()
+    empty = DigitScenesConfig(images=40, digits=(0, 1), target="mask")
+    assert 0 in {int(open_source(empty).sample("train", i).target["mask"].max()) for i in range(9)}

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from castling.data.detection.faults import Faults
+from castling.data.faults import Faults
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]

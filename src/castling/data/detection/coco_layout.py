@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import posixpath
 
-from castling.data.detection.locate import split_of
 from castling.data.errors import DataError
 from castling.data.files import FileStore
+from castling.data.split_folders import split_of
 
 #: Other files that come with COCO and its exports; they hold no boxes.
 _OTHER = ("captions", "panoptic", "person_keypoints", "stuff", "image_info", "classes")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 
+from castling.data.copies import copies_between_splits
 from castling.data.decode import read_image, read_orientation
-from castling.data.detection.faults import Faults
 from castling.data.detection.table import Table
 from castling.data.errors import DataError
+from castling.data.faults import Faults
 from castling.data.files import FileStore
-from castling.data.keys import content_digest
 from castling.data.problems import Depth
 from castling.data.verify import visit_all
 
@@ -63,7 +63,7 @@ def check_files(
             faults.add(*found[index])
         for index in sorted(bytes_of):
             lengths[bytes_of[index]].append((split, table.files[index]))
-    faults.add_all("overlap", _copies(store, lengths, tables))
+    faults.add_all("overlap", copies_between_splits(store, lengths))
     return faults, complaints
 
 
@@ -75,26 +75,3 @@ def size_in_header(store: FileStore, file: str) -> tuple[int, int]:
     except DataError:
         return 0, 0
     return height, width
-
-
-def _copies(
-    store: FileStore,
-    lengths: Mapping[int, list[tuple[str, str]]],
-    tables: Mapping[str, Table],
-) -> list[str]:
-    """Files of one content in two splits; only files of one length are compared."""
-    places = []
-    for together in lengths.values():
-        if len({split for split, _ in together}) < 2:
-            continue
-        first: dict[str, tuple[str, str]] = {}
-        for split, file in together:
-            try:
-                with store.open(file) as stream:
-                    digest = content_digest(stream)
-            except DataError:  # it went away meanwhile; it is named when it is read
-                continue
-            known, other = first.setdefault(digest, (split, file))
-            if known != split and other != file:  # one file in two splits is counted by its name
-                places.append(f"{file} of {split}, {other} of {known}")
-    return places

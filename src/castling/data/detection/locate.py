@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 import posixpath
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
-from castling.data.split_folders import SPLIT_NAMES
-
-
-def split_of(name: str) -> str:
-    """The split that a file's or folder's name says: ``instances_val2017`` is ``val``; or empty."""
-    for word in re.findall(r"[a-z]+", name.lower()):
-        if word in SPLIT_NAMES:
-            return SPLIT_NAMES[word]
-    return ""
+from castling.data.split_folders import split_of
 
 
 def locate(

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-from castling.data.detection.faults import Faults
 from castling.data.detection.image_files import size_in_header
 from castling.data.detection.locate import locate
 from castling.data.detection.segmentations import Segmentation, read_segmentation
 from castling.data.detection.source import Annotations
 from castling.data.detection.table import LARGEST_SIDE, Table, TableBuilder
+from castling.data.faults import Faults
 from castling.data.files import FileStore
 
 #: Beyond any number of a real file.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from castling.data.detection.faults import Faults
 from castling.data.errors import DataError
+from castling.data.faults import Faults
 from castling.data.verify import visit_all
 
 ReadT = TypeVar("ReadT")

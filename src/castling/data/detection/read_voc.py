@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
-from castling.data.detection.faults import Faults
 from castling.data.detection.image_files import size_in_header
 from castling.data.detection.read_each import read_each
 from castling.data.detection.source import Annotations
 from castling.data.detection.table import LARGEST_SIDE, Table, TableBuilder
 from castling.data.detection.voc_layout import VocImages, stem, voc_files, voc_splits
 from castling.data.errors import DataError
+from castling.data.faults import Faults
 from castling.data.files import FileStore
 
 FirstPixel = Literal["auto", 0, 1]

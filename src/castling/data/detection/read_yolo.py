@@ -12,12 +12,12 @@ from functools import partial
 
 import numpy as np
 
-from castling.data.detection.faults import Faults
 from castling.data.detection.read_each import read_each
 from castling.data.detection.source import Annotations
 from castling.data.detection.table import Table, TableBuilder
 from castling.data.detection.yolo_layout import YoloLayout, yolo_layout
 from castling.data.errors import DataError
+from castling.data.faults import Faults
 from castling.data.files import FileStore
 
 _UNNAMED = 1000  # classes without names, at most: a larger number is a fault

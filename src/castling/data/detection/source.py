@@ -1,54 +1,28 @@
-"""A source of image files whose annotations were read into tables."""
+"""A source of image files whose objects were read into tables."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
-from jsonargparse.typing import ClosedUnitInterval
 from torchvision import tv_tensors
 
+from castling.data.annotated import ImageFiles
 from castling.data.decode import image_tensor, read_image, read_orientation
-from castling.data.detection.faults import Faults
+from castling.data.detection.faults import FAULTS
 from castling.data.detection.image_files import check_files
 from castling.data.detection.masks import mask_areas
 from castling.data.detection.segmentations import box_to_rle, to_rle
 from castling.data.detection.table import Table
 from castling.data.detection.target import detection_target
 from castling.data.errors import DataError
-from castling.data.files import FileStore, existing
-from castling.data.keys import content_digest
+from castling.data.faults import Faults
+from castling.data.files import FileStore
 from castling.data.problems import DataReport, Depth, FaultyDataError, unreadable
-from castling.data.registry import DataInfo, SourceConfig
+from castling.data.registry import DataInfo
 from castling.data.sample import Sample
-from castling.utils.checks import check_fields
-from castling.utils.text import printable
-
-
-@dataclass(frozen=True, kw_only=True)
-class AnnotatedConfig(SourceConfig):
-    """Base of the configurations of such sources.
-
-    Attributes:
-        path: what to open.
-        leave_out: the share of objects (or images) that one kind of fault may leave out, with a
-            note; above it the fault is an error.
-    """
-
-    path: str
-    leave_out: ClosedUnitInterval = 0.001
-
-    def __str__(self) -> str:
-        return self.path
-
-    def __post_init__(self) -> None:
-        check_fields(self, "data.source")
-
-    def check_exists(self) -> None:
-        """Raise FileNotFoundError where there is no such folder or file."""
-        existing(self.path)
 
 
 @dataclass
@@ -72,7 +46,7 @@ class Annotations:
     notes: tuple[str, ...] = ()
 
 
-class AnnotatedImages:
+class AnnotatedImages(ImageFiles):
     """Image files with boxes, and masks where every object has one.
 
     Args:
@@ -85,9 +59,8 @@ class AnnotatedImages:
     """
 
     def __init__(self, name: str, read: Annotations, leave_out: float) -> None:
+        super().__init__(read.store, {split: each.files for split, each in read.tables.items()})
         self._name, self._read, self._leave_out = name, read, leave_out
-        #: What was noticed while images were read, such as damaged EXIF; by file.
-        self.noticed: dict[str, str] = {}
         self._check_names()
         self._check_classes()
         masked = self._check_masks()
@@ -138,7 +111,7 @@ class AnnotatedImages:
         read = self._read
         known = read.tables if splits is None else [each for each in read.tables if each in splits]
         found, complaints = check_files(read.store, read.tables, known, depth)
-        problems = list(read.faults.together(found).problems(self._leave_out, read.counts))
+        problems = list(read.faults.together(found).problems(FAULTS, self._leave_out, read.counts))
         if complaints:
             problems.append(unreadable(complaints))
         return DataReport(
@@ -164,7 +137,7 @@ class AnnotatedImages:
         table, name = self._read.tables[split], self.name(split, index)
         height, width = table.sizes[index].tolist()
         with self._read.store.open(table.files[index]) as stream:
-            image = image_tensor(read_image(stream, name, self._notice(name), (width, height)))
+            image = image_tensor(read_image(stream, name, self.notice(name), (width, height)))
         size = (image.shape[1], image.shape[2])
         if height and width and size != (height, width):
             raise DataError(
@@ -217,25 +190,5 @@ class AnnotatedImages:
         table.sizes[index] = height, width
         return height, width
 
-    def name(self, split: str, index: int) -> str:
-        """Path of the file, or of the zip file and the entry in it."""
-        return self._read.store.describe(self._read.tables[split].files[index])
-
-    def path(self, split: str, index: int) -> str:
-        """Path of the file in the folder or zip file."""
-        return printable(self._read.tables[split].files[index])
-
-    def content(self, split: str, index: int) -> str:
-        """Digest of the file's bytes.
-
-        Raises:
-            DataError: the file cannot be read; it is named.
-        """
-        with self._read.store.open(self._read.tables[split].files[index]) as stream:
-            return content_digest(stream)
-
     def labels(self, split: str) -> None:
         """An image is of no single class."""
-
-    def _notice(self, name: str) -> Callable[[str], None]:
-        return lambda text: self.noticed.update({name: text})

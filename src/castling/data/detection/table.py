@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from castling.data.detection.boxes import BoxStyle, read_boxes
-from castling.data.detection.faults import Faults
 from castling.data.detection.segmentations import Segmentation, compare_with_boxes
+from castling.data.faults import Faults
 
 #: Pixels of an image's side, at most; more is as good as not stated.
 LARGEST_SIDE = 2**31 - 1

@@ -6,10 +6,10 @@ import posixpath
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 
-from castling.data.detection.faults import Faults
-from castling.data.detection.locate import split_of
+from castling.data.faults import Faults
 from castling.data.files import FileStore
 from castling.data.formats import is_image
+from castling.data.split_folders import split_of
 
 
 def voc_files(store: FileStore) -> list[str]:
@@ -57,13 +57,16 @@ def stem(file: str) -> str:
     return posixpath.basename(file.replace("\\", "/")).rpartition(".")[0] or file
 
 
-def voc_splits(store: FileStore, names: Sequence[str], faults: Faults) -> dict[str, list[str]]:
-    """Annotation files by split: the lists in ``ImageSets/Main``, or else folders of their names.
+def voc_splits(
+    store: FileStore, names: Sequence[str], faults: Faults, task: str = "Main"
+) -> dict[str, list[str]]:
+    """Annotation files by split: the lists in ``ImageSets``, or else folders of their names.
 
     Args:
         store: the files.
         names: of all annotation files.
         faults: takes entries and annotations that are left out.
+        task: the folder of the lists.
     """
     files = set(store.listing().files)
     found: dict[str, list[str]] = {}
@@ -72,7 +75,7 @@ def voc_splits(store: FileStore, names: Sequence[str], faults: Faults) -> dict[s
         split: [
             (root, file)
             for root in roots
-            if (file := posixpath.join(root, "ImageSets", "Main", f"{split}.txt")) in files
+            if (file := posixpath.join(root, "ImageSets", task, f"{split}.txt")) in files
         ]
         for split in ("train", "trainval", "val", "test")
     }
@@ -94,13 +97,13 @@ def _listed(
 ) -> dict[str, list[str]]:
     """Annotation files by split, as lists (folder, file) say; trainval without val may train."""
     found: dict[str, list[str]] = {}
-    by_place = {posixpath.splitext(name)[0]: name for name in names}
+    by_place = {(posixpath.dirname(posixpath.dirname(name)), stem(name)): name for name in names}
     for split in ("val", "test", "train" if lists["train"] else "trainval"):
         for root, file in lists[split]:
             with store.open(file) as stream:
                 rows = stream.read().decode("utf-8", "replace").split("\n")
             for row in filter(None, (row.split() for row in rows)):
-                name = by_place.get(posixpath.join(root, "Annotations", row[0]))
+                name = by_place.get((root, row[0]))
                 if name is None:
                     faults.add("unannotated", f"{row[0]} of {file}")
                 else:

@@ -13,10 +13,10 @@ from typing import Any
 
 import yaml
 
-from castling.data.detection.faults import Faults
-from castling.data.detection.locate import split_of
+from castling.data.faults import Faults
 from castling.data.files import FileStore
 from castling.data.formats import is_image
+from castling.data.split_folders import split_of
 from castling.utils.text import first_line
 
 _NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels")

@@ -5,24 +5,36 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from castling.data.detection.recognise import recognise
+from castling.data.recognise import recognise
 from castling.data.registry import SourceConfig, source_config_class
+from castling.data.sources.ade20k import Ade20kConfig
+from castling.data.sources.cityscapes import CityscapesConfig
 from castling.data.sources.coco import CocoConfig
 from castling.data.sources.digit_scenes import DigitScenesConfig
 from castling.data.sources.digits import DigitsConfig
 from castling.data.sources.folder import FolderConfig
+from castling.data.sources.masks import MasksConfig
+from castling.data.sources.panoptic import PanopticConfig
 from castling.data.sources.torchvision import TorchvisionConfig
+from castling.data.sources.unlabelled import UnlabelledConfig
 from castling.data.sources.voc import VocConfig
+from castling.data.sources.voc_masks import VocMasksConfig
 from castling.data.sources.yolo import YoloConfig
 from castling.utils.checks import config_from_dict
 
 __all__ = [
+    "Ade20kConfig",
+    "CityscapesConfig",
     "CocoConfig",
     "DigitScenesConfig",
     "DigitsConfig",
     "FolderConfig",
+    "MasksConfig",
+    "PanopticConfig",
     "TorchvisionConfig",
+    "UnlabelledConfig",
     "VocConfig",
+    "VocMasksConfig",
     "YoloConfig",
     "source_from",
     "split_shorthand",

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from castling.data.annotated import AnnotatedConfig
 from castling.data.detection.coco_layout import find_annotations
 from castling.data.detection.read_coco import read_coco
-from castling.data.detection.source import AnnotatedConfig, AnnotatedImages
+from castling.data.detection.source import AnnotatedImages
 from castling.data.errors import DataError
 from castling.data.files import existing, open_store
 from castling.data.registry import register_source
@@ -32,6 +33,7 @@ class CocoConfig(AnnotatedConfig):
     """
 
     name: ClassVar[str] = "coco"
+    reads: ClassVar[str] = "objects in COCO's format"
     train: str = ""
     val: str = ""
     test: str = ""

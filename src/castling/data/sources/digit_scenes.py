@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from jsonargparse.typing import PositiveInt
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 from torchvision import tv_tensors
 
 from castling.data.detection.masks import encode_masks, mask_boxes
@@ -35,12 +36,16 @@ class DigitScenesConfig(SourceConfig):
         canvas: side of a scene in pixels.
         images: training scenes; a fifth as many validate and test.
         digits: fewest and most digits in a scene; (0, …) gives scenes without any, too.
+        target: ``objects``: a box and a mask of each digit; ``mask``: a class for every pixel,
+            background or a digit.
     """
 
     name: ClassVar[str] = "digit_scenes"
+    reads: ClassVar[str] = "scenes of digits, made as they are needed"
     canvas: PositiveInt = 128
     images: PositiveInt = 1000
     digits: tuple[int, int] = (1, 6)
+    target: Literal["objects", "mask"] = "objects"
 
     def __post_init__(self) -> None:
         check_fields(self, "data.source")
@@ -76,11 +81,12 @@ class DigitScenesSource:
         #: The digits, by position in scikit-learn's file, of which each split's scenes are made.
         self.pools = dict(zip(("train", "val", "test"), pools, strict=True))
         held = max(1, config.images // 5)
+        objects = config.target == "objects"
         self.info = DataInfo(
-            classes=classes,
+            classes=classes if objects else ["background", *classes],
             splits={"train": config.images, "val": held, "test": held},
-            kind="detection",
-            has_masks=True,
+            kind="detection" if objects else "segmentation",
+            has_masks=objects,
             mirrored=False,
             mean=(0.5, 0.5, 0.5),
             std=(0.5, 0.5, 0.5),
@@ -88,22 +94,32 @@ class DigitScenesSource:
         )
 
     def sample(self, split: str, index: int) -> Sample:
-        """One scene; see :func:`castling.data.detection.target.detection_target`."""
+        """One scene.
+
+        Its target is that of :func:`castling.data.detection.target.detection_target`, or ``mask``
+        (H, W) with 0 for the background and 1 + digit.
+        """
         pixels, masks, labels = self._draw(split, index)
-        rles = encode_masks(torch.from_numpy(masks))
+        objects = self._config.target == "objects"
         return Sample(
             image=tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1)),
-            target=detection_target(
-                mask_boxes(rles),
-                labels,
-                self.size(split, index),
-                area=masks.sum((1, 2)),
-                ids=100 * index + np.arange(1, len(labels) + 1),
-                rles=rles,
-            ),
+            target=self._objects(masks, labels, index) if objects else _semantic(masks, labels),
             index=index,
             name=self.name(split, index),
             original_size=self.size(split, index),
+        )
+
+    def _objects(
+        self, masks: NDArray[np.uint8], labels: NDArray[np.int64], index: int
+    ) -> dict[str, Tensor]:
+        rles = encode_masks(torch.from_numpy(masks))
+        return detection_target(
+            mask_boxes(rles),
+            labels,
+            (self._config.canvas, self._config.canvas),
+            area=masks.sum((1, 2)),
+            ids=100 * index + np.arange(1, len(labels) + 1),
+            rles=rles,
         )
 
     def _draw(
@@ -153,6 +169,12 @@ class DigitScenesSource:
     def problems(self) -> list[str]:
         """None."""
         return []
+
+
+def _semantic(masks: NDArray[np.uint8], labels: NDArray[np.int64]) -> dict[str, Tensor]:
+    """The class of every pixel; masks (n, H, W) do not overlap."""
+    mask = np.tensordot(1 + labels, masks.astype(np.int64), axes=1).astype(np.uint8)
+    return {"mask": tv_tensors.Mask(torch.from_numpy(mask))}
 
 
 def _ground(random: np.random.Generator, side: int) -> NDArray[np.float64]:

@@ -19,6 +19,7 @@ class DigitsConfig(SourceConfig):
     """1797 real scans of 8×8 pixels in 10 classes; nothing is downloaded."""
 
     name: ClassVar[str] = "digits"
+    reads: ClassVar[str] = "scikit-learn's digits"
 
 
 @register_source(DigitsConfig)

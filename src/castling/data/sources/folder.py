@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -10,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from castling.data.annotated import ImageFiles
 from castling.data.decode import image_tensor, read_image, read_size
 from castling.data.files import existing, open_store
-from castling.data.keys import content_digest
 from castling.data.layout import read_layout
 from castling.data.registry import DataInfo, SourceConfig, register_source
 from castling.data.sample import Sample
@@ -32,6 +31,7 @@ class FolderConfig(SourceConfig):
     """
 
     name: ClassVar[str] = "folder"
+    reads: ClassVar[str] = "a folder of images for each class"
     path: str
     layout: Literal["auto", "splits", "classes"] = "auto"
 
@@ -56,7 +56,7 @@ class FolderConfig(SourceConfig):
 
 
 @register_source(FolderConfig)
-class FolderSource:
+class FolderSource(ImageFiles):
     """Image files with a class each; see :func:`castling.data.layout.read_layout`.
 
     Raises:
@@ -66,11 +66,10 @@ class FolderSource:
     """
 
     def __init__(self, config: FolderConfig) -> None:
-        self._store = open_store(config.path)
-        layout = read_layout(self._store, config.layout)
-        #: What was noticed while images were read, such as damaged EXIF; by file.
-        self.noticed: dict[str, str] = {}
-        self._files = {split: [file for file, _ in pairs] for split, pairs in layout.splits.items()}
+        store = open_store(config.path)
+        layout = read_layout(store, config.layout)
+        files = {split: [file for file, _ in pairs] for split, pairs in layout.splits.items()}
+        super().__init__(store, files)
         self._labels = {
             split: np.array([label for _, label in pairs], dtype=np.int64)
             for split, pairs in layout.splits.items()
@@ -89,7 +88,7 @@ class FolderSource:
         """
         name = self.name(split, index)
         with self._store.open(self._files[split][index]) as stream:
-            image = image_tensor(read_image(stream, name, self._notice(name)))
+            image = image_tensor(read_image(stream, name, self.notice(name)))
         return Sample(
             image=image,
             target={"label": torch.tensor(self._labels[split][index])},
@@ -106,28 +105,8 @@ class FolderSource:
         """
         with self._store.open(self._files[split][index]) as stream:
             name = self.name(split, index)
-            width, height = read_size(stream, name, self._notice(name))
+            width, height = read_size(stream, name, self.notice(name))
         return height, width
-
-    def name(self, split: str, index: int) -> str:
-        """Path of the file, or of the zip file and the entry in it; bytes beyond UTF-8 escaped."""
-        return self._store.describe(self._files[split][index])
-
-    def path(self, split: str, index: int) -> str:
-        """Path of the file below the folder, or in the zip file."""
-        return printable(self._files[split][index])
-
-    def content(self, split: str, index: int) -> str:
-        """Digest of the file's bytes.
-
-        Raises:
-            DataError: the file cannot be read; it is named.
-        """
-        with self._store.open(self._files[split][index]) as stream:
-            return content_digest(stream)
-
-    def _notice(self, name: str) -> Callable[[str], None]:
-        return lambda text: self.noticed.update({name: text})
 
     def labels(self, split: str) -> NDArray[np.int64]:
         """(n,) class of every image."""

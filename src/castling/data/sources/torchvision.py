@@ -64,6 +64,7 @@ class TorchvisionConfig(SourceConfig):
     """
 
     name: ClassVar[str] = "torchvision"
+    reads: ClassVar[str] = "a set of torchvision"
     dataset: str
     root: str = "data"
     download: bool = False

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from castling.data.annotated import AnnotatedConfig
 from castling.data.detection.read_voc import Difficult, FirstPixel, read_voc
-from castling.data.detection.source import AnnotatedConfig, AnnotatedImages
+from castling.data.detection.source import AnnotatedImages
 from castling.data.files import open_store
 from castling.data.registry import register_source
 
@@ -28,6 +29,7 @@ class VocConfig(AnnotatedConfig):
     """
 
     name: ClassVar[str] = "voc"
+    reads: ClassVar[str] = "objects in Pascal VOC's format"
     first_pixel: FirstPixel = "auto"
     difficult: Difficult = "ignore"
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from castling.data.annotated import AnnotatedConfig
 from castling.data.detection.read_yolo import read_yolo
-from castling.data.detection.source import AnnotatedConfig, AnnotatedImages
+from castling.data.detection.source import AnnotatedImages
 from castling.data.files import existing, open_store
 from castling.data.registry import register_source
 
@@ -25,6 +26,7 @@ class YoloConfig(AnnotatedConfig):
     """
 
     name: ClassVar[str] = "yolo"
+    reads: ClassVar[str] = "objects in YOLO's format"
 
 
 @register_source(YoloConfig)

@@ -1,8 +1,9 @@
-"""Which format of annotated images a path holds, told from a look at a few of its files."""
+"""Which source opens a path, told from a look at a few of its files."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -12,6 +13,11 @@ from castling.data.detection.yolo_layout import is_yolo
 from castling.data.errors import DataError
 from castling.data.files import FileStore, FolderStore, open_store
 from castling.data.listing import Listing, is_foreign
+from castling.data.segmentation.read_ade20k import is_ade20k
+from castling.data.segmentation.read_cityscapes import is_cityscapes
+from castling.data.segmentation.read_masks import is_masks
+from castling.data.segmentation.read_panoptic import find_panoptic
+from castling.data.segmentation.read_voc_masks import is_voc_masks
 
 #: Files and folders that are looked at: at the top, and in each folder below.
 _BREADTH = (4096, 64, 64, 64)
@@ -49,8 +55,22 @@ class _Glimpse(FolderStore):
         return folders
 
 
+#: What each source's folders are known by, in this order: objects come before masks, and layouts
+#: of one data set before the general one.
+_LAYOUTS: tuple[tuple[str, Callable[[FileStore], object]], ...] = (
+    ("coco", is_coco),
+    ("voc", voc_files),
+    ("yolo", is_yolo),
+    ("panoptic", find_panoptic),
+    ("cityscapes", is_cityscapes),
+    ("ade20k", is_ade20k),
+    ("voc_masks", is_voc_masks),
+    ("masks", is_masks),
+)
+
+
 def recognise(path: str) -> str:
-    """``coco``, ``voc`` or ``yolo``: the source that opens a path; empty for none of them.
+    """The source that opens a path; empty where it holds no annotations that are known.
 
     Args:
         path: of a folder, a zip file, or an annotation file of COCO or data.yaml of YOLO.
@@ -63,10 +83,6 @@ def recognise(path: str) -> str:
         if not place.exists():
             return ""
         store: FileStore = _Glimpse(place) if place.is_dir() else open_store(place)
-        if is_coco(store):
-            return "coco"
-        if voc_files(store):
-            return "voc"
-        return "yolo" if is_yolo(store) else ""
+        return next((name for name, known in _LAYOUTS if known(store)), "")
     except (DataError, OSError):  # whoever opens it says what is wrong
         return ""

@@ -1,0 +1,1 @@
+"""A class for every pixel: pairs of images and masks, their faults, and their layouts."""
