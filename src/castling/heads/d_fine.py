@@ -25,6 +25,7 @@ from torchvision.ops import box_convert
 from castling.heads.d_fine_network import build_network
 from castling.heads.detector import DetectionTarget, Detector
 from castling.heads.processes import divided_together
+from castling.heads.strides import check_strides
 from castling.models.backbone import Backbone
 from castling.models.dense import HeadConfig, MakeBackbone, register_head
 
@@ -77,13 +78,7 @@ class DFineConfig(HeadConfig):
     def __post_init__(self) -> None:
         """Raise ValueError on values without a meaning."""
         super().__post_init__()
-        if len(self.strides) < 2 or any(
-            2 * fine != coarse for fine, coarse in zip(self.strides, self.strides[1:], strict=False)
-        ):
-            raise ValueError(
-                f"model.head.strides is {list(self.strides)}; it must be two strides or more, each "
-                "twice the one before"
-            )
+        check_strides(self.strides, 2)
         if len(self.points) != len(self.strides):
             raise ValueError(
                 f"model.head.points has {len(self.points)} numbers for {len(self.strides)} strides"

@@ -104,7 +104,7 @@ class FCOSDetector(OneStageDetector):
 )
 def fcos(config: FCOSConfig, make_backbone: MakeBackbone, num_classes: int) -> FCOSDetector:
     """FCOS on maps of strides 8, 16 and 32."""
-    backbone, neck = build_pyramid(config, make_backbone, (8, 16, 32), _p6_p7)
+    backbone, neck = build_pyramid(config.width, make_backbone, (8, 16, 32), _p6_p7)
     head = FCOS(
         Width(config.width),
         num_classes,

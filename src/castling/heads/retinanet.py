@@ -73,7 +73,7 @@ def retinanet(
     config: RetinaNetConfig, make_backbone: MakeBackbone, num_classes: int
 ) -> RetinaNetDetector:
     """RetinaNet on maps of strides 8, 16 and 32."""
-    backbone, neck = build_pyramid(config, make_backbone, (8, 16, 32), p6_p7)
+    backbone, neck = build_pyramid(config.width, make_backbone, (8, 16, 32), p6_p7)
     head = RetinaNet(
         Width(config.width),
         num_classes,

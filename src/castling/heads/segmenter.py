@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from castling.heads.processes import mean_over_processes
 from castling.utils.labels import IGNORED
+
+#: What losses are divided by at least: weights may be small.
+_LEAST = 1e-12
 
 
 class Segmenter(nn.Module):
@@ -64,18 +69,52 @@ class Segmenter(nn.Module):
 def pixel_loss(logits: Tensor, masks: Tensor, class_weights: Tensor | None = None) -> Tensor:
     """Cross entropy, averaged over the pixels that are not ignored; 0 where all are.
 
+    In float32, and over the images of all processes.
+
     Args:
         logits: (B, K, h, w), resized bilinearly to the masks.
         masks: (B, H, W) int64.
         class_weights: (K,); the average is then a weighted one.
+
+    Raises:
+        ValueError: masks or weights do not fit the logits.
     """
-    resized = resize_scores(logits, (masks.shape[1], masks.shape[2])).float()
-    losses = F.cross_entropy(
-        resized, masks, weight=class_weights, ignore_index=IGNORED, reduction="sum"
-    )
-    known = masks != IGNORED
-    total = known.sum() if class_weights is None else class_weights[masks[known]].sum()
-    return losses / total.clamp(min=1e-12)
+    check_masks(masks, len(logits), logits.shape[1], class_weights)
+    resized = resize_scores(logits.float(), (masks.shape[1], masks.shape[2]))
+    weights = resized.new_ones(resized.shape[1])
+    if class_weights is not None:
+        weights = class_weights.to(resized)
+    losses = F.cross_entropy(resized, masks, weights, ignore_index=IGNORED, reduction="sum")
+    total = weights[masks[masks != IGNORED]].sum()
+    return losses / mean_over_processes(total, least=_LEAST)
+
+
+def check_masks(
+    masks: Tensor, images: int, num_classes: int, class_weights: Tensor | None = None
+) -> None:
+    """Raise ValueError unless masks are (B, H, W) int64 labels below K, or ``IGNORED``.
+
+    Args:
+        masks: of a batch.
+        images: B.
+        num_classes: K.
+        class_weights: (K,), if there are any.
+    """
+    if masks.dim() != 3 or len(masks) != images or masks.dtype != torch.int64:
+        raise ValueError(
+            f"masks are {tuple(masks.shape)} {masks.dtype}; expected ({images}, H, W) int64"
+        )
+    wrong = masks[((masks < 0) | (masks >= num_classes)) & (masks != IGNORED)]
+    if len(wrong):
+        raise ValueError(
+            f"{len(wrong)} pixels have a label that is no class, the first {int(wrong[0])}; the "
+            f"head has {num_classes} classes, with labels 0 to {num_classes - 1}, and {IGNORED} "
+            "for no class"
+        )
+    if class_weights is not None and class_weights.shape != (num_classes,):
+        raise ValueError(
+            f"class_weights have shape {tuple(class_weights.shape)} for {num_classes} classes"
+        )
 
 
 def resize_scores(scores: Tensor, size: tuple[int, int]) -> Tensor:

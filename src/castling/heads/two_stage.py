@@ -108,7 +108,7 @@ class RCNN(PyramidDetector):
 
     def __init__(self, config: RCNNConfig, make_backbone: MakeBackbone, num_classes: int) -> None:
         backbone, neck = build_pyramid(
-            config, make_backbone, STRIDES, lambda *_: LastLevelMaxPool()
+            config.width, make_backbone, STRIDES, lambda *_: LastLevelMaxPool()
         )
         super().__init__(backbone, neck, num_classes, config.detections)
         self.config = config

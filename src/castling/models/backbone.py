@@ -76,7 +76,7 @@ class MissingStrideError(ValueError):
         found = ", ".join(map(str, dict.fromkeys(strides)))
         super().__init__(
             f"{name} has no feature map of stride {missing}, only of {found}; choose another "
-            "backbone, or a head for these strides"
+            "backbone, or a head for these strides (some take them as model.head.strides)"
         )
         self.strides = tuple(strides)
 

@@ -1,4 +1,4 @@
-"""Convolution, BatchNorm and hard-swish: what ESNet, CSP-PAN and PicoDet's head are made of."""
+"""Convolution, BatchNorm and activation: what ESNet, CSP-PAN and several heads are made of."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ def convolution(
     stride: int = 1,
     groups: int = 1,
     act: bool = True,
+    act_layer: type[nn.Module] = nn.Hardswish,
     **factory: Any,
 ) -> ConvNormAct:
-    """Convolution without bias, BatchNorm and, with ``act``, hard-swish; sizes round up.
+    """Convolution without bias, BatchNorm and, with ``act``, an activation; sizes round up.
 
     Args:
         in_channels: of the map.
@@ -26,7 +27,8 @@ def convolution(
         kernel_size: odd.
         stride: of the convolution.
         groups: of the convolution.
-        act: whether hard-swish follows.
+        act: whether the activation follows.
+        act_layer: class of the activation.
         **factory: ``device`` and ``dtype``.
     """
     return ConvNormAct(
@@ -36,7 +38,7 @@ def convolution(
         stride=stride,
         groups=groups,
         apply_act=act,
-        act_layer=nn.Hardswish,
+        act_layer=act_layer,
         # In place saves no memory in training, and exporters take it apart.
         norm_kwargs={"inplace": False},
         **factory,
