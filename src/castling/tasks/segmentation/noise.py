@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from castling.data.registry import SourceConfig, source_config_class
+from castling.data.registry import SourceConfig
+from castling.data.sources.masks import MasksConfig
 from castling.utils.labels import IGNORED
 
 
@@ -32,4 +33,4 @@ def write_noise(folder: Path, count: int) -> SourceConfig:
             labels[:9] = IGNORED
             Image.fromarray(pixels).save(folder / "images" / split / f"{number}.jpg")
             Image.fromarray(labels).save(folder / "masks" / split / f"{number}.png")
-    return source_config_class("masks")(path=str(folder))  # type: ignore[call-arg]
+    return MasksConfig(path=str(folder), classes=("a", "b"))
