@@ -37,6 +37,7 @@ def pairs(classes, sizes, seed, shown=None):
 sizes = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=4)
 
 
+@pytest.mark.filterwarnings("ignore:A single label was found")
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 6), sizes, st.integers(0, 10**6), st.integers(1, 6))
 def test_against_scikit_learn(classes, shapes, seed, shown):
@@ -90,6 +91,7 @@ def test_figures_are_of_all_pixels_and_no_means_of_images():
     }
 
 
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_processes_sum_their_matrices():
     images = pairs(4, [(9, 9)] * 4, 0)
     whole, first, second = (SegmentationMetrics(4) for _ in range(3))

@@ -7,34 +7,31 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from castling.tasks.drawing import Color, class_color
 from castling.utils.labels import IGNORED
 
 #: Of pixels without a class.
-NO_CLASS = (224, 224, 192)
+NO_CLASS: Color = (224, 224, 192)
+#: Brightness of neighbouring labels, whose hues differ too.
+_BRIGHTNESS = 1.0, 0.8, 0.65
 
 
-def colour_table(colours: Sequence[Sequence[int]], classes: int) -> NDArray[np.uint8]:
+def colour_table(colours: Sequence[Sequence[int]], classes: Sequence[str]) -> NDArray[np.uint8]:
     """(256, 3) colour of each label; ``IGNORED`` has one of its own.
 
     Args:
-        colours: of the data's classes; empty takes those of :func:`default_colours`.
-        classes: K.
+        colours: of the data's classes; empty takes bright ones, and black for a background.
+        classes: names in the order of the labels.
     """
-    table = default_colours()
+    table = np.array([_default(label) for label in range(256)], dtype=np.uint8)
+    if classes and classes[0].lower() == "background":
+        table[0] = 0
     if len(colours):
-        table[:classes] = np.array(colours, dtype=np.uint8)
+        table[: len(classes)] = np.array(colours, dtype=np.uint8)
     table[IGNORED] = NO_CLASS
     return table
 
 
-def default_colours() -> NDArray[np.uint8]:
-    """(256, 3) colours of Pascal VOC: label 0 is black, neighbours differ.
-
-    The bits of a label go in turn to red, green and blue, from each colour's highest bit down.
-    """
-    labels = np.arange(256)
-    table = np.zeros((256, 3), dtype=np.uint8)
-    for bit in range(8):
-        value = (labels >> bit & 1) << (7 - bit // 3)
-        table[:, bit % 3] |= value.astype(np.uint8)
-    return table
+def _default(label: int) -> list[int]:
+    brightness = _BRIGHTNESS[label % len(_BRIGHTNESS)]
+    return [round(brightness * part) for part in class_color(label)]

@@ -101,7 +101,7 @@ class SegmentationPrediction(Prediction):
         if self.mask is None:
             raise ValueError(f"{self.name}: there is no mask{f': {self.error}' * bool(self.error)}")
         image = Image.fromarray(self.mask)
-        image.putpalette(colour_table(self.colours, len(self.classes)).tobytes())
+        image.putpalette(colour_table(self.colours, self.classes).tobytes())
         return image
 
     def write_mask(self, path: str | os.PathLike[str]) -> None:

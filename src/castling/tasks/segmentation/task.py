@@ -135,7 +135,7 @@ class SegmentationTask(Task):
 
     def input_format(self) -> dict[str, Any]:
         """Classes and their colours, and how images are scaled and padded."""
-        colours = colour_table(self.info.colours, len(self.info.classes))
+        colours = colour_table(self.info.colours, self.info.classes)
         return {
             "classes": list(self.info.classes),
             "colours": colours[: len(self.info.classes)].tolist(),
@@ -291,7 +291,7 @@ class SegmentationTask(Task):
         masks = [("prediction", prediction.mask)]
         if target is not None:
             masks.append(("truth", target["mask"].cpu().numpy()))
-        table = colour_table(self.info.colours, len(self.info.classes))
+        table = colour_table(self.info.colours, self.info.classes)
         return draw_masks(image, masks, self.info.classes, table)
 
 
