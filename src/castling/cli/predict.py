@@ -17,6 +17,7 @@ from castling.cli.parts import (
     add_quiet,
     device_of,
     parser_for,
+    read_size,
     say,
     show,
 )
@@ -75,13 +76,25 @@ def predict(arguments: list[str]) -> int:
         help="write every image with its prediction drawn, predictions.csv and predictions.json "
         "into this folder; the images of a folder keep their sub-folders",
     )
+    parser.add_argument(
+        "--masks",
+        help="of a segmenter: write the class of every pixel into this folder, an indexed PNG for "
+        "each image, named as the drawn ones",
+    )
+    parser.add_argument(
+        "--window",
+        help="of a segmenter: compute large images by windows of SIDE or HEIGHTxWIDTH pixels, a "
+        "third of them overlapping (default: as it was trained to)",
+    )
     add_overwrite(
-        parser, "the files of --csv and --coco; write into a folder of --output that holds files"
+        parser,
+        "the files of --csv and --coco; write into folders of --output and --masks that hold files",
     )
     add_quiet(parser)
     values = parser.parse_args(arguments)
-    if values.output:
-        check_output(Path(values.output), values.overwrite)
+    for option in ("output", "masks"):
+        if path := getattr(values, option):
+            check_output(Path(path), values.overwrite, f"--{option}")
     for option in ("csv", "coco"):
         if path := getattr(values, option):
             check_file(Path(path), values.overwrite, f"--{option}")
@@ -89,8 +102,16 @@ def predict(arguments: list[str]) -> int:
         raise ValueError("--coco_ids is for the file of --coco: give that too")
     patterns, unmatched = expand(values.images)
     from castling.deploy import Predictor
+    from castling.tasks.segmentation import SegmentationPrediction
 
-    predictor = Predictor(values.model, batch_size=values.batch_size, device=device_of(values))
+    predictor = Predictor(
+        values.model,
+        batch_size=values.batch_size,
+        device=device_of(values),
+        window=read_size(values.window) if values.window else None,
+    )
+    if values.masks:
+        predictor.require_masks()
     ids = predictor.coco_ids(values.coco_ids) if values.coco else None
     found: list[Prediction] = [
         predictor.task.prediction_class(name=pattern, error=f"no image matches {pattern}")
@@ -108,10 +129,19 @@ def predict(arguments: list[str]) -> int:
         ids.image(str(image))  # type: ignore[union-attr]  # refused before the work
     printed = not values.json and not values.quiet
     everything: list[Prediction] = []
-    for one in predictor.stream(images):
+    names = list(drawn_names(places))
+    for one, image, name in zip(
+        predictor.stream(images), images, names[len(unmatched) :], strict=True
+    ):
         if values.coco:
             everything.append(one)
-        found.append(one.shown(top=values.top, score=values.score))
+        shown = one.shown(top=values.top, score=values.score)
+        if values.output and not one.error:
+            write_drawn(predictor, image, shown, Path(values.output, name))
+        if values.masks and not one.error:
+            assert isinstance(one, SegmentationPrediction)
+            one.write_mask(Path(values.masks, name))
+        found.append(shown.condensed())  # masks of all images may not fit in memory
         if printed and not one.error:
             print(f"{one.name}  {found[-1].summary()}", flush=True)
     if values.csv:
@@ -119,9 +149,12 @@ def predict(arguments: list[str]) -> int:
     if values.coco:
         predictor.to_coco(everything, values.coco, ids)
     if values.output:
-        write_output(predictor, found, [*unmatched, *images], places, Path(values.output))
+        predictor.to_csv(found, Path(values.output, "predictions.csv"))
+        content = [one.to_dict() for one in found]
+        write_json(Path(values.output, "predictions.json"), content)
+    for folder in filter(None, (values.output, values.masks)):
         if not values.quiet:
-            say(f"written to {values.output}")
+            say(f"written to {folder}")
     if values.json:
         show(values, [one.to_dict() for one in found], "")
     for note in notes + predictor.notes:
@@ -200,7 +233,7 @@ def check_file(path: Path, overwrite: bool, option: str) -> None:
         refuse_existing([path], overwrite)
 
 
-def check_output(folder: Path, overwrite: bool) -> None:
+def check_output(folder: Path, overwrite: bool, option: str) -> None:
     """Refuse a folder that holds files, before any work.
 
     Raises:
@@ -208,35 +241,16 @@ def check_output(folder: Path, overwrite: bool) -> None:
         NotADirectoryError: it is a file.
     """
     if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file; --output names a folder")
+        raise NotADirectoryError(f"{folder} is a file; {option} names a folder")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise FileExistsError(f"{folder} holds files: choose another folder, or give --overwrite")
 
 
-def write_output(
-    predictor: Predictor,
-    found: Sequence[Prediction],
-    images: Sequence[ImageLike],
-    places: Iterable[PurePath],
-    folder: Path,
-) -> None:
-    """``predictions.csv``, ``predictions.json`` and drawn images.
-
-    Args:
-        predictor: made the predictions.
-        found: predictions.
-        images: what each is of; its name is for reading and need not be that of a file.
-        places: relative path of each in the folder; the ending becomes that of a PNG file.
-        folder: made if missing.
-    """
-    predictor.to_csv(found, folder / "predictions.csv")
-    write_json(folder / "predictions.json", [one.to_dict() for one in found])
-    for one, image, name in zip(found, images, drawn_names(places), strict=True):
-        if one.error:
-            continue
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / name) as temporary:
-            predictor.draw(image, one).save(temporary, format="PNG")
+def write_drawn(predictor: Predictor, image: ImageLike, one: Prediction, path: Path) -> None:
+    """An image with its prediction drawn, as a PNG file; folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        predictor.draw(image, one).save(temporary, format="PNG")
 
 
 def drawn_names(places: Iterable[PurePath]) -> Iterator[str]:

@@ -15,9 +15,8 @@ from castling.data.errors import DataError
 from castling.data.problems import DataReport, Depth, ReportingSource
 from castling.data.registry import FileSource, Source
 from castling.data.sample import Sample
+from castling.utils.labels import IGNORED
 from castling.utils.text import few
-
-_IGNORED = 255  # of masks: no class
 
 
 def renumbered(source: Source, classes: Sequence[str], what: str) -> Source:
@@ -67,8 +66,8 @@ class _Renumbered:
         )
         notes = (*source.info.notes, note)
         self.info = replace(source.info, classes=list(classes), notes=notes)
-        table = np.arange(_IGNORED + 1)
-        table[: len(numbers)] = numbers[: _IGNORED + 1]
+        table = np.arange(IGNORED + 1)
+        table[: len(numbers)] = numbers[: IGNORED + 1]
         #: From a value of ``mask`` to another.
         self._of_pixels = torch.from_numpy(table.astype(np.uint8))
 

@@ -113,6 +113,11 @@ class Batch:
         return _restore, (self.images, valid, targets, index, self.names, self.original_sizes)
 
 
+def plain(tensor: Tensor) -> Tensor:
+    """A tv_tensor without its kind; another tensor as it is."""
+    return tensor.as_subclass(Tensor) if isinstance(tensor, tv_tensors.TVTensor) else tensor
+
+
 def stack_samples(
     samples: Sequence[Sample],
     images: Tensor | None = None,

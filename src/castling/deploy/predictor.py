@@ -6,19 +6,23 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional
 
-from castling.data.decode import open_image, to_rgb
-from castling.data.errors import DataError
-from castling.data.files import list_images
 from castling.data.sample import Batch, Sample
+from castling.deploy.images import (
+    ImageLike,
+    complaint_about,
+    expanded,
+    name_of,
+    pillow_of,
+    sample_of,
+)
 from castling.deploy.saved_data import model_folder
 from castling.export import open_exported
 from castling.models.card import ModelCard
@@ -27,15 +31,13 @@ from castling.surgery.checkpoint_values import non_finite, some
 from castling.tasks import Prediction, Task, task_from_card
 from castling.tasks.detection import DetectionPrediction, DetectionTask
 from castling.tasks.detection.coco_files import CocoIds, coco_results
+from castling.tasks.segmentation import SegmentationTask
 from castling.utils.devices import read_device
 from castling.utils.files import write_csv, write_text
 from castling.utils.finite import explain_non_finite, non_finite_images
 from castling.utils.modes import eval_mode
-from castling.utils.text import printable
 
-#: A file, a folder, a Pillow image, an array (H, W), (H, W, 3) or (H, W, 4) of uint8, or a tensor
-#: (3, H, W) of uint8.
-ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
+__all__ = ["ImageLike", "Predictor"]
 
 
 class Predictor:
@@ -48,11 +50,13 @@ class Predictor:
         task: what a network was trained for; saved models and exported files know their own.
         device: of PyTorch models.
         batch_size: images computed together.
+        window: side, or (height, width), in pixels, of windows by which large images are computed,
+            after scaling; None computes them as the task is configured.
 
     Raises:
         FileNotFoundError: nothing there.
-        ValueError: the file was not written by castling, a network comes without a task, or its
-            weights are not finite.
+        ValueError: the file was not written by castling, a network comes without a task, its
+            weights are not finite, or its task takes no windows.
 
     Example:
         >>> predictor = castling.Predictor("runs/mine")
@@ -68,13 +72,18 @@ class Predictor:
         task: Task | None = None,
         device: str | torch.device | None = None,
         batch_size: int = 32,
+        window: int | tuple[int, int] | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        size = (window, window) if isinstance(window, int) else window
+        if size is not None and min(size) < 1:
+            raise ValueError(f"window must be at least 1 pixel, got {window}")
         self.batch_size = batch_size
         self.card: ModelCard | None = None
         self._run: Callable[[Batch], dict[str, Tensor]]
         self._network: nn.Module | None = None
+        self._always: list[str] = []
         if isinstance(model, nn.Module):
             if task is None:
                 raise ValueError(
@@ -99,9 +108,15 @@ class Predictor:
             except ValueError as error:
                 raise ValueError(f"{model} does not describe its model: {error}") from error
             self.task = task or task_from_card(self.card, model)
-            self._run = lambda batch: exported(self.task.preprocess(batch.images))
-            fixed = exported.input_shape[0]
+            self._run = partial(self.task.infer, exported)
+            self._always = self.task.file_notes()
+            fixed, _, height, width = exported.input_shape
             self.batch_size = min(batch_size, fixed) if fixed else batch_size
+            if height and width and self.task.windowed:
+                self.task.use_windows((height, width), exactly=True)
+                size = None  # there is no other
+        if size is not None:
+            self.task.use_windows(size)
         self.transform = self.task.transform(training=False)
         #: What was left out of folders or noticed while images were read, in the last call.
         self.notes: list[str] = []
@@ -120,9 +135,8 @@ class Predictor:
         self.task.to(place)
 
         def run(batch: Batch) -> dict[str, Tensor]:
-            images = self.task.preprocess(batch.images.to(place))
             with eval_mode(network):
-                return self.task.outputs(network, images)
+                return self.task.infer_model(network, batch.to(place))
 
         return run
 
@@ -139,12 +153,12 @@ class Predictor:
     def listed(self, images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
         """Single images, in the place of folders those inside; ``notes`` says what is left out."""
         self.notes = []
-        return list(_expanded(images, self.notes))
+        return list(expanded(images, self.notes))
 
     def stream(self, images: ImageLike | Iterable[ImageLike]) -> Iterator[Prediction]:
         """As calling it, one batch of images in memory at a time."""
-        self.notes = []
-        found = enumerate(_expanded(images, self.notes))
+        self.notes = list(self._always)
+        found = enumerate(expanded(images, self.notes))
         while chunk := list(itertools.islice(found, self.batch_size)):
             yield from self._predict(chunk)
 
@@ -154,10 +168,10 @@ class Predictor:
         samples: list[Sample] = []
         for index, image in chunk:
             try:
-                samples.append(self.transform.resize(_sample(index, image, self.notes)))
+                samples.append(self.transform.resize(sample_of(index, image, self.notes)))
             except (OSError, ValueError) as error:  # a DataError is a ValueError
                 results[index] = self.task.prediction_class(
-                    name=_name(index, image), error=_complaint(image, error)
+                    name=name_of(index, image), error=complaint_about(image, error)
                 )
         if samples:
             keys = np.zeros(len(samples), dtype=np.uint64)
@@ -188,7 +202,14 @@ class Predictor:
 
     def draw(self, image: ImageLike, prediction: Prediction) -> Image.Image:
         """A copy of the image with the prediction drawn."""
-        return self.task.draw(_pillow(image), prediction)
+        return self.task.draw(pillow_of(image), prediction)
+
+    def require_masks(self) -> None:
+        """Raise ValueError unless predictions have a class for every pixel."""
+        if not isinstance(self.task, SegmentationTask):
+            raise ValueError(
+                f"masks hold a class for every pixel; this model is for {self.task.config.name}"
+            )
 
     def to_csv(self, predictions: Iterable[Prediction], path: str | os.PathLike[str]) -> None:
         """Write predictions as a table."""
@@ -231,83 +252,3 @@ class Predictor:
         found = [one for one in predictions if isinstance(one, DetectionPrediction)]
         ids = ids or CocoIds.counted(found, self.task.info.classes)
         write_text(path, json.dumps(coco_results(found, ids), ensure_ascii=False) + "\n")
-
-
-def _expanded(images: ImageLike | Iterable[ImageLike], notes: list[str]) -> Iterator[ImageLike]:
-    """Single images, in the place of folders those inside; ``notes`` takes what is left out."""
-    if isinstance(images, (str, os.PathLike, Image.Image, np.ndarray, Tensor)):
-        images = [images]
-    for image in images:
-        if not isinstance(image, (str, os.PathLike)):
-            yield image
-            continue
-        path = Path(image)
-        inside: list[Path] = []
-        if _is_folder(path):
-            inside, more = list_images(path)
-            notes += more
-        yield from inside or [path]
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):  # a name that the system refuses; opening it says why
-        return False
-
-
-def _pillow(image: ImageLike, notes: list[str] | None = None) -> Image.Image:
-    if isinstance(image, (str, os.PathLike)):
-        return open_image(Path(image), None if notes is None else notes.append)
-    if isinstance(image, Image.Image):
-        try:
-            return to_rgb(image)
-        except Exception as error:  # a lazy image is decoded here; see castling.data.decode
-            raise DataError(f"the image cannot be decoded: {error}") from error
-    if 0 in image.shape:
-        raise DataError(f"the image is empty: its shape is {tuple(image.shape)}")
-    if isinstance(image, Tensor):
-        if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != 3:
-            raise DataError(
-                f"a tensor must be (3, H, W) of uint8, got {tuple(image.shape)} of {image.dtype}"
-            )
-        return Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
-    colours = image.ndim == 3 and image.shape[2] in (3, 4)
-    if image.dtype != np.uint8 or not (colours or image.ndim == 2):
-        raise DataError(
-            "an array must be (H, W), (H, W, 3) or (H, W, 4) of uint8, got "
-            f"{image.shape} of {image.dtype}"
-        )
-    return to_rgb(Image.fromarray(image))
-
-
-def _sample(index: int, image: ImageLike, notes: list[str]) -> Sample:
-    pillow = _pillow(image, notes)
-    return Sample(
-        image=functional.to_image(pillow),
-        target={},
-        index=index,
-        name=_name(index, image),
-        original_size=(pillow.height, pillow.width),
-    )
-
-
-def _name(index: int, image: ImageLike) -> str:
-    if isinstance(image, (str, os.PathLike)):
-        return printable(os.fspath(image))
-    return f"image {index}"
-
-
-def _complaint(image: ImageLike, error: Exception) -> str:
-    name = printable(str(image)) if isinstance(image, (str, os.PathLike)) else "the image"
-    if isinstance(error, FileNotFoundError):
-        return f"no such file or folder: {name}"
-    if isinstance(error, IsADirectoryError):
-        return f"{name} holds no image files"
-    if isinstance(error, DataError):  # what follows the semicolon is advice for training data
-        text = str(error)
-        start = text.find(name) + len(name) if name in text else 0  # names may hold semicolons
-        what, advised, _ = text[start:].rpartition("; ")
-        return text[:start] + what if advised else text
-    reason: Any = getattr(error, "strerror", None) or error
-    return f"{name} cannot be read: {reason}"

@@ -1,7 +1,8 @@
 """A model with named outputs: what is traced, written to a file and compared with it.
 
 Of a detector these are its detections, whole: after decoding and suppression. They are compared as
-sets, since runtimes may order equal scores differently.
+sets, since runtimes may order equal scores differently. Of a segmenter these are its scores and the
+label of every pixel, of which nearly all must be the same: at borders the last bit decides.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from castling.heads.agreement import LEAST_AGREEMENT
 from castling.heads.detector import Detector
 from castling.heads.matching import DetectorOutputs
+from castling.heads.segmenter import Segmenter
+from castling.heads.segmenter_outputs import SegmenterOutputs
 
 #: (model, images (B, 3, H, W)) -> named tensors; ``outputs`` of a task is one.
 RawOutputs = Callable[[nn.Module, Tensor], dict[str, Tensor]]
@@ -59,6 +63,11 @@ def name_outputs(result: Any) -> dict[str, Tensor]:
 class Outputs(Protocol):
     """What :func:`castling.export` asks of a task; every task is one."""
 
+    @property
+    def least_agreement(self) -> float:
+        """Share of :meth:`agreement` that a file must reach, where outputs are aligned."""
+        ...
+
     def outputs(self, model: Any, images: Tensor) -> dict[str, Tensor]:
         """Tensors (B, …) for normalised images (B, 3, H, W)."""
         ...
@@ -81,6 +90,8 @@ class PlainOutputs:
         raw_outputs: names them; None is :func:`default_raw_outputs`.
     """
 
+    least_agreement = LEAST_AGREEMENT
+
     def __init__(self, raw_outputs: RawOutputs | None = None) -> None:
         self.outputs = raw_outputs or default_raw_outputs
 
@@ -97,10 +108,14 @@ class PlainOutputs:
 def outputs_of(
     model: nn.Module, raw_outputs: RawOutputs | None = None, task: Outputs | None = None
 ) -> Outputs:
-    """What is exported: as asked for, else as the task says, else detections, else everything."""
+    """What is exported: as asked for, else as the task says, else as the kind of model says."""
     if raw_outputs is not None:
         return PlainOutputs(raw_outputs)
-    return task or (DetectorOutputs() if isinstance(model, Detector) else PlainOutputs())
+    if task is not None:
+        return task
+    if isinstance(model, Detector):
+        return DetectorOutputs()
+    return SegmenterOutputs() if isinstance(model, Segmenter) else PlainOutputs()
 
 
 class NamedOutputs(nn.Module):

@@ -16,10 +16,6 @@ from castling.export.sizes import Shape, images_of, run_once
 from castling.export.target import ExportError
 from castling.utils.text import first_line
 
-#: Least share of detections and the like that both must have. Which of two boxes is suppressed may
-#: hang on the last bit of their overlap; a wrong suppression changes many.
-LEAST_AGREEMENT = 0.99
-
 
 @dataclass(frozen=True)
 class Verification:
@@ -79,10 +75,11 @@ def _check(
     agreement = None if share is None else float(share.mean())
     aligned = how.task.align(expected, found)
     sets = aligned[0] is not expected
-    if sets and agreement is not None and not agreement >= LEAST_AGREEMENT:
+    least = how.task.least_agreement
+    if sets and agreement is not None and not agreement >= least:
         raise ExportError(
-            f"at input shape {shape} {how.runtime} agrees with PyTorch in {agreement:.1%} of what "
-            f"the model finds, less than {LEAST_AGREEMENT:.0%}. Where many scores are nearly "
+            f"at input shape {shape} {how.runtime} agrees with PyTorch in {agreement:.2%} of what "
+            f"the model finds, less than {least:.1%}. Where many scores are nearly "
             "equal, as of weights that were not trained, the last bit decides what is kept: train "
             "the model first, or compare on other images (--data; in Python images=, or "
             "raw_outputs= for the head's outputs, among which nothing is chosen yet)"

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from castling.heads.agreement import LEAST_AGREEMENT
+
 Detections = dict[str, Tensor]
 
 #: Boxes whose sides are as close as this, in pixels, are the same: rounding decides how far those
@@ -104,6 +106,8 @@ class DetectorOutputs:
 
     The switch, folding and exports take one as their ``task``.
     """
+
+    least_agreement = LEAST_AGREEMENT
 
     def raw_outputs(self, model: Any, images: Tensor) -> dict[str, Tensor]:
         """Dense outputs of normalised images (B, 3, H, W)."""

@@ -41,6 +41,8 @@ class ModelCard:
         progress: training progress in [0, 1] of the auxiliary branches, where there still are any.
         folded: whether ``fold_`` has rewritten the model.
         metrics: results, e.g. ``{"val_top1": 91.2}``, in percent.
+        colours: [red, green, blue] by which people know each class, in the order of the labels;
+            empty where the data had none.
         castling_version: that wrote the file.
     """
 
@@ -56,6 +58,7 @@ class ModelCard:
     progress: float = 1.0
     folded: bool = False
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    colours: list[list[int]] = dataclasses.field(default_factory=list)
     castling_version: str = VERSION
 
     def __post_init__(self) -> None:
@@ -75,6 +78,8 @@ class ModelCard:
             raise ValueError(f'"classes" is not a list of names: {classes!r}')
         if len(set(classes)) < len(classes):
             raise ValueError('"classes" names a class twice')
+        if self.colours and not _are_colours(self.colours, len(classes)):
+            raise ValueError('"colours" is not a list of [red, green, blue] for each class')
         missing = [key for key in ("image_size", "mean", "std") if key not in self.preprocessing]
         if missing:
             raise ValueError(f'"preprocessing" lacks {", ".join(missing)}')
@@ -163,6 +168,15 @@ class ModelCard:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _are_colours(colours: Any, classes: int) -> bool:
+    return (
+        isinstance(colours, list)
+        and len(colours) == classes
+        and all(isinstance(each, list) and len(each) == 3 for each in colours)
+        and all(type(part) is int and 0 <= part <= 255 for each in colours for part in each)
+    )
 
 
 def _upgraded(values: dict[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from castling.export.target import (
     require_packages,
     target_named,
 )
-from castling.profiling.whole import WholeDetector
+from castling.profiling.whole import WholeModel
 from castling.surgery import fold_
 from castling.utils.modes import out_of_place
 
@@ -120,7 +120,7 @@ class Runtimes:
         """A copy rewritten by ``castling.fold_``; FoldError where that would change its output."""
         twin = copy.deepcopy(self.model)
         # Decoding may fall out otherwise in the last bit.
-        fold_(twin.detector if isinstance(twin, WholeDetector) else twin, self.images[:1])
+        fold_(twin.model if isinstance(twin, WholeModel) else twin, self.images[:1])
         return twin
 
     def _exported(self, name: str) -> Path:

@@ -19,6 +19,7 @@ from castling.tasks.registry import (
     task_to_dict,
 )
 from castling.tasks.result import TrainResult
+from castling.tasks.segmentation import SegmentationConfig
 
 #: Configuration of recipes that name no task.
 DEFAULT_TASK = ClassificationConfig
@@ -29,6 +30,7 @@ __all__ = [
     "EvaluateResult",
     "Prediction",
     "PretrainingConfig",
+    "SegmentationConfig",
     "Step",
     "Task",
     "TaskConfig",

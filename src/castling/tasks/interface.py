@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,61 +15,23 @@ from torch import Tensor, nn
 from castling.data.decode import pillow_image
 from castling.data.registry import DataInfo, SourceConfig
 from castling.data.sample import Batch, Sample
+from castling.heads.agreement import LEAST_AGREEMENT
 from castling.tasks.normalize import Normalize
 from castling.tasks.prediction import Prediction
 from castling.tasks.reporting import ReportPart
+from castling.tasks.step import RecipeLike, Step, TaskConfig
 
 if TYPE_CHECKING:
     import torchmetrics
 
+    from castling.data.splits import Selection
     from castling.data.transforms.base import Transform, TransformConfig
 
+__all__ = ["Compute", "Outputs", "RecipeLike", "Step", "Task", "TaskConfig"]
 
-@dataclass(frozen=True, kw_only=True)
-class TaskConfig:
-    """Base of all task configurations; subclasses set ``name`` and add their options."""
-
-    name: ClassVar[str] = ""
-
-
-class Step(NamedTuple):
-    """Where training stands; the only thing that random choices of a task may depend on.
-
-    Attributes:
-        seed: of the run.
-        epoch: from 0.
-        batch: position in the epoch, from 0.
-        rank: number of this process.
-        progress: share of all steps done, in [0, 1].
-        averaged: the moving average of the model, where and when it takes part in the loss.
-    """
-
-    seed: int = 0
-    epoch: int = 0
-    batch: int = 0
-    rank: int = 0
-    progress: float = 0.0
-    averaged: nn.Module | None = None
-
-
-class RecipeLike(Protocol):
-    """The parts of a recipe that a task may look at before anything is opened."""
-
-    @property
-    def task(self) -> Any:
-        """The task's configuration."""
-
-    @property
-    def model(self) -> Any:
-        """The model's section."""
-
-    @property
-    def data(self) -> Any:
-        """The data section."""
-
-    @property
-    def ema(self) -> Any:
-        """The section of the moving average."""
+Outputs = dict[str, Tensor]
+#: Outputs by name of normalised images (B, 3, H, W).
+Compute = Callable[[Tensor], Outputs]
 
 
 class Task(nn.Module):
@@ -110,6 +72,10 @@ class Task(nn.Module):
     switches: ClassVar[bool] = True
     #: Whether exports are verified on images of the run: in noise there is nothing to find.
     verified_on_data: ClassVar[bool] = False
+    #: Whether large images can be seen by windows; see :meth:`use_windows`.
+    windowed: ClassVar[bool] = False
+    #: Share of :meth:`agreement` that an exported file must reach.
+    least_agreement: ClassVar[float] = LEAST_AGREEMENT
 
     def __init__(self, config: TaskConfig, info: DataInfo, transform: TransformConfig) -> None:
         super().__init__()
@@ -153,6 +119,25 @@ class Task(nn.Module):
         Raises:
             ValueError: an option does not fit them.
         """
+
+    def see_training_images(self, images: Selection) -> None:
+        """Look at the training images and targets, as the source gives them, before training.
+
+        Raises:
+            ValueError: an option does not fit them; as DataError, when the data is at fault.
+        """
+
+    def use_windows(self, size: tuple[int, int], *, exactly: bool = False) -> None:
+        """Predict by windows of (height, width) pixels from now on; for large images.
+
+        Args:
+            size: of each window, at least.
+            exactly: of no other size either, as a file of a fixed size wants it.
+
+        Raises:
+            ValueError: the task cannot put what it finds in windows together.
+        """
+        raise ValueError(f"the task {self.config.name} looks at whole images, not at windows")
 
     def preprocessing(self) -> dict[str, Any]:
         """Options of the transforms that evaluation needs, as a model's card keeps them."""
@@ -239,9 +224,31 @@ class Task(nn.Module):
         """Predictions, in original coordinates, from what :meth:`outputs` gave."""
         raise NotImplementedError
 
+    def decoded_outputs(self, model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+        """Those of :meth:`outputs` that :meth:`decode` reads, without the cost of the others."""
+        return self.outputs(model, images)
+
+    def infer(self, compute: Compute, batch: Batch, model: nn.Module | None = None) -> Outputs:
+        """What :meth:`decode` reads, for a batch: here of the whole images at once.
+
+        Args:
+            compute: outputs of normalised images (B, 3, H, W); a model or an exported file.
+            batch: on the device of ``compute``.
+            model: whose outputs they are; None for a file.
+        """
+        return compute(self.preprocess(batch.images))
+
+    def infer_model(self, model: nn.Module, batch: Batch) -> Outputs:
+        """:meth:`infer` by a model."""
+        return self.infer(partial(self.decoded_outputs, model), batch, model)
+
     def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
         """One prediction per image."""
-        return self.decode(self.outputs(model, self.preprocess(batch.images)), batch)
+        return self.decode(self.infer_model(model, batch), batch)
+
+    def file_notes(self) -> list[str]:
+        """What predicting with an exported file does otherwise than with the model."""
+        return []
 
     def metrics(self) -> torchmetrics.Metric:
         """An empty metric; ``compute`` gives a dictionary and synchronises processes by itself."""
@@ -271,7 +278,11 @@ class Task(nn.Module):
         return []
 
     def example(
-        self, sample: Sample, records: Sequence[Mapping[str, Any]], position: int
+        self,
+        sample: Sample,
+        records: Sequence[Mapping[str, Any]],
+        position: int,
+        predict: Callable[[], Prediction],
     ) -> Image.Image:
         """The picture of one record: here the image as the model sees it.
 
@@ -279,25 +290,9 @@ class Task(nn.Module):
             sample: the original image with its target.
             records: all of this image.
             position: of the record among them.
+            predict: makes the prediction again, for a task whose records do not hold it.
         """
         return pillow_image(self.transform(training=False).resize(sample).image)
-
-    def predicted_example(
-        self,
-        sample: Sample,
-        records: Sequence[Mapping[str, Any]],
-        position: int,
-        predict: Callable[[], Prediction],
-    ) -> Image.Image:
-        """The picture of one record, by :meth:`example` here; what reports call.
-
-        Args:
-            sample: as of :meth:`example`, as the next two.
-            records: all of this image.
-            position: of the record among them.
-            predict: gives the prediction of the image again, where a picture shows it.
-        """
-        return self.example(sample, records, position)
 
     def report_parts(self, records: Sequence[Mapping[str, str]]) -> list[ReportPart]:
         """Tables and examples for a report, from the rows of ``predictions.csv``."""

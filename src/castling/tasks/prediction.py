@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,10 @@ class Prediction:
             top: how many classes of a whole image.
             score: least score of what is found in it.
         """
+        return self
+
+    def condensed(self) -> Self:
+        """Without what is large, once it is drawn or written; rows and summary stay."""
         return self
 
     def summary(self) -> str:

@@ -56,11 +56,6 @@ def write_records(
     task.to(device)
     rows: list[dict[str, Any]] = []
     parts: list[range] = []  # of the rows: those of each image
-    images = data.dataset(split)
-
-    def predict(image: int) -> Prediction:
-        return task.predict(model, images[BatchKey((image,))].to(device))[0]
-
     with eval_mode(model):
         for batch in data.loader(split):
             found = task.predict(model, batch.to(device))
@@ -69,18 +64,25 @@ def write_records(
                 own = task.records(prediction, target)
                 parts.append(range(len(rows), len(rows) + len(own)))
                 rows += [{"name": prediction.name, **row} for row in own]
-        shutil.rmtree(folder / EXAMPLES, ignore_errors=True)
-        for number in task.choose_examples(rows):
-            image = bisect.bisect_right(parts, number, key=lambda part: part.stop)
-            part = parts[image]
-            picture = task.predicted_example(
-                images.selection.sample(image),
-                rows[part.start : part.stop],
-                number - part.start,
-                partial(predict, image),
-            )
-            file = _save(picture, folder / EXAMPLES / f"{number:06}", task.example_side)
-            rows[number]["example"] = file.relative_to(folder).as_posix()
+    shutil.rmtree(folder / EXAMPLES, ignore_errors=True)
+    images = data.dataset(split)
+
+    def predicted(image: int) -> Prediction:
+        batch = images[BatchKey((image,))].to(device)
+        with eval_mode(model):
+            return task.predict(model, batch)[0]
+
+    for number in task.choose_examples(rows):
+        image = bisect.bisect_right(parts, number, key=lambda part: part.stop)
+        part = parts[image]
+        picture = task.example(
+            images.selection.sample(image),
+            rows[part.start : part.stop],
+            number - part.start,
+            partial(predicted, image),
+        )
+        file = _save(picture, folder / EXAMPLES / f"{number:06}", task.example_side)
+        rows[number]["example"] = file.relative_to(folder).as_posix()
     write_csv(folder / PREDICTIONS, ("name", *task.record_columns, "example"), rows)
     return folder / PREDICTIONS
 

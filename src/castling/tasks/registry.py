@@ -95,5 +95,6 @@ def _task_of(card: ModelCard) -> Task:
     config = config_from_dict(config_class, options, "task")
     made = task_class(config)
     transform = config_from_dict(made.transform_config, card.preprocessing, "preprocessing")
-    info = DataInfo(card.classes, {}, kind=next(iter(made.kinds)))
+    colours = tuple((red, green, blue) for red, green, blue in card.colours)
+    info = DataInfo(card.classes, {}, kind=next(iter(made.kinds)), colours=colours)
     return made(config, info, transform)

@@ -195,10 +195,22 @@ def build(
         head=head_to_dict(head, head_config(head, config.head)) if head else None,
         kwargs={**(sized if takes_image_size(timm_name(config.name)) else {}), **kwargs},
         attention=describe_attention(config.attention),
+        colours=[list(colour) for colour in task.info.colours],
         where=config.where,
     )
     task.prepare_training(model)
     return model, card, report
+
+
+def see_training_data(task: Task, data: DataModule) -> None:
+    """Show a task the training images that its options may follow from.
+
+    Raises:
+        ValueError: an option does not fit them.
+    """
+    chosen = data.dataset("train").selection
+    task.see_training_labels(chosen.labels)
+    task.see_training_images(chosen)
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from castling.data import SplitRecord
 from castling.data.errors import plain_data_errors
 from castling.models.card import ModelCard
 from castling.tasks.result import TrainResult
-from castling.train.build import build, check, check_forward, open_data
+from castling.train.build import build, check, check_forward, open_data, see_training_data
 from castling.train.callbacks import (
     AuxiliarySchedule,
     BatchNormStatistics,
@@ -192,7 +192,7 @@ def prepare(
     data, task = open_data(recipe, record, take_in=changed_data == "allow")
     check_changes(data, record, changed_data)
     model, card, weights = build(recipe, task, resumed=checkpoint is not None)
-    task.see_training_labels(data.dataset("train").selection.labels)
+    see_training_data(task, data)
     check_early_stopping(recipe.early_stopping, model)
     if checkpoint is None:
         check_forward(model, task, data)

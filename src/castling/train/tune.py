@@ -16,7 +16,7 @@ from lightning.pytorch.tuner import Tuner
 
 from castling.data import Batch
 from castling.data.errors import plain_data_errors
-from castling.train.build import build, check, open_data
+from castling.train.build import build, check, open_data, see_training_data
 from castling.train.hardware import trainer_arguments
 from castling.train.module import TrainingModule
 from castling.train.recipe import Recipe
@@ -243,7 +243,7 @@ def _prepare(recipe: Recipe, folder: str, *, largest: bool = False) -> tuple[_Pr
     seed_everything(recipe.seed)
     data, task = open_data(recipe)
     model, _, _ = build(recipe, task)
-    task.see_training_labels(data.dataset("train").selection.labels)
+    see_training_data(task, data)
     if recipe.hardware.channels_last:
         model.to(memory_format=torch.channels_last)
     # One process finds out what each of several can do. Lightning's search for a learning rate

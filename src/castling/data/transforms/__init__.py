@@ -15,6 +15,11 @@ from castling.data.transforms.pretraining import (
     PretrainingTransform,
     PretrainingTransformConfig,
 )
+from castling.data.transforms.segmentation import (
+    SegmentationEvalTransform,
+    SegmentationTransformConfig,
+)
+from castling.data.transforms.segmentation_training import SegmentationTrainTransform
 
 __all__ = [
     "ClassificationEvalTransform",
@@ -25,6 +30,9 @@ __all__ = [
     "DetectionTransformConfig",
     "PretrainingTransform",
     "PretrainingTransformConfig",
+    "SegmentationEvalTransform",
+    "SegmentationTrainTransform",
+    "SegmentationTransformConfig",
     "Size",
     "Transform",
     "TransformConfig",

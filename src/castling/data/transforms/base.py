@@ -24,6 +24,18 @@ from castling.utils.randomness import Keys
 Size = tuple[int, int]
 
 
+def fitted_size(original: Size, shortest: int, longest: int) -> Size:
+    """(height, width) of an image scaled so that it keeps its aspect ratio.
+
+    Args:
+        original: (height, width) of the image in pixels.
+        shortest: of its shorter side, at most.
+        longest: of its longer side, at most.
+    """
+    scale = min(shortest / min(original), longest / max(original))
+    return max(1, int(original[0] * scale + 0.5)), max(1, int(original[1] * scale + 0.5))
+
+
 class Samples(Protocol):
     """The images of a split after the fixed stage; an :class:`~castling.data.ImageSet`, say."""
 

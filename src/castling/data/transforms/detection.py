@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from castling.data.decode import image_tensor, pillow_image
 from castling.data.sample import Batch, Sample, stack_samples
-from castling.data.transforms.base import Samples, Size, TransformConfig
+from castling.data.transforms.base import Samples, Size, TransformConfig, fitted_size
 from castling.data.transforms.scene import FILL
 from castling.data.transforms.steps import RESAMPLING, Interpolation
 from castling.utils.randomness import Keys
@@ -126,8 +126,7 @@ class DetectionTransformConfig(TransformConfig):
         if self.resize == "stretch":
             return size
         longest = max(size) if self.max_size is None else self.max_size
-        scale = min(min(size) / min(original), longest / max(original))
-        return max(1, int(original[0] * scale + 0.5)), max(1, int(original[1] * scale + 0.5))
+        return fitted_size(original, min(size), longest)
 
     def description(self) -> dict[str, object]:
         """Scaling and padding in plain values, as exported files store them.

@@ -14,7 +14,6 @@ import torch
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from castling.data.decode import image_tensor, pillow_image
 from castling.data.errors import DataError
 from castling.data.registry import DataInfo
 from castling.data.sample import Batch, Sample
@@ -27,7 +26,7 @@ from castling.data.transforms.detection import (
 )
 from castling.data.transforms.mosaic import mosaic
 from castling.data.transforms.scene import Objects, Scene
-from castling.data.transforms.steps import RESAMPLING
+from castling.data.transforms.steps import RESAMPLING, PillowPhotometricDistort, chance
 from castling.utils.randomness import Keys
 
 _MOST_ENLARGED = 4
@@ -79,7 +78,9 @@ class DetectionTrainTransform:
         default = 0.5 if info.mirrored else 0.0
         self._flip = default if config.horizontal_flip is None else config.horizontal_flip
         self._resampling = RESAMPLING[config.interpolation]
-        self._distort = _Distort(p=config.photometric) if config.photometric else None
+        self._distort = (
+            PillowPhotometricDistort(p=config.photometric) if config.photometric else None
+        )
         self._crop, self._zoom = v2.RandomIoUCrop(), v2.RandomZoomOut()
         sizes = [config.size, *((side, side) for side in self.sides)]
         self._largest = max(sizes, key=min)
@@ -97,14 +98,14 @@ class DetectionTrainTransform:
     def augment(self, sample: Sample, size: Size | None, others: Samples = ()) -> Sample:
         """Combine with ``others``, crop, zoom, mirror, scale and distort."""
         config = self.config
-        if _chance(config.mosaic) and len(others):
+        if chance(config.mosaic) and len(others):
             four = [sample, *(_any_of(others) for _ in range(3))]
             scene = mosaic(four, config.fitted(sample.original_size, size))
         else:
             scene = self._cropped(Scene.of(sample))
         scene = self._mirrored(scene)
         scene = scene.resized(config.fitted(scene.size, size))
-        pasting = _chance(config.copy_paste) and len(others) > 0
+        pasting = chance(config.copy_paste) and len(others) > 0
         found = scene.render(self._resampling, masks=self.masks or pasting)
         if pasting:
             other = self._mirrored(self._cropped(Scene.of(_any_of(others))))
@@ -114,11 +115,11 @@ class DetectionTrainTransform:
 
     def _cropped(self, scene: Scene) -> Scene:
         """Zoom and crop, each with its probability."""
-        if _chance(self.config.zoom_out):
+        if chance(self.config.zoom_out):
             left, top, right, bottom = self._zoom.make_params([_boxes_of(scene)])["padding"]
             height, width = scene.size
             scene = scene.window(-top, -left, height + top + bottom, width + left + right)
-        if _chance(self.config.crop) and len(scene.boxes) and min(scene.size) >= _LEAST_CROPPED:
+        if chance(self.config.crop) and len(scene.boxes) and min(scene.size) >= _LEAST_CROPPED:
             params = self._crop.make_params([_boxes_of(scene)])
             if params:
                 scene = scene.keep(params["is_within_crop_area"])
@@ -128,7 +129,7 @@ class DetectionTrainTransform:
         return scene
 
     def _mirrored(self, scene: Scene) -> Scene:
-        return scene.mirrored() if _chance(self._flip) else scene
+        return scene.mirrored() if chance(self._flip) else scene
 
     def _finished(self, found: Objects) -> dict[str, Any]:
         """Image and target of a sample."""
@@ -148,16 +149,6 @@ class DetectionTrainTransform:
         return collate_objects(samples, self.config.multiple)
 
 
-class _Distort(v2.RandomPhotometricDistort):
-    """torchvision's, computed by Pillow, and without exchanging the colour channels."""
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        return {**super().make_params(flat_inputs), "channel_permutation": None}
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        return image_tensor(super().transform(pillow_image(inpt), params))
-
-
 def _boxes_of(scene: Scene) -> Any:
     """The visible objects of a scene, as torchvision's transforms take them."""
     boxes: Any = scene.boxes
@@ -166,8 +157,3 @@ def _boxes_of(scene: Scene) -> Any:
 
 def _any_of(samples: Samples) -> Sample:
     return samples[int(torch.randint(len(samples), ()))]
-
-
-def _chance(probability: float) -> bool:
-    """Whether something of a probability happens; a number is drawn in any case."""
-    return bool(torch.rand(()) < probability)

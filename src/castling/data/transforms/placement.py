@@ -128,8 +128,8 @@ class Placement:
         """Paint the image on the canvas, in place; the placement must be snapped.
 
         Args:
-            canvas: (3, H, W) uint8.
-            pixels: (3, h, w) uint8, the image, perhaps at a smaller size.
+            canvas: (C, H, W) uint8; C is 3, or 1 for a map of labels.
+            pixels: (C, h, w) uint8, the image, perhaps at a smaller size.
             original: (height, width) of the image that the placement counts in.
             resampling: Pillow's filter.
         """
@@ -139,10 +139,12 @@ class Placement:
         factors = pixels.shape[1] / original[0], pixels.shape[2] / original[1]
         part, box = _touched(self.source(self.window), factors, pixels.shape[1:])
         size = (right - left, bottom - top)
-        image = pillow_image(pixels[:, part[0] : part[2], part[1] : part[3]])
+        seen = pixels[:, part[0] : part[2], part[1] : part[3]]
+        image = pillow_image(seen) if len(seen) == 3 else Image.fromarray(seen[0].numpy())
         if image.size != size or box != (0, 0, *image.size):
             image = image.resize(size, resampling, box=box)
-        drawn = image_tensor(image).as_subclass(Tensor)
+        drawn = torch.from_numpy(np.array(image)[None]) if len(seen) == 1 else image_tensor(image)
+        drawn = drawn.as_subclass(Tensor)
         canvas[:, top:bottom, left:right] = drawn.flip(2) if self.scale[1] < 0 else drawn
 
     def draw_mask(self, canvas: Tensor, rle: Rle, box: Tensor) -> None:

@@ -14,10 +14,9 @@ from typing import NamedTuple, Self
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision import tv_tensors
 
 from castling.data.detection.masks import unpack_rles
-from castling.data.sample import Sample
+from castling.data.sample import Sample, plain
 from castling.data.transforms.base import Size
 from castling.data.transforms.placement import Placement, Rectangle
 
@@ -49,7 +48,7 @@ class Piece(NamedTuple):
     @property
     def boxes(self) -> Tensor:
         """(n, 4) boxes of the objects that are left, in pixels of the original image."""
-        return _plain(self.sample.target["boxes"])[self.rows]
+        return plain(self.sample.target["boxes"])[self.rows]
 
 
 class Objects(NamedTuple):
@@ -83,7 +82,7 @@ class Scene:
     @classmethod
     def of(cls, sample: Sample) -> Self:
         """One image that fills the canvas; crowds are no objects to learn."""
-        rows = (~_plain(sample.target["iscrowd"])).nonzero()[:, 0]
+        rows = (~plain(sample.target["iscrowd"])).nonzero()[:, 0]
         size = sample.original_size
         return cls(size, (Piece(sample, Placement.whole(size), rows),))
 
@@ -133,7 +132,7 @@ class Scene:
             snapped = piece.placement.snapped(self.size)
             piece = piece._replace(placement=snapped)
             sample = piece.sample
-            snapped.draw(image, _plain(sample.image), sample.original_size, resampling)
+            snapped.draw(image, plain(sample.image), sample.original_size, resampling)
             found, cut, rows = _visible(piece)
             if masks:
                 drawing = _draw_masks(piece._replace(rows=rows), found, self.size)
@@ -142,7 +141,7 @@ class Scene:
                 found[cut] = tightened(found[cut], drawing[cut])
                 drawn.append(drawing)
             boxes.append(found)
-            labels.append(_plain(sample.target["labels"])[rows])
+            labels.append(plain(sample.target["labels"])[rows])
         return Objects(
             image, torch.cat(boxes), torch.cat(labels), torch.cat(drawn) if masks else None
         )
@@ -178,11 +177,7 @@ def _visible(piece: Piece) -> tuple[Tensor, Tensor, Tensor]:
 def _draw_masks(piece: Piece, boxes: Tensor, size: Size) -> Tensor:
     """(n, H, W) masks of the objects of one image on a canvas of ``size``."""
     found = torch.zeros((len(boxes), *size), dtype=torch.uint8)
-    rles = unpack_rles(_plain(piece.sample.target["segmentation"])) if len(boxes) else []
+    rles = unpack_rles(plain(piece.sample.target["segmentation"])) if len(boxes) else []
     for canvas, row, box in zip(found, piece.rows.tolist(), boxes, strict=True):
         piece.placement.draw_mask(canvas, rles[row], box)
     return found
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.as_subclass(Tensor) if isinstance(tensor, tv_tensors.TVTensor) else tensor

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
+import torch
 from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -155,6 +156,25 @@ class PillowColorJitter(v2.ColorJitter):
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Change the colours of one image."""
         return image_tensor(super().transform(pillow_image(inpt), params))
+
+
+class PillowPhotometricDistort(v2.RandomPhotometricDistort):
+    """torchvision's, computed by Pillow, and without exchanging the colour channels."""
+
+    _transformed_types = (tv_tensors.Image,)
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """What is changed and by how much, from PyTorch's generator."""
+        return {**super().make_params(flat_inputs), "channel_permutation": None}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Change the colours of one image."""
+        return image_tensor(super().transform(pillow_image(inpt), params))
+
+
+def chance(probability: float) -> bool:
+    """Whether something of a probability happens; a number is drawn in any case."""
+    return bool(torch.rand(()) < probability)
 
 
 class ImagePolicy(v2.Transform):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,22 +12,11 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from castling.tasks.detection.prediction import Box
+from castling.tasks.drawing import Color, enlargement, font_file, letter_size
 
-Color = tuple[int, int, int]
 #: Of objects that are there, whatever their class.
 TRUTH: Color = (255, 255, 255)
 _ALPHA = 0.45
-#: Smaller images are enlarged to about this side, so that captions do not cover them.
-_READABLE = 480
-#: The smallest letters and their share of the image's mean side.
-_LETTERS, _SHARE = 11, 1 / 40
-_GOLDEN = 0.618033988749895
-
-
-def class_color(label: int) -> Color:
-    """A bright colour, far from those of the neighbouring labels."""
-    red, green, blue = colorsys.hsv_to_rgb((0.55 + label * _GOLDEN) % 1, 0.75, 1.0)
-    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def draw_objects(
@@ -57,7 +44,7 @@ def draw_objects(
     for index in order:
         if masks is not None and index < len(masks):  # truths, which come last, have none
             _draw_mask(pixels, masks[index], boxes[index], colors[index])
-    times = max(1, _READABLE // max(pixels.shape[1:]))
+    times = enlargement(pixels)
     pixels = pixels.repeat_interleave(times, 1).repeat_interleave(times, 2)
     height, width = pixels.shape[1:]
     side = (width * height) ** 0.5
@@ -70,8 +57,8 @@ def draw_objects(
         names,
         colors=[colors[i] for i in order],
         width=max(1, round(side / 300)),
-        font=_font(),
-        font_size=max(_LETTERS, round(side * _SHARE)),
+        font=font_file(),
+        font_size=letter_size(height, width),
         label_colors="black",
         fill_labels=True,
     )
@@ -92,10 +79,3 @@ def _draw_mask(pixels: Tensor, rle: dict[str, Any], box: Box, color: Color) -> N
         part[:] = draw_segmentation_masks(
             part, torch.from_numpy(inside)[None], alpha=_ALPHA, colors=[color]
         )
-
-
-def _font() -> str:
-    """A font with the letters of European languages, which matplotlib brings."""
-    import matplotlib
-
-    return str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from castling.data.decode import pillow_image
 from castling.data.sample import Sample
-from castling.tasks.detection.drawing import TRUTH, class_color, draw_objects
+from castling.tasks.detection.drawing import TRUTH, draw_objects
 from castling.tasks.detection.prediction import Box, DetectionPrediction
 from castling.tasks.detection.records import corners
+from castling.tasks.drawing import class_color
 from castling.utils.text import percent
 
 #: Detections below this score are not drawn in examples, but for the one an example is of.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,7 +17,7 @@ from castling.data.transforms.detection import DetectionEvalTransform, Detection
 from castling.data.transforms.detection_training import DetectionTrainTransform
 from castling.heads.detector import DetectionTarget, Detector
 from castling.heads.matching import align_detections, detection_agreement
-from castling.models.dense import list_heads
+from castling.tasks.dense import padded_size, require_classes, require_head, require_multiple
 from castling.tasks.detection import report
 from castling.tasks.detection.config import DetectionConfig
 from castling.tasks.detection.examples import draw_example, draw_prediction
@@ -82,13 +82,7 @@ class DetectionTask(Task):
     @classmethod
     def check(cls, recipe: RecipeLike) -> None:
         """Refuse a model without a head of this task."""
-        name = str(recipe.model.name)
-        heads = list_heads("detection")
-        if name.split("/")[0] not in heads:
-            raise ValueError(
-                f"model.name is {name}; detection needs HEAD/BACKBONE, such as "
-                f"picodet_s/cas_vit_xs. Heads: {', '.join(heads)}"
-            )
+        require_head(str(recipe.model.name), "detection", "picodet_s/cas_vit_xs")
 
     @classmethod
     def generate_images(cls, folder: Path, count: int) -> SourceConfig:
@@ -102,12 +96,7 @@ class DetectionTask(Task):
             ValueError: the model or its sizes do not fit the data.
         """
         detector = self._detector(model)
-        multiple = self.transform_options.multiple
-        if multiple % detector.multiple:
-            raise ValueError(
-                f"data.transform.multiple is {multiple}, but the model needs image sides that are "
-                f"multiples of {detector.multiple}: set it to {detector.multiple}"
-            )
+        require_multiple(self.transform_options.multiple, detector.multiple)
         if detector.has_masks and not self.info.has_masks:
             raise ValueError(
                 "the model learns masks, but the data has boxes alone: choose a head without "
@@ -119,20 +108,13 @@ class DetectionTask(Task):
     def _detector(self, model: nn.Module) -> Detector:
         if not isinstance(model, Detector):
             raise ValueError(f"{type(model).__name__} is no detector (castling.heads.Detector)")
-        if model.num_classes != len(self.info.classes):
-            raise ValueError(
-                f"the model knows {model.num_classes} classes, the data "
-                f"{len(self.info.classes)}: its card or the data are those of another model"
-            )
+        require_classes(model.num_classes, self.info.classes)
         return model
 
     @property
     def input_size(self) -> tuple[int, int]:
         """``image_size``, padded to a multiple; with ``resize: keep`` that of a square image."""
-        options = self.transform_options
-        sides = options.fitted(options.size)
-        height, width = (-(-side // options.multiple) * options.multiple for side in sides)
-        return height, width
+        return padded_size(self.transform_options)
 
     def input_format(self) -> dict[str, Any]:
         """Classes, and how images are scaled and padded."""
@@ -245,7 +227,11 @@ class DetectionTask(Task):
         return report.choose_examples(records)
 
     def example(
-        self, sample: Sample, records: Sequence[Mapping[str, Any]], position: int
+        self,
+        sample: Sample,
+        records: Sequence[Mapping[str, Any]],
+        position: int,
+        predict: Callable[[], Prediction],
     ) -> Image.Image:
         """The surroundings of a mistake, or a whole image, with boxes."""
         return draw_example(sample, records, position, self.info.classes)

@@ -212,7 +212,7 @@ class PretrainingTask(Task):
         """From the lowest to the highest loss."""
         return report.choose_examples(records)
 
-    def predicted_example(
+    def example(
         self,
         sample: Sample,
         records: Sequence[Mapping[str, Any]],
