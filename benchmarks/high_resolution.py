@@ -135,54 +135,76 @@ def memory(options: argparse.Namespace, side: int, name: str, runtime: str) -> M
     return replace(row, resident_megabytes=found["megabytes"])
 
 
-def measure(options: argparse.Namespace, side: int) -> ModelsResult:
-    """All models at one size."""
-    chosen = choose_candidates(options.models)
-    rows: list[ModelMeasurement] = []
+def memories(options: argparse.Namespace, side: int) -> list[ModelMeasurement]:
+    """All candidates at one size, each alone; without times."""
+    rows = []
+    for runtime in RUNTIMES:
+        for candidate in choose_candidates(options.models):
+            row = memory(options, side, candidate.name, runtime)
+            print(f"{side} px, {row.label}: {row.resident_megabytes} MB {row.error}", flush=True)
+            rows.append(row)
+    return rows
+
+
+def timed(
+    options: argparse.Namespace, rows: list[ModelMeasurement], side: int
+) -> tuple[list[ModelMeasurement], dict[str, Any]]:
+    """The rows of a size with their times, and facts of the machine."""
+    found: dict[tuple[str, str], ModelMeasurement] = {(r.model, r.variant): r for r in rows}
     facts: dict[str, Any] = {}
     for runtime in RUNTIMES:
-        alone = {each.name: memory(options, side, each.name, runtime) for each in chosen}
-        for row in alone.values():
-            print(f"{side} px, {row.label}: {row.resident_megabytes} MB {row.error}", flush=True)
-        names = [name for name, row in alone.items() if not row.error]
+        names = [row.model for row in rows if row.variant == runtime and not row.error]
         values = in_child(options, side, job="times", names=names, runtime=runtime)
-        timed = ModelsResult.from_dict(values)
-        facts |= timed.machine
-        for row in timed.measurements:
-            megabytes = alone[row.model].resident_megabytes
-            alone[row.model] = replace(row, resident_megabytes=megabytes)
+        result = ModelsResult.from_dict(values)
+        facts |= result.machine
+        for row in result.measurements:
+            key = row.model, runtime
+            megabytes = found[key].resident_megabytes
+            found[key] = replace(row, resident_megabytes=megabytes)
             print(f"{side} px, {row.label}: {row.milliseconds} ms {row.error}", flush=True)
-        rows += alone.values()
-    facts["limit_gigabytes"] = options.limit
-    return ModelsResult(tuple(rows), facts, {each.name: each.hosts for each in chosen})
+    return list(found.values()), facts
 
 
 def main() -> None:
-    """Measure the sizes that are not in the output yet."""
+    """Measure what is not in the output yet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="+", help="timm names, ours included, and HEAD/BACKBONE")
     parser.add_argument("--sides", type=int, nargs="+", default=[320, 640, 1024, 1536, 2048])
     parser.add_argument("--limit", type=float, default=20.0, help="gigabytes of one process")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=30.0, help="of timing, a size and runtime")
+    parser.add_argument("--untimed", action="store_true", help="memory alone, on a busy machine")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "high_resolution.json")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         child(options, json.loads(options.child))
         return
-    done: list[ModelMeasurement] = []
+    rows: list[ModelMeasurement] = []
+    facts: dict[str, Any] = {"limit_gigabytes": options.limit}
     if options.output.exists():
-        done += ModelsResult.from_dict(json.loads(options.output.read_text())).measurements
-    for side in options.sides:
-        if any(row.height == side for row in done):
-            continue
-        result = measure(options, side)
-        done += result.measurements
-        command = f"python benchmarks/high_resolution.py {' '.join(options.models)} --sides "
-        command += " ".join(map(str, options.sides))
-        result = replace(result, measurements=tuple(done), command=command)
+        before = ModelsResult.from_dict(json.loads(options.output.read_text()))
+        rows, facts = list(before.measurements), before.machine
+    command = f"python benchmarks/high_resolution.py {' '.join(options.models)}"
+    command += f" --sides {' '.join(map(str, options.sides))}"
+    hosts = {each.name: each.hosts for each in choose_candidates(options.models)}
+
+    def write() -> None:
+        result = ModelsResult(tuple(rows), facts, hosts, command=command)
         write_json(options.output, result.to_dict())
+
+    for side in options.sides:
+        if not any(row.height == side for row in rows):
+            rows += memories(options, side)
+            write()
+    for side in () if options.untimed else options.sides:
+        mine = [row for row in rows if row.height == side]
+        if all(row.milliseconds or row.error for row in mine):
+            continue
+        mine, found = timed(options, mine, side)
+        rows = [row for row in rows if row.height != side] + mine
+        facts |= found
+        write()
 
 
 if __name__ == "__main__":

@@ -123,6 +123,19 @@ def test_a_detector_on_any_backbone(backbone):
     assert isinstance(model.neck, SimplePyramid if one_stride else FPN)
 
 
+@pytest.mark.parametrize("head", ["picodet_pico", "d_fine_pico"])
+@pytest.mark.parametrize("backbone", ["deit_pico", "castling_deit_pico"])
+def test_detectors_with_necks_of_their_own_on_plain_transformers(head, backbone):
+    model = create_model(f"{head}/{backbone}", num_classes=3).train()
+    assert isinstance(model.pyramid, SimplePyramid)
+    target = {"boxes": torch.tensor([[8.0, 8, 40, 50]]), "labels": torch.tensor([2])}
+    sum(model.losses(torch.randn(2, 3, 64, 96), [target] * 2).values()).backward()
+    below = [*model.backbone.parameters(), *model.pyramid.parameters()]
+    assert all(p.grad is not None for p in below)
+    found = model.eval().inference(torch.randn(1, 3, 128, 64))
+    assert found["boxes"].shape == (1, model.detections, 4)
+
+
 def test_a_backbone_without_a_stride_is_refused():
     with pytest.raises(ValueError, match=r"no feature map of stride 4, only of 8, 16, 32"):
         create_model("faster_rcnn_pico/castling_levit_pico")

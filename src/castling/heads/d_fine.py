@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 from torchvision.ops import box_convert
 
 from castling.heads.d_fine_network import build_network
 from castling.heads.detector import DetectionTarget, Detector
 from castling.heads.processes import divided_together
+from castling.heads.pyramid import maps_of
 from castling.heads.strides import check_strides
 from castling.models.backbone import Backbone
 from castling.models.dense import HeadConfig, MakeBackbone, register_head
@@ -119,20 +120,27 @@ class DFine(Detector):
 
     Args:
         config: its options.
-        backbone: with maps of its strides.
+        backbone: with the maps that the pyramid takes.
+        pyramid: gives maps of the strides.
+        channels: of these.
         num_classes: K.
     """
 
-    def __init__(self, config: DFineConfig, backbone: Backbone, num_classes: int) -> None:
+    def __init__(
+        self,
+        config: DFineConfig,
+        backbone: Backbone,
+        pyramid: nn.Module,
+        channels: Sequence[int],
+        num_classes: int,
+    ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.multiple = config.strides[-1]
         self.detections = config.detections
         self.config = config
-        self.backbone = backbone
-        self.neck, self.head, self._options = build_network(
-            backbone.channels, num_classes, _options(config)
-        )
+        self.backbone, self.pyramid = backbone, pyramid
+        self.neck, self.head, self._options = build_network(channels, num_classes, _options(config))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Maps behind the neck, ``map_8`` (B, width, H/8, W/8) and so on.
@@ -140,7 +148,7 @@ class DFine(Detector):
         Args:
             images: (B, 3, H, W), normalised; H and W multiples of ``multiple``.
         """
-        maps = self.neck(self.backbone(images))
+        maps = self.neck(self.pyramid(self.backbone(images)))
         names = (f"map_{stride}" for stride in self.config.strides)
         return dict(zip(names, maps, strict=True))
 
@@ -241,6 +249,6 @@ def _options(config: DFineConfig) -> dict[str, Any]:
 
 
 @register_head(DFineConfig, task="detection", sizes=SIZES)
-def d_fine(config: DFineConfig, make: MakeBackbone, num_classes: int) -> DFine:
-    """D-FINE: queries refined by a decoder, without suppression of neighbours."""
-    return DFine(config, make(config.strides), num_classes)
+def d_fine(config: DFineConfig, make_backbone: MakeBackbone, num_classes: int) -> DFine:
+    """D-FINE: queries refined by a decoder; on a plain ViT behind a simple pyramid."""
+    return DFine(config, *maps_of(config.width, make_backbone, config.strides), num_classes)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from castling.heads.csp_pan import CSPPAN
 from castling.heads.detector import DetectionTarget, Detector
@@ -28,6 +28,7 @@ from castling.heads.picodet_head import (
     points_of,
 )
 from castling.heads.picodet_loss import Points, picodet_losses
+from castling.heads.pyramid import maps_of
 from castling.heads.selection import best_pairs, clip_boxes, keep_best, take
 from castling.heads.sim_ota import SimOTA
 from castling.models.backbone import Backbone
@@ -89,20 +90,29 @@ class PicoDetConfig(HeadConfig):
 
 
 class PicoDet(Detector):
-    """PicoDet on any backbone with maps of strides 8, 16 and 32.
+    """PicoDet on any backbone.
 
     Args:
         config: its options.
-        backbone: see :class:`castling.models.backbone.Backbone`.
+        backbone: with the maps that the pyramid takes.
+        pyramid: gives maps of strides 8, 16 and 32.
+        channels: of these.
         num_classes: K.
     """
 
-    def __init__(self, config: PicoDetConfig, backbone: Backbone, num_classes: int) -> None:
+    def __init__(
+        self,
+        config: PicoDetConfig,
+        backbone: Backbone,
+        pyramid: nn.Module,
+        channels: Sequence[int],
+        num_classes: int,
+    ) -> None:
         super().__init__()
         self.config, self.num_classes, self.detections = config, num_classes, config.detections
-        self.backbone = backbone
-        self.neck = CSPPAN(backbone.channels, config.width)
-        self.strides = (*backbone.strides, 2 * backbone.strides[-1])
+        self.backbone, self.pyramid = backbone, pyramid
+        self.neck = CSPPAN(channels, config.width)
+        self.strides = (*_STRIDES, 2 * _STRIDES[-1])
         self.head = PicoDetHead(
             config.width, num_classes, config.blocks, self.strides, config.reg_max
         )
@@ -110,7 +120,7 @@ class PicoDet(Detector):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """See :class:`Detector`; per stride s: ``logits_s`` and ``bins_s``, see PicoDetHead."""
-        found: dict[str, Tensor] = self.head(self.neck(self.backbone(images)))
+        found: dict[str, Tensor] = self.head(self.neck(self.pyramid(self.backbone(images))))
         return found
 
     def losses(self, images: Tensor, targets: Sequence[DetectionTarget]) -> dict[str, Tensor]:
@@ -169,6 +179,6 @@ class PicoDet(Detector):
         "picodet_pico": {"width": 32, "blocks": 1},
     },
 )
-def picodet(config: PicoDetConfig, backbone: MakeBackbone, num_classes: int) -> PicoDet:
-    """PicoDet on maps of strides 8, 16 and 32."""
-    return PicoDet(config, backbone(_STRIDES), num_classes)
+def picodet(config: PicoDetConfig, make_backbone: MakeBackbone, num_classes: int) -> PicoDet:
+    """PicoDet; on a plain vision transformer behind a simple pyramid."""
+    return PicoDet(config, *maps_of(config.width, make_backbone, _STRIDES), num_classes)
