@@ -17,6 +17,7 @@ from castling.heads import (  # noqa: F401  # they register themselves
 )
 from castling.heads.detector import DetectionTarget, Detector
 from castling.heads.pretrainer import Pretrainer
-from castling.heads.segmenter import IGNORED, Segmenter
+from castling.heads.segmenter import Segmenter
+from castling.utils.labels import IGNORED
 
 __all__ = ["IGNORED", "DetectionTarget", "Detector", "Pretrainer", "Segmenter"]

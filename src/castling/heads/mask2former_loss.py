@@ -31,7 +31,7 @@ from transformers.models.mask2former.modeling_mask2former import (
 
 from castling.heads.mask2former_network import Segments
 from castling.heads.processes import mean_over_processes
-from castling.heads.segmenter import IGNORED
+from castling.utils.labels import IGNORED
 
 #: Candidates per point from which the most uncertain are taken, and the share of such points.
 _OVERSAMPLING = 3
