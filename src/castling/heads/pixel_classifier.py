@@ -22,6 +22,7 @@ class PixelClassifier(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
         self.conv = nn.Conv2d(channels, num_classes, 1)
         nn.init.normal_(self.conv.weight, std=_STD)
+        assert self.conv.bias is not None
         nn.init.zeros_(self.conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
