@@ -10,7 +10,7 @@ from torch.nn import functional as F
 import castling
 from castling.heads import IGNORED
 from castling.heads.mask2former import _options
-from castling.heads.mask2former_network import PixelDecoder, QueryDecoder, Segments
+from castling.heads.mask2former_network import PixelDecoder, QueryDecoder, Segments, _inside
 from castling.models.dense import head_config
 
 transformers = pytest.importorskip("transformers")
@@ -72,6 +72,16 @@ def test_the_network_is_that_of_transformers(size):
         assert (a is None) == (b is None)
         if a is not None:
             torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3 * b.abs().max().item() + 1e-6)
+
+
+def test_a_query_without_a_mask_sees_everything():
+    masks = torch.full((1, 3, 8, 12), -1.0)
+    masks[0, 1, :, :6] = 1
+    masks[0, 2] = 0
+    level = torch.zeros(1, 32, 4, 6)
+    expected = torch.ones(1, 3, 4, 6, dtype=torch.bool)
+    expected[0, 1, :, 3:] = False
+    assert torch.equal(_inside(masks, level).unflatten(2, (4, 6)), expected)
 
 
 def test_initial_weights_are_those_of_transformers():
