@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -109,6 +110,14 @@ def test_learning_rate_drops_after_epochs():
     assert rate[79] == 1.0
     assert rate[80] == rate[109] == pytest.approx(0.1)
     assert rate[110] == pytest.approx(0.01)
+
+
+def test_a_power_of_what_is_left():
+    config = ScheduleConfig(kind="poly", power=0.9, warmup_steps=10, warmup_lr=0.0, min_lr=0.1)
+    rate = [learning_rate(config, 1.0, step, 110, 10) for step in range(111)]
+    assert rate[:11] == pytest.approx(np.linspace(0, 1, 11))
+    expected = [0.1 + 0.9 * (1 - k / 100) ** 0.9 for k in range(101)]
+    assert rate[10:] == pytest.approx(expected)
 
 
 def test_a_cosine_may_be_longer_than_training():

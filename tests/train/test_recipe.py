@@ -1,3 +1,4 @@
+import itertools
 import re
 from pathlib import Path
 
@@ -46,6 +47,11 @@ def test_every_published_row_has_a_recipe():
     rows |= {f"cascade-mask-rcnn-{m}-{i}" for m in ("qt-vit",) for i in (1, 2, 3)}
     rows |= {f"cascade-mask-rcnn-efficientvit-b{i}" for i in (1, 2, 3)}
     rows |= {"digit_scenes", "bccd", "detect"}
+    backbones = {f"{m}-{i}" for m, i in itertools.product(("qt-vit", "efficientvit-b"), (1, 2, 3))}
+    backbones = {name.replace("b-", "b") for name in backbones}
+    rows |= {f"{head}-{b}" for head in ("upernet", "efficientvit-head") for b in backbones}
+    rows |= {f"semantic-fpn-cas-vit-{size}" for size in ("xs", "s", "m", "t")}
+    rows |= {"mask2former-castling-vit-b", "digit_scenes_segmentation", "camvid", "segment"}
     assert rows | {"digits", "cifar10", "imagenette128", "finetune", "photos"} <= names
 
 

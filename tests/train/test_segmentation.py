@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -309,7 +310,9 @@ def test_evaluate_on_its_own_test_images(whole, capsys):
 
 RECIPES = Path(train_package.__file__).parents[3] / "recipes"
 SEGMENTERS = [
-    path for path in sorted(RECIPES.glob("*.yaml")) if "task: segmentation" in path.read_text()
+    path
+    for path in sorted(RECIPES.glob("*.yaml"))
+    if re.search(r"^task: segmentation|^  name: segmentation", path.read_text(), re.MULTILINE)
 ]
 
 

@@ -50,8 +50,10 @@ class ScheduleConfig:
     """The learning rate over the steps.
 
     Attributes:
-        kind: "cosine" from the peak to min_lr; "steps" multiplies the peak by drop_factor at every
-            epoch of drop_epochs; "constant" stays at the peak.
+        kind: "cosine" from the peak to min_lr; "poly" as well, by (1 - share of the steps) to a
+            power; "steps" multiplies the peak by drop_factor at every epoch of drop_epochs;
+            "constant" stays at the peak.
+        power: for "poly": 1 is a straight line.
         drop_epochs: for "steps": epochs after which the rate drops, counted from 1.
         drop_factor: for "steps".
         cosine_epochs: for "cosine": epochs after which it reaches min_lr, where training ends
@@ -59,10 +61,12 @@ class ScheduleConfig:
         warmup_epochs: linear rise from warmup_lr to the peak, in epochs (fractions allowed).
         warmup_steps: the same in steps; wins over warmup_epochs when positive.
         warmup_lr: learning rate of the first step.
-        min_lr: learning rate at the end of the cosine. Like warmup_lr it is not scaled by lr_batch.
+        min_lr: learning rate at the end of "cosine" and "poly". Like warmup_lr it is not scaled by
+            lr_batch.
     """
 
-    kind: Literal["cosine", "steps", "constant"] = "cosine"
+    kind: Literal["cosine", "poly", "steps", "constant"] = "cosine"
+    power: PositiveFloat = 0.9
     drop_epochs: tuple[PositiveInt, ...] = ()
     drop_factor: LeftOpenUnitInterval = 0.1
     cosine_epochs: PositiveInt | None = None

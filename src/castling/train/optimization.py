@@ -127,8 +127,8 @@ def learning_rate(
 ) -> float:
     """Learning rate of step ``step`` (the first is 0) of ``total_steps``.
 
-    Warm-up rises linearly from warmup_lr at step 0 to the peak at ``warmup_steps``; the cosine then
-    falls to min_lr at ``total_steps``, or after ``cosine_epochs``.
+    Warm-up rises linearly from warmup_lr at step 0 to the peak at ``warmup_steps``; cosine and
+    poly then fall to min_lr at ``total_steps``, or after ``cosine_epochs``.
     """
     if step < warmup_steps:
         return config.warmup_lr + (peak - config.warmup_lr) * step / warmup_steps
@@ -141,7 +141,10 @@ def learning_rate(
         total_steps = max(total_steps, config.cosine_epochs * steps_per_epoch)
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     floor = min(config.min_lr, peak)
-    return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    left = 1 - min(1.0, progress)
+    if config.kind == "poly":
+        return floor + (peak - floor) * left**config.power
+    return floor + (peak - floor) * 0.5 * (1 - math.cos(math.pi * left))
 
 
 def set_learning_rate(
