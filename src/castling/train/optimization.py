@@ -139,12 +139,11 @@ def learning_rate(
         return peak * config.drop_factor**drops
     if config.cosine_epochs is not None:
         total_steps = max(total_steps, config.cosine_epochs * steps_per_epoch)
-    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
     floor = min(config.min_lr, peak)
-    left = 1 - min(1.0, progress)
     if config.kind == "poly":
-        return floor + (peak - floor) * left**config.power
-    return floor + (peak - floor) * 0.5 * (1 - math.cos(math.pi * left))
+        return floor + (peak - floor) * (1 - progress) ** config.power
+    return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def set_learning_rate(
