@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from castling.utils.labels import IGNORED
+from castling.utils.labels import IGNORED as IGNORED
 
 
 class Segmenter(nn.Module):

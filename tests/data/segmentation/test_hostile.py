@@ -81,7 +81,7 @@ def test_masks(masked: Make, content: bytes, named: bool, colours: bool, reduce:
             path=str(root),
             classes=("a", "b", "c") if named and not colours else (),
             colours={"0,0,0": "a", "1,1,1": "b", "2,2,2": "c"} if colours else {},
-            reduce_zero_label=reduce,
+            reduce_zero_label=reduce and not colours,
         )
     )
 

@@ -121,11 +121,12 @@ def _check(found: ClassFile, where: str) -> None:
     stated = [entry.value is not None for entry in found.entries]
     if any(stated) and not all(stated):
         raise DataError(f"{where} gives numbers to some classes only; give every class its number")
-    for what, values in (
+    stated_values: tuple[tuple[str, list[Any]], ...] = (
         ("name", [entry.name for entry in found.entries if entry.is_class]),
         ("number", [entry.value for entry in found.entries if entry.value is not None]),
         ("colour", [entry.colour for entry in found.entries if entry.colour is not None]),
-    ):
+    )
+    for what, values in stated_values:
         twice = sorted({str(each) for each in values if values.count(each) > 1})
         if twice:
             raise DataError(f"{where} has the {what} {printable(twice[0])} twice")

@@ -118,9 +118,9 @@ def place_of(file: str) -> Place:
 def find_places(files: Iterable[str]) -> tuple[list[Place], list[Place]]:
     """Images and masks among the files of a store; none where nothing speaks of masks."""
     places = [place_of(file) for file in files if is_image(file)]
-    places = [place for place in places if not place.stem.endswith(_OTHER_FILES)]
     masks = [place for place in places if place.role == "mask"]
     if masks:
+        masks = [place for place in masks if not place.stem.endswith(_OTHER_FILES)]
         images = [place for place in places if place.role == "image"]
         # Without folders of images, those of splits hold them: train/ beside train_labels/.
         return images or [each for each in places if not each.role and each.split], masks
