@@ -101,6 +101,31 @@ def test_folders_of_masks(masked: Make, images: str, masks: str) -> None:
         assert source.info.classes == list(CLASSES)
 
 
+def test_names_that_nearly_agree(masked: Make, tmp_path: Path) -> None:
+    """Images beside a folder of masks; an image of the mask's own name comes before a like one."""
+    root = masked("{split}{i}.png", "masks/{split}{i}.png", counts=(3, 0))
+    noise(root / "train1_img.png", 7)
+    save_numbers(root / "masks" / "train1_img_mask.png", labels(3))
+    for path in (root, pack(root)):
+        source = open_source(split_shorthand(str(path)))
+        names = [Path(source.name("train", index)).name for index in range(4)]
+        assert names == ["train0.png", "train1.png", "train1_img.png", "train2.png"]
+        for index, seed in enumerate((0, 1, 3, 2)):
+            found = source.sample("train", index).target["mask"]
+            assert found.tolist() == labels(seed).tolist()
+    assert check_source(split_shorthand(str(root))).problems == ()
+
+
+def test_a_photograph_in_place_of_a_mask(masked: Make) -> None:
+    root = masked(save=save_colours)
+    noise(root / "images" / "train" / "train0.png", 0, (100, 90))
+    noise(root / "masks" / "train" / "train0.png", 8, (100, 90))
+    table = {",".join(map(str, colour)): name for name, colour in zip("abc", COLOURS, strict=True)}
+    report = check_source(MasksConfig(path=str(root), colours={**table, "9,9,9": "void"}))
+    assert [each.count for each in report.problems] == [1]
+    assert report.errors[0].kind.startswith("mask with a colour that is not in")
+
+
 def test_named_folders(masked: Make) -> None:
     root = masked("photos {split}/{i}.jpg", "painted/{split}/{i}.png")
     options = {"path": str(root), "images": "photos {split}", "masks": "painted/{split}"}
