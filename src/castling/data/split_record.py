@@ -36,7 +36,7 @@ class RecordedImage:
 
     def row(self) -> list[str | int]:
         """As ``split.json`` has it; without an empty annotation, as records of old."""
-        row = [self.path, self.label, self.key]
+        row: list[str | int] = [self.path, self.label, self.key]
         return [*row, self.annotation] if self.annotation else row
 
 

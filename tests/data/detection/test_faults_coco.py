@@ -377,7 +377,9 @@ def test_a_sound_set_has_no_problems(coco_folder: Callable[..., Folder], images:
     report = check(coco_folder(images=images))
     assert report.problems == ()
     assert report.objects == {"train": 3 * images, "val": 3 * images}
-    assert str(report).endswith("3 classes, no problems")
+    head, read_as = str(report).splitlines()
+    assert head.endswith("3 classes, no problems")
+    assert read_as == "  read as: coco: objects in COCO's format"
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -440,9 +442,9 @@ def test_several_faults_make_one_report(coco_folder: Callable[..., Folder]) -> N
     ]
     lines = str(report).splitlines()
     assert lines[0].endswith("3 classes, 2 errors, 1 note")
-    assert lines[1].startswith("  error: object of a class that is not listed: 7 (annotation 1000")
-    assert lines[1].count("annotation") == 5
-    assert ", …)" in lines[1]
+    assert lines[2].startswith("  error: object of a class that is not listed: 7 (annotation 1000")
+    assert lines[2].count("annotation") == 5
+    assert ", …)" in lines[2]
     plain = report.to_dict()
     assert (plain["errors"], plain["notes"]) == (2, 1)
     assert plain["problems"][0]["kind"] == "object of a class that is not listed"

@@ -81,7 +81,7 @@ def test_masks(masked: Make, content: bytes, named: bool, colours: bool, reduce:
             path=str(root),
             classes=("a", "b", "c") if named and not colours else (),
             colours={"0,0,0": "a", "1,1,1": "b", "2,2,2": "c"} if colours else {},
-            reduce_zero_label=reduce,
+            reduce_zero_label=reduce and not colours,
         )
     )
 
@@ -108,6 +108,8 @@ def test_masks(masked: Make, content: bytes, named: bool, colours: bool, reduce:
 @example(name="classes.json", content=b'{"classes": {"name": null}}')
 @example(name="classes.json", content=b"[" * 5000)
 @example(name="class_dict.csv", content=b'"a')
+@example(name="class_dict.csv", content=b"\r\x00")
+@example(name="class_dict.csv", content=b"a" * 200_000)
 @FAST
 def test_class_files(masked: Make, name: str, content: bytes) -> None:
     root = masked(counts=(2, 1), named=False)

@@ -101,6 +101,31 @@ def test_folders_of_masks(masked: Make, images: str, masks: str) -> None:
         assert source.info.classes == list(CLASSES)
 
 
+def test_names_that_nearly_agree(masked: Make, tmp_path: Path) -> None:
+    """Images beside a folder of masks; an image of the mask's own name comes before a like one."""
+    root = masked("{split}{i}.png", "masks/{split}{i}.png", counts=(3, 0))
+    noise(root / "train1_img.png", 7)
+    save_numbers(root / "masks" / "train1_img_mask.png", labels(3))
+    for path in (root, pack(root)):
+        source = open_source(split_shorthand(str(path)))
+        names = [Path(source.name("train", index)).name for index in range(4)]
+        assert names == ["train0.png", "train1.png", "train1_img.png", "train2.png"]
+        for index, seed in enumerate((0, 1, 3, 2)):
+            found = source.sample("train", index).target["mask"]
+            assert found.tolist() == labels(seed).tolist()
+    assert check_source(split_shorthand(str(root))).problems == ()
+
+
+def test_a_photograph_in_place_of_a_mask(masked: Make) -> None:
+    root = masked(save=save_colours)
+    noise(root / "images" / "train" / "train0.png", 0, (100, 90))
+    noise(root / "masks" / "train" / "train0.png", 8, (100, 90))
+    table = {",".join(map(str, colour)): name for name, colour in zip("abc", COLOURS, strict=True)}
+    report = check_source(MasksConfig(path=str(root), colours={**table, "9,9,9": "void"}))
+    assert [each.count for each in report.problems] == [1]
+    assert report.errors[0].kind.startswith("mask with a colour that is not in")
+
+
 def test_named_folders(masked: Make) -> None:
     root = masked("photos {split}/{i}.jpg", "painted/{split}/{i}.png")
     options = {"path": str(root), "images": "photos {split}", "masks": "painted/{split}"}
@@ -169,6 +194,8 @@ def test_colours_by_an_option_count_before_numbers(masked: Make) -> None:
             open_source(MasksConfig(path=str(root), colours=bad))
     with pytest.raises(ValueError, match="names boat, which is not among"):
         open_source(MasksConfig(path=str(root), colours={"0,0,0": "boat"}, classes=("a",)))
+    with pytest.raises(ValueError, match="call a colour of no class void"):
+        MasksConfig(path=str(root), colours=table, ignore=(3,))
     with pytest.raises(ValueError, match="quotes around the colour"):
         MasksConfig(path=str(root), colours={"1,2,3": 4})
 
@@ -246,12 +273,13 @@ def test_cityscapes(tmp_path: Path, kind: str) -> None:
     if kind == "labelTrainIds":
         ids[255] = 255
     every = np.arange(19 * 12, dtype=np.uint8).reshape(12, 19) % 19
+    every[0, 3:5] = 255
     for number, split in enumerate(("train", "val", "test")):
         for i in range(2):
             stem = f"{split}/berlin/berlin_{i:06d}_000019"
             noise(root / "leftImg8bit" / f"{stem}_leftImg8bit.png", 10 * number + i, (19, 12))
             save_numbers(root / "gtFine" / f"{stem}_gtFine_{kind}.png", ids[every])
-            save_colours(root / "gtFine" / f"{stem}_gtFine_color.png", every)
+            save_colours(root / "gtFine" / f"{stem}_gtFine_color.png", every % 3)
     for path in (root, pack(root)):
         config = split_shorthand(str(path))
         assert config.name == "cityscapes"
@@ -371,6 +399,15 @@ def test_voc_masks(tmp_path: Path, lists: bool) -> None:
         (root / "SegmentationClass" / "val_000001.png").unlink()
         report = check_source(split_shorthand(str(tmp_path / "VOCdevkit")))
         assert [each.kind for each in report.problems] == ["name in a list without a mask"]
+        (root / "SegmentationClass" / "val_000000.png").rename(
+            root / "SegmentationClass" / "val_000001.png"
+        )
+        (root / "ImageSets" / "Segmentation" / "val.txt").write_text("val_000001\nval_000002\n")
+        (root / "ImageSets" / "Segmentation" / "test.txt").write_text("a\nb\n")
+        report = check_source(split_shorthand(str(tmp_path / "VOCdevkit")))
+        assert [each.kind for each in report.problems] == [
+            "list of a split of which nothing is annotated"
+        ]
 
 
 def test_masks_of_cvat(tmp_path: Path) -> None:

@@ -85,24 +85,23 @@ def test_masks_are_no_images_to_train_on(masked: Make, tmp_path: Path) -> None:
 
 def test_options_of_masks_on_the_command_line() -> None:
     """Tables, lists and switches are given as YAML."""
-    flags = {
-        "path": "somewhere",
-        "classes": "[sky, road]",
-        "colours": '{"0,0,255": sky, "128,64,128": road}',
-        "ignore": "[7, 8]",
-        "reduce_zero_label": "true",
-        "images": "photos/{split}",
-        "masks": "painted/{split}",
-    }
     parser = recipe_parser(source="masks")
-    arguments = [f"--data.source.{name}={value}" for name, value in flags.items()]
-    found = parser.instantiate_classes(parser.parse_args(arguments)).data.source
-    assert found == MasksConfig(
-        path="somewhere",
+
+    def parsed(flags: dict[str, str]) -> MasksConfig:
+        arguments = [f"--data.source.{name}={value}" for name, value in flags.items()]
+        return parser.instantiate_classes(parser.parse_args(arguments)).data.source
+
+    flags = {"path": "here", "classes": "[sky, road]", "ignore": "[7, 8]"}
+    flags |= {"reduce_zero_label": "true", "images": "photos/{split}", "masks": "painted/{split}"}
+    assert parsed(flags) == MasksConfig(
+        path="here",
         classes=("sky", "road"),
-        colours={"0,0,255": "sky", "128,64,128": "road"},
         ignore=(7, 8),
         reduce_zero_label=True,
         images="photos/{split}",
         masks="painted/{split}",
+    )
+    table = '{"0,0,255": sky, "128,64,128": road}'
+    assert parsed({"path": "here", "colours": table}) == MasksConfig(
+        path="here", colours={"0,0,255": "sky", "128,64,128": "road"}
     )

@@ -45,6 +45,9 @@ FAULTS: Mapping[str, Fault] = {
         "image without an annotation file",
         "it is left out; a file without objects makes it an image without objects",
     ),
+    "empty_list": note_fault(
+        "list of a split of which nothing is annotated", "the split is not used"
+    ),
     "unlisted": note_fault(
         "annotation file that no list of a split names", "it is left out; add it to a list"
     ),

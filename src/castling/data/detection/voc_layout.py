@@ -99,15 +99,20 @@ def _listed(
     found: dict[str, list[str]] = {}
     by_place = {(posixpath.dirname(posixpath.dirname(name)), stem(name)): name for name in names}
     for split in ("val", "test", "train" if lists["train"] else "trainval"):
+        missing = []
         for root, file in lists[split]:
             with store.open(file) as stream:
                 rows = stream.read().decode("utf-8", "replace").split("\n")
             for row in filter(None, (row.split() for row in rows)):
                 name = by_place.get((root, row[0]))
                 if name is None:
-                    faults.add("unannotated", f"{row[0]} of {file}")
+                    missing.append(f"{row[0]} of {file}")
                 else:
                     found.setdefault(split, []).append(name)
+        if missing and split in ("val", "test") and split not in found:
+            faults.add("empty_list", lists[split][0][1])
+        else:
+            faults.add_all("unannotated", missing)
     if "trainval" in found:
         validation = set(found.get("val", ()))
         found["train"] = [name for name in found.pop("trainval") if name not in validation]

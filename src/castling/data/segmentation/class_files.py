@@ -9,7 +9,6 @@ with red, green and blue), ``class_dict.csv`` (name, r, g, b) and CVAT's ``label
 from __future__ import annotations
 
 import csv
-import io
 import json
 import posixpath
 import re
@@ -36,6 +35,7 @@ CLASS_FILES = (
     "class_names.txt",
     "labels.txt",
 )
+_UNREADABLE = (ValueError, RecursionError, TypeError, LookupError, AttributeError, csv.Error)
 #: In lower case: names by which files say that pixels are of no class.
 NO_CLASS = ("void", "ignore", "ignored", "unlabeled", "unlabelled")
 
@@ -99,14 +99,7 @@ def read_class_file(store: FileStore, file: str) -> ClassFile:
     ending = file.rpartition(".")[2].lower()
     try:
         found = {"json": _from_json, "csv": _from_csv}.get(ending, _from_lines)(text)
-    except (
-        ValueError,
-        RecursionError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        OverflowError,
-    ) as error:
+    except _UNREADABLE as error:
         raise DataError(
             f"{where} cannot be read as names of classes ({error}); write a name in each line of "
             "classes.txt, or name,r,g,b in class_dict.csv, or give source.classes"
@@ -121,11 +114,12 @@ def _check(found: ClassFile, where: str) -> None:
     stated = [entry.value is not None for entry in found.entries]
     if any(stated) and not all(stated):
         raise DataError(f"{where} gives numbers to some classes only; give every class its number")
-    for what, values in (
+    stated_values: tuple[tuple[str, list[Any]], ...] = (
         ("name", [entry.name for entry in found.entries if entry.is_class]),
         ("number", [entry.value for entry in found.entries if entry.value is not None]),
         ("colour", [entry.colour for entry in found.entries if entry.colour is not None]),
-    ):
+    )
+    for what, values in stated_values:
         twice = sorted({str(each) for each in values if values.count(each) > 1})
         if twice:
             raise DataError(f"{where} has the {what} {printable(twice[0])} twice")
@@ -182,7 +176,7 @@ def _from_entry(entry: Any) -> NamedClass:
 
 
 def _from_csv(text: str) -> ClassFile:
-    rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text))]
+    rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines())]
     rows = [row for row in rows if any(row)]
     if rows and not any(cell.isdecimal() for cell in rows[0]):  # a header
         rows = rows[1:]

@@ -33,6 +33,9 @@ FAULTS: Mapping[str, Fault] = {
     "unannotated": image_fault(
         "name in a list without a mask", "add its mask, or remove the name from the list"
     ),
+    "empty_list": note_fault(
+        "list of a split of which nothing is annotated", "the split is not used"
+    ),
     "unlisted": note_fault(
         "mask that no list of a split names", "it is left out; add it to a list"
     ),

@@ -13,6 +13,7 @@ import posixpath
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Literal
 
 from castling.data.faults import Faults
@@ -98,16 +99,23 @@ def _pattern() -> re.Pattern[str]:
 _FOLDER = _pattern()
 
 
+@cache
+def _said_by(folder: str) -> tuple[Role, str]:
+    """Role and split of which the name of one folder speaks; empty without."""
+    found = _FOLDER.fullmatch(folder.lower())
+    if found is None:
+        return "", ""
+    split = SPLIT_NAMES.get(found["before"] or found["behind"] or "", "")
+    return "image" if found["image"] else "mask" if found["mask"] else "", split
+
+
 def place_of(file: str) -> Place:
     """What the folders of a file say about it."""
     *folders, name = file.split("/")
     role: Role = ""
     split, rest = "", []
     for folder in folders:
-        found = _FOLDER.fullmatch(folder.lower())
-        said = found.groupdict() if found is not None else {}
-        kind: Role = "image" if said.get("image") else "mask" if said.get("mask") else ""
-        own = SPLIT_NAMES.get(said.get("before") or said.get("behind") or "", "")
+        kind, own = _said_by(folder)
         if (not kind and not own) or (kind and role) or (own and split):
             rest.append(folder)
         else:
@@ -118,12 +126,13 @@ def place_of(file: str) -> Place:
 def find_places(files: Iterable[str]) -> tuple[list[Place], list[Place]]:
     """Images and masks among the files of a store; none where nothing speaks of masks."""
     places = [place_of(file) for file in files if is_image(file)]
-    places = [place for place in places if not place.stem.endswith(_OTHER_FILES)]
     masks = [place for place in places if place.role == "mask"]
     if masks:
+        masks = [place for place in masks if not place.stem.endswith(_OTHER_FILES)]
         images = [place for place in places if place.role == "image"]
+        others = [place for place in places if not place.role]
         # Without folders of images, those of splits hold them: train/ beside train_labels/.
-        return images or [each for each in places if not each.role and each.split], masks
+        return images or [place for place in others if place.split] or others, masks
     known = {(place.split, place.rest, base) for place in places for base in _bases(place.stem)}
     masks = [
         place
@@ -169,11 +178,13 @@ def match_pairs(
     by_base: dict[tuple[str, str, str], Place] = {}
     twins: set[str] = set()
     for place in images:
-        for base in _bases(place.stem):
-            other = by_base.setdefault((place.split, place.rest, base), place)
-            if other is not place:
-                twins.add(place.file)
-                faults.add("double_image", f"{other.file} and {place.file}")
+        other = by_base.setdefault((place.split, place.rest, place.stem), place)
+        if other is not place:
+            twins.add(place.file)
+            faults.add("double_image", f"{other.file} and {place.file}")
+    for place in images:
+        for base in _bases(place.stem)[1:]:
+            by_base.setdefault((place.split, place.rest, base), place)
     found: dict[str, list[tuple[int, bool, Place]]] = {}
     for place in masks:
         rank, image = _image_of(place, by_base)

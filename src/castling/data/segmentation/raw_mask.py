@@ -54,11 +54,12 @@ def read_mask(stream: BinaryIO, name: str) -> RawMask:
 
 def _raw(image: Image.Image) -> RawMask:
     lossy = image.format if image.format in _LOSSY else ""
-    scale = _SCALED.get(str(image.tile[0].args), 1) if image.tile else 1
+    tiles = getattr(image, "tile", ())  # how the file holds pixels, before they are loaded
+    scale = _SCALED.get(str(tiles[0].args), 1) if tiles else 1
     image.load()
     see_through = None
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
-        see_through = image.getchannel(image.getbands()[-1]).getextrema()[0] < 255
+        see_through = bool((np.asarray(image.getchannel(image.getbands()[-1])) < 255).any())
         image = image.convert({"RGBA": "RGB", "RGBa": "RGBA", "PA": "P"}.get(image.mode, "L"))
     palette, colour, wide = None, False, image.mode[0] in "IF"
     if image.mode == "P":
@@ -80,8 +81,10 @@ def _raw(image: Image.Image) -> RawMask:
 def runs(codes: NDArray[np.uint8] | NDArray[np.int32]) -> tuple[NDArray, NDArray[np.int64]]:
     """Equal neighbours along the rows: their codes and lengths; far fewer than pixels in masks."""
     flat = codes.reshape(-1)
-    starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]])) if flat.size else []
-    return flat[starts], np.diff([*starts, flat.size])
+    first = np.ones(flat.size, dtype=bool)
+    first[1:] = flat[1:] != flat[:-1]
+    starts = np.flatnonzero(first)
+    return flat[starts], np.diff(starts, append=flat.size)
 
 
 def code_counts(codes: NDArray[np.uint8] | NDArray[np.int32]) -> tuple[NDArray, NDArray[np.int64]]:

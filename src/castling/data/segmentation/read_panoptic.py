@@ -25,7 +25,7 @@ from castling.utils.labels import IGNORED
 
 _LARGEST_ID = (1 << 24) - 1
 _Content = dict[str, list[dict[str, Any]]]
-_NEEDS = {
+_NEEDS: dict[str, dict[str, Any]] = {
     "images": {"id": (int, str), "file_name": str},
     "annotations": {"image_id": (int, str), "file_name": str, "segments_info": list},
     "categories": {"id": int, "name": str},

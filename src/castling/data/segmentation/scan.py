@@ -15,6 +15,9 @@ from castling.data.segmentation.raw_mask import RawMask, code_counts, read_mask
 from castling.data.verify import visit_all
 from castling.utils.labels import IGNORED
 
+#: Numbers and colours that are kept of one mask; a photograph in place of a mask has more, of which
+#: no table can know them all.
+_MOST_CODES = 4096
 _NO_PIXELS = np.empty((0, 0), dtype=np.uint8)
 
 
@@ -72,6 +75,9 @@ def scan_masks(store: FileStore, files: Sequence[str]) -> list[MaskFacts | str]:
             found[index] = str(error)
             return
         codes, counts = code_counts(raw.codes)
+        if len(codes) > _MOST_CODES:
+            most = np.sort(np.argsort(-counts, kind="stable")[:_MOST_CODES])
+            codes, counts = codes[most], counts[most]
         shown = None
         if raw.palette is not None:
             within = np.zeros((256, 3), dtype=np.uint8)

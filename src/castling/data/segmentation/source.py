@@ -151,10 +151,10 @@ class MaskedImages(ImageFiles):
             complaints += more
             for index, length in bytes_of.items():
                 lengths[length].append((split, pairs.images[index]))
-        everything = [facts for split in splits for facts in self._sound(split)]
-        if not read.encoding.colours_first and only_black_and_white(everything):
+        training = self._sound("train") if "train" in splits else []
+        if not read.encoding.colours_first and only_black_and_white(training):
             faults.add("binary", read.store.describe(""))
-        elif "train" in splits and sound:
+        elif training and sound:
             absent = np.flatnonzero(self.pixel_counts("train") == 0).tolist()
             faults.add_all("absent_class", (self.info.classes[label] for label in absent))
         names, masks = [mask for mask, _ in sound], [facts for _, facts in sound]

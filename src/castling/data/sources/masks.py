@@ -50,6 +50,11 @@ class MasksConfig(AnnotatedConfig):
         if bool(self.images) != bool(self.masks):
             raise ValueError("data.source names a folder of images or of masks alone: name both")
         check_classes(self.classes, "data.source.classes")
+        if self.colours and (self.ignore or self.reduce_zero_label):
+            raise ValueError(
+                "data.source.ignore and reduce_zero_label are about numbers, and with "
+                "data.source.colours those count as colours: call a colour of no class void there"
+            )
         for colour, name in self.colours.items():
             if not isinstance(colour, str) or not isinstance(name, str):
                 raise ValueError(
