@@ -405,6 +405,28 @@ def test_a_detector_is_timed_whole_and_its_raw_outputs_are_compared(quick):
     assert first.macs < without  # the auxiliary branch is not measured
 
 
+def test_a_segmenter_is_timed_with_its_labels(quick):
+    sizes = []
+
+    def build(size):
+        model = model_candidate("efficientvit_head_pico/castling_levit_s8_pico").build(size)
+        infer = model.inference
+        model.inference = lambda images: sizes.append(infer(images)["mask"].shape) or infer(images)
+        return model
+
+    eager, folded = bench_models(
+        [Candidate("segmenter", build)],
+        [(64, 96)],
+        batches=[2],
+        variants=["eager", "folded"],
+        **quick,
+    ).measurements
+    assert (eager.error, folded.error) == ("", "")
+    assert {tuple(size) for size in sizes} >= {(2, 64, 96)}
+    assert folded.relative_rms < 1e-3
+    assert folded.parameters < eager.parameters
+
+
 def test_the_macs_of_a_detector_hold_what_decoding_computes(quick):
     pytest.importorskip("transformers")
     for name, decoder in (("d_fine_pico/esnet_pico", True), ("picodet_pico/esnet_pico", False)):

@@ -25,6 +25,8 @@ from castling.deploy.saved_data import validation_images
 from castling.models.saved import open_model
 from castling.profiling.run_report import write_run_report
 from castling.tasks import task_from_card
+from castling.tasks.segmentation import task as task_module
+from castling.tasks.segmentation.inference import augmented
 from castling.train import (
     TrainingInterrupted,
     dry_run,
@@ -306,6 +308,33 @@ def test_evaluate_on_its_own_test_images(whole, capsys):
     for name, value in found["metrics"].items():
         assert value == expected.switched_metrics[f"test_{name}"]
     assert set(found["class_figures"]["background"]) == {"IoU", "accuracy", "precision", "images"}
+
+
+def test_options_of_the_task_in_the_place_of_its_own(whole, photos, capsys, monkeypatch):
+    folder, _ = whole
+    seen = []
+
+    def watched(scores, probabilities, images, scales, flip, multiple):
+        seen.append((scales, flip))
+        return augmented(scores, probabilities, images, scales, flip, multiple)
+
+    monkeypatch.setattr(task_module, "augmented", watched)
+    other = {"augment": {"scales": [1.0, 1.5], "flip": True}}
+    first, second = (
+        castling.Predictor(folder, options=options)(photos / "a.png")[0].mask
+        for options in (None, other)
+    )
+    assert not np.array_equal(first, second)
+    assert run("evaluate", folder, "--json", "--task", json.dumps(other)) == 0
+    assert set(seen) == {((1.0, 1.5), True)}
+    assert len(seen) == 2
+    capsys.readouterr()
+    assert run("evaluate", folder, "--task", "{inference: tiles}") != 0
+    assert "task.inference is 'tiles'" in capsys.readouterr().err
+    assert run("evaluate", folder, "--task", "{infrence: slide}") != 0
+    assert "did you mean inference" in capsys.readouterr().err
+    assert run("evaluate", folder, "--task", "slide") != 0
+    assert "write options as" in capsys.readouterr().err
 
 
 RECIPES = Path(train_package.__file__).parents[3] / "recipes"

@@ -25,6 +25,7 @@ from castling.cli.parts import (
     add_device,
     add_overwrite,
     add_quiet,
+    add_task,
     argument_text,
     class_table,
     data_of,
@@ -33,6 +34,7 @@ from castling.cli.parts import (
     progress_of,
     read_size,
     show,
+    task_options,
 )
 from castling.cli.predict import predict
 from castling.cli.train import train
@@ -109,6 +111,7 @@ def evaluate(arguments: list[str]) -> int:
         action="store_true",
         help=f"print the table of classes (default: with at most {_FEW_CLASSES} classes)",
     )
+    add_task(parser)
     add_device(parser)
     values = parser.parse_args(arguments)
     from castling.deploy import evaluate as evaluate_model
@@ -119,7 +122,13 @@ def evaluate(arguments: list[str]) -> int:
 
     device = device_of(values)
     folder = Path(values.model) if values.unswitched else model_folder(values.model)
-    result = evaluate_model(folder, data_of(values.data), split=values.split, device=device)
+    result = evaluate_model(
+        folder,
+        data_of(values.data),
+        split=values.split,
+        device=device,
+        options=task_options(values),
+    )
     percentages = task_from_card(read_card(folder / "model.json")).percentages
     lines = [
         f"{folder} on {result.describe()}",

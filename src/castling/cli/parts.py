@@ -119,6 +119,30 @@ def add_data(parser: ArgumentParser, what: str) -> None:
     )
 
 
+def add_task(parser: ArgumentParser) -> None:
+    """``--task``, for verbs that may compute with other options than a model's own."""
+    parser.add_argument(
+        "--task",
+        help="options of the task in the place of the model's own, as YAML, such as "
+        "'{augment: {scales: [0.75, 1, 1.25], flip: true}}' of a segmenter",
+    )
+
+
+def task_options(values: Any) -> dict[str, Any] | None:
+    """What ``--task`` says; ValueError where it is no mapping."""
+    if values.task is None:
+        return None
+    import yaml
+
+    try:
+        found = yaml.safe_load(values.task)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--task is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"--task is {values.task!r}; write options as '{{name: value}}'")
+    return found
+
+
 def add_device(parser: ArgumentParser, what: str = "where it runs") -> None:
     """``--device``, in the words of recipes; see :func:`device_of`."""
     parser.add_argument(

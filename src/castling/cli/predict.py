@@ -15,11 +15,13 @@ from castling.cli.parts import (
     add_device,
     add_overwrite,
     add_quiet,
+    add_task,
     device_of,
     parser_for,
     read_size,
     say,
     show,
+    task_options,
 )
 from castling.utils.files import is_stream, refuse_existing, replacing, write_json
 from castling.utils.text import printable
@@ -58,6 +60,7 @@ def predict(arguments: list[str]) -> int:
     parser.add_argument(
         "--batch_size", type=PositiveInt, default=32, help="images computed together (default: 32)"
     )
+    add_task(parser)
     add_device(parser, "where PyTorch models run")
     parser.add_argument(
         "--csv", help="write the predictions as a table to this file, a detector's one row per box"
@@ -109,6 +112,7 @@ def predict(arguments: list[str]) -> int:
         batch_size=values.batch_size,
         device=device_of(values),
         window=read_size(values.window) if values.window else None,
+        options=task_options(values),
     )
     if values.masks:
         predictor.require_masks()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,6 +30,7 @@ from castling.tasks import (
     build_task,
     evaluate_loader,
     task_from_card,
+    with_task_options,
 )
 from castling.utils.devices import read_device
 from castling.utils.text import few
@@ -44,6 +47,7 @@ def evaluate(
     task: TaskConfig | None = None,
     split: str = "test",
     device: str | torch.device | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> EvaluateResult:
     """Evaluate a model, or a saved one, on a split of the data.
 
@@ -58,6 +62,8 @@ def evaluate(
             None means the data of the run that ``model`` is the folder of.
         task: what a network was trained for; None is classification. A saved model knows its own.
         split: ``"train"``, ``"val"`` or ``"test"``; training images without augmentation.
+        options: of a saved model's task, in the place of its own; such as ``{"augment": {"flip":
+            True}}`` of a segmenter.
         device: where; None keeps a network's device and puts a saved model on the CPU.
 
     Returns:
@@ -79,6 +85,7 @@ def evaluate(
     else:
         path = model
         model, card = open_model(path)
+        card = with_task_options(card, options)
         made = task_from_card(card, path)
         own = run_data(path, made)
         if own is None and data is None:

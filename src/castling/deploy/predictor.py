@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from castling.export import open_exported
 from castling.models.card import ModelCard
 from castling.models.saved import open_model
 from castling.surgery.checkpoint_values import non_finite, some
-from castling.tasks import Prediction, Task, task_from_card
+from castling.tasks import Prediction, Task, task_from_card, with_task_options
 from castling.tasks.detection import DetectionPrediction, DetectionTask
 from castling.tasks.detection.coco_files import CocoIds, coco_results
 from castling.tasks.segmentation import SegmentationTask
@@ -52,6 +53,8 @@ class Predictor:
         batch_size: images computed together.
         window: side, or (height, width), in pixels, of windows by which large images are computed,
             after scaling; None computes them as the task is configured.
+        options: of the task of a saved model or file, in the place of its own; such as
+            ``{"augment": {"flip": True}}`` of a segmenter.
 
     Raises:
         FileNotFoundError: nothing there.
@@ -73,6 +76,7 @@ class Predictor:
         device: str | torch.device | None = None,
         batch_size: int = 32,
         window: int | tuple[int, int] | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -94,6 +98,7 @@ class Predictor:
             self._run = self._pytorch(model, device)
         elif Path(model).is_dir() or runtime == "pytorch" or not Path(model).suffix:
             network, self.card = open_model(model_folder(model))
+            self.card = with_task_options(self.card, options)
             self.task = task or task_from_card(self.card, model)
             self._run = self._pytorch(network, device)
         else:
@@ -107,19 +112,24 @@ class Predictor:
                 self.card = ModelCard.from_dict(exported.metadata["castling"])
             except ValueError as error:
                 raise ValueError(f"{model} does not describe its model: {error}") from error
+            self.card = with_task_options(self.card, options)
             self.task = task or task_from_card(self.card, model)
-            self._run = partial(self.task.infer, exported)
+            self._run = lambda batch: self.task.infer(exported, batch)
             self._always = self.task.file_notes()
             fixed, _, height, width = exported.input_shape
             self.batch_size = min(batch_size, fixed) if fixed else batch_size
             if height and width and self.task.windowed:
-                self.task.use_windows((height, width), exactly=True)
+                self._by_windows((height, width), exactly=True)
                 size = None  # there is no other
         if size is not None:
-            self.task.use_windows(size)
+            self._by_windows(size)
         self.transform = self.task.transform(training=False)
         #: What was left out of folders or noticed while images were read, in the last call.
         self.notes: list[str] = []
+
+    def _by_windows(self, size: tuple[int, int], *, exactly: bool = False) -> None:
+        self.task = copy.copy(self.task)  # the caller's own stays as it is
+        self.task.use_windows(size, exactly=exactly)
 
     def _pytorch(
         self, network: nn.Module, device: str | torch.device | None

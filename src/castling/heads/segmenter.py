@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from castling.heads.processes import mean_over_processes
-from castling.utils.labels import IGNORED
+from castling.utils.labels import IGNORED as IGNORED
 
 #: What losses are divided by at least: weights may be small.
 _LEAST = 1e-12

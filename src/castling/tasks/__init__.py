@@ -17,6 +17,7 @@ from castling.tasks.registry import (
     task_config_class,
     task_from_card,
     task_to_dict,
+    with_task_options,
 )
 from castling.tasks.result import TrainResult
 from castling.tasks.segmentation import SegmentationConfig
@@ -43,4 +44,5 @@ __all__ = [
     "task_config_class",
     "task_from_card",
     "task_to_dict",
+    "with_task_options",
 ]

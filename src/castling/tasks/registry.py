@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from castling.data.registry import DataInfo
 from castling.data.transforms.base import TransformConfig
 from castling.models.card import ModelCard
 from castling.tasks.interface import Task, TaskConfig
-from castling.utils.checks import config_from_dict
+from castling.utils.checks import check_known, config_from_dict
 from castling.utils.text import did_you_mean
 
 TaskT = TypeVar("TaskT", bound=type[Task])
@@ -87,6 +87,19 @@ def task_from_card(card: ModelCard, path: object = None) -> Task:
         return _task_of(card)
     except ValueError as error:
         raise ValueError(f"{path}: {error}" if path is not None else str(error)) from error
+
+
+def with_task_options(card: ModelCard, options: Mapping[str, Any] | None) -> ModelCard:
+    """The card with other options of its task, such as ``{"inference": "slide"}``.
+
+    Raises:
+        ValueError: the task has no such option, or a value does not fit.
+    """
+    if not options:
+        return card
+    config_class = task_config_class(str(card.task.get("name")))
+    check_known(options, {each.name: None for each in dataclasses.fields(config_class)}, "task")
+    return dataclasses.replace(card, task={**card.task, **options})
 
 
 def _task_of(card: ModelCard) -> Task:

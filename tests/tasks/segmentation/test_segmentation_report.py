@@ -54,7 +54,7 @@ def test_rows_hold_the_confusion_matrix():
     assert rows_of(np.zeros((4, 4), np.uint8), nothing, CLASSES) == []
 
 
-@pytest.mark.parametrize("distance", [1, 3])
+@pytest.mark.parametrize("distance", [1, 3, 6])
 def test_borders_against_a_loop(distance):
     truth = blocks((17, 23), 4, 5, 3)
     found = near_borders(truth, distance)

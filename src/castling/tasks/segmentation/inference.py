@@ -148,9 +148,9 @@ def augmented(
         scaled = images
         if (height, width) != tuple(images.shape[-2:]):
             scaled = F.interpolate(images, (height, width), mode="bilinear", antialias=True)
-        found.append(scores(scaled))
+        found.append(scores(scaled).float())
         if flip:
-            found.append(scores(scaled.flip(3)).flip(3))
+            found.append(scores(scaled.flip(3)).flip(3).float())
     # On the finest map of all nothing of any of them is lost.
     finest = max(((each.shape[2], each.shape[3]) for each in found), key=lambda size: size[0])
     return torch.stack([probabilities(resize_scores(each, finest)) for each in found]).mean(0)

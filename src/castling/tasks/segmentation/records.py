@@ -21,6 +21,8 @@ from castling.utils.labels import IGNORED
 COLUMNS = ("label", "predicted", "pixels", "near")
 #: Share of an image's diagonal within which a pixel is near a border.
 NEAR = 0.01
+#: Below all labels and their negatives.
+_LOWEST = -256
 
 
 def rows_of(mask: NDArray[np.uint8], truth: Tensor, classes: Sequence[str]) -> list[dict[str, Any]]:
@@ -61,18 +63,32 @@ def near_borders(truth: Tensor, distance: int) -> Tensor:
         truth: (H, W) labels.
         distance: in pixels, at least 1.
     """
-    values = truth.float()
+    values = truth.to(torch.int16)
     known = truth != IGNORED
-    highest = _largest(torch.where(known, values, -1.0), distance)
-    lowest = -_largest(torch.where(known, -values, -256.0), distance)
+    highest = _largest(values.masked_fill(~known, _LOWEST), distance)
+    lowest = -_largest((-values).masked_fill(~known, _LOWEST), distance)
     return known & (highest != lowest)
 
 
 def _largest(values: Tensor, distance: int) -> Tensor:
     """The largest value within ``distance`` rows and columns."""
     size = 2 * distance + 1
-    rows = F.max_pool2d(values[None], (size, 1), 1, (distance, 0))
-    return F.max_pool2d(rows, (1, size), 1, (0, distance))[0]
+    padded = F.pad(values, (distance,) * 4, value=_LOWEST)
+    return _running_largest(_running_largest(padded, size, 0), size, 1)
+
+
+def _running_largest(values: Tensor, size: int, axis: int) -> Tensor:
+    """The largest of each value and the ``size`` - 1 after it; so many are fewer at the end.
+
+    Windows are doubled, so that a large one takes few passes.
+    """
+    seen = 1
+    while seen < size:
+        step = min(seen, size - seen)
+        count = values.shape[axis] - step
+        values = torch.maximum(values.narrow(axis, 0, count), values.narrow(axis, step, count))
+        seen += step
+    return values
 
 
 def matrix_of(
