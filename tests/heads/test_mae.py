@@ -241,6 +241,7 @@ def test_visible_patches_of_a_reconstruction_are_the_image():
     ("name", "head", "says"),
     [
         ("mae/cas_vit_pico", {}, "use the head simmim"),
+        ("mae/vit_tiny_r_s16_p8_224", {}, "square patches"),
         ("mae/deit_pico", {"width": 30}, "multiple of 4"),
         ("mae/deit_pico", {"mask_ratio": 1.0}, "mask_ratio"),
     ],

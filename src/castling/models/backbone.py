@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from typing import Any, cast
 
 import timm
+from timm.layers import PatchEmbed
 from timm.models import model_entrypoint
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -179,7 +180,14 @@ def build_whole_vit(
             f"{name} is a {kind.__name__}; hidden tokens can be left out of plain vision "
             "transformers (timm's VisionTransformer) alone: use the head simmim instead"
         )
-    return WholeViT(cast(VisionTransformer, _converted(name, own, attention, where, pretrained)))
+    body = cast(VisionTransformer, _converted(name, own, attention, where, pretrained))
+    embed = body.patch_embed
+    if type(embed) is not PatchEmbed or len(set(embed.patch_size)) > 1:
+        raise ValueError(
+            f"{name} cuts images otherwise than into square patches, so hidden ones cannot be left "
+            "out: use the head simmim instead"
+        )
+    return WholeViT(body)
 
 
 def _converted(

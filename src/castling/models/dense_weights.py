@@ -13,7 +13,12 @@ from castling.models.backbone import PREFIX, Backbone, inner_where
 from castling.models.builder import create_model
 from castling.models.dense import HeadConfig, head_spec
 from castling.models.dense_builder import DenseArguments, from_arguments
-from castling.models.pretrained_encoder import PRETRAINING, names_inside, prepare_encoder
+from castling.models.pretrained_encoder import (
+    PRETRAINING,
+    encoder_entries,
+    names_inside,
+    share_of,
+)
 from castling.models.skeleton import without_memory
 from castling.surgery import LoadReport
 from castling.surgery.checkpoint import LoadOptions, prepare
@@ -54,7 +59,7 @@ def prepare_dense(
     theirs = head_spec(str(head["name"])) if head else None
     if theirs is not None and theirs.config is not type(arguments.options):
         if theirs.task == PRETRAINING:
-            return _of_classifier(model, arguments, path, options, prepare_encoder)
+            return _of_classifier(model, arguments, path, options, encoder_entries)
         assert head is not None
         return _of_backbone(model, path, options, str(head["name"]))
     return prepare(model, path, dataclasses.replace(options, classifiers=class_layers(model)))
@@ -103,7 +108,7 @@ def _of_classifier(
 ) -> tuple[State, LoadReport]:
     """The backbone, of the classifier that it is the features of.
 
-    With :func:`prepare_encoder` in the place of ``prepare``, of a pre-trained model.
+    With :func:`encoder_entries` in the place of ``prepare``, of a pre-trained model.
     """
     backbone = model.backbone
     assert isinstance(backbone, Backbone)
@@ -126,11 +131,12 @@ def _of_classifier(
         raise ValueError(f"{path} holds nothing that the backbone {arguments.backbone} has")
     new = tuple(names[name] for name in report.new if name in names)
     lacking = (n for n in own if n not in state and n not in new and not may_be_missing(n))
-    whose = "a pre-trained" if prepare is prepare_encoder else "the classifier"
-    note = (
-        f"they are of {whose} {arguments.backbone} and fill the backbone; neck and head start "
+    notes = [
+        f"they are of the model {arguments.backbone} and fill the backbone; neck and head start "
         "afresh"
-    )
+    ]
+    if prepare is encoder_entries:
+        notes.append(share_of(len(state), len(own), "backbone"))
     return state, dataclasses.replace(
         report,
         loaded=len(state),
@@ -138,7 +144,7 @@ def _of_classifier(
         kept_head=(),
         resized=tuple(names[name] for name in report.resized if name in names),
         new=new,
-        notes=(*report.notes, note),
+        notes=(*report.notes, *notes),
     )
 
 

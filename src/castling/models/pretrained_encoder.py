@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 
 from torch import Tensor, nn
 
@@ -28,6 +29,20 @@ def names_inside(name: str) -> tuple[str, ...]:
 
 
 def prepare_encoder(
+    model: nn.Module, path: str | os.PathLike[str], options: LoadOptions
+) -> tuple[State, LoadReport]:
+    """:func:`encoder_entries`, and a note of their share of the model."""
+    taken, report = encoder_entries(model, path, options)
+    note = share_of(len(taken), len(tensors_of(model)), "model")
+    return taken, dataclasses.replace(report, notes=(*report.notes, note))
+
+
+def share_of(taken: int, count: int, what: str) -> str:
+    """How many of the ``count`` entries of ``what`` are pre-trained."""
+    return f"{taken} of {count} entries of the {what} ({taken / count:.0%}) are pre-trained"
+
+
+def encoder_entries(
     model: nn.Module, path: str | os.PathLike[str], options: LoadOptions
 ) -> tuple[State, LoadReport]:
     """The entries of the backbone in a dense model's file, for a whole model of timm's registry.
@@ -76,14 +91,12 @@ def prepare_encoder(
     taken, report = prepare_weights(model, [Weights(dense.key, state)], path, options)
     unused = tuple(name for name in others if _part(name) not in parts)
     left = len(dense.state) - len(inside)
-    notes = (
-        f"{len(taken)} of {len(own)} entries of the model ({len(taken) / len(own):.0%}) are those "
-        f"of the pre-trained backbone; {left} entries of its head are not used",
-    )
+    note = f"{left} entries of its head are not used"
     return taken, dataclasses.replace(
-        report, unexpected=(*report.unexpected, *unused), notes=(*report.notes, *notes)
+        report, unexpected=(*report.unexpected, *unused), notes=(*report.notes, note)
     )
 
 
 def _part(name: str) -> str:
-    return name.partition(".")[0]
+    """The first of the names of an entry, ``stages`` of ``stages_0`` as well."""
+    return re.sub(r"_\d+$", "", name.partition(".")[0])
