@@ -12,9 +12,6 @@ from castling.utils.labels import IGNORED as IGNORED
 #: What losses are divided by at least: weights may be small.
 _LEAST = 1e-12
 
-#: What losses are divided by at least: weights may be small.
-_LEAST = 1e-12
-
 
 class Segmenter(nn.Module):
     """Gives every pixel a class: backbone → neck → head.
