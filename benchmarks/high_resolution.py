@@ -16,6 +16,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from castling.export.outputs import NamedOutputs
 from castling.export.target import ExportJob, target_named
 from castling.profiling.bench_models import bench_models
-from castling.profiling.candidates import choose_candidates
+from castling.profiling.candidates import Candidate, choose_candidates
 from castling.profiling.memory import resident_megabytes
 from castling.profiling.model_results import ModelMeasurement, ModelsResult
 from castling.profiling.whole import whole
@@ -34,6 +35,8 @@ from castling.utils.files import write_json
 
 HERE = Path(__file__).parent
 RUNTIMES = ("eager", "openvino")
+#: What castled models are made for, (height, width) in pixels.
+SMALL = (224, 224)
 
 
 class FailedError(RuntimeError):
@@ -63,12 +66,27 @@ def child(options: argparse.Namespace, work: dict[str, Any]) -> None:
     print("\n" + json.dumps(JOBS[work.pop("job")](options, **work)), flush=True)
 
 
+def candidates(models: Sequence[str]) -> dict[str, Candidate]:
+    """The models with their hosts and bounds.
+
+    A castled model is made for small images and sees larger ones. Softmax hosts are made for the
+    size: LeViT's tables of biases, which have the square of the number of tokens, would otherwise
+    be resized in every call.
+    """
+    chosen = choose_candidates(models)
+    hosts = {host for each in chosen for host in each.hosts}
+
+    def for_any_size(candidate: Candidate) -> Candidate:
+        return replace(candidate, build=lambda size: candidate.build(SMALL))
+
+    return {each.name: each if each.name in hosts else for_any_size(each) for each in chosen}
+
+
 def built(options: argparse.Namespace, name: str) -> tuple[nn.Module, Tensor]:
     """A candidate and one image."""
     size = (options.sides[0], options.sides[0])
-    candidate = next(each for each in choose_candidates(options.models) if each.name == name)
     torch.manual_seed(0)
-    return whole(candidate.build(size).eval()), torch.randn(1, 3, *size)
+    return whole(candidates(options.models)[name].build(size).eval()), torch.randn(1, 3, *size)
 
 
 def eager_memory(options: argparse.Namespace, name: str) -> dict[str, Any]:
@@ -98,7 +116,7 @@ def openvino_memory(options: argparse.Namespace, path: str) -> dict[str, Any]:
 
 def times(options: argparse.Namespace, names: list[str], runtime: str) -> dict[str, Any]:
     """The result of ``castling bench models`` of some candidates."""
-    chosen = [each for each in choose_candidates(options.models) if each.name in names]
+    chosen = [each for name, each in candidates(options.models).items() if name in names]
     size = (options.sides[0], options.sides[0])
     found = bench_models(
         chosen,
@@ -139,8 +157,8 @@ def memories(options: argparse.Namespace, side: int) -> list[ModelMeasurement]:
     """All candidates at one size, each alone; without times."""
     rows = []
     for runtime in RUNTIMES:
-        for candidate in choose_candidates(options.models):
-            row = memory(options, side, candidate.name, runtime)
+        for name in candidates(options.models):
+            row = memory(options, side, name, runtime)
             print(f"{side} px, {row.label}: {row.resident_megabytes} MB {row.error}", flush=True)
             rows.append(row)
     return rows
@@ -187,7 +205,7 @@ def main() -> None:
         rows, facts = list(before.measurements), before.machine
     command = f"python benchmarks/high_resolution.py {' '.join(options.models)}"
     command += f" --sides {' '.join(map(str, options.sides))}"
-    hosts = {each.name: each.hosts for each in choose_candidates(options.models)}
+    hosts = {name: each.hosts for name, each in candidates(options.models).items()}
 
     def write() -> None:
         result = ModelsResult(tuple(rows), facts, hosts, command=command)
