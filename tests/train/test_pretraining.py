@@ -150,6 +150,7 @@ def test_sizes_that_do_not_fit_the_masks(tmp_path):
         train(recipe_from_dict(recipe), tmp_path, progress=False)
 
 
+@pytest.mark.slow
 def test_a_trial_needs_no_weights_of_the_teacher():
     recipe = changed(name="distill_features/deit_pico", head={}, kwargs={}, attention=None)
     recipe["model"]["head"] = {"teacher": "test_vit"}

@@ -183,14 +183,10 @@ def test_two_processes_measure_what_one_does(tmp_path):
 
     def figures(folder):
         (row,) = rows(tmp_path / folder / "metrics.csv")
-        return row
+        return {name: value for name, value in row.items() if name.startswith("val_")}
 
-    one, other = figures("one"), figures("two")
-    assert {n: v for n, v in one.items() if n.startswith("val_")} == {
-        n: v for n, v in other.items() if n.startswith("val_")
-    }
-    assert float(one["val_mIoU"]) > 0
-    assert float(one["train_loss"]) == pytest.approx(float(other["train_loss"]), rel=1e-5)
+    assert figures("one") == figures("two")
+    assert float(figures("one")["val_mIoU"]) > 0  # so that equal figures say something
 
 
 def test_the_switch_and_folding_are_compared_by_pixels(whole):
