@@ -37,7 +37,6 @@ def recipe_of(data: str, images: int, side: int, epochs: int) -> Any:
                     "training_proposals": 500,
                     "proposals": 300,
                     "anchor_scale": 3.0,
-                    "mask_convolutions": 2,
                 },
             },
             "data": {
@@ -67,7 +66,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="COCO with masks: a folder or a zip file")
     parser.add_argument("--images", type=int, default=20)
     parser.add_argument("--side", type=int, default=320)
-    parser.add_argument("--epochs", type=int, default=200)
+    parser.add_argument("--epochs", type=int, default=180)
     parser.add_argument("--run", type=Path, default=Path("runs/study_overfit"))
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--pictures", type=Path, default=HERE.parent / "docs" / "images")
