@@ -22,14 +22,24 @@ THRESHOLD = 0.4
 
 
 def drawn_samples(
-    predictor: Predictor, source: Source, split: str, indices: Sequence[int]
+    predictor: Predictor,
+    source: Source,
+    split: str,
+    indices: Sequence[int],
+    *,
+    photographs: bool = True,
 ) -> list[Image.Image]:
-    """Images of a source with what a detector found, and the objects that are there in white."""
+    """Images of a source with what a detector found, and the objects that are there in white.
+
+    Without ``photographs`` on grey, for those that may not be passed on.
+    """
     samples = [source.sample(split, index) for index in indices]
     images = [pillow_image(sample.image) for sample in samples]
     drawn = []
     for sample, image, found in zip(samples, images, predictor(images), strict=True):
         assert isinstance(found, DetectionPrediction)
+        if not photographs:
+            image = Image.new("RGB", image.size, "dimgrey")
         drawn.append(predictor.task.draw(image, found.above(THRESHOLD), sample.target))
     return drawn
 

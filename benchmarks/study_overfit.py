@@ -3,7 +3,8 @@
 Trains a small Mask R-CNN on 20 images without augmentation and evaluates it on the same images:
 boxes, masks and classes of every object, tiny ones and crowds included, must come out right
 (AP50 of 90 % or more). A loss, a target or an evaluation that is a little wrong does not get there.
-Writes ``results/study_overfit.json`` and a picture of drawn predictions.
+Writes ``results/study_overfit.json`` and a picture of drawn predictions,
+without the photographs, which are other people's.
 """
 
 from __future__ import annotations
@@ -90,7 +91,9 @@ def main() -> None:
     data, _ = open_data(recipe)
     places = range(0, options.images, max(1, options.images // 6))
     chosen = [int(data.dataset("train").selection.positions[place]) for place in places][:6]
-    pictures = drawn_samples(Predictor(options.run), data.source, "train", chosen)
+    pictures = drawn_samples(
+        Predictor(options.run), data.source, "train", chosen, photographs=False
+    )
     save_sheet(pictures, 3, options.pictures / "overfit_coco_mini.jpg")
 
 
