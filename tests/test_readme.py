@@ -19,7 +19,9 @@ import castling_launcher
 from castling.data import DataConfig, LoaderConfig, SplitConfig
 from castling.data.sources import DigitScenesConfig
 from castling.data.transforms.detection import DetectionTransformConfig
+from castling.data.transforms.segmentation import SegmentationTransformConfig
 from castling.tasks.detection import DetectionConfig
+from castling.tasks.segmentation import SegmentationConfig
 from castling.train import ModelConfig, Recipe, train
 
 ROOT = Path(castling.__file__).parents[2]
@@ -78,6 +80,19 @@ def place(tmp_path_factory):
         epochs=1,
     )
     train(detector, folder / "runs" / "boxes", progress=False)
+    segmenter = Recipe(
+        task=SegmentationConfig(),
+        model=ModelConfig(
+            name="semantic_fpn_pico/castling_levit_pico", head={"strides": [8, 16, 32]}
+        ),
+        data=DataConfig(
+            source=DigitScenesConfig(canvas=64, images=20, target="mask"),
+            transform=SegmentationTransformConfig(image_size=64),
+            loader=LoaderConfig(batch_size=10),
+        ),
+        epochs=1,
+    )
+    train(segmenter, folder / "runs" / "classes", progress=False)
     return folder
 
 

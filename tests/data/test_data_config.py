@@ -136,12 +136,18 @@ def test_one_word_stands_for_a_source() -> None:
     )
     assert source_from(DigitsConfig()) == DigitsConfig()
     assert list_sources() == [
+        "ade20k",
+        "cityscapes",
         "coco",
         "digit_scenes",
         "digits",
         "folder",
+        "masks",
+        "panoptic",
         "torchvision",
+        "unlabelled",
         "voc",
+        "voc_masks",
         "yolo",
     ]
 

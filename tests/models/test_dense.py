@@ -381,7 +381,7 @@ def test_a_classifier_fills_the_backbone(tmp_path: Path, backbone: str, kwargs: 
     report = start_from(model, path)
     assert report.missing == report.unexpected == report.kept_head == report.new == ()
     assert report.loaded == sum(n.startswith("backbone.") for n in before)
-    assert f"the classifier {backbone} and fill the backbone" in str(report)
+    assert f"the model {backbone} and fill the backbone" in str(report)
     after = model.state_dict()
     assert all(torch.equal(after[n], t) for n, t in before.items() if "backbone." not in n)
     # As timm fills a model that gives features.

@@ -86,7 +86,10 @@ def test_recipes_name_the_nearest_flag_and_choice():
     for arguments, said in (
         (["--lr", "1"], "did you mean --optim.lr?"),
         (["--source", "x"], "did you mean --data.source?"),
-        (["--schedule.kind", "cosin"], "one of cosine, steps, constant; did you mean cosine?"),
+        (
+            ["--schedule.kind", "cosin"],
+            "one of cosine, poly, steps, constant; did you mean cosine?",
+        ),
     ):
         with pytest.raises(ArgumentError) as error:
             parse_flags(arguments, exit_on_error=False)
