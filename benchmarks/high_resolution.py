@@ -5,7 +5,8 @@ detector, decoding and suppression included. Memory is what a new process grows 
 call (with OpenVINO, when the exported file is opened and run); a process may take ``--limit``
 gigabytes, and what needs more is recorded as not running. Then the times of those that run are
 taken together, interleaved, after their outputs were checked. Each size is written as soon as it is
-done, and not measured again by the same command. Run it on an idle machine.
+done, and not measured again by the same command. Run it on an idle machine, or with
+``--clock cpu``.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ def in_child(options: argparse.Namespace, side: int, **work: Any) -> dict[str, A
     """What ``work`` gives in a process of its own."""
     command = [sys.executable, __file__, *options.models, "--sides", str(side)]
     command += ["--limit", str(options.limit), "--rounds", str(options.rounds)]
-    command += ["--seconds", str(options.seconds), "--child", json.dumps(work)]
+    command += ["--seconds", str(options.seconds), "--clock", options.clock]
+    command += ["--child", json.dumps(work)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     for line in reversed(done.stdout.splitlines()):
         if line.startswith("{"):
@@ -125,6 +127,7 @@ def times(options: argparse.Namespace, names: list[str], runtime: str) -> dict[s
         rounds=options.rounds,
         seconds=options.seconds,
         threads=1,
+        clock=options.clock,
     )
     return found.to_dict()
 
@@ -191,6 +194,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=20.0, help="gigabytes of one process")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=30.0, help="of timing, a size and runtime")
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: when busy")
     parser.add_argument("--untimed", action="store_true", help="memory alone, on a busy machine")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "high_resolution.json")
     parser.add_argument("--child", help=argparse.SUPPRESS)
