@@ -42,7 +42,7 @@ def high_resolution_page(results: Path) -> str:
             ),
         ),
         f"`{result.command}` → [{NAME}.json](../benchmarks/results/{NAME}.json), "
-        f"[CSV](../benchmarks/results/{NAME}.csv). One image; medians of interleaved runs; device "
+        f"[CSV](../benchmarks/results/{NAME}.csv). One image; medians of interleaved runs, processor time, as other work ran beside; device "
         f"{machine['device']}, {machine['threads']} thread, PyTorch {machine['torch']}.",
     ]
     return "\n".join(lines) + "\n"
@@ -64,10 +64,11 @@ def by_candidate(result: ModelsResult) -> dict[tuple[str, str], dict[int, ModelM
 def _cell(row: ModelMeasurement | None) -> str:
     if row is None:
         return "–"
-    if row.milliseconds is None:
+    if row.error:
         return "does not run"
+    time = "not timed" if row.milliseconds is None else short(row.milliseconds)
     memory = "" if row.resident_megabytes is None else f" ({row.resident_megabytes:,.0f})"
-    return f"{short(row.milliseconds)}{memory}"
+    return f"{time}{memory}"
 
 
 def write_plot(results: Path, folder: Path) -> None:
@@ -82,7 +83,7 @@ def write_plot(results: Path, folder: Path) -> None:
             for place, name in enumerate(shown):
                 rows = by_candidate(result).get((name, runtime), {})
                 points = sorted(
-                    (side, getattr(row, what)) for side, row in rows.items() if row.milliseconds
+                    (side, getattr(row, what)) for side, row in rows.items() if getattr(row, what)
                 )
                 axes.plot(
                     *_columns(points),
