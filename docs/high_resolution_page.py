@@ -42,7 +42,8 @@ def high_resolution_page(results: Path) -> str:
             ),
         ),
         f"`{result.command}` → [{NAME}.json](../benchmarks/results/{NAME}.json), "
-        f"[CSV](../benchmarks/results/{NAME}.csv). One image; medians of interleaved runs, processor time, as other work ran beside; device "
+        f"[CSV](../benchmarks/results/{NAME}.csv). One image; medians of interleaved runs, "
+        "processor time, as other work ran beside; device "
         f"{machine['device']}, {machine['threads']} thread, PyTorch {machine['torch']}.",
     ]
     return "\n".join(lines) + "\n"
