@@ -146,6 +146,19 @@ def test_program_computes_what_eager_computes(quick):
     assert row.against_eager is not None
 
 
+def test_a_file_that_does_not_open_is_named_without_its_folder(quick, monkeypatch):
+    """Results are committed and sent to others; where this machine keeps its files is not."""
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("openvino")
+
+    def refuse(self, path, **options):
+        raise ValueError(f"{path} cannot be run: out of memory")
+
+    monkeypatch.setattr(type(runtimes.target_named("openvino")), "open", refuse)
+    (row,) = bench_models([pico()], [(32, 32)], variants=["openvino"], **quick).measurements
+    assert row.error == "model.onnx cannot be run: out of memory"
+
+
 def test_a_failed_export_is_tried_once(quick):
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")

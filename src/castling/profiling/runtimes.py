@@ -104,7 +104,10 @@ class Runtimes:
         if exported.cpu_only and self.images.device.type != "cpu":
             raise UnavailableError(f"{variant} is measured on the CPU only")
         path = self._exported(exported.writer)
-        opened = reader.open(path, threads=torch.get_num_threads())
+        try:
+            opened = reader.open(path, threads=torch.get_num_threads())
+        except ValueError as error:  # results are passed on: without the path of a folder of ours
+            raise RuntimeError(str(error).replace(f"{self.folder}/", "")) from error
         self._names[variant] = opened.output_names
         return opened.runner(self.images)
 
