@@ -209,6 +209,8 @@ def main() -> None:
         rows, facts = list(before.measurements), before.machine
     command = f"python benchmarks/high_resolution.py {' '.join(options.models)}"
     command += f" --sides {' '.join(map(str, options.sides))}"
+    command += f" --limit {options.limit:g} --rounds {options.rounds} --seconds {options.seconds:g}"
+    command += f" --clock {options.clock}"
     hosts = {name: each.hosts for name, each in candidates(options.models).items()}
 
     def write() -> None:

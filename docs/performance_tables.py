@@ -56,7 +56,11 @@ def row_lists(results: Path) -> dict[str, list[dict[str, Any]]]:
 
 def write_tables(results: Path, folder: Path) -> None:
     """Write every measurement of the JSON files in ``results`` as CSV into ``folder``."""
-    for name, result in (read_ops(results) | read_models(results)).items():
+    dense = {
+        path.stem: ModelsResult.from_dict(read(path))
+        for path in sorted(results.glob("high_resolution*.json"))
+    }
+    for name, result in (read_ops(results) | read_models(results) | dense).items():
         result.write_csv(folder / f"{name}.csv")
     for name, rows in row_lists(results).items():
         columns = list(dict.fromkeys(key for row in rows for key in row))

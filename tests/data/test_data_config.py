@@ -8,6 +8,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt
 
+from castling.cli.check_data import FORMATS
 from castling.data import (
     ClassificationTransformConfig,
     DataConfig,
@@ -26,6 +27,7 @@ from castling.data import (
     source_problems,
     split_shorthand,
 )
+from castling.data.annotated import PathConfig
 
 
 @pytest.mark.parametrize(
@@ -159,3 +161,24 @@ def test_problems_of_a_source_are_lines(tmp_path: Path) -> None:
     (line,) = source_problems(FolderConfig(path=str(tmp_path)))
     assert "no images" in line
     assert open_source(DigitsConfig()).info.classes == list("0123456789")
+
+
+def path_configs(base: type[PathConfig] = PathConfig) -> list[type[PathConfig]]:
+    """All that can be opened by a path."""
+    found = [each for child in base.__subclasses__() for each in (child, *path_configs(child))]
+    return [each for each in found if each.name]
+
+
+@pytest.mark.parametrize("config", path_configs(), ids=lambda config: config.name)
+def test_every_source_of_a_path_refuses_one_that_no_recipe_can_hold(
+    config: type[PathConfig],
+) -> None:
+    with pytest.raises(ValueError, match=r"data\.source\.path is ''; name a folder"):
+        config(path="")
+    with pytest.raises(ValueError, match="is not UTF-8, so no recipe can hold it"):
+        config(path="photos\udcff")
+    assert str(config(path="photos")) == "photos"
+
+
+def test_all_formats_of_a_path_are_tested_so() -> None:
+    assert {config.name for config in path_configs()} == set(FORMATS)

@@ -20,11 +20,11 @@ from castling.data import (
     BatchKey,
     DataError,
     DataModule,
-    DetectionEvalTransform,
     DetectionTrainTransform,
     DetectionTransformConfig,
     EpochBatches,
     LoaderConfig,
+    PaddedEvalTransform,
     Sample,
     SplitConfig,
     data_config_from_dict,
@@ -57,7 +57,7 @@ def _open(source: Painted, *, seed: int = 0, masks: bool = True, **options: obje
         source,
         config,
         DetectionTrainTransform(config.transform, source.info, masks=masks),
-        DetectionEvalTransform(config.transform),
+        PaddedEvalTransform(config.transform),
         seed=seed,
     )
 

@@ -15,10 +15,10 @@ from castling.data import (
     Batch,
     BatchKey,
     DataError,
-    DetectionEvalTransform,
     DetectionTrainTransform,
     DetectionTransformConfig,
     ImageSet,
+    PaddedEvalTransform,
     image_tensor,
     pillow_image,
     sample_keys,
@@ -137,7 +137,7 @@ def test_scaling_equals_pillow_and_torchvision() -> None:
     source = Painted([(60, 90)], [3])
     sample = source.sample("train", 0)
     image = pillow_image(sample.image)
-    transform = DetectionEvalTransform(DetectionTransformConfig(image_size=(48, 64)))
+    transform = PaddedEvalTransform(DetectionTransformConfig(image_size=(48, 64)))
     batch = transform.collate([transform.resize(sample)], np.zeros(1, np.uint64), None)
     expected = image_tensor(image.resize((64, 48), 2))
     assert torch.equal(batch.images[0, :, :48, :64], expected)
@@ -181,9 +181,7 @@ def test_a_crop_and_a_mirror_equal_torchvision() -> None:
 def test_evaluation_keeps_targets_complete_in_original_pixels() -> None:
     source = Painted([(60, 90), (120, 40)], [4, 3], crowds=True)
     config = DetectionTransformConfig(image_size=64, resize="keep")
-    images = ImageSet(
-        Selection(source, "train", np.arange(2)), DetectionEvalTransform(config), seed=0
-    )
+    images = ImageSet(Selection(source, "train", np.arange(2)), PaddedEvalTransform(config), seed=0)
     batch = images[BatchKey((0, 1))]
     assert batch.valid.tolist() == [[43, 64], [64, 21]]
     assert batch.images.shape == (2, 3, 64, 64)

@@ -16,7 +16,7 @@ from castling.data import (
     BatchKey,
     DataError,
     ImageSet,
-    SegmentationEvalTransform,
+    PaddedEvalTransform,
     SegmentationTrainTransform,
     SegmentationTransformConfig,
 )
@@ -33,7 +33,7 @@ def training(source: Labelled, seed: int = 0, **options: object) -> ImageSet:
 
 def evaluated(source: Labelled, **options: object) -> ImageSet:
     config = SegmentationTransformConfig(**{"image_size": 64, **options})
-    return ImageSet(_all(source), SegmentationEvalTransform(config), seed=0)
+    return ImageSet(_all(source), PaddedEvalTransform(config), seed=0)
 
 
 def _all(source: Labelled) -> Selection:

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from jsonargparse.typing import ClosedUnitInterval
+from torchvision import tv_tensors
 
+from castling.data.decode import image_tensor, read_image, read_size
 from castling.data.files import FileStore, existing
 from castling.data.keys import content_digest
 from castling.data.registry import SourceConfig
@@ -15,8 +17,38 @@ from castling.utils.text import printable
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnnotatedConfig(SourceConfig):
-    """Base of the configurations of such sources.
+class PathConfig(SourceConfig):
+    """Base of the configurations of sources that open a path.
+
+    Attributes:
+        path: what to open.
+    """
+
+    path: str
+
+    def __str__(self) -> str:
+        return self.path
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.path, str) or not self.path:
+            raise ValueError(
+                f"data.source.path is {self.path!r}; name a folder or a zip file of images"
+            )
+        check_fields(self, "data.source")
+        if any(0xD800 <= ord(letter) <= 0xDFFF for letter in self.path):
+            raise ValueError(
+                f"data.source.path {printable(self.path)} is not UTF-8, so no recipe can hold it; "
+                "rename the folder"
+            )
+
+    def check_exists(self) -> None:
+        """Raise FileNotFoundError where there is no such folder or file."""
+        existing(self.path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotatedConfig(PathConfig):
+    """Base of the configurations of sources whose files have annotations.
 
     Attributes:
         path: what to open.
@@ -24,18 +56,7 @@ class AnnotatedConfig(SourceConfig):
             note; above it the fault is an error.
     """
 
-    path: str
     leave_out: ClosedUnitInterval = 0.001
-
-    def __str__(self) -> str:
-        return self.path
-
-    def __post_init__(self) -> None:
-        check_fields(self, "data.source")
-
-    def check_exists(self) -> None:
-        """Raise FileNotFoundError where there is no such folder or file."""
-        existing(self.path)
 
 
 class ImageFiles:
@@ -71,3 +92,24 @@ class ImageFiles:
     def notice(self, name: str) -> Callable[[str], None]:
         """Takes what is noticed about a file."""
         return lambda text: self.noticed.update({name: text})
+
+    def image(self, split: str, index: int) -> tv_tensors.Image:
+        """(3, H, W) uint8, upright RGB.
+
+        Raises:
+            DataError: the file is damaged; it is named.
+        """
+        name = self.name(split, index)
+        with self._store.open(self._files[split][index]) as stream:
+            return image_tensor(read_image(stream, name, self.notice(name)))
+
+    def size(self, split: str, index: int) -> tuple[int, int]:
+        """(height, width) from the file's header, before a camera's orientation is applied.
+
+        Raises:
+            DataError: the header is damaged; the file is named.
+        """
+        name = self.name(split, index)
+        with self._store.open(self._files[split][index]) as stream:
+            width, height = read_size(stream, name, self.notice(name))
+        return height, width

@@ -14,8 +14,8 @@ def keep_freed_memory() -> bool:
     """Keep freed memory in this process, to be used again without asking the system for it.
 
     PyTorch allocates and frees large tensors in every step. By default glibc takes each from the
-    system and gives it back, which then fills it with zeros, page by page: a third of the time of
-    a training step on a CPU. The process stays as large as it once was; ``malloc_trim`` still
+    system and gives it back, which then fills it with zeros, page by page: up to a third of the
+    time of a training step on a CPU. The process stays as large as it once was; ``malloc_trim`` still
     gives memory back.
 
     Returns:

@@ -9,18 +9,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from castling.data.annotated import ImageFiles
-from castling.data.decode import image_tensor, read_image, read_size
-from castling.data.files import existing, open_store
+from castling.data.annotated import ImageFiles, PathConfig
+from castling.data.files import open_store
 from castling.data.layout import read_layout
-from castling.data.registry import DataInfo, SourceConfig, register_source
+from castling.data.registry import DataInfo, register_source
 from castling.data.sample import Sample
-from castling.utils.checks import check_fields
-from castling.utils.text import printable
 
 
 @dataclass(frozen=True, kw_only=True)
-class FolderConfig(SourceConfig):
+class FolderConfig(PathConfig):
     """Image files below folders of classes.
 
     Attributes:
@@ -32,27 +29,7 @@ class FolderConfig(SourceConfig):
 
     name: ClassVar[str] = "folder"
     reads: ClassVar[str] = "a folder of images for each class"
-    path: str
     layout: Literal["auto", "splits", "classes"] = "auto"
-
-    def __str__(self) -> str:
-        return self.path
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.path, str) or not self.path:
-            raise ValueError(
-                f"data.source.path is {self.path!r}; name a folder or a zip file of images"
-            )
-        check_fields(self, "data.source")
-        if any(0xD800 <= ord(letter) <= 0xDFFF for letter in self.path):
-            raise ValueError(
-                f"data.source.path {printable(self.path)} is not UTF-8, so no recipe can hold it; "
-                "rename the folder"
-            )
-
-    def check_exists(self) -> None:
-        """Raise FileNotFoundError where there is no such folder or file."""
-        existing(self.path)
 
 
 @register_source(FolderConfig)
@@ -86,27 +63,14 @@ class FolderSource(ImageFiles):
         Raises:
             DataError: the file is damaged; it is named.
         """
-        name = self.name(split, index)
-        with self._store.open(self._files[split][index]) as stream:
-            image = image_tensor(read_image(stream, name, self.notice(name)))
+        image = self.image(split, index)
         return Sample(
             image=image,
             target={"label": torch.tensor(self._labels[split][index])},
             index=index,
-            name=name,
+            name=self.name(split, index),
             original_size=(image.shape[1], image.shape[2]),
         )
-
-    def size(self, split: str, index: int) -> tuple[int, int]:
-        """(height, width) from the file's header, before a camera's orientation is applied.
-
-        Raises:
-            DataError: the header is damaged; the file is named.
-        """
-        with self._store.open(self._files[split][index]) as stream:
-            name = self.name(split, index)
-            width, height = read_size(stream, name, self.notice(name))
-        return height, width
 
     def labels(self, split: str) -> NDArray[np.int64]:
         """(n,) class of every image."""

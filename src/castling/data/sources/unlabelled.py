@@ -5,21 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from castling.data.annotated import ImageFiles
-from castling.data.decode import image_tensor, read_image, read_size
+from castling.data.annotated import ImageFiles, PathConfig
 from castling.data.errors import DataError
-from castling.data.files import existing, open_store
+from castling.data.files import open_store
 from castling.data.formats import is_image
-from castling.data.registry import DataInfo, SourceConfig, register_source
+from castling.data.registry import DataInfo, register_source
 from castling.data.sample import Sample
 from castling.data.segmentation.pairs import find_places
 from castling.data.segmentation.read_masks import is_masks
 from castling.data.split_folders import SPLIT_NAMES
-from castling.utils.checks import check_fields
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnlabelledConfig(SourceConfig):
+class UnlabelledConfig(PathConfig):
     """All image files below a folder.
 
     Attributes:
@@ -29,17 +27,6 @@ class UnlabelledConfig(SourceConfig):
 
     name: ClassVar[str] = "unlabelled"
     reads: ClassVar[str] = "all images at any depth, without labels"
-    path: str
-
-    def __str__(self) -> str:
-        return self.path
-
-    def __post_init__(self) -> None:
-        check_fields(self, "data.source")
-
-    def check_exists(self) -> None:
-        """Raise FileNotFoundError where there is no such folder or file."""
-        existing(self.path)
 
 
 @register_source(UnlabelledConfig)
@@ -78,27 +65,14 @@ class UnlabelledSource(ImageFiles):
         Raises:
             DataError: the file is damaged; it is named.
         """
-        name = self.name(split, index)
-        with self._store.open(self._files[split][index]) as stream:
-            image = image_tensor(read_image(stream, name, self.notice(name)))
+        image = self.image(split, index)
         return Sample(
             image=image,
             target={},
             index=index,
-            name=name,
+            name=self.name(split, index),
             original_size=(image.shape[1], image.shape[2]),
         )
-
-    def size(self, split: str, index: int) -> tuple[int, int]:
-        """(height, width) from the file's header, before a camera's orientation is applied.
-
-        Raises:
-            DataError: the header is damaged; the file is named.
-        """
-        name = self.name(split, index)
-        with self._store.open(self._files[split][index]) as stream:
-            width, height = read_size(stream, name, self.notice(name))
-        return height, width
 
     def labels(self, split: str) -> None:
         """Images are of no class."""

@@ -7,16 +7,15 @@ from castling.data.transforms.classification import (
     ClassificationTransformConfig,
 )
 from castling.data.transforms.detection import (
-    DetectionEvalTransform,
     DetectionTransformConfig,
 )
 from castling.data.transforms.detection_training import DetectionTrainTransform
+from castling.data.transforms.padded import PaddedEvalTransform
 from castling.data.transforms.pretraining import (
     PretrainingTransform,
     PretrainingTransformConfig,
 )
 from castling.data.transforms.segmentation import (
-    SegmentationEvalTransform,
     SegmentationTransformConfig,
 )
 from castling.data.transforms.segmentation_training import SegmentationTrainTransform
@@ -25,12 +24,11 @@ __all__ = [
     "ClassificationEvalTransform",
     "ClassificationTrainTransform",
     "ClassificationTransformConfig",
-    "DetectionEvalTransform",
     "DetectionTrainTransform",
     "DetectionTransformConfig",
+    "PaddedEvalTransform",
     "PretrainingTransform",
     "PretrainingTransformConfig",
-    "SegmentationEvalTransform",
     "SegmentationTrainTransform",
     "SegmentationTransformConfig",
     "Size",

@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 from jsonargparse.typing import ClosedUnitInterval, PositiveInt
-from torch import Tensor
 from torch.nn import functional as F
 
-from castling.data.decode import image_tensor, pillow_image
-from castling.data.sample import Batch, Sample, stack_samples
-from castling.data.transforms.base import Samples, Size, TransformConfig, fitted_size
+from castling.data.sample import Batch, Sample
+from castling.data.transforms.base import Size, TransformConfig, fitted_size
+from castling.data.transforms.padded import collate_padded
 from castling.data.transforms.scene import FILL
-from castling.data.transforms.steps import RESAMPLING, Interpolation
-from castling.utils.randomness import Keys
+from castling.data.transforms.steps import Interpolation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,42 +147,6 @@ class DetectionTransformConfig(TransformConfig):
         }
 
 
-class DetectionEvalTransform:
-    """What every image goes through outside training: scaling and padding, no randomness.
-
-    Targets stay in pixels of the original image, complete, crowds included: predictions are
-    compared there.
-
-    Args:
-        config: size and protocol.
-    """
-
-    random = False
-    sides: tuple[int, ...] = ()
-    fixed_size: Size | None = None
-
-    def __init__(self, config: DetectionTransformConfig) -> None:
-        self.config = config
-
-    def kept_size(self, original: Size) -> Size:
-        """That of the scaled image."""
-        return self.config.fitted(original)
-
-    def resize(self, sample: Sample) -> Sample:
-        """Scale the image alone."""
-        return scaled_image(
-            sample, self.config.fitted(sample.original_size), self.config.interpolation
-        )
-
-    def augment(self, sample: Sample, size: Size | None, others: Samples = ()) -> Sample:
-        """The sample as it is."""
-        return sample
-
-    def collate(self, samples: Sequence[Sample] | Batch, keys: Keys, size: Size | None) -> Batch:
-        """The samples padded and stacked."""
-        return collate_objects(samples, self.config.multiple)
-
-
 def collate_objects(samples: Sequence[Sample] | Batch, multiple: int) -> Batch:
     """A batch whose targets are lists, one tensor per image.
 
@@ -192,25 +154,12 @@ def collate_objects(samples: Sequence[Sample] | Batch, multiple: int) -> Batch:
         samples: at least one; their masks are padded as the images are.
         multiple: that the sides of the batch's images are padded to.
     """
-    assert not isinstance(samples, Batch), "objects are kept in memory one image at a time"
-    bare = [dataclasses.replace(sample, target={}) for sample in samples]
-    batch = stack_samples(bare, multiple=multiple, fill=FILL)
-    targets: dict[str, Tensor | list[Tensor]] = {
-        name: [sample.target[name].as_subclass(Tensor) for sample in samples]
-        for name in samples[0].target
-    }
-    if "masks" in targets:
-        height, width = batch.images.shape[2:]
-        targets["masks"] = [
-            F.pad(mask, (0, width - mask.shape[2], 0, height - mask.shape[1]))
-            for mask in targets["masks"]
-        ]
-    return dataclasses.replace(batch, targets=targets)
-
-
-def scaled_image(sample: Sample, size: Size, interpolation: Interpolation) -> Sample:
-    """The sample with its image alone scaled to (height, width)."""
-    if tuple(sample.image.shape[1:]) == size:
-        return sample
-    image = pillow_image(sample.image).resize(size[::-1], RESAMPLING[interpolation])
-    return dataclasses.replace(sample, image=image_tensor(image))
+    batch = collate_padded(samples, multiple)
+    if "masks" not in batch.targets:
+        return batch
+    height, width = batch.images.shape[2:]
+    masks = [
+        F.pad(mask, (0, width - mask.shape[2], 0, height - mask.shape[1]))
+        for mask in batch.targets["masks"]
+    ]
+    return dataclasses.replace(batch, targets=batch.targets | {"masks": masks})

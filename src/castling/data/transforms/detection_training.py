@@ -22,9 +22,9 @@ from castling.data.transforms.copy_paste import paste, placed_anywhere
 from castling.data.transforms.detection import (
     DetectionTransformConfig,
     collate_objects,
-    scaled_image,
 )
 from castling.data.transforms.mosaic import mosaic
+from castling.data.transforms.padded import scaled_image
 from castling.data.transforms.scene import Objects, Scene
 from castling.data.transforms.steps import RESAMPLING, PillowPhotometricDistort, chance
 from castling.utils.randomness import Keys

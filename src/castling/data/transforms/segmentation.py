@@ -6,20 +6,15 @@ The random part is in :mod:`castling.data.transforms.segmentation_training`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
 from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
-from torch import Tensor
 
-from castling.data.sample import Batch, Sample, stack_samples
-from castling.data.transforms.base import Samples, Size, TransformConfig, fitted_size
-from castling.data.transforms.detection import scaled_image
+from castling.data.transforms.base import Size, TransformConfig, fitted_size
 from castling.data.transforms.scene import FILL
 from castling.data.transforms.steps import Interpolation
 from castling.utils.checks import LeftOpenUnitInterval
-from castling.utils.randomness import Keys
 
 #: Longer sides of images that keep their aspect ratio, in shorter ones, at most.
 _LONGEST = 4
@@ -118,45 +113,3 @@ class SegmentationTransformConfig(TransformConfig):
             "pad_multiple": self.multiple,
             "pad_value": FILL,
         }
-
-
-class SegmentationEvalTransform:
-    """What every image goes through outside training: scaling and padding, no randomness.
-
-    Masks stay as they are: predictions are compared at the original size.
-
-    Args:
-        config: size and padding.
-    """
-
-    random = False
-    sides: tuple[int, ...] = ()
-    fixed_size: Size | None = None
-
-    def __init__(self, config: SegmentationTransformConfig) -> None:
-        self.config = config
-
-    def kept_size(self, original: Size) -> Size:
-        """That of the scaled image."""
-        return self.config.fitted(original)
-
-    def resize(self, sample: Sample) -> Sample:
-        """Scale the image alone."""
-        return scaled_image(
-            sample, self.config.fitted(sample.original_size), self.config.interpolation
-        )
-
-    def augment(self, sample: Sample, size: Size | None, others: Samples = ()) -> Sample:
-        """The sample as it is."""
-        return sample
-
-    def collate(self, samples: Sequence[Sample] | Batch, keys: Keys, size: Size | None) -> Batch:
-        """The images padded and stacked; a list of masks of the original sizes."""
-        assert not isinstance(samples, Batch), "samples are kept in memory one at a time"
-        bare = [dataclasses.replace(sample, target={}) for sample in samples]
-        batch = stack_samples(bare, multiple=self.config.multiple, fill=FILL)
-        targets: dict[str, Tensor | list[Tensor]] = {
-            name: [sample.target[name].as_subclass(Tensor) for sample in samples]
-            for name in samples[0].target
-        }
-        return dataclasses.replace(batch, targets=targets)

@@ -21,7 +21,7 @@ from castling.data.errors import DataError
 from castling.data.registry import DataInfo
 from castling.data.sample import Batch, Sample, plain, stack_samples
 from castling.data.transforms.base import Samples, Size
-from castling.data.transforms.detection import scaled_image
+from castling.data.transforms.padded import scaled_image
 from castling.data.transforms.placement import Placement
 from castling.data.transforms.scene import FILL
 from castling.data.transforms.segmentation import SegmentationTransformConfig

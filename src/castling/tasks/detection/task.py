@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from castling.data.registry import DataInfo, SourceConfig
 from castling.data.sample import Batch, Sample
 from castling.data.transforms.base import Transform, TransformConfig
-from castling.data.transforms.detection import DetectionEvalTransform, DetectionTransformConfig
+from castling.data.transforms.detection import DetectionTransformConfig
 from castling.data.transforms.detection_training import DetectionTrainTransform
+from castling.data.transforms.padded import PaddedEvalTransform
 from castling.heads.detector import DetectionTarget, Detector
 from castling.heads.matching import align_detections, detection_agreement
 from castling.tasks.dense import padded_size, require_classes, require_head, require_multiple
@@ -124,7 +125,7 @@ class DetectionTask(Task):
     def transform(self, *, training: bool) -> Transform:
         """Augmentation for training, scaling otherwise."""
         if not training:
-            return DetectionEvalTransform(self.transform_options)
+            return PaddedEvalTransform(self.transform_options)
         transform = DetectionTrainTransform(self.transform_options, self.info)
         self._training.append(transform)
         return transform

@@ -16,11 +16,9 @@ from castling.data.registry import DataInfo, SourceConfig
 from castling.data.sample import Batch, Sample
 from castling.data.splits import Selection
 from castling.data.transforms.base import Transform, TransformConfig
+from castling.data.transforms.padded import PaddedEvalTransform
 from castling.data.transforms.scene import FILL
-from castling.data.transforms.segmentation import (
-    SegmentationEvalTransform,
-    SegmentationTransformConfig,
-)
+from castling.data.transforms.segmentation import SegmentationTransformConfig
 from castling.data.transforms.segmentation_training import SegmentationTrainTransform
 from castling.heads.agreement import LEAST_PIXEL_AGREEMENT
 from castling.heads.segmenter import Segmenter
@@ -147,7 +145,7 @@ class SegmentationTask(Task):
         """Augmentation for training, scaling otherwise."""
         if training:
             return SegmentationTrainTransform(self.transform_options, self.info)
-        return SegmentationEvalTransform(self.transform_options)
+        return PaddedEvalTransform(self.transform_options)
 
     def training_step(self, model: nn.Module, batch: Batch, step: Step) -> dict[str, Tensor]:
         """``loss`` and the parts that the head names."""
