@@ -15,8 +15,8 @@ def keep_freed_memory() -> bool:
 
     PyTorch allocates and frees large tensors in every step. By default glibc takes each from the
     system and gives it back, which then fills it with zeros, page by page: up to a third of the
-    time of a training step on a CPU. The process stays as large as it once was; ``malloc_trim`` still
-    gives memory back.
+    time of a training step on a CPU. The process stays as large as it once was; ``malloc_trim``
+    still gives memory back.
 
     Returns:
         Whether the allocator can be told: on Linux with glibc.
