@@ -517,3 +517,16 @@ def test_a_source_without_training_images_says_all_that_is_wrong(
     with pytest.raises(FaultyDataError, match="annotation file that is not whole: 1") as caught:
         open_source(CocoConfig(path=str(root)))
     assert caught.value.report.errors
+
+
+def test_incomplete_annotations_excuse_no_others(coco_folder: Callable[..., Folder]) -> None:
+    """Their ids, whatever they are, are not those of images or classes."""
+    folder = coco_folder()
+    entries = folder.train["annotations"]
+    entries[0]["id"] = []
+    del entries[1]["category_id"]
+    entries[1]["id"] = 9999
+    entries[2]["image_id"] = 9999
+    report = check_source(CocoConfig(path=str(folder.write())))
+    found = {problem.kind: problem for problem in report.problems}
+    assert found["annotation of an image that is not listed"].count == 1

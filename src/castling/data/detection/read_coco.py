@@ -22,10 +22,14 @@ _HUGE = 1e300
 
 @dataclass
 class _File:
-    """One annotation file, its sections as far as they are sound, and ids of other entries."""
+    """One annotation file, its sections as far as they are sound.
+
+    Attributes:
+        lost: ids of the other ``images`` and ``categories``, to which annotations may refer.
+    """
 
     name: str
-    lost: set[Any]
+    lost: dict[str, set[Any]]
     images: list[dict[str, Any]]
     annotations: list[dict[str, Any]]
     categories: dict[Any, str]
@@ -69,7 +73,7 @@ def _read_file(store: FileStore, name: str, faults: Faults) -> _File | None:
         faults.add("not_whole", f"{store.describe(name)} holds no object but a {_kind(content)}")
         return None
     sections: dict[str, list[dict[str, Any]]] = {}
-    lost: set[Any] = set()
+    lost: dict[str, set[Any]] = {"images": set(), "categories": set()}
     for section in ("images", "annotations", "categories"):
         entries = content.get(section)
         if not isinstance(entries, list):
@@ -80,8 +84,9 @@ def _read_file(store: FileStore, name: str, faults: Faults) -> _File | None:
             bad = next(each for each in entries if each not in sound)
             text = f"{name}: {section} such as {json.dumps(bad)[:60]}"
             faults.add("no_section", text, len(entries) - len(sound))
-            ids = (each.get("id") for each in entries if isinstance(each, dict))
-            lost |= {each for each in ids if _is_id(each)} - {each.get("id") for each in sound}
+            if section in lost:
+                ids = (each.get("id") for each in entries if isinstance(each, dict))
+                lost[section] = {each for each in ids if _is_id(each)} - {e["id"] for e in sound}
         sections[section] = sound
     if len(sections) < 3:
         return None
@@ -142,7 +147,7 @@ def _table(
             faults.add("no_size", f"{entry['file_name']} of {file.name}")
             size = size_in_header(store, path)
         places[entry["id"]] = builder.add_image(path, size, entry["file_name"])
-    ids |= file.lost  # reported already
+    ids |= file.lost["images"]  # reported already
     numbers = {name: label for label, name in enumerate(classes)}
     labels = {key: numbers.get(name) for key, name in file.categories.items()}
     known: set[int] = set()
@@ -159,7 +164,7 @@ def _table(
             continue
         where = f"{what} of {builder.origins[image]}"
         if label is None:
-            if entry["category_id"] not in file.lost:
+            if entry["category_id"] not in file.lost["categories"]:
                 faults.add("unknown_category", f"{where}: category {entry['category_id']}")
             continue
         if not _is_number(number) or number in known:
