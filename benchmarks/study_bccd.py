@@ -19,7 +19,7 @@ import yaml
 
 import castling
 from castling.data import BatchKey, open_source
-from castling.deploy import Predictor, evaluate, model_folder
+from castling.deploy import Predictor, evaluate, export_saved, model_folder
 from castling.export import open_exported
 from castling.models.saved import open_model
 from castling.profiling.machine import machine_facts
@@ -111,10 +111,9 @@ def times(folders: dict[str, Path], seconds: float) -> dict[str, dict[str, float
             images = test_images(folder, 1)
             castling.fold_(model, images)
             calls[name, "eager"] = lambda m=model, t=task, x=images: t.outputs(m, x)
-            fresh, _ = open_model(model_folder(folder))
             for runtime, suffix in (("onnxruntime", "onnx"), ("openvino", "xml")):
                 path = Path(temporary) / f"{name}.{suffix}"
-                castling.export(fresh, path, card.image_size, raw_outputs=task.outputs, card=card)
+                export_saved(folder, path)
                 calls[name, runtime] = open_exported(path, threads=1).runner(images)
         timings = time_alternately(
             calls, rounds=30, seconds=seconds, timer=timer_for(torch.device("cpu"))

@@ -65,6 +65,7 @@ class DetectionTask(Task):
     record_columns = COLUMNS
     example_side = 320
     transform_config = DetectionTransformConfig
+    verified_on_data = True
     preprocessing_options: ClassVar[tuple[str, ...]] = (
         "image_size",
         "resize",
