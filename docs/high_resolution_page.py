@@ -28,8 +28,9 @@ def high_resolution_page(results: Path) -> str:
         "![Time and memory of whole detectors by image side](images/high_resolution.png)\n",
         "Milliseconds and, in brackets, megabytes that the process grows by in its first call, "
         "weights not counted. *Does not run*: more than "
-        f"{machine['limit_gigabytes']:g} GB. *Without attention* is the same model with its "
-        "attention core deleted: no attention can be faster.\n",
+        f"{machine['limit_gigabytes']:g} GB. *Not timed*: runs alone, but not within that limit in "
+        "the process that times all models in turn. *Without attention* is the same model with "
+        "its attention core deleted: no attention can be faster.\n",
         *table(
             ["model", "runtime", *(f"{side} px" for side in sides(result))],
             (
@@ -65,11 +66,10 @@ def by_candidate(result: ModelsResult) -> dict[tuple[str, str], dict[int, ModelM
 def _cell(row: ModelMeasurement | None) -> str:
     if row is None:
         return "–"
-    if row.error:
+    if row.resident_megabytes is None:
         return "does not run"
     time = "not timed" if row.milliseconds is None else short(row.milliseconds)
-    memory = "" if row.resident_megabytes is None else f" ({row.resident_megabytes:,.0f})"
-    return f"{time}{memory}"
+    return f"{time} ({row.resident_megabytes:,.0f})"
 
 
 def write_plot(results: Path, folder: Path) -> None:
