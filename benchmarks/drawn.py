@@ -44,14 +44,28 @@ def drawn_samples(
     return drawn
 
 
-def save_sheet(pictures: Sequence[Image.Image], columns: int, path: Path) -> None:
-    """Pictures in rows of ``columns``, as one JPEG; each fits into ``SIZE``."""
-    width, height = SIZE
+def drawn_masks(
+    predictor: Predictor, source: Source, split: str, indices: Sequence[int]
+) -> list[Image.Image]:
+    """Images of a source under what a segmenter found, each beside the truth."""
+    samples = [source.sample(split, index) for index in indices]
+    images = [pillow_image(sample.image) for sample in samples]
+    return [
+        predictor.task.draw(image, found, sample.target)
+        for sample, image, found in zip(samples, images, predictor(images), strict=True)
+    ]
+
+
+def save_sheet(
+    pictures: Sequence[Image.Image], columns: int, path: Path, size: tuple[int, int] = SIZE
+) -> None:
+    """Pictures in rows of ``columns``, as one JPEG; each fits into ``size``, (width, height)."""
+    width, height = size
     rows = -(-len(pictures) // columns)
     sheet = Image.new("RGB", (width * columns, height * rows), "white")
     for place, picture in enumerate(pictures):
         fitted = picture.copy()
-        fitted.thumbnail(SIZE, Image.Resampling.LANCZOS)
+        fitted.thumbnail(size, Image.Resampling.LANCZOS)
         left = width * (place % columns) + (width - fitted.width) // 2
         top = height * (place // columns) + (height - fitted.height) // 2
         sheet.paste(fitted, (left, top))

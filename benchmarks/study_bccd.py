@@ -10,25 +10,21 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import tempfile
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-import castling
-from castling.data import BatchKey, open_source
-from castling.deploy import Predictor, evaluate, export_saved, model_folder
-from castling.export import open_exported
-from castling.models.saved import open_model
+from castling.data import open_source
+from castling.deploy import Predictor, evaluate, model_folder
 from castling.profiling.machine import machine_facts
-from castling.profiling.timing import cpu_threads, time_alternately, timer_for
-from castling.tasks import task_from_card
 from castling.tasks.result import TrainResult, read_result
-from castling.train import open_data, recipe_from_dict, train
+from castling.train import recipe_from_dict, train
 from castling.utils.files import write_json, write_text
 from drawn import drawn_samples, save_sheet
+from whole_times import whole_times
 
 HERE = Path(__file__).parent
 RECIPES = HERE.parent / "recipes"
@@ -101,36 +97,6 @@ def summarise(result: TrainResult, folder: Path) -> dict[str, Any]:
     return found
 
 
-def times(folders: dict[str, Path], seconds: float) -> dict[str, dict[str, float]]:
-    """Row → runtime → median milliseconds of a whole detector, one image, one thread."""
-    calls: dict[tuple[str, str], Any] = {}
-    with cpu_threads(1), torch.inference_mode(), tempfile.TemporaryDirectory() as temporary:
-        for name, folder in folders.items():
-            model, card = open_model(model_folder(folder))
-            task = task_from_card(card)
-            images = test_images(folder, 1)
-            castling.fold_(model, images)
-            calls[name, "eager"] = lambda m=model, t=task, x=images: t.outputs(m, x)
-            for runtime, suffix in (("onnxruntime", "onnx"), ("openvino", "xml")):
-                path = Path(temporary) / f"{name}.{suffix}"
-                export_saved(folder, path)
-                calls[name, runtime] = open_exported(path, threads=1).runner(images)
-        timings = time_alternately(
-            calls, rounds=30, seconds=seconds, timer=timer_for(torch.device("cpu"))
-        )
-    found: dict[str, dict[str, float]] = {}
-    for (name, runtime), timing in timings.items():
-        found.setdefault(name, {})[runtime] = round(timing.milliseconds, 2)
-    return found
-
-
-def test_images(folder: Path, count: int) -> torch.Tensor:
-    """Normalised test images (B, 3, H, W) as a run's model takes them."""
-    recipe = recipe_from_dict(yaml.safe_load((folder / "recipe.yaml").read_text()))
-    data, task = open_data(recipe)
-    return task.preprocess(data.dataset("test")[BatchKey(tuple(range(count)))].images)
-
-
 def draw(folder: Path, places: list[int], path: Path) -> None:
     """Predictions on test images, and the labelled objects in white, side by side as one JPEG."""
     recipe = recipe_from_dict(yaml.safe_load((folder / "recipe.yaml").read_text()))
@@ -188,12 +154,18 @@ def main() -> None:
     parser.add_argument("--time", type=float, default=0.0, help="seconds of timing; 0 is none")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--collect", action="store_true", help="train nothing")
+    parser.add_argument(
+        "--time_only",
+        action="store_true",
+        help="train nothing and keep all figures but those of speed, which hardly depend on "
+        "weights: runs of a few epochs will do",
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     end = "-pretrained" if options.pretrain else ""
     folders = {name: options.runs / f"{name}{end}-seed{options.seed}" for name in options.rows}
     for name, folder in folders.items():
-        if options.collect:
+        if options.collect or options.time_only:
             continue
         row, start = ROWS[name], ""
         if options.pretrain:
@@ -202,27 +174,34 @@ def main() -> None:
         print(name, train(recipe, folder, progress=False), flush=True)
     options.results.mkdir(parents=True, exist_ok=True)
     done = {name: folder for name, folder in folders.items() if read_result(folder) is not None}
-    rows: dict[str, Any] = {}
-    for name, folder in done.items():
+    path = options.results / f"study_bccd{end}.json"
+    study = json.loads(path.read_text()) if path.exists() else {"rows": {}}
+    rows: dict[str, Any] = study["rows"]
+    machine = machine_facts(torch.device("cpu"))
+    for name, folder in () if options.time_only else done.items():
         result = read_result(folder)
         assert result is not None
-        rows[name] = {"label": ROWS[name].label, **summarise(result, folder)}
+        speed = {k: v for k, v in rows.get(name, {}).items() if k == "milliseconds"}
+        found = summarise(result, folder)
+        rows[name] = {"label": ROWS[name].label, "machine": machine["device"], **found, **speed}
         if options.draw:
             draw(folder, options.draw, options.pictures / f"bccd_{name}{end}.jpg")
     if options.time:
-        for name, each in times(done, options.time).items():
+        study["timed_on"] = machine
+        for name, each in whole_times(done, options.time).items():
             rows[name]["milliseconds"] = each
-    pretraining = f" --pretrain imagenette128.zip --pretrain_epochs {options.pretrain_epochs}"
-    study = {
-        "command": "python benchmarks/study_bccd.py --data bccd.zip"
-        + (pretraining if options.pretrain else "")
-        + f" --epochs {options.epochs} --seed {options.seed}",
-        "recipe": yaml.safe_load((RECIPES / "bccd.yaml").read_text()) | {"epochs": options.epochs},
-        "machine": machine_facts(torch.device("cpu")),
-        "rows": rows,
-    }
-    write_json(options.results / f"study_bccd{end}.json", study)
-    write_text(options.results / f"study_bccd{end}.md", table(study))
+    if not options.time_only:
+        study["command"] = (
+            "python benchmarks/study_bccd.py --data bccd.zip"
+            + (f" --pretrain imagenette128.zip --pretrain_epochs {options.pretrain_epochs}")
+            * bool(options.pretrain)
+            + f" --epochs {options.epochs} --seed {options.seed}"
+        )
+        recipe = yaml.safe_load((RECIPES / "bccd.yaml").read_text())
+        study["recipe"] = recipe | {"epochs": options.epochs}
+    study["rows"] = {name: rows[name] for name in ROWS if name in rows}
+    write_json(path, study)
+    write_text(path.with_suffix(".md"), table(study))
     print(table(study))
 
 

@@ -25,7 +25,7 @@ def bccd_section(results: Path) -> list[str]:
         "640×480 px, boxes of three kinds of blood cells: 205 images train, 87 validate, 72 test; "
         "`recipes/bccd.yaml` for all, images stretched to 320×320 px. COCO's average precision on "
         "the test images in percent; milliseconds of the whole detector for one image, folded in "
-        f"eager. {facts(study['machine'])}\n",
+        f"eager. {_machines(study)}\n",
         (results / "study_bccd.md").read_text(encoding="utf-8"),
     ]
     for name, row in study["rows"].items():
@@ -35,6 +35,13 @@ def bccd_section(results: Path) -> list[str]:
         (results / "study_bccd_remarks.md").read_text(encoding="utf-8"),
     ]
     return lines
+
+
+def _machines(study: dict[str, Any]) -> str:
+    """Where the rows were trained, and where they were timed."""
+    trained = sorted({row["machine"] for row in study["rows"].values()})
+    text = f"Trained on {' and '.join(trained)}, one thread."
+    return f"{text} Times: {facts(study['timed_on'])}" if "timed_on" in study else text
 
 
 def overfit_section(results: Path) -> list[str]:

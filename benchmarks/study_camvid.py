@@ -1,0 +1,245 @@
+"""Segmenters trained on CamVid: three families, castling before and after the switch, its twin.
+
+Trains the rows asked for with ``recipes/camvid.yaml`` at a size that two CPU cores train in half an
+hour, and writes ``results/study_camvid.json`` and ``.md``, and one picture of drawn predictions a
+row. Rows of an earlier call stay in the file; finished runs are kept and interrupted ones resumed.
+``--start`` trains the backbone on images without labels first. The figures of speed come from
+``--time``, on an idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from castling.data import open_source
+from castling.deploy import Predictor, evaluate, model_folder
+from castling.profiling.machine import machine_facts
+from castling.tasks.result import TrainResult, read_result
+from castling.train import recipe_from_dict, train
+from castling.utils.files import write_json, write_text
+from drawn import drawn_masks, save_sheet
+from whole_times import whole_times
+
+HERE = Path(__file__).parent
+RECIPES = HERE.parent / "recipes"
+NAME = "study_camvid"
+#: Height and width of the part of an image that a step sees, pixels.
+CROP = (192, 256)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One model of the table.
+
+    Attributes:
+        label: in the table.
+        model: HEAD/BACKBONE.
+        head: options of the head.
+        attention: put into the backbone, and its options.
+    """
+
+    label: str
+    model: str
+    head: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    attention: Mapping[str, Any] | None = None
+
+
+#: A quarter of the published widths, so that the backbone is most of the work.
+_NARROW = {"width": 64, "head_width": 32}
+ROWS = {
+    "cas_vit_xs": Row("Semantic FPN, CAS-ViT-XS", "semantic_fpn/cas_vit_xs", _NARROW),
+    "cas_vit_s": Row("Semantic FPN, CAS-ViT-S", "semantic_fpn/cas_vit_s", _NARROW),
+    "qt_vit_1": Row("Semantic FPN, QT-ViT-1", "semantic_fpn/qt_vit_1", _NARROW),
+    "efficientvit_head": Row("EfficientViT head, QT-ViT-1", "efficientvit_head/qt_vit_1"),
+    "castling": Row(
+        "Semantic FPN, Castling-DeiT-T",
+        "semantic_fpn/castling_deit_tiny_patch16_224",
+        _NARROW,
+        {"name": "linear_angular", "kv_scale": "tokens"},
+    ),
+    "softmax": Row("Semantic FPN, its softmax twin", "semantic_fpn/deit_tiny_patch16_224", _NARROW),
+}
+#: What ``--start`` may be, and how its rows are called.
+STARTS = {
+    "none": "from scratch",
+    "imagenette128": "pre-trained on imagenette128",
+    "camvid": "pre-trained on CamVid's images",
+}
+
+
+def recipe_of(row: Row, data: str, epochs: int, seed: int, checkpoint: str) -> Any:
+    """The recipe of CamVid with the model of a row."""
+    values = yaml.safe_load((RECIPES / "camvid.yaml").read_text())
+    values["model"] = {"name": row.model, "head": dict(row.head), "checkpoint": checkpoint}
+    if row.attention:
+        values["model"]["attention"] = dict(row.attention)
+    values["data"]["source"] = data
+    values["data"]["transform"] |= {"image_size": list(CROP), "scale": [0.5, 1.25]}
+    values["save"] |= {"validate_epochs": 10}
+    values["hardware"] = {"channels_last": True}
+    return recipe_from_dict(values | {"epochs": epochs, "seed": seed})
+
+
+def pretraining_of(row: Row, data: str, epochs: int, size: tuple[int, int], seed: int) -> Any:
+    """A recipe of masked pre-training for the backbone of a row: MAE of a ViT, SimMIM of others."""
+    backbone = row.model.partition("/")[2]
+    mae = "deit" in backbone
+    values = yaml.safe_load(
+        (RECIPES / ("pretrain.yaml" if mae else "pretrain-simmim.yaml")).read_text()
+    )
+    values["model"]["name"] = f"{'mae' if mae else 'simmim'}/{backbone}"
+    values["model"].pop("kwargs", None)
+    values["model"].pop("attention", None)
+    if row.attention:
+        values["model"]["attention"] = dict(row.attention) | {"auxiliary": {"schedule": "constant"}}
+    values["data"] = {
+        "source": {"name": "unlabelled", "path": data},
+        "transform": {"image_size": list(size), "scale": [0.2, 1.0]},
+        "loader": {"batch_size": 64, "eval_batch_size": 64, "workers": 1},
+    }
+    values["optim"] |= {"lr": 6.0e-4, "lr_batch": 64}
+    values["schedule"] |= {"warmup_epochs": max(1, epochs // 10)}
+    values["save"] = {"validate_epochs": max(1, epochs // 4)}
+    return recipe_from_dict(values | {"epochs": epochs, "seed": seed})
+
+
+def summarise(result: TrainResult, folder: Path, seed: int) -> dict[str, Any]:
+    """Test metrics before and after the switch, those of the classes, and the certificate."""
+    found: dict[str, Any] = {
+        "seed": seed,
+        "parameters": result.parameters,
+        "seconds": round(result.seconds),
+        "test": {k.removeprefix("test_"): v for k, v in result.metrics.items() if "test_" in k},
+        "classes": evaluate(model_folder(folder)).class_figures,
+    }
+    if result.switched_metrics:
+        switched = result.switched_metrics.items()
+        found["switched_test"] = {k.removeprefix("test_"): v for k, v in switched if "test_" in k}
+        found["switch"] = {
+            key: result.switch[key] for key in ("max_gap", "agreement", "exact", "images")
+        }
+    return found
+
+
+def draw(folder: Path, places: list[int], path: Path) -> None:
+    """Predictions on test images beside the truth, as one JPEG."""
+    recipe = recipe_from_dict(yaml.safe_load((folder / "recipe.yaml").read_text()))
+    pictures = drawn_masks(Predictor(folder), open_source(recipe.data.source), "test", places)
+    save_sheet(pictures, 1, path, size=(900, 420))
+
+
+def table(study: Mapping[str, Any]) -> str:
+    """The study as a Markdown table."""
+    lines = [
+        "| segmenter | start, seed | parameters | mIoU | mean accuracy | pixel accuracy "
+        "| after the switch: mIoU | gap | agreement | eager ms | ONNX Runtime ms | OpenVINO ms |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in study["rows"].values():
+        test, switched = row["test"], row.get("switched_test")
+        after = ["–"] * 3
+        if switched:
+            certificate = row["switch"]
+            after = [
+                f"{switched['mIoU']:.1f}",
+                f"{certificate['max_gap']:.1e}",
+                f"{100 * certificate['agreement']:.2f} %",
+            ]
+        speed = [f"{v:.0f}" for v in row.get("milliseconds", {}).values()] or ["–"] * 3
+        cells = [
+            row["label"],
+            f"{row['start']}, {row['seed']}",
+            f"{row['parameters']:,}",
+            *(f"{test[key]:.1f}" for key in ("mIoU", "mAcc", "pAcc")),
+            *after,
+            *speed,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Train the rows that are not finished, then write tables and pictures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", required=True, help="camvid.zip or a folder of its layout")
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--start", choices=list(STARTS), default="none")
+    parser.add_argument("--images", default="", help="imagenette128.zip, for that start")
+    parser.add_argument("--start_epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--runs", type=Path, default=Path("runs") / NAME)
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--pictures", type=Path, default=HERE.parent / "docs" / "images")
+    parser.add_argument("--draw", nargs="*", type=int, default=[10, 120, 200], help="test images")
+    parser.add_argument("--time", type=float, default=0.0, help="seconds of timing; 0 is none")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--collect", action="store_true", help="train nothing")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    folders = {}
+    for name in options.rows:
+        key = f"{name}-{options.start}-seed{options.seed}"
+        folders[key] = folder = options.runs / key
+        if options.collect:
+            continue
+        row, start = ROWS[name], ""
+        if options.start != "none":
+            own = options.start == "camvid"
+            recipe = pretraining_of(
+                row,
+                options.data if own else options.images,
+                options.start_epochs,
+                CROP if own else (128, 128),
+                options.seed,
+            )
+            start = str(options.runs / f"{key}-start")
+            print(key, train(recipe, Path(start), progress=False).metrics, flush=True)
+        recipe = recipe_of(row, options.data, options.epochs, options.seed, start)
+        print(key, train(recipe, folder, progress=False).metrics, flush=True)
+    path = options.results / f"{NAME}.json"
+    study = json.loads(path.read_text()) if path.exists() else {"rows": {}}
+    done = {key: folder for key, folder in folders.items() if read_result(folder) is not None}
+    for key, folder in done.items():
+        result, row = read_result(folder), ROWS[key.partition("-")[0]]
+        assert result is not None
+        before = study["rows"].get(key, {})
+        study["rows"][key] = {
+            "label": row.label,
+            "start": STARTS[options.start],
+            **summarise(result, folder, options.seed),
+        }
+        if "milliseconds" in before:
+            study["rows"][key]["milliseconds"] = before["milliseconds"]
+        if options.draw:
+            draw(folder, options.draw, options.pictures / f"camvid_{key}.jpg")
+    if options.time:
+        for key, each in whole_times(done, options.time).items():
+            study["rows"][key]["milliseconds"] = each
+    order = [f"{row}-{start}" for row in ROWS for start in STARTS]
+    study |= {
+        "command": f"python benchmarks/{NAME}.py --data camvid.zip --epochs {options.epochs}",
+        "machine": machine_facts(torch.device("cpu")),
+        "rows": dict(
+            sorted(
+                study["rows"].items(),
+                key=lambda each: (order.index(each[0].rpartition("-")[0]), each[0]),
+            )
+        ),
+    }
+    options.results.mkdir(parents=True, exist_ok=True)
+    write_json(path, study)
+    write_text(options.results / f"{NAME}.md", table(study))
+    print(table(study))
+
+
+if __name__ == "__main__":
+    main()
