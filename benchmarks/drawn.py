@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from castling.data import Source
 from castling.data.decode import pillow_image
 from castling.deploy import Predictor
+from castling.tasks import Prediction
 from castling.tasks.detection import DetectionPrediction
 from castling.utils.files import replacing
 
@@ -21,7 +23,7 @@ SIZE = (400, 300)
 THRESHOLD = 0.4
 
 
-def drawn_samples(
+def drawn_boxes(
     predictor: Predictor,
     source: Source,
     split: str,
@@ -33,27 +35,36 @@ def drawn_samples(
 
     Without ``photographs`` on grey, for those that may not be passed on.
     """
-    samples = [source.sample(split, index) for index in indices]
-    images = [pillow_image(sample.image) for sample in samples]
     drawn = []
-    for sample, image, found in zip(samples, images, predictor(images), strict=True):
+    for image, found, target in _predicted(predictor, source, split, indices):
         assert isinstance(found, DetectionPrediction)
-        if not photographs:
-            image = Image.new("RGB", image.size, "dimgrey")
-        drawn.append(predictor.task.draw(image, found.above(THRESHOLD), sample.target))
+        ground = image if photographs else _grey(image)
+        drawn.append(predictor.task.draw(ground, found.above(THRESHOLD), target))
     return drawn
 
 
 def drawn_masks(
     predictor: Predictor, source: Source, split: str, indices: Sequence[int]
 ) -> list[Image.Image]:
-    """Images of a source under what a segmenter found, each beside the truth."""
+    """What a segmenter found in images of a source, beside the truth, without the photographs."""
+    return [
+        predictor.task.draw(_grey(image), found, target)
+        for image, found, target in _predicted(predictor, source, split, indices)
+    ]
+
+
+def _predicted(
+    predictor: Predictor, source: Source, split: str, indices: Sequence[int]
+) -> list[tuple[Image.Image, Prediction, Any]]:
+    """(image, what is predicted, what is labelled) of samples of a source."""
     samples = [source.sample(split, index) for index in indices]
     images = [pillow_image(sample.image) for sample in samples]
-    return [
-        predictor.task.draw(image, found, sample.target)
-        for sample, image, found in zip(samples, images, predictor(images), strict=True)
-    ]
+    targets = [sample.target for sample in samples]
+    return list(zip(images, predictor(images), targets, strict=True))
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    return Image.new("RGB", image.size, "dimgrey")
 
 
 def save_sheet(

@@ -2,28 +2,27 @@
 
 Trains every row of ``ROWS`` with ``recipes/bccd.yaml`` and writes ``results/study_bccd.json`` and
 ``.md``, and one picture of drawn predictions a row. Finished runs are kept and interrupted ones are
-resumed. With ``--pretrain imagenette128.zip`` the backbones are trained to classify first. The
-figures of speed come from ``--time``, on an idle machine.
+resumed; rows that the same command wrote earlier stay. With ``--pretrain imagenette128.zip`` the
+backbones are trained to classify first. The figures of speed come from ``--time``, on an idle
+machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from castling.data import open_source
-from castling.deploy import Predictor, evaluate, model_folder
-from castling.profiling.machine import machine_facts
-from castling.tasks.result import TrainResult, read_result
+from castling.deploy import Predictor
+from castling.tasks.result import read_result
 from castling.train import recipe_from_dict, train
-from castling.utils.files import write_json, write_text
-from drawn import drawn_samples, save_sheet
+from castling.utils.files import write_text
+from drawn import drawn_boxes, save_sheet
+from studies import add_times, figures_of_run, read_study, source_of_run, write_study
 from whole_times import whole_times
 
 HERE = Path(__file__).parent
@@ -80,31 +79,6 @@ def pretrained(row: Row, data: str, epochs: int, runs: Path) -> str:
     return str(folder)
 
 
-def summarise(result: TrainResult, folder: Path) -> dict[str, Any]:
-    """Test metrics before and after the switch, those of the classes, and the certificate."""
-    found: dict[str, Any] = {
-        "parameters": result.parameters,
-        "seconds": round(result.seconds),
-        "test": {k.removeprefix("test_"): v for k, v in result.metrics.items() if "test_" in k},
-        "classes": evaluate(model_folder(folder)).class_figures,
-    }
-    if result.switched_metrics:
-        switched = result.switched_metrics.items()
-        found["switched_test"] = {k.removeprefix("test_"): v for k, v in switched if "test_" in k}
-        found["switch"] = {
-            key: result.switch[key] for key in ("max_gap", "agreement", "exact", "images")
-        }
-    return found
-
-
-def draw(folder: Path, places: list[int], path: Path) -> None:
-    """Predictions on test images, and the labelled objects in white, side by side as one JPEG."""
-    recipe = recipe_from_dict(yaml.safe_load((folder / "recipe.yaml").read_text()))
-    source = open_source(recipe.data.source)
-    pictures = drawn_samples(Predictor(folder), source, "test", places)
-    save_sheet(pictures, len(places), path)
-
-
 def table(study: dict[str, Any]) -> str:
     """The study as a Markdown table."""
     lines = [
@@ -157,8 +131,8 @@ def main() -> None:
     parser.add_argument(
         "--time_only",
         action="store_true",
-        help="train nothing and keep all figures but those of speed, which hardly depend on "
-        "weights: runs of a few epochs will do",
+        help="train nothing and keep all figures but those of speed, for which runs of a few "
+        "epochs will do",
     )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -172,35 +146,24 @@ def main() -> None:
             start = pretrained(row, options.pretrain, options.pretrain_epochs, options.runs)
         recipe = recipe_of(row, options.data, options.epochs, options.seed, start)
         print(name, train(recipe, folder, progress=False), flush=True)
-    options.results.mkdir(parents=True, exist_ok=True)
     done = {name: folder for name, folder in folders.items() if read_result(folder) is not None}
     path = options.results / f"study_bccd{end}.json"
-    study = json.loads(path.read_text()) if path.exists() else {"rows": {}}
-    rows: dict[str, Any] = study["rows"]
-    machine = machine_facts(torch.device("cpu"))
+    command = "python benchmarks/study_bccd.py --data bccd.zip"
+    if options.pretrain:
+        command += f" --pretrain imagenette128.zip --pretrain_epochs {options.pretrain_epochs}"
+    study = read_study(path, f"{command} --epochs {options.epochs} --seed {options.seed}")
+    if options.time_only and not done.keys() <= study["rows"].keys():
+        parser.error(f"{path.name} lacks rows of this command: train them, or give its --epochs")
     for name, folder in () if options.time_only else done.items():
-        result = read_result(folder)
-        assert result is not None
-        speed = {k: v for k, v in rows.get(name, {}).items() if k == "milliseconds"}
-        found = summarise(result, folder)
-        rows[name] = {"label": ROWS[name].label, "machine": machine["device"], **found, **speed}
+        before = study["rows"].get(name, {})
+        study["rows"][name] = before | {"label": ROWS[name].label} | figures_of_run(folder)
         if options.draw:
-            draw(folder, options.draw, options.pictures / f"bccd_{name}{end}.jpg")
+            pictures = drawn_boxes(Predictor(folder), source_of_run(folder), "test", options.draw)
+            place = options.pictures / f"bccd_{name}{end}.jpg"
+            save_sheet(pictures, len(pictures), place)
     if options.time:
-        study["timed_on"] = machine
-        for name, each in whole_times(done, options.time).items():
-            rows[name]["milliseconds"] = each
-    if not options.time_only:
-        study["command"] = (
-            "python benchmarks/study_bccd.py --data bccd.zip"
-            + (f" --pretrain imagenette128.zip --pretrain_epochs {options.pretrain_epochs}")
-            * bool(options.pretrain)
-            + f" --epochs {options.epochs} --seed {options.seed}"
-        )
-        recipe = yaml.safe_load((RECIPES / "bccd.yaml").read_text())
-        study["recipe"] = recipe | {"epochs": options.epochs}
-    study["rows"] = {name: rows[name] for name in ROWS if name in rows}
-    write_json(path, study)
+        add_times(study, whole_times(done, options.time))
+    write_study(path, study, list(ROWS))
     write_text(path.with_suffix(".md"), table(study))
     print(table(study))
 

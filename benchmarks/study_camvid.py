@@ -1,17 +1,16 @@
-"""Segmenters trained on CamVid: three families, castling before and after the switch, its twin.
+"""Segmenters trained on CamVid: three families, castling before and after the switch, its twins.
 
-Trains the rows asked for with ``recipes/camvid.yaml`` at a size that two CPU cores train in half an
-hour, and writes ``results/study_camvid.json`` and ``.md``, and one picture of drawn predictions a
-row. Rows of an earlier call stay in the file; finished runs are kept and interrupted ones resumed.
-``--start`` trains the backbone on images without labels first. The figures of speed come from
-``--time``, on an idle machine.
+Trains the rows asked for with ``recipes/camvid.yaml``, made smaller for two CPU cores: half an hour
+to an hour a row. Writes ``results/study_camvid.json`` and ``.md``, and one picture of drawn
+predictions a row. Rows that earlier calls wrote at the same number of epochs stay; finished runs
+are kept and interrupted ones resumed. ``--start`` trains the backbone on images without labels
+first. The figures of speed come from ``--time``, on an idle machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,12 @@ from typing import Any
 import torch
 import yaml
 
-from castling.data import open_source
-from castling.deploy import Predictor, evaluate, model_folder
-from castling.profiling.machine import machine_facts
-from castling.tasks.result import TrainResult, read_result
+from castling.deploy import Predictor
+from castling.tasks.result import read_result
 from castling.train import recipe_from_dict, train
-from castling.utils.files import write_json, write_text
+from castling.utils.files import write_text
 from drawn import drawn_masks, save_sheet
+from studies import add_times, figures_of_run, read_study, source_of_run, write_study
 from whole_times import whole_times
 
 HERE = Path(__file__).parent
@@ -61,6 +59,12 @@ ROWS = {
     "efficientvit_head": Row("EfficientViT head, QT-ViT-1", "efficientvit_head/qt_vit_1"),
     "castling": Row(
         "Semantic FPN, Castling-DeiT-T",
+        "semantic_fpn/castling_deit_tiny_patch16_224",
+        _NARROW,
+        {"name": "linear_angular", "kv_scale": "tokens", "auxiliary": {}},
+    ),
+    "linear_angular": Row(
+        "Semantic FPN, DeiT-T, linear-angular alone",
         "semantic_fpn/castling_deit_tiny_patch16_224",
         _NARROW,
         {"name": "linear_angular", "kv_scale": "tokens"},
@@ -99,7 +103,10 @@ def pretraining_of(row: Row, data: str, epochs: int, size: tuple[int, int], seed
     values["model"].pop("kwargs", None)
     values["model"].pop("attention", None)
     if row.attention:
-        values["model"]["attention"] = dict(row.attention) | {"auxiliary": {"schedule": "constant"}}
+        attention = dict(row.attention)
+        if "auxiliary" in attention:  # it empties in the final task
+            attention["auxiliary"] = attention["auxiliary"] | {"schedule": "constant"}
+        values["model"]["attention"] = attention
     values["data"] = {
         "source": {"name": "unlabelled", "path": data},
         "transform": {"image_size": list(size), "scale": [0.2, 1.0]},
@@ -109,31 +116,6 @@ def pretraining_of(row: Row, data: str, epochs: int, size: tuple[int, int], seed
     values["schedule"] |= {"warmup_epochs": max(1, epochs // 10)}
     values["save"] = {"validate_epochs": max(1, epochs // 4)}
     return recipe_from_dict(values | {"epochs": epochs, "seed": seed})
-
-
-def summarise(result: TrainResult, folder: Path, seed: int) -> dict[str, Any]:
-    """Test metrics before and after the switch, those of the classes, and the certificate."""
-    found: dict[str, Any] = {
-        "seed": seed,
-        "parameters": result.parameters,
-        "seconds": round(result.seconds),
-        "test": {k.removeprefix("test_"): v for k, v in result.metrics.items() if "test_" in k},
-        "classes": evaluate(model_folder(folder)).class_figures,
-    }
-    if result.switched_metrics:
-        switched = result.switched_metrics.items()
-        found["switched_test"] = {k.removeprefix("test_"): v for k, v in switched if "test_" in k}
-        found["switch"] = {
-            key: result.switch[key] for key in ("max_gap", "agreement", "exact", "images")
-        }
-    return found
-
-
-def draw(folder: Path, places: list[int], path: Path) -> None:
-    """Predictions on test images beside the truth, as one JPEG."""
-    recipe = recipe_from_dict(yaml.safe_load((folder / "recipe.yaml").read_text()))
-    pictures = drawn_masks(Predictor(folder), open_source(recipe.data.source), "test", places)
-    save_sheet(pictures, 1, path, size=(900, 420))
 
 
 def table(study: Mapping[str, Any]) -> str:
@@ -206,38 +188,25 @@ def main() -> None:
         recipe = recipe_of(row, options.data, options.epochs, options.seed, start)
         print(key, train(recipe, folder, progress=False).metrics, flush=True)
     path = options.results / f"{NAME}.json"
-    study = json.loads(path.read_text()) if path.exists() else {"rows": {}}
+    study = read_study(
+        path, f"python benchmarks/{NAME}.py --data camvid.zip --epochs {options.epochs}"
+    )
     done = {key: folder for key, folder in folders.items() if read_result(folder) is not None}
     for key, folder in done.items():
-        result, row = read_result(folder), ROWS[key.partition("-")[0]]
-        assert result is not None
-        before = study["rows"].get(key, {})
-        study["rows"][key] = {
-            "label": row.label,
+        study["rows"][key] = study["rows"].get(key, {}) | {
+            "label": ROWS[key.partition("-")[0]].label,
             "start": STARTS[options.start],
-            **summarise(result, folder, options.seed),
+            **figures_of_run(folder),
         }
-        if "milliseconds" in before:
-            study["rows"][key]["milliseconds"] = before["milliseconds"]
         if options.draw:
-            draw(folder, options.draw, options.pictures / f"camvid_{key}.jpg")
+            pictures = drawn_masks(Predictor(folder), source_of_run(folder), "test", options.draw)
+            save_sheet(pictures, 1, options.pictures / f"camvid_{key}.jpg", size=(900, 420))
     if options.time:
-        for key, each in whole_times(done, options.time).items():
-            study["rows"][key]["milliseconds"] = each
-    order = [f"{row}-{start}" for row in ROWS for start in STARTS]
-    study |= {
-        "command": f"python benchmarks/{NAME}.py --data camvid.zip --epochs {options.epochs}",
-        "machine": machine_facts(torch.device("cpu")),
-        "rows": dict(
-            sorted(
-                study["rows"].items(),
-                key=lambda each: (order.index(each[0].rpartition("-")[0]), each[0]),
-            )
-        ),
-    }
-    options.results.mkdir(parents=True, exist_ok=True)
-    write_json(path, study)
-    write_text(options.results / f"{NAME}.md", table(study))
+        add_times(study, whole_times(done, options.time))
+    seeds = sorted({row["seed"] for row in study["rows"].values()})
+    order = [f"{row}-{start}-seed{seed}" for row in ROWS for start in STARTS for seed in seeds]
+    write_study(path, study, order)
+    write_text(path.with_suffix(".md"), table(study))
     print(table(study))
 
 

@@ -19,7 +19,7 @@ from castling.deploy import Predictor, evaluate, model_folder
 from castling.profiling.machine import machine_facts
 from castling.train import open_data, recipe_from_dict, train
 from castling.utils.files import write_json
-from drawn import drawn_samples, save_sheet
+from drawn import drawn_boxes, save_sheet
 
 HERE = Path(__file__).parent
 
@@ -91,9 +91,7 @@ def main() -> None:
     data, _ = open_data(recipe)
     places = range(0, options.images, max(1, options.images // 6))
     chosen = [int(data.dataset("train").selection.positions[place]) for place in places][:6]
-    pictures = drawn_samples(
-        Predictor(options.run), data.source, "train", chosen, photographs=False
-    )
+    pictures = drawn_boxes(Predictor(options.run), data.source, "train", chosen, photographs=False)
     save_sheet(pictures, 3, options.pictures / "overfit_coco_mini.jpg")
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 import castling
 from castling.data import BatchKey
@@ -17,7 +16,8 @@ from castling.export import open_exported
 from castling.models.saved import open_model
 from castling.profiling.timing import cpu_threads, time_alternately, timer_for
 from castling.tasks import task_from_card
-from castling.train import open_data, recipe_from_dict
+from castling.train import open_data
+from studies import recipe_of_run
 
 #: Runtime → suffix of its files.
 EXPORTED = {"onnxruntime": "onnx", "openvino": "xml"}
@@ -48,6 +48,5 @@ def whole_times(folders: Mapping[str, Path], seconds: float) -> dict[str, dict[s
 
 def test_images(folder: Path, count: int) -> torch.Tensor:
     """Normalised test images (B, 3, H, W) as a run's model takes them."""
-    recipe = recipe_from_dict(yaml.safe_load((folder / "recipe.yaml").read_text()))
-    data, task = open_data(recipe)
+    data, task = open_data(recipe_of_run(folder))
     return task.preprocess(data.dataset("test")[BatchKey(tuple(range(count)))].images)

@@ -23,6 +23,7 @@ from performance_page import performance_page
 from performance_tables import facts, write_plots, write_tables
 from reference_pages import command_line_page, interfaces_page, python_page
 from results_detection import bccd_section, overfit_section
+from results_segmentation import camvid_section
 
 import castling
 from castling.attention import (
@@ -149,6 +150,7 @@ def results_page() -> str:
         (RESULTS / "study_cifar10_remarks.md").read_text(encoding="utf-8"),
         *bccd_section(RESULTS),
         *overfit_section(RESULTS),
+        *camvid_section(RESULTS),
     ]
     return "\n".join(lines) + "\n"
 

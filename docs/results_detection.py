@@ -9,14 +9,14 @@ from typing import Any
 from performance_tables import facts
 
 
-def _study(results: Path, name: str) -> dict[str, Any] | None:
+def read_study(results: Path, name: str) -> dict[str, Any] | None:
     path = results / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def bccd_section(results: Path) -> list[str]:
     """Detectors trained on BCCD, with their pictures and remarks."""
-    study = _study(results, "study_bccd")
+    study = read_study(results, "study_bccd")
     if study is None:
         return []
     lines = [
@@ -25,7 +25,7 @@ def bccd_section(results: Path) -> list[str]:
         "640×480 px, boxes of three kinds of blood cells: 205 images train, 87 validate, 72 test; "
         "`recipes/bccd.yaml` for all, images stretched to 320×320 px. COCO's average precision on "
         "the test images in percent; milliseconds of the whole detector for one image, folded in "
-        f"eager. {_machines(study)}\n",
+        f"eager. {machines(study)}\n",
         (results / "study_bccd.md").read_text(encoding="utf-8"),
     ]
     for name, row in study["rows"].items():
@@ -37,7 +37,7 @@ def bccd_section(results: Path) -> list[str]:
     return lines
 
 
-def _machines(study: dict[str, Any]) -> str:
+def machines(study: dict[str, Any]) -> str:
     """Where the rows were trained, and where they were timed."""
     trained = sorted({row["machine"] for row in study["rows"].values()})
     text = f"Trained on {' and '.join(trained)}, one thread."
@@ -46,7 +46,7 @@ def _machines(study: dict[str, Any]) -> str:
 
 def overfit_section(results: Path) -> list[str]:
     """Twenty images of COCO, learnt by heart."""
-    study = _study(results, "study_overfit")
+    study = read_study(results, "study_overfit")
     if study is None:
         return []
     train = study["train"]
