@@ -10,6 +10,7 @@ from performance_tables import facts
 
 
 def read_study(results: Path, name: str) -> dict[str, Any] | None:
+    """A study as it was written, or None where it has not been run."""
     path = results / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
