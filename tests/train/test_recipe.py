@@ -6,6 +6,8 @@ import pytest
 import yaml
 
 import castling.train as train_package
+from castling.models.builder import build_model
+from castling.models.skeleton import without_memory
 from castling.train import (
     Recipe,
     load_recipe,
@@ -16,6 +18,7 @@ from castling.train import (
     recipe_to_yaml,
 )
 from castling.train.recipe_file import recipe_differences
+from castling.train.resolve import resolved
 
 RECIPES = sorted((Path(train_package.__file__).parents[3] / "recipes").glob("*.yaml"))
 
@@ -32,6 +35,18 @@ def test_committed_recipe_parses_and_round_trips(path):
     assert recipe_from_dict(yaml.safe_load(recipe_to_yaml(recipe))) == recipe
     first = path.read_text().splitlines()[0]
     assert re.match(rf"# castling train --config recipes/{re.escape(path.name)}", first)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_committed_recipe_names_a_model_that_takes_its_options(path):
+    recipe = resolved(load_recipe(path))
+    model = recipe.model
+    kwargs = dict(model.kwargs)
+    if model.drop_path is not None:
+        kwargs["drop_path_rate"] = model.drop_path
+    without_memory(
+        lambda: build_model(model.name, kwargs, model.attention, model.where, head=model.head)
+    )
 
 
 def test_every_published_row_has_a_recipe():
