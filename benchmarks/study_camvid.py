@@ -4,7 +4,9 @@ Trains the rows asked for with ``recipes/camvid.yaml``, made smaller for two CPU
 to an hour a row. Writes ``results/study_camvid.json`` and ``.md``, and one picture of drawn
 predictions a row. Rows that earlier calls wrote at the same number of epochs stay; finished runs
 are kept and interrupted ones resumed. ``--start`` trains the backbone on images without labels
-first. The figures of speed come from ``--time``, on an idle machine.
+first: ``imagenette128`` and ``camvid`` by hidden pixels (MAE of a ViT, SimMIM of others),
+``features`` by the features of EfficientNet-Lite0 on imagenette128. The figures of speed come from
+``--time``, on an idle machine.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from castling.tasks.result import read_result
 from castling.train import recipe_from_dict, train
 from castling.utils.files import write_text
 from drawn import drawn_masks, save_sheet
+from pretraining_recipes import CASTLING, pretraining_recipe
 from studies import add_times, figures_of_run, read_study, source_of_run, write_study
 from whole_times import whole_times
 
@@ -42,18 +45,26 @@ class Row:
         model: HEAD/BACKBONE.
         head: options of the head.
         attention: put into the backbone, and its options.
+        class_weights: of the loss, as in the recipe.
     """
 
     label: str
     model: str
     head: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     attention: Mapping[str, Any] | None = None
+    class_weights: str = "auto"
 
 
 #: A quarter of the published widths, so that the backbone is most of the work.
 _NARROW = {"width": 64, "head_width": 32}
 ROWS = {
     "cas_vit_xs": Row("Semantic FPN, CAS-ViT-XS", "semantic_fpn/cas_vit_xs", _NARROW),
+    "cas_vit_xs_even": Row(
+        "Semantic FPN, CAS-ViT-XS, no class weights",
+        "semantic_fpn/cas_vit_xs",
+        _NARROW,
+        class_weights="none",
+    ),
     "cas_vit_s": Row("Semantic FPN, CAS-ViT-S", "semantic_fpn/cas_vit_s", _NARROW),
     "qt_vit_1": Row("Semantic FPN, QT-ViT-1", "semantic_fpn/qt_vit_1", _NARROW),
     "efficientvit_head": Row("EfficientViT head, QT-ViT-1", "efficientvit_head/qt_vit_1"),
@@ -61,7 +72,7 @@ ROWS = {
         "Semantic FPN, Castling-DeiT-T",
         "semantic_fpn/castling_deit_tiny_patch16_224",
         _NARROW,
-        {"name": "linear_angular", "kv_scale": "tokens", "auxiliary": {}},
+        CASTLING,
     ),
     "linear_angular": Row(
         "Semantic FPN, DeiT-T, linear-angular alone",
@@ -76,6 +87,7 @@ STARTS = {
     "none": "from scratch",
     "imagenette128": "pre-trained on imagenette128",
     "camvid": "pre-trained on CamVid's images",
+    "features": "features learned on imagenette128",
 }
 
 
@@ -85,6 +97,8 @@ def recipe_of(row: Row, data: str, epochs: int, seed: int, checkpoint: str) -> A
     values["model"] = {"name": row.model, "head": dict(row.head), "checkpoint": checkpoint}
     if row.attention:
         values["model"]["attention"] = dict(row.attention)
+    if row.class_weights == "none":
+        values["task"]["class_weights"] = None
     values["data"]["source"] = data
     values["data"]["transform"] |= {"image_size": list(CROP), "scale": [0.5, 1.25]}
     values["save"] |= {"validate_epochs": 10}
@@ -92,30 +106,18 @@ def recipe_of(row: Row, data: str, epochs: int, seed: int, checkpoint: str) -> A
     return recipe_from_dict(values | {"epochs": epochs, "seed": seed})
 
 
-def pretraining_of(row: Row, data: str, epochs: int, size: tuple[int, int], seed: int) -> Any:
-    """A recipe of masked pre-training for the backbone of a row: MAE of a ViT, SimMIM of others."""
-    backbone = row.model.partition("/")[2]
-    mae = "deit" in backbone
-    values = yaml.safe_load(
-        (RECIPES / ("pretrain.yaml" if mae else "pretrain-simmim.yaml")).read_text()
+def start_of(row: Row, options: argparse.Namespace) -> Any:
+    """The recipe that trains the backbone of a row first."""
+    own = options.start == "camvid"
+    return pretraining_recipe(
+        row.model.partition("/")[2],
+        row.attention,
+        options.data if own else options.images,
+        epochs=options.start_epochs,
+        size=CROP if own else (128, 128),
+        seed=options.seed,
+        teacher=options.teacher if options.start == "features" else "",
     )
-    values["model"]["name"] = f"{'mae' if mae else 'simmim'}/{backbone}"
-    values["model"].pop("kwargs", None)
-    values["model"].pop("attention", None)
-    if row.attention:
-        attention = dict(row.attention)
-        if "auxiliary" in attention:  # it empties in the final task
-            attention["auxiliary"] = attention["auxiliary"] | {"schedule": "constant"}
-        values["model"]["attention"] = attention
-    values["data"] = {
-        "source": {"name": "unlabelled", "path": data},
-        "transform": {"image_size": list(size), "scale": [0.2, 1.0]},
-        "loader": {"batch_size": 64, "eval_batch_size": 64, "workers": 1},
-    }
-    values["optim"] |= {"lr": 6.0e-4, "lr_batch": 64}
-    values["schedule"] |= {"warmup_epochs": max(1, epochs // 10)}
-    values["save"] = {"validate_epochs": max(1, epochs // 4)}
-    return recipe_from_dict(values | {"epochs": epochs, "seed": seed})
 
 
 def table(study: Mapping[str, Any]) -> str:
@@ -154,7 +156,8 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="camvid.zip or a folder of its layout")
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--start", choices=list(STARTS), default="none")
-    parser.add_argument("--images", default="", help="imagenette128.zip, for that start")
+    parser.add_argument("--images", default="", help="imagenette128.zip, for starts on it")
+    parser.add_argument("--teacher", default="", help="weights of tf_efficientnet_lite0")
     parser.add_argument("--start_epochs", type=int, default=40)
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
@@ -175,14 +178,7 @@ def main() -> None:
             continue
         row, start = ROWS[name], ""
         if options.start != "none":
-            own = options.start == "camvid"
-            recipe = pretraining_of(
-                row,
-                options.data if own else options.images,
-                options.start_epochs,
-                CROP if own else (128, 128),
-                options.seed,
-            )
+            recipe = start_of(row, options)
             start = str(options.runs / f"{key}-start")
             print(key, train(recipe, Path(start), progress=False).metrics, flush=True)
         recipe = recipe_of(row, options.data, options.epochs, options.seed, start)
