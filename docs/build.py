@@ -13,12 +13,12 @@ import json
 import re
 import sys
 import tempfile
-import textwrap
 from pathlib import Path
 
 import timm
 import torch
-from high_resolution_page import high_resolution_page, write_plot
+from high_resolution_page import high_resolution_page, write_high_resolution_plots
+from option_pages import heads_page, introduction, markdown, options_of, sources_page
 from performance_page import performance_page
 from performance_tables import facts, write_plots, write_tables
 from reference_pages import command_line_page, interfaces_page, python_page
@@ -46,11 +46,6 @@ def first_sentence(text: str) -> str:
     """The first sentence of a docstring, on one line."""
     paragraph = " ".join(inspect.cleandoc(text).split("\n\n")[0].split())
     return markdown(re.split(r"(?<=[.;]) ", paragraph)[0].rstrip(".;"))
-
-
-def markdown(docstring: str) -> str:
-    """A docstring's text with Markdown's backticks."""
-    return docstring.replace("``", "`")
 
 
 def models_page() -> str:
@@ -91,19 +86,6 @@ def models_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def options_of(config: type) -> list[str]:
-    """Markdown list of a configuration's own fields, from its docstring."""
-    attributes = inspect.cleandoc(config.__doc__ or "").partition("Attributes:\n")[2]
-    entries = re.findall(
-        r"^(\w+): (.*?)(?=^\w+: |\Z)", textwrap.dedent(attributes), flags=re.MULTILINE | re.DOTALL
-    )
-    default = config()
-    return [
-        f"- `{name}` = `{getattr(default, name)!r}`: {markdown(' '.join(text.split()))}"
-        for name, text in entries
-    ]
-
-
 def attentions_page() -> str:
     """All attentions and their options."""
     lines = [
@@ -114,19 +96,19 @@ def attentions_page() -> str:
         "Common to all:\n",
         *options_of(AttentionConfig),
         "\n## The auxiliary branch\n\n`castling.MaskedSoftmax`\n",
-        markdown(inspect.cleandoc(MaskedSoftmax.__doc__ or "").partition("Attributes:")[0]),
+        introduction(MaskedSoftmax),
+        "",
         *options_of(MaskedSoftmax),
     ]
     for name in castling.list_attentions():
         config = attention_config(name)
-        doc = inspect.cleandoc(type(config).__doc__ or "").partition("Attributes:")[0].strip()
         order = "O(N)"
         if name not in list_kernels():
             order += "; for maps (B, C, h, w) only, as CAS-ViT models have them"
         elif kernel_class(config).quadratic:
             order = "O(N²)"
         lines += [f"\n## {name}\n", f"`castling.{type(config).__name__}`, {order}\n"]
-        lines += [markdown(doc), ""]
+        lines += [introduction(type(config)), ""]
         own = {f.name for f in dataclasses.fields(config)} - {
             f.name for f in dataclasses.fields(AttentionConfig)
         }
@@ -158,6 +140,8 @@ def results_page() -> str:
 PAGES = {
     "models.md": models_page,
     "attentions.md": attentions_page,
+    "heads.md": heads_page,
+    "sources.md": sources_page,
     "results.md": results_page,
     "performance.md": lambda: performance_page(RESULTS),
     "high-resolution.md": lambda: high_resolution_page(RESULTS),
@@ -190,7 +174,7 @@ def main() -> int:
             path.write_text(text, encoding="utf-8")
     if not check:
         write_plots(RESULTS, HERE / "images")
-        write_plot(RESULTS, HERE / "images")
+        write_high_resolution_plots(RESULTS, HERE / "images")
     if stale:
         print(f"{', '.join(stale)}: stale; run python docs/build.py")
     return len(stale)

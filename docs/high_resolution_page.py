@@ -13,24 +13,30 @@ from castling.profiling.model_results import ModelMeasurement, ModelsResult
 from castling.profiling.plots import PALETTE, Plot
 from castling.utils.files import write_bytes
 
-NAME = "high_resolution"
+#: Files of results, and what they are of.
+STUDIES = {"high_resolution": "detectors", "high_resolution_segmenters": "segmenters"}
 RUNTIMES = {"eager": "eager PyTorch", "openvino": "OpenVINO"}
 
 
 def high_resolution_page(results: Path) -> str:
-    """Introduction, picture, table, what it says."""
-    result = ModelsResult.from_dict(read(results / f"{NAME}.json"))
+    """Introduction, then picture, table and what it says of every study."""
+    lines = ["# High resolution\n", _remarks(results, "high_resolution")]
+    for name, what in STUDIES.items():
+        if (results / f"{name}.json").exists():
+            lines += [f"## {what.capitalize()}\n", *_section(results, name, what)]
+    return "\n".join(lines) + "\n"
+
+
+def _remarks(results: Path, name: str) -> str:
+    return (results / f"{name}_remarks.md").read_text(encoding="utf-8")
+
+
+def _section(results: Path, name: str, what: str) -> list[str]:
+    result = ModelsResult.from_dict(read(results / f"{name}.json"))
     machine = result.machine
-    lines = [
-        "# High resolution\n",
-        (results / f"{NAME}_remarks.md").read_text(encoding="utf-8"),
-        "## Figures\n",
-        "![Time and memory of whole detectors by image side](images/high_resolution.png)\n",
-        "Milliseconds and, in brackets, megabytes that the process grows by in its first call, "
-        "weights not counted. *Does not run*: more than "
-        f"{machine['limit_gigabytes']:g} GB. *Not timed*: runs alone, but not within that limit in "
-        "the process that times all models in turn. *Without attention* is the same model with "
-        "its attention core deleted: no attention can be faster.\n",
+    return [
+        _remarks(results, f"{name}_figures"),
+        f"![Time and memory of whole {what} by image side](images/{name}.png)\n",
         *table(
             ["model", "runtime", *(f"{side} px" for side in sides(result))],
             (
@@ -42,12 +48,12 @@ def high_resolution_page(results: Path) -> str:
                 for (model, runtime), rows in by_candidate(result).items()
             ),
         ),
-        f"`{result.command}` → [{NAME}.json](../benchmarks/results/{NAME}.json), "
-        f"[CSV](../benchmarks/results/{NAME}.csv). One image; medians of interleaved runs, "
-        "processor time, as other work ran beside; device "
-        f"{machine['device']}, {machine['threads']} thread, PyTorch {machine['torch']}.",
+        f"`{result.command}` → [{name}.json](../benchmarks/results/{name}.json), "
+        f"[CSV](../benchmarks/results/{name}.csv). One image; medians of interleaved runs, "
+        "processor time, as other work ran beside; *does not run*: more than "
+        f"{machine['limit_gigabytes']:g} GB; device {machine['device']}, {machine['threads']} "
+        f"thread, PyTorch {machine['torch']}.\n",
     ]
-    return "\n".join(lines) + "\n"
 
 
 def sides(result: ModelsResult) -> list[int]:
@@ -72,9 +78,16 @@ def _cell(row: ModelMeasurement | None) -> str:
     return f"{time} ({row.resident_megabytes:,.0f})"
 
 
-def write_plot(results: Path, folder: Path) -> None:
+def write_high_resolution_plots(results: Path, folder: Path) -> None:
+    """One picture of every study."""
+    for name in STUDIES:
+        if (results / f"{name}.json").exists():
+            result = ModelsResult.from_dict(read(results / f"{name}.json"))
+            write_bytes(folder / f"{name}.png", _plot(result).png())
+
+
+def _plot(result: ModelsResult) -> Plot:
     """Time above, memory below; a column per runtime, a colour per model."""
-    result = ModelsResult.from_dict(read(results / f"{NAME}.json"))
     models = list(dict.fromkeys(row.model for row in result.measurements))
     shown = [name for name in models if not name.endswith(" without attention")]
     castled = {name for name in shown if set(result.hosts.get(name, ())) - {name}}
@@ -111,8 +124,7 @@ def write_plot(results: Path, folder: Path) -> None:
         (name, PALETTE[place % len(PALETTE)], "-" if name in castled else "--")
         for place, name in enumerate(shown)
     ]
-    plot = Plot(*panels, width=8.6, height=7.2, legend=legend)
-    write_bytes(folder / f"{NAME}.png", plot.png())
+    return Plot(*panels, width=8.6, height=7.2, legend=legend)
 
 
 def _columns(points: Iterable[tuple[int, float]]) -> tuple[list[int], list[float]]:

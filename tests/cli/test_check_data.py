@@ -94,3 +94,19 @@ def test_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in FORMATS:
         assert run("check-data", [str(tmp_path), "--format", name, "--depth", "none"]) in (0, 1)
         assert f"read as: {name}" in capsys.readouterr().out
+
+
+def test_the_source_of_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in ("images", "masks"):
+        (tmp_path / folder / "train").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "train" / "a.png")
+    Image.new("RGB", (8, 8), (9, 9, 99)).save(tmp_path / "masks" / "train" / "a.png")
+    assert run("check-data", [str(tmp_path)]) == 1
+    assert "a.png: 9,9,99 (64 pixels)" in capsys.readouterr().out  # to be copied into the table
+    source = f"{{name: masks, path: {tmp_path}, colours: {{'9,9,99': sea}}}}"
+    assert run("check-data", [source]) == 0
+    assert "1 classes" in capsys.readouterr().out
+    assert run("check-data", [source.replace("colours", "colors")]) == 2
+    assert "did you mean colours" in capsys.readouterr().err
+    assert run("check-data", ["{name: masks"]) == 2
+    assert "DATA is no YAML" in capsys.readouterr().err

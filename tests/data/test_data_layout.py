@@ -147,12 +147,12 @@ def test_kinds_of_endings_train_together(tmp_path: Path) -> None:
     [
         (
             ["train/photo.jpg"],
-            "1 file that is not an image in a class folder was ignored: train/photo.jpg",
+            "1 file was ignored: it is no image, or lies in no class folder: train/photo.jpg",
         ),
         (
             ["train/dog/note.txt", "train/cat/README", "train/photo.jpg", "train/cat/z.txt"],
-            "4 files that are not images in a class folder were ignored (jpg, no ending, txt), "
-            "the first is train/cat/README",
+            "4 files were ignored: they are no images, or lie in no class folder (jpg, no ending, "
+            "txt); the first is train/cat/README",
         ),
     ],
 )

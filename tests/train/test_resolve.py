@@ -1,4 +1,4 @@
-"""What a recipe leaves to its files: the normalisation of starting weights."""
+"""What a recipe leaves to its files and to its task: normalisation, the kind of source."""
 
 import dataclasses
 from pathlib import Path
@@ -107,3 +107,19 @@ def test_a_run_of_an_earlier_version_keeps_the_sources(weights: Path, tmp_path: 
 def test_the_dry_run_takes_it_too(weights: Path, tmp_path: Path) -> None:
     dry_run(recipe({"checkpoint": str(weights)}), run_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "source", "name"),
+    [
+        ("pretraining", "photos", "unlabelled"),
+        ("pretraining", {"name": "folder", "path": "photos", "layout": "classes"}, "folder"),
+        ("pretraining", "digits", "digits"),
+        ("classification", "photos", "folder"),
+    ],
+)
+def test_pretraining_reads_all_images_of_a_folder(task: str, source: Any, name: str) -> None:
+    values = {"task": task, "data": {"source": source}, "model": {"name": "mae/deit_pico"}}
+    if task == "classification":
+        values["model"] = {"name": "deit_pico"}
+    assert resolved(recipe_from_dict(values)).data.source.name == name

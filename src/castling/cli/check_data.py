@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from castling.cli.parts import parser_for, show
+from castling.cli.parts import parser_for, show, source_of
 from castling_launcher import DONE, SOME_FAILED
 
 #: Sources of a folder or zip file alone.
@@ -17,7 +17,8 @@ def check_data(arguments: list[str]) -> int:
     parser = parser_for("check-data")
     parser.add_argument(
         "data",
-        help="a folder, a zip, a COCO JSON file, data.yaml, digit_scenes or torchvision:NAME",
+        help="a folder, a zip, a COCO JSON file, data.yaml, digit_scenes, torchvision:NAME, or the "
+        "source of a recipe: '{name: masks, path: FOLDER, ignore: [0]}'",
     )
     parser.add_argument(
         "--format",
@@ -35,7 +36,10 @@ def check_data(arguments: list[str]) -> int:
     values = parser.parse_args(arguments)
     from castling.data import check_source, source_from
 
-    named = values.data if values.format == "auto" else {"name": values.format, "path": values.data}
-    report = check_source(source_from(named), values.depth)
+    if values.format == "auto":
+        source = source_of(values.data, "DATA")
+    else:
+        source = source_from({"name": values.format, "path": values.data})
+    report = check_source(source, values.depth)
     show(values, report.to_dict(), str(report))
     return SOME_FAILED if report.errors else DONE

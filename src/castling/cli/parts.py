@@ -18,6 +18,7 @@ from castling_launcher import VERBS
 
 if TYPE_CHECKING:
     from castling.data import DataConfig
+    from castling.data.registry import SourceConfig
 
 
 #: Number types of options, as help shows them.
@@ -115,7 +116,8 @@ def add_data(parser: ArgumentParser, what: str) -> None:
     """``--data``, for verbs that work on a run's own data unless told otherwise."""
     parser.add_argument(
         "--data",
-        help=f"{what}: digits, a folder, a zip or torchvision:NAME (default: those of the run)",
+        help=f"{what}: digits, a folder, a zip, torchvision:NAME, or the source of a recipe: "
+        "'{name: masks, path: FOLDER, ignore: [0]}' (default: those of the run)",
     )
 
 
@@ -130,16 +132,18 @@ def add_task(parser: ArgumentParser) -> None:
 
 def task_options(values: Any) -> dict[str, Any] | None:
     """What ``--task`` says; ValueError where it is no mapping."""
-    if values.task is None:
-        return None
+    return None if values.task is None else _mapping(values.task, "--task")
+
+
+def _mapping(text: str, option: str) -> dict[str, Any]:
     import yaml
 
     try:
-        found = yaml.safe_load(values.task)
+        found = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"--task is no YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{option} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict):
-        raise ValueError(f"--task is {values.task!r}; write options as '{{name: value}}'")
+        raise ValueError(f"{option} is {text!r}; write options as '{{name: value}}'")
     return found
 
 
@@ -159,12 +163,18 @@ def device_of(values: Any) -> str:
     return str(read_device(values.device, "--device"))
 
 
+def source_of(text: str, option: str) -> SourceConfig:
+    """The source that an option names: a shorthand, or a recipe's ``{name: …}`` as YAML."""
+    from castling.data.sources import source_from
+
+    return source_from(_mapping(text, option) if text.lstrip().startswith("{") else text)
+
+
 def data_of(source: str | None) -> DataConfig | None:
     """The data that ``--data`` names; None without it."""
     from castling.data import DataConfig
-    from castling.data.sources import split_shorthand
 
-    return None if source is None else DataConfig(source=split_shorthand(source))
+    return None if source is None else DataConfig(source=source_of(source, "--data"))
 
 
 def argument_text(text: str) -> str:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from castling.data.config import LoaderConfig
 from castling.data.dataset import ImageSet
+from castling.data.errors import DataError
 from castling.data.verify import Damage
+
+#: Images that are read to see how many bytes they and their targets take.
+_LOOKED_AT = 8
 
 
 def verify_and_keep(
@@ -24,24 +30,41 @@ def verify_and_keep(
     """
     selection, size = images.selection, images.transform.fixed_size
     may_check = config.verify != "none" and not selection.source.info.trusted
-    need = None if size is None else 3 * len(images) * size[0] * size[1]
-    measured = need is None and config.cache == "auto" and may_check
+    pixels = None if size is None else len(images) * size[0] * size[1]
+    measured = pixels is None and config.cache == "auto" and may_check
     if measured:
-        sound, area = _total_pixels(images, what, damage)
+        sound, pixels = _total_pixels(images, what, damage)
         if not sound:
             return 0
-        need = 3 * area
-    fits = need is not None and need <= budget
-    if config.cache == "memory" or (config.cache == "auto" and fits):
+    keeps = config.cache == "memory"
+    need = 0
+    if pixels is not None and (keeps or (config.cache == "auto" and 3 * pixels <= budget)):
+        need = round(pixels * _bytes_per_pixel(images))
+        keeps = keeps or need <= budget
+    if keeps:
         images.remember = True
         if config.verify != "none":
             images.fill(what, damage)
-        return need or 0
+        return need
     if config.verify == "full":
         damage.visit(len(images), selection.sample, what)
     elif may_check and not measured:
         _total_pixels(images, what, damage)
     return 0
+
+
+def _bytes_per_pixel(images: ImageSet) -> float:
+    """Of images together with their targets, such as masks, from a few of them."""
+    total = pixels = 0
+    for index in range(0, len(images), max(1, len(images) // _LOOKED_AT)):
+        try:
+            sample = images[index]
+        except DataError:  # it is reported where all images are read
+            continue
+        tensors = [sample.image, *sample.target.values()]
+        total += sum(each.nbytes for each in tensors if isinstance(each, Tensor))
+        pixels += sample.image.shape[-2] * sample.image.shape[-1]
+    return total / pixels if pixels else 3.0
 
 
 def _total_pixels(images: ImageSet, what: str, damage: Damage) -> tuple[bool, int]:

@@ -116,12 +116,12 @@ def _ignored_note(files: list[str]) -> str:
     """How many files were ignored, of which kinds, and the name of the first."""
     first = printable(min(files))
     if len(files) == 1:
-        return f"1 file that is not an image in a class folder was ignored: {first}"
+        return f"1 file was ignored: it is no image, or lies in no class folder: {first}"
     names = [file.rpartition("/")[2] for file in files]
     kinds = {name.rpartition(".")[2] if "." in name else "no ending" for name in names}
     return (
-        f"{len(files)} files that are not images in a class folder were ignored "
-        f"({', '.join(map(printable, sorted(kinds)[:5]))}), the first is {first}"
+        f"{len(files)} files were ignored: they are no images, or lie in no class folder "
+        f"({', '.join(map(printable, sorted(kinds)[:5]))}); the first is {first}"
     )
 
 

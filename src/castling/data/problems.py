@@ -15,6 +15,8 @@ from castling.data.verify import visit_all
 Severity = Literal["error", "note"]
 #: How thoroughly files are looked at, as ``data.loader.verify``.
 Depth = Literal["headers", "full", "none"]
+#: The kind of a problem that is one sentence.
+_REMARK = "remark"
 #: How many places a problem names.
 EXAMPLES = 5
 
@@ -38,6 +40,8 @@ class Problem:
     advice: str
 
     def __str__(self) -> str:
+        if self.kind == _REMARK:
+            return "; ".join(self.examples)
         places = ", ".join(self.examples)
         if places and self.count > len(self.examples):
             places += ", …"
@@ -182,7 +186,7 @@ def _report(config: SourceConfig, depth: Depth) -> DataReport:
 
 def _remarks(texts: Sequence[str]) -> list[Problem]:
     """What a source says about itself, as one note."""
-    return [Problem("remark", "note", len(texts), tuple(texts), "")] if texts else []
+    return [Problem(_REMARK, "note", 1, (text,), "") for text in texts]
 
 
 def unreadable(complaints: Sequence[str]) -> Problem:

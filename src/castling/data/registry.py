@@ -48,7 +48,8 @@ class DataInfo:
         mirrored: whether a mirror image still has the same target.
         mean: default normalisation, per channel, of pixels in [0, 1].
         std: as ``mean``.
-        test_fraction: default share of a missing test split.
+        test_fraction: default share of a missing test split; 0 for none: the validation images
+            serve.
         shuffle: whether held-out images are chosen at random.
         trusted: whether files need no check: nothing is on disk, or a library compared checksums.
         has_masks: of detection: whether every object has a mask beside its box.

@@ -136,7 +136,7 @@ def held_out_shares(source: Source, config: SplitConfig) -> list[tuple[str, floa
             ("val", config.val_fraction or _VAL_FRACTION, config.val_fraction, "test"),
             ("test", config.test_fraction or info.test_fraction, config.test_fraction, "val"),
         )
-        if split not in info.splits and (asked is not None or other not in info.splits)
+        if split not in info.splits and (asked is not None or (share and other not in info.splits))
     ]
 
 

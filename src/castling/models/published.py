@@ -24,11 +24,13 @@ class NoPublishedWeightsError(ConnectionError):
     """Weights would have to be downloaded, and cannot be."""
 
 
-def published_weights(name: str) -> dict[str, Any]:
+def published_weights(name: str, options: str = "model.") -> dict[str, Any]:
     """What ``timm.create_model(pretrained=True)`` needs as ``pretrained_cfg_overlay``.
 
     Args:
         name: in timm's registry, with or without the tag of its weights.
+        options: what the names of a recipe's options ``checkpoint`` and ``pretrained`` of this
+            model begin with, for the error.
 
     Returns:
         Nothing where timm can download; the cached file where it cannot.
@@ -58,16 +60,15 @@ def published_weights(name: str) -> dict[str, Any]:
         return {}
     if cached is not None:
         return {"file": str(cached)}
-    raise NoPublishedWeightsError(no_weights(name, reason))
+    raise NoPublishedWeightsError(no_weights(name, reason, options))
 
 
-def no_weights(name: str, reason: str) -> str:
+def no_weights(name: str, reason: str, options: str = "model.") -> str:
     """What to say where the weights of ``name`` cannot be had."""
     return (
         f"the published weights of {name} are not in the cache, and cannot be downloaded "
-        f"({reason}): start from a file of weights with --model.checkpoint FILE "
-        "(--task.distill.checkpoint or --model.head.teacher_checkpoint for a teacher), or with "
-        "--model.pretrained false"
+        f"({reason}): give a file of weights with --{options}checkpoint FILE, or take random ones "
+        f"with --{options}pretrained false"
     )
 
 

@@ -77,6 +77,11 @@ class Task(nn.Module):
     #: Share of :meth:`agreement` that an exported file must reach.
     least_agreement: ClassVar[float] = LEAST_AGREEMENT
 
+    @classmethod
+    def read_as(cls, source: SourceConfig) -> SourceConfig:
+        """The source that a recipe of this task means by ``source``; the same for most tasks."""
+        return source
+
     def __init__(self, config: TaskConfig, info: DataInfo, transform: TransformConfig) -> None:
         super().__init__()
         self.config, self.info, self.transform_options = config, info, transform

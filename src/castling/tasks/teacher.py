@@ -28,6 +28,9 @@ from castling.surgery import load_checkpoint
 from castling.utils.checks import check_fields
 from castling.utils.text import did_you_mean
 
+#: What the options of a teacher of features begin with.
+_TEACHER = "model.head.teacher_"
+
 DistillKind = Literal["none", "hard", "soft"]
 
 
@@ -156,7 +159,7 @@ def load_teacher(config: DistillConfig, classes: Sequence[str]) -> Teacher:
         return Teacher(model, card.mean, card.std)
     overlay: dict[str, Any] = {}
     if config.pretrained and not config.checkpoint:
-        overlay = published_weights(config.teacher)
+        overlay = published_weights(config.teacher, "task.distill.")
     model = timm.create_model(
         config.teacher,
         pretrained=config.pretrained and not config.checkpoint,
@@ -206,7 +209,7 @@ def check_feature_teacher(config: DistillFeaturesConfig) -> None:
     except ValueError as error:
         raise ValueError(f"model.head.teacher: {error}") from error
     if config.teacher_pretrained and not checkpoint:
-        published_weights(name)
+        published_weights(name, _TEACHER)
 
 
 def load_feature_teacher(config: DistillFeaturesConfig) -> Teacher:
@@ -215,7 +218,7 @@ def load_feature_teacher(config: DistillFeaturesConfig) -> Teacher:
     name, checkpoint = timm_name(config.teacher), config.teacher_checkpoint
     pretrained = config.teacher_pretrained and not checkpoint
     kwargs = dict(config.teacher_kwargs)
-    if pretrained and (overlay := published_weights(name)):
+    if pretrained and (overlay := published_weights(name, _TEACHER)):
         kwargs["pretrained_cfg_overlay"] = overlay
     backbone = plain_backbone(name, kwargs, pretrained=pretrained)
     if checkpoint:

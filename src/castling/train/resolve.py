@@ -12,6 +12,7 @@ from castling.attention import attention_config
 from castling.models.names import timm_name
 from castling.models.starting_weights import normalisation_of, skeleton
 from castling.surgery import convertible, load_plan
+from castling.tasks import task_class
 from castling.train.recipe import Recipe
 
 Channels = tuple[float, float, float]
@@ -24,7 +25,13 @@ def resolved(recipe: Recipe) -> Recipe:
         FileNotFoundError: a plan or the starting weights do not exist.
         ValueError: as :func:`with_plan`, or the card beside the weights is damaged.
     """
-    return with_normalisation(with_plan(recipe))
+    return with_normalisation(with_plan(with_source(recipe)))
+
+
+def with_source(recipe: Recipe) -> Recipe:
+    """The recipe with its source as the task reads it."""
+    source = task_class(recipe.task).read_as(recipe.data.source)
+    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, source=source))
 
 
 def with_normalisation(recipe: Recipe) -> Recipe:

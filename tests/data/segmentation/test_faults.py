@@ -89,8 +89,18 @@ def _resized(image: Path, mask: Path) -> None:
 FAULTS: list[tuple[str, str, Damage, str]] = [
     ("other_size", "mask of another size than its image", _resized, "20×12 for an image of 21×12"),
     ("lossy", "mask in a format that changes pixels (JPEG)", _jpeg, "train1.jpg"),
-    ("rgb", "mask of colours without a table", lambda i, m: _resave(m, "RGB"), "train1.png"),
-    ("rgba", "mask of colours without a table", lambda i, m: _resave(m, "RGBA"), "train1.png"),
+    (
+        "rgb",
+        "mask of colours without a table",
+        lambda i, m: _resave(m, "RGB"),
+        "train1.png: 0,0,0 (",
+    ),
+    (
+        "rgba",
+        "mask of colours without a table",
+        lambda i, m: _resave(m, "RGBA"),
+        "train1.png: 0,0,0 (",
+    ),
     ("alpha", "mask with transparent pixels", _alpha, "train1.png"),
     ("wide", "mask of 16 bits with numbers above 255", _wide, "train1.png: 26001 (1 pixels)"),
     ("value", "mask with a number that is no class", _value, "train1.png: 77 (2 pixels)"),

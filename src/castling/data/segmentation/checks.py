@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from castling.data.decode import read_image, read_orientation
 from castling.data.faults import Faults
@@ -41,7 +42,9 @@ def check_mask(
         faults.add("lossy", name)
         return False
     if raw.colour and segments is None and not encoding.colours:
-        faults.add("rgb", name)
+        codes, _ = facts.read(encoding)
+        shown = [f"{_rgb(code)} ({count} pixels)" for code, count in _most(codes, facts.counts)]
+        faults.add("rgb", f"{name}: {few(shown, 6)}")
         return False
     if raw.see_through:
         faults.add("alpha", name)
@@ -148,6 +151,12 @@ def check_palettes(
             for number, code in own.items():
                 colour_of_number.setdefault(number, code)
                 numbers_of_colour.setdefault(code, set()).add(number)
+
+
+def _most(codes: NDArray[np.int32], counts: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Codes with their counts, the most frequent first."""
+    pairs = zip(codes.tolist(), counts.tolist(), strict=True)
+    return sorted(pairs, key=lambda pair: (-pair[1], pair[0]))
 
 
 def _rgb(code: int) -> str:

@@ -56,6 +56,7 @@ class UnlabelledSource(ImageFiles):
             classes=[],
             splits={split: len(each) for split, each in files.items() if each},
             kind="unlabelled",
+            test_fraction=0.0,  # images to learn from should not lie idle
             notes=(*listing.notes, *notes, *([f"left out {len(masks)} masks"] if masks else [])),
         )
 

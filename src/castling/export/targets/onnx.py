@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from castling.export.bicubic import BicubicAsProducts
 from castling.export.exported_model import ExportedModel
 from castling.export.onnx_operators import translations
 from castling.export.onnx_sizes import read_sizes_off_tensors
@@ -87,7 +88,7 @@ def onnx_model(job: ExportJob) -> tuple[Any, int]:
         ExportError: PyTorch's exporter failed or cannot write ``job.opset``.
     """
     try:
-        with quiet_exporter():
+        with quiet_exporter(), BicubicAsProducts():
             program = torch.onnx.export(
                 job.model,
                 (job.images,),

@@ -18,6 +18,8 @@ from castling.attention import LinearAngular
 from castling.attention.base import AttentionCore
 from castling.data.registry import DataInfo, SourceConfig
 from castling.data.sample import Batch, Sample
+from castling.data.sources.folder import FolderConfig
+from castling.data.sources.unlabelled import UnlabelledConfig
 from castling.data.transforms.base import Transform, TransformConfig
 from castling.data.transforms.classification import ClassificationEvalTransform
 from castling.data.transforms.pretraining import PretrainingTransform, PretrainingTransformConfig
@@ -79,6 +81,13 @@ class PretrainingTask(Task):
         self, config: PretrainingConfig, info: DataInfo, transform: TransformConfig
     ) -> None:
         super().__init__(config, dataclasses.replace(info, classes=[]), transform)
+
+    @classmethod
+    def read_as(cls, source: SourceConfig) -> SourceConfig:
+        """All images below a folder, where classes would leave out those beside them."""
+        if isinstance(source, FolderConfig) and source.layout == "auto":
+            return UnlabelledConfig(path=source.path)
+        return source
 
     @classmethod
     def check(cls, recipe: RecipeLike) -> None:

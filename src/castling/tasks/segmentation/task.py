@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -41,6 +42,8 @@ from castling.tasks.segmentation.weights import automatic_weights, counted, give
 
 if TYPE_CHECKING:
     import torchmetrics
+
+_log = logging.getLogger(__name__)
 
 
 @register_task(SegmentationConfig)
@@ -177,6 +180,14 @@ class SegmentationTask(Task):
 
     def use_windows(self, size: tuple[int, int], *, exactly: bool = False) -> None:
         """Predict by windows of (height, width), as ``task.inference: slide`` does."""
+        seen, options = self.transform_options.size, self.transform_options
+        if options.resize != "none" and size[0] >= seen[0] and size[1] >= seen[1]:
+            _log.warning(
+                "windows of %d×%d pixels change nothing: images are scaled to %d×%d first, so that "
+                "each fits one window; a model trained with data.transform.resize none sees images "
+                "at their full size",
+                *(*size, *seen),
+            )
         make = Windows.exactly if exactly else Windows.rounded
         self._windows = make(size, None, self.transform_options.multiple)
 

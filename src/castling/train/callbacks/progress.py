@@ -151,12 +151,13 @@ def introduction(
     parameters = sum(parameter.numel() for parameter in module.model.parameters())
     processes = f"{trainer.world_size} processes, " if trainer.world_size > 1 else ""
     sizes = ", ".join(f"{count} {split}" for split, count in data.sizes.items())
+    classes = f"{len(data.classes)} classes, " if data.classes else ""
     epoch, batch = module.start
     resumed = f", resumed in epoch {epoch + 1} at batch {batch + 1}" if epoch or batch else ""
     return [
         f"model: {recipe.model.name}, {parameters:,} parameters, on {processes}{module.device}",
         *(str(weights).splitlines() if weights is not None else ()),
-        f"data: {recipe.data.source}, {len(data.classes)} classes, {sizes} images",
+        f"data: {recipe.data.source}, {classes}{sizes} images",
         *(f"note: {note}" for note in data.notes),
         f"run: {run_dir}{resumed}",
     ]
