@@ -106,6 +106,20 @@ def test_images_do_not_depend_on_those_beside_them(source):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("resize", "said"), [("stretch", 1), ("none", 0)])
+def test_windows_that_change_nothing_are_said_once(resize, said, source, caplog):
+    task = task_of(source, resize=resize)
+    batch = batch_of(task, source)
+    task.use_windows((48, 48))  # larger than 32×32, smaller than the images
+    for _ in range(2):
+        task.infer_model(Cells(CLASSES), batch)
+    found = [each.getMessage() for each in caplog.records if "change nothing" in each.message]
+    assert len(found) == said
+    if said:
+        assert "an image of 40×52 is scaled to 32×32 first" in found[0]
+
+
+@torch.no_grad()
 def test_windows_and_copies_as_configured(source):
     model = Cells(CLASSES)
     whole = task_of(source)

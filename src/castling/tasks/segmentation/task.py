@@ -99,6 +99,7 @@ class SegmentationTask(Task):
         self.register_buffer("class_weights", weights, persistent=False)
         self._compared = SegmenterOutputs()
         self._windows: Windows | None = None
+        self._said = False
         if config.inference == "slide":
             stride = None if config.stride is None else pair(config.stride)
             size = self.transform_options.size if config.window is None else pair(config.window)
@@ -180,16 +181,22 @@ class SegmentationTask(Task):
 
     def use_windows(self, size: tuple[int, int], *, exactly: bool = False) -> None:
         """Predict by windows of (height, width), as ``task.inference: slide`` does."""
-        seen, options = self.transform_options.size, self.transform_options
-        if options.resize != "none" and size[0] >= seen[0] and size[1] >= seen[1]:
-            _log.warning(
-                "windows of %d×%d pixels change nothing: images are scaled to %d×%d first, so that "
-                "each fits one window; a model trained with data.transform.resize none sees images "
-                "at their full size",
-                *(*size, *seen),
-            )
         make = Windows.exactly if exactly else Windows.rounded
         self._windows = make(size, None, self.transform_options.multiple)
+
+    def _say_if_one_window(self, batch: Batch, windows: Windows) -> None:
+        """Say once that a large image is seen whole, because it is scaled before."""
+        (height, width), seen = windows.size, batch.images.shape[-2:]
+        if self._said or windows.exact or seen[0] > height or seen[1] > width:
+            return
+        large = [own for own in batch.original_sizes if own[0] > height or own[1] > width]
+        if large:
+            self._said = True
+            _log.warning(
+                "windows of %d×%d pixels change nothing: an image of %d×%d is scaled to %d×%d "
+                "first; a model trained with data.transform.resize none sees it at full size",
+                *(height, width, *large[0], *seen),
+            )
 
     def file_notes(self) -> list[str]:
         """That probabilities of copies of an image are not averaged."""
@@ -205,6 +212,7 @@ class SegmentationTask(Task):
         images = self.preprocess(batch.images)
         scores = partial(_scores, compute)
         if self._windows is not None:
+            self._say_if_one_window(batch, self._windows)
             grey = self.preprocess(batch.images.new_full((3, 1, 1), FILL))
             scores = partial(slide, scores, windows=self._windows, fill=grey)
         augment = self.config.augment
