@@ -14,7 +14,11 @@ from castling.profiling.plots import PALETTE, Plot
 from castling.utils.files import write_bytes
 
 #: Files of results, and what they are of.
-STUDIES = {"high_resolution": "detectors", "high_resolution_segmenters": "segmenters"}
+STUDIES = {
+    "high_resolution": "Detectors",
+    "high_resolution_segmenters": "Segmenters",
+    "high_resolution_4096": "Segmenters at 4,096 pixels",
+}
 RUNTIMES = {"eager": "eager PyTorch", "openvino": "OpenVINO"}
 
 
@@ -23,7 +27,7 @@ def high_resolution_page(results: Path) -> str:
     lines = ["# High resolution\n", _remarks(results, "high_resolution")]
     for name, what in STUDIES.items():
         if (results / f"{name}.json").exists():
-            lines += [f"## {what.capitalize()}\n", *_section(results, name, what)]
+            lines += [f"## {what}\n", *_section(results, name, what)]
     return "\n".join(lines) + "\n"
 
 
@@ -36,7 +40,7 @@ def _section(results: Path, name: str, what: str) -> list[str]:
     machine = result.machine
     return [
         _remarks(results, f"{name}_figures"),
-        f"![Time and memory of whole {what} by image side](images/{name}.png)\n",
+        *_picture(result, name, what),
         *table(
             ["model", "runtime", *(f"{side} px" for side in sides(result))],
             (
@@ -54,6 +58,12 @@ def _section(results: Path, name: str, what: str) -> list[str]:
         f"{machine['limit_gigabytes']:g} GB; device {machine['device']}, {machine['threads']} "
         f"thread, PyTorch {machine['torch']}.\n",
     ]
+
+
+def _picture(result: ModelsResult, name: str, what: str) -> list[str]:
+    if len(sides(result)) == 1:
+        return []
+    return [f"![{what}: time and memory by image side](images/{name}.png)\n"]
 
 
 def sides(result: ModelsResult) -> list[int]:
@@ -83,6 +93,8 @@ def write_high_resolution_plots(results: Path, folder: Path) -> None:
     for name in STUDIES:
         if (results / f"{name}.json").exists():
             result = ModelsResult.from_dict(read(results / f"{name}.json"))
+            if len(sides(result)) == 1:
+                continue
             write_bytes(folder / f"{name}.png", _plot(result).png())
 
 

@@ -140,8 +140,9 @@ def test_softmax_pretraining_starts_a_castled_model(tmp_path: Path) -> None:
 )
 def test_another_network_is_refused(tmp_path: Path, name, kwargs, attention, says) -> None:
     pretrained(tmp_path, "mae/deit_pico", TOKENS, SMALL)
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=says) as caught:
         check_start(tmp_path, name, kwargs, attention, image_size=(32, 32))
+    assert f"the weights in {tmp_path} are of mae/deit_pico: " in str(caught.value)
 
 
 def test_another_form_of_the_attention_is_said(tmp_path: Path) -> None:

@@ -96,10 +96,16 @@ def _prepared(
     """What a file has for the model, which is not changed, and the report."""
     options = _options(card, key, classes)
     arguments: DenseArguments | None = getattr(model, "dense_arguments", None)
-    if arguments is None:
+    try:
+        if arguments is not None:
+            head = None if card is None else card.head or {}
+            return prepare_dense(model, arguments, path, head, options)
         loads = prepare_encoder if card is not None and card.head else prepare
         return loads(model, path, options)
-    return prepare_dense(model, arguments, path, None if card is None else card.head or {}, options)
+    except ValueError as error:
+        if card is None:
+            raise
+        raise ValueError(f"the weights in {path} are of {card.name}: {error}") from error
 
 
 def skeleton(
