@@ -759,3 +759,27 @@ def test_compiled_blocks_do_not_take_the_image_embedded_last():
             through(first)
         model(wide)
         torch.testing.assert_close(through(embedded(model, wide)), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("target", [castling.Softmax(), castling.LinearAngular(local="grid2d")])
+def test_rows_that_make_no_whole_patch_are_left_out_as_by_the_host(target):
+    """As in SigLIP's models of 384 pixels in patches of 14, which take no other size."""
+    torch.manual_seed(0)
+    host = timm.create_model(
+        "vit_tiny_patch16_224", img_size=(34, 40), patch_size=14, depth=2, num_classes=5
+    ).eval()
+    images = torch.randn(2, 3, 34, 40)
+    expected = host(images)
+    castling.linearize_(host, target)
+    found = host(images)
+    if isinstance(target, castling.Softmax):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    cut = images.clone()
+    cut[:, :, 28:] = 9.0
+    cut[..., 28:] = -9.0
+    torch.testing.assert_close(host(cut), found)
+    program = torch.export.export(host, (images,), strict=False).module()
+    torch.testing.assert_close(program(images), found)
+    with pytest.raises(AssertionError, match="doesn't match model"):
+        host(torch.randn(1, 3, 40, 40))

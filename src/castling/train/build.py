@@ -227,8 +227,9 @@ def check_forward(model: nn.Module, task: Task, data: DataModule) -> None:
         output = model(images)
     except (RuntimeError, AssertionError, ValueError) as error:
         height, width = images.shape[-2:]
+        reason = str(error).rstrip(".")
         raise ValueError(
-            f"the model does not take images of {height}×{width} pixels: {error}. Set "
+            f"the model does not take images of {height}×{width} pixels: {reason}. Set "
             "data.transform.image_size, or model.kwargs such as patch_size"
         ) from error
     finally:
