@@ -100,7 +100,8 @@ def _places(store: FileStore, options: MaskOptions) -> tuple[list[Place], list[P
     images, masks = find_places(files)
     if not masks or not images:
         raise DataError(
-            f"no images with masks in {store.describe('')}: put them into images/train and "
+            f"no images with masks in {store.describe('')}: by their names there are "
+            f"{len(images)} images and {len(masks)} masks; put them into images/train and "
             "masks/train (and val, test), masks called like their images, or name the folders "
             "with source.images and source.masks"
         )
