@@ -8,7 +8,10 @@ import pytest
 import safetensors.torch
 import torch
 from lightning.pytorch import Callback
+from PIL import Image
 
+from castling.data import DataConfig
+from castling.data.sources import UnlabelledConfig, source_from
 from castling.deploy.evaluation import evaluate
 from castling.profiling.run_report import write_run_report
 from castling.train import TrainingInterrupted, dry_run, recipe_from_dict, train
@@ -79,6 +82,17 @@ def test_a_run_and_its_report(whole):
         assert text in page
     assert " of 0 classes" not in page
     assert len(list((folder / "examples").iterdir())) == 12
+
+
+def test_all_images_of_a_folder_are_evaluated(whole, tmp_path):
+    """Those beside folders too, which would be classes to a classifier."""
+    folder, _ = whole
+    for name in ("a.png", "cats/b.png", "cats/young/c.png", "dogs/d.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 16), (len(name), 99, 9)).save(tmp_path / name)
+    found = evaluate(folder, DataConfig(source=source_from(str(tmp_path))))
+    assert found.images == 4
+    assert found.data == str(UnlabelledConfig(path=str(tmp_path)))
 
 
 def test_evaluated_again_the_loss_is_the_same(whole):

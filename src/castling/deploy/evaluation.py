@@ -92,6 +92,8 @@ def evaluate(
             raise ValueError(
                 f"{path} is not a run's folder, so its images are not known: name them with --data"
             )
+    if data is not None:
+        data = dataclasses.replace(data, source=made.read_as(data.source))
     images, split, trained_on, notes = _open(made, card, own, data, split)
     if device is not None:
         model.to(read_device(device))

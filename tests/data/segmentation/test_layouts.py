@@ -134,7 +134,7 @@ def test_named_folders(masked: Make) -> None:
         open_source(MasksConfig(**{**options, "masks": "nothing"}))
     with pytest.raises(ValueError, match="name both"):
         MasksConfig(path=str(root), images="x")
-    with pytest.raises(DataError, match="no images with masks in .* 10 images and 0 masks"):
+    with pytest.raises(DataError, match=r"no images with masks in .* 10 images and 0 masks"):
         open_source(MasksConfig(path=str(root)))
 
 
