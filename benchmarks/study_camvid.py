@@ -97,8 +97,7 @@ def recipe_of(row: Row, data: str, epochs: int, seed: int, checkpoint: str) -> A
     values["model"] = {"name": row.model, "head": dict(row.head), "checkpoint": checkpoint}
     if row.attention:
         values["model"]["attention"] = dict(row.attention)
-    if row.class_weights == "none":
-        values["task"]["class_weights"] = None
+    values["task"]["class_weights"] = row.class_weights
     values["data"]["source"] = data
     values["data"]["transform"] |= {"image_size": list(CROP), "scale": [0.5, 1.25]}
     values["save"] |= {"validate_epochs": 10}
