@@ -128,7 +128,7 @@ def test_hidden_and_foreign_files_are_no_images(make_folder: Make, open_folder: 
     data = open_folder(folder)
     assert data.sizes["train"] == 12
     assert source_problems(FolderConfig(path=str(folder))) == list(data.notes)
-    assert any(note.startswith("1 file that is not an image") for note in data.notes)
+    assert any(note.startswith("1 file was ignored: it is no image") for note in data.notes)
     assert any("docs" in note for note in data.notes)
 
 
