@@ -55,7 +55,7 @@ class Positions(nn.Module):
         return (x * F.interpolate(self.table, x.shape[2:], mode="bicubic", antialias=True)).mean(1)
 
 
-@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+@pytest.mark.parametrize("suffix", [pytest.param(".onnx", marks=pytest.mark.slow), ".xml"])
 def test_positions_are_scaled_alike_in_files_of_any_size(suffix, tmp_path):
     """OpenVINO's own bicubic scaling is 3e-3 away, more than any tolerance."""
     report = export(Positions(), tmp_path / f"model{suffix}", (16, 16))
