@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from castling.train import recipe_from_dict
+from studies import RECIPES
 
-RECIPES = Path(__file__).parent.parent / "recipes"
 #: Whose features are learned: small enough to run beside every step on a CPU.
 TEACHER = "tf_efficientnet_lite0"
 #: Castling ViT for backbones that saw a part of the tokens before.

@@ -1,9 +1,10 @@
-"""What the studies of dense models share: figures of finished runs, and files that grow by rows."""
+"""What studies share: options, figures of finished runs, files that grow by rows."""
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,41 @@ from castling.deploy import evaluate, model_folder
 from castling.profiling.machine import machine_facts
 from castling.tasks.result import read_result
 from castling.train import Recipe, recipe_from_dict
-from castling.utils.files import write_json
+from castling.utils.files import write_json, write_text
+
+HERE = Path(__file__).parent
+RECIPES = HERE.parent / "recipes"
+
+
+def study_parser(
+    description: str | None, name: str, data: str, rows: Sequence[str], *, epochs: int
+) -> argparse.ArgumentParser:
+    """The options that every study has.
+
+    Args:
+        description: of the command.
+        name: of the study: that of its runs.
+        data: file of its images.
+        rows: names of all rows.
+        epochs: of training, unless told otherwise.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--data", required=True, help=f"{data} or a folder of its layout")
+    parser.add_argument("--rows", nargs="+", choices=list(rows), default=list(rows))
+    parser.add_argument("--epochs", type=int, default=epochs)
+    parser.add_argument("--runs", type=Path, default=Path("runs") / name)
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--collect", action="store_true", help="train nothing")
+    return parser
+
+
+def add_dense_options(parser: argparse.ArgumentParser, draw: Sequence[int]) -> None:
+    """Seed, pictures and times of a study of dense models; ``draw`` are test images."""
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pictures", type=Path, default=HERE.parent / "docs" / "images")
+    parser.add_argument("--draw", nargs="*", type=int, default=list(draw), help="test images")
+    parser.add_argument("--time", type=float, default=0.0, help="seconds of timing; 0 is none")
 
 
 def read_study(path: Path, command: str) -> dict[str, Any]:
@@ -27,11 +62,24 @@ def read_study(path: Path, command: str) -> dict[str, Any]:
     return {"command": command, "rows": {}}
 
 
-def write_study(path: Path, study: dict[str, Any], order: Sequence[str]) -> None:
-    """Write a study, its rows in the order of the keys in ``order``."""
+def write_study(
+    path: Path,
+    study: dict[str, Any],
+    order: Sequence[str],
+    table: Callable[[dict[str, Any]], str],
+) -> None:
+    """Write a study, its rows in the order of the keys in ``order``, and print its table."""
     study["rows"] = {key: study["rows"][key] for key in order if key in study["rows"]}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, study)
+    write_text(path.with_suffix(".md"), table(study))
+    print(table(study))
+
+
+def keys_of(study: Mapping[str, Any], rows: Sequence[str], starts: Sequence[str]) -> list[str]:
+    """ROW-START-seedN of all rows, starts and the seeds that a study has, in this order."""
+    seeds = sorted({row["seed"] for row in study["rows"].values()})
+    return [f"{row}-{start}-seed{seed}" for row in rows for start in starts for seed in seeds]
 
 
 def add_times(study: dict[str, Any], times: Mapping[str, Mapping[str, float]]) -> None:

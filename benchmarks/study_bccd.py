@@ -9,7 +9,6 @@ machine.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,18 @@ import yaml
 from castling.deploy import Predictor
 from castling.tasks.result import read_result
 from castling.train import recipe_from_dict, train
-from castling.utils.files import write_text
 from drawn import drawn_boxes, save_sheet
-from studies import add_times, figures_of_run, read_study, source_of_run, write_study
+from studies import (
+    RECIPES,
+    add_dense_options,
+    add_times,
+    figures_of_run,
+    read_study,
+    source_of_run,
+    study_parser,
+    write_study,
+)
 from whole_times import whole_times
-
-HERE = Path(__file__).parent
-RECIPES = HERE.parent / "recipes"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,20 +118,10 @@ def table(study: dict[str, Any]) -> str:
 
 def main() -> None:
     """Train the rows that are not finished, then write tables and pictures."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", required=True, help="bccd.zip or a folder of its layout")
+    parser = study_parser(__doc__, "study_bccd", "bccd.zip", list(ROWS), epochs=100)
+    add_dense_options(parser, draw=[0, 24, 48])
     parser.add_argument("--pretrain", default="", help="imagenette128.zip: train backbones first")
     parser.add_argument("--pretrain_epochs", type=int, default=20)
-    parser.add_argument("--epochs", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
-    parser.add_argument("--runs", type=Path, default=Path("runs/study_bccd"))
-    parser.add_argument("--results", type=Path, default=HERE / "results")
-    parser.add_argument("--pictures", type=Path, default=HERE.parent / "docs" / "images")
-    parser.add_argument("--draw", nargs="*", type=int, default=[0, 24, 48], help="test images")
-    parser.add_argument("--time", type=float, default=0.0, help="seconds of timing; 0 is none")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--collect", action="store_true", help="train nothing")
     parser.add_argument(
         "--time_only",
         action="store_true",
@@ -163,9 +157,7 @@ def main() -> None:
             save_sheet(pictures, len(pictures), place)
     if options.time:
         add_times(study, whole_times(done, options.time))
-    write_study(path, study, list(ROWS))
-    write_text(path.with_suffix(".md"), table(study))
-    print(table(study))
+    write_study(path, study, list(ROWS), table)
 
 
 if __name__ == "__main__":

@@ -23,14 +23,21 @@ import yaml
 from castling.deploy import Predictor
 from castling.tasks.result import read_result
 from castling.train import recipe_from_dict, train
-from castling.utils.files import write_text
 from drawn import drawn_masks, save_sheet
 from pretraining_recipes import CASTLING, pretraining_recipe
-from studies import add_times, figures_of_run, read_study, source_of_run, write_study
+from studies import (
+    RECIPES,
+    add_dense_options,
+    add_times,
+    figures_of_run,
+    keys_of,
+    read_study,
+    source_of_run,
+    study_parser,
+    write_study,
+)
 from whole_times import whole_times
 
-HERE = Path(__file__).parent
-RECIPES = HERE.parent / "recipes"
 NAME = "study_camvid"
 #: Height and width of the part of an image that a step sees, pixels.
 CROP = (192, 256)
@@ -122,9 +129,9 @@ def start_of(row: Row, options: argparse.Namespace) -> Any:
 def table(study: Mapping[str, Any]) -> str:
     """The study as a Markdown table."""
     lines = [
-        "| segmenter | start, seed | parameters | mIoU | mean accuracy | pixel accuracy "
+        "| segmenter | start | seed | parameters | mIoU | mean accuracy | pixel accuracy "
         "| after the switch: mIoU | gap | agreement | eager ms | ONNX Runtime ms | OpenVINO ms |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in study["rows"].values():
         test, switched = row["test"], row.get("switched_test")
@@ -139,7 +146,8 @@ def table(study: Mapping[str, Any]) -> str:
         speed = [f"{v:.0f}" for v in row.get("milliseconds", {}).values()] or ["–"] * 3
         cells = [
             row["label"],
-            f"{row['start']}, {row['seed']}",
+            row["start"] + (f", {row['start_epochs']} epochs" if row["start_epochs"] else ""),
+            str(row["seed"]),
             f"{row['parameters']:,}",
             *(f"{test[key]:.1f}" for key in ("mIoU", "mAcc", "pAcc")),
             *after,
@@ -151,22 +159,12 @@ def table(study: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """Train the rows that are not finished, then write tables and pictures."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", required=True, help="camvid.zip or a folder of its layout")
-    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser = study_parser(__doc__, NAME, "camvid.zip", list(ROWS), epochs=40)
+    add_dense_options(parser, draw=[10, 120, 200])
     parser.add_argument("--start", choices=list(STARTS), default="none")
     parser.add_argument("--images", default="", help="imagenette128.zip, for starts on it")
     parser.add_argument("--teacher", default="", help="weights of tf_efficientnet_lite0")
     parser.add_argument("--start_epochs", type=int, default=40)
-    parser.add_argument("--epochs", type=int, default=40)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--runs", type=Path, default=Path("runs") / NAME)
-    parser.add_argument("--results", type=Path, default=HERE / "results")
-    parser.add_argument("--pictures", type=Path, default=HERE.parent / "docs" / "images")
-    parser.add_argument("--draw", nargs="*", type=int, default=[10, 120, 200], help="test images")
-    parser.add_argument("--time", type=float, default=0.0, help="seconds of timing; 0 is none")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--collect", action="store_true", help="train nothing")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     folders = {}
@@ -191,6 +189,7 @@ def main() -> None:
         study["rows"][key] = study["rows"].get(key, {}) | {
             "label": ROWS[key.partition("-")[0]].label,
             "start": STARTS[options.start],
+            "start_epochs": 0 if options.start == "none" else options.start_epochs,
             **figures_of_run(folder),
         }
         if options.draw:
@@ -198,11 +197,7 @@ def main() -> None:
             save_sheet(pictures, 1, options.pictures / f"camvid_{key}.jpg", size=(900, 420))
     if options.time:
         add_times(study, whole_times(done, options.time))
-    seeds = sorted({row["seed"] for row in study["rows"].values()})
-    order = [f"{row}-{start}-seed{seed}" for row in ROWS for start in STARTS for seed in seeds]
-    write_study(path, study, order)
-    write_text(path.with_suffix(".md"), table(study))
-    print(table(study))
+    write_study(path, study, keys_of(study, list(ROWS), list(STARTS)), table)
 
 
 if __name__ == "__main__":

@@ -19,11 +19,9 @@ import yaml
 from castling.profiling.machine import machine_facts
 from castling.tasks.result import TrainResult, read_result
 from castling.train import recipe_from_dict, train
-from castling.utils.files import write_text
-from pretraining_recipes import CASTLING, RECIPES, pretraining_recipe
-from studies import read_study, write_study
+from pretraining_recipes import CASTLING, pretraining_recipe
+from studies import RECIPES, keys_of, read_study, study_parser, write_study
 
-HERE = Path(__file__).parent
 NAME = "study_pretraining"
 #: Label, backbone, its attention.
 ROWS: dict[str, tuple[str, str, Mapping[str, Any] | None]] = {
@@ -101,17 +99,10 @@ def table(study: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """Train the rows that are not finished, then write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", required=True, help="imagenette128.zip or a folder of its layout")
-    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser = study_parser(__doc__, NAME, "imagenette128.zip", list(ROWS), epochs=6)
     parser.add_argument("--starts", nargs="+", choices=list(STARTS), default=list(STARTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--start_epochs", type=int, default=20)
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--runs", type=Path, default=Path("runs") / NAME)
-    parser.add_argument("--results", type=Path, default=HERE / "results")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--collect", action="store_true", help="train nothing")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     path = options.results / f"{NAME}.json"
@@ -133,11 +124,7 @@ def main() -> None:
         if read_result(options.runs / key) is not None:
             labels = {"label": ROWS[name][0], "start": STARTS[start]}
             study["rows"][key] = labels | figures(options.runs / key, seed)
-    seeds = sorted({row["seed"] for row in study["rows"].values()})
-    order = [f"{row}-{start}-seed{seed}" for row in ROWS for start in STARTS for seed in seeds]
-    write_study(path, study, order)
-    write_text(path.with_suffix(".md"), table(study))
-    print(table(study))
+    write_study(path, study, keys_of(study, list(ROWS), list(STARTS)), table)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from castling.data.dataset import ImageSet
 from castling.data.errors import DataError
 from castling.data.verify import Damage
 
-#: Images that are read to see how many bytes they and their targets take.
+#: Images that are read, at most, to see how many bytes they and their targets take.
 _LOOKED_AT = 8
 
 
@@ -56,7 +56,7 @@ def verify_and_keep(
 def _bytes_per_pixel(images: ImageSet) -> float:
     """Of images together with their targets, such as masks, from a few of them."""
     total = pixels = 0
-    for index in range(0, len(images), max(1, len(images) // _LOOKED_AT)):
+    for index in range(0, len(images), -(-len(images) // _LOOKED_AT) or 1):
         try:
             sample = images[index]
         except DataError:  # it is reported where all images are read

@@ -41,7 +41,7 @@ class Problem:
 
     def __str__(self) -> str:
         if self.kind == _REMARK:
-            return "; ".join(self.examples)
+            return self.examples[0]
         places = ", ".join(self.examples)
         if places and self.count > len(self.examples):
             places += ", …"
@@ -185,7 +185,7 @@ def _report(config: SourceConfig, depth: Depth) -> DataReport:
 
 
 def _remarks(texts: Sequence[str]) -> list[Problem]:
-    """What a source says about itself, as one note."""
+    """What a source says about itself, a note each."""
     return [Problem(_REMARK, "note", 1, (text,), "") for text in texts]
 
 

@@ -182,17 +182,27 @@ class Geometry:
     def before_patch_embed(self, patch_embed: Any, args: tuple[Any, ...]) -> None:
         """Forward pre-hook of :meth:`watch_patch_embed`.
 
-        Rows and columns of an image that make no whole patch are left out, as timm's convolution
-        does, or padded; a host that wants whole patches refuses others itself.
+        Rows and columns that make no whole patch are padded, or left out by a host that takes
+        images of one size alone.
+
+        Raises:
+            ValueError: the image is not a whole number of patches, and its host takes several
+                sizes.
         """
         if not args or not isinstance(args[0], Tensor) or torch.jit.is_tracing():  # type: ignore[attr-defined]
             return
         height, width = args[0].shape[-2:]
         patch_height, patch_width = patch_embed.feat_ratio(as_scalar=False)
-        if getattr(patch_embed, "dynamic_img_pad", False):
+        cut = isinstance(patch_embed, PatchEmbed) and patch_embed.strict_img_size
+        padded = getattr(patch_embed, "dynamic_img_pad", False)
+        if not padded and not cut and (height % patch_height or width % patch_width):
+            raise ValueError(
+                f"an image of {height}×{width} pixels is not a whole number of "
+                f"{patch_height}×{patch_width} patches: resize or pad it to multiples of the patch"
+            )
+        expected = (height // patch_height, width // patch_width)
+        if padded:
             expected = (-(-height // patch_height), -(-width // patch_width))
-        else:
-            expected = (height // patch_height, width // patch_width)
         if in_graph():
             self._note_for_graphs(expected)
             self._by_graph = self._announced = True

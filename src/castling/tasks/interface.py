@@ -77,11 +77,6 @@ class Task(nn.Module):
     #: Share of :meth:`agreement` that an exported file must reach.
     least_agreement: ClassVar[float] = LEAST_AGREEMENT
 
-    @classmethod
-    def read_as(cls, source: SourceConfig) -> SourceConfig:
-        """The source that a recipe of this task means by ``source``; the same for most tasks."""
-        return source
-
     def __init__(self, config: TaskConfig, info: DataInfo, transform: TransformConfig) -> None:
         super().__init__()
         self.config, self.info, self.transform_options = config, info, transform
@@ -94,6 +89,11 @@ class Task(nn.Module):
         Raises:
             ValueError: with what is wrong and what to do.
         """
+
+    @classmethod
+    def read_as(cls, source: SourceConfig) -> SourceConfig:
+        """The source that a recipe of this task means by ``source``; the same for most tasks."""
+        return source
 
     @classmethod
     def generate_images(cls, folder: Path, count: int) -> SourceConfig:
