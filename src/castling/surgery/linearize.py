@@ -36,9 +36,9 @@ def linearize_(
     """Replace attentions of a timm model, in place; projections and all other weights are kept.
 
     Args:
-        model: a timm model of a supported family (ViT and DeiT, LeViT, MViTv2), also wrapped by
-            ``features_only=True`` or inside a larger module. Already converted layers are converted
-            again.
+        model: a timm model of a supported family (plain ViTs, EVA-02 and DINOv3 with rotary
+            positions, LeViT, MViTv2), also wrapped by ``features_only=True`` or inside a larger
+            module. Already converted layers are converted again.
         attention: the new attention: a configuration, a registered name, or a dictionary.
         where: None for all layers; a name, a shell pattern or the name of an enclosing module
             (``"stages.0"``), or several of them; a predicate ``(name, module) -> bool``; a mapping
