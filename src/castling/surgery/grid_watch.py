@@ -44,12 +44,23 @@ class Watch:
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook, with keyword arguments."""
         if not in_graph():
-            self.geometry.enter(self, args[0] if args else kwargs.get("x"))
+            self.geometry.enter(self, tokens_among(args, kwargs))
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Forward hook; also after a forward that raised."""
         if not in_graph():
             self.geometry.leave(self, output)
+
+
+def tokens_among(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The tokens that a module is called with, by position or by whatever name; None without.
+
+    Positional ones come first; of keywords it is the first (B, N, C).
+    """
+    if args:
+        return args[0]
+    named = (v for v in kwargs.values() if isinstance(v, torch.Tensor) and v.dim() == 3)
+    return next(named, None)
 
 
 def watches(module: nn.Module) -> list[Watch]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import cast
 
 from torch import nn
 
 from castling.attention import AttentionConfig, attention_config, kernel_class
-from castling.surgery.hosts import HostAttention, Place, adapter_for
+from castling.surgery.hosts import HostAttention, Place, adapter_on_request, why_left
 from castling.surgery.linearize_report import (
     LinearizeReport,
     grouped,
@@ -19,6 +19,7 @@ from castling.surgery.linearize_report import (
 from castling.surgery.plan import Plan
 from castling.surgery.selection import (
     Attention,
+    Selection,
     Where,
     choose,
     convertible,
@@ -42,7 +43,8 @@ def linearize_(
         attention: the new attention: a configuration, a registered name, or a dictionary.
         where: None for all layers; a name, a shell pattern or the name of an enclosing module
             (``"stages.0"``), or several of them; a predicate ``(name, module) -> bool``; a mapping
-            from such names to an attention, None leaving the layer as it is; or what
+            from such names to an attention, None leaving the layer as it is; a whole name may be
+            that of any module that calls ``scaled_dot_product_attention``; or what
             ``castling.plan`` measured: the plan, or the path of its file (``….json``). A plan may
             leave every layer as it is.
 
@@ -60,7 +62,10 @@ def linearize_(
         >>> model = timm.create_model("vit_base_patch16_224")
         >>> castling.linearize_(model, castling.LinearAngular(), where="blocks.[0-5].attn")
     """
-    layers = convertible(model)
+    where = read_plan(where)
+    if isinstance(where, Iterator):
+        where = list(where)
+    layers = convertible(model, where)
     if not layers:
         raise ValueError(no_attention(model))
     chosen = _configs(layers, attention, where)
@@ -68,7 +73,7 @@ def linearize_(
         raise ValueError("an attention cannot replace itself: pass the module that holds it")
     owner = owner_of(model)
     places: dict[str, Place] = {}
-    for adapter in dict.fromkeys(adapter_for(layers[name]) for name in chosen):
+    for adapter in dict.fromkeys(adapter_on_request(layers[name]) for name in chosen):
         assert adapter is not None
         places.update(adapter.places(owner))
     # Build all before placing any: a refused layer must not leave a half-converted model.
@@ -94,9 +99,8 @@ def _reported(
         for name in chosen
     }
     left = dict.fromkeys((name for name in layers if name not in chosen), "not chosen by where")
-    unknown = {
-        name: f"no adapter for {kind}" for name, kind in unknown_attentions(owner_of(model)).items()
-    }
+    owner = owner_of(model)
+    unknown = {name: why_left(owner.get_submodule(name)) for name in unknown_attentions(owner)}
     report = LinearizeReport(replaced, left | unknown)
     again = {name: was for name, was in replaced.items() if was != "softmax"}
     if again:
@@ -111,11 +115,10 @@ def _reported(
 
 
 def _configs(
-    layers: Mapping[str, nn.Module], attention: Attention, where: Where | None
+    layers: Mapping[str, nn.Module], attention: Attention, where: Selection | Plan | None
 ) -> dict[str, AttentionConfig]:
     """Layer name -> its new configuration; only a plan may choose none."""
     config = attention_config(attention)
-    where = read_plan(where)
     if isinstance(where, Plan):
         where.require_fits(layers, config)
         return dict.fromkeys(where.linear, config)
@@ -126,7 +129,7 @@ def _configs(
 
 
 def _converted(name: str, host: nn.Module, config: AttentionConfig, place: Place) -> HostAttention:
-    adapter = adapter_for(host)
+    adapter = adapter_on_request(host)
     assert adapter is not None
     if isinstance(host, HostAttention) and host.place.geometry is not None:
         place = host.place

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from torch import nn
 
 from castling.attention import TokenMixer
-from castling.surgery.hosts import adapter_for, supported_hosts
+from castling.surgery.hosts import adapter_for, adapter_on_request, supported_hosts, why_left
 
 _NAME = re.compile(r"attention|attn", re.IGNORECASE)
 # What projections of queries, keys and values are called.
@@ -68,29 +68,24 @@ def _looks_like_attention(module: nn.Module) -> bool:
     if next(module.parameters(), None) is None:
         return False
     children = {name for name, _ in module.named_children()}
-    return bool(_NAME.search(type(module).__name__)) or any(p <= children for p in _PROJECTIONS)
+    named = bool(_NAME.search(type(module).__name__)) or any(p <= children for p in _PROJECTIONS)
+    return named or adapter_on_request(module) is not None
 
 
 def no_attention(model: nn.Module) -> str:
     """The message for a model in which nothing can be replaced."""
-    unknown = unknown_attentions(model)
-    kinds = {
-        kind: [name for name, each in unknown.items() if each == kind]
-        for kind in dict.fromkeys(unknown.values())
-    }
-    seen = "; ".join(f"{kind} ({_some(names)})" for kind, names in kinds.items())
-    if seen:
+    reasons = {name: why_left(model.get_submodule(name)) for name in unknown_attentions(model)}
+    if reasons:
         advice = (
-            f"it holds attentions that no adapter knows: {seen}. To add one: docs/extend/host.md "
-            "(castling.surgery.register_host)"
+            f"{grouped(reasons)}. To add one: docs/extend/host.md (castling.surgery.register_host)"
         )
     elif any(isinstance(module, TokenMixer) for module in model.modules()):
         advice = "its token mixers are chosen when it is created: create_model(…, attention=…)"
     else:
         advice = "nothing in it looks like one"
     return (
-        f"{type(model).__name__} holds no attention that can be replaced; supported: "
-        f"{', '.join(supported_hosts())}; {advice}"
+        f"{type(model).__name__} holds no attention that can be replaced: {advice}. Supported: "
+        f"{', '.join(supported_hosts())}"
     )
 
 

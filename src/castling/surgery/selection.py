@@ -11,7 +11,7 @@ from timm.models._features import FeatureGetterNet
 from torch import nn
 
 from castling.attention import AttentionConfig, TokenMixer
-from castling.surgery.hosts import adapter_for
+from castling.surgery.hosts import adapter_for, adapter_on_request
 from castling.surgery.plan import Plan, load_plan
 
 Attention = str | AttentionConfig | dict[str, Any]
@@ -19,9 +19,22 @@ Selection = str | Iterable[str] | Callable[[str, nn.Module], bool] | Mapping[str
 Where = Selection | Plan | os.PathLike[str]
 
 
-def convertible(model: nn.Module) -> dict[str, nn.Module]:
-    """The attentions of ``model`` that can be replaced, by name, in order of execution."""
-    return _named(model, lambda module: adapter_for(module) is not None)
+def convertible(model: nn.Module, where: Where | None = None) -> dict[str, nn.Module]:
+    """The attentions of ``model`` that can be replaced, by name, in order of execution.
+
+    Args:
+        model: any model.
+        where: may name further layers, whole names only: those that an adapter can take whose fit
+            nobody has proved.
+    """
+    names: Any = () if where is None or callable(where) or isinstance(where, Plan) else where
+    names = {names} if isinstance(names, str | os.PathLike) else set(names)
+    offered = _named(model, lambda module: adapter_on_request(module) is not None)
+    return {
+        name: module
+        for name, module in offered.items()
+        if adapter_for(module) is not None or name in names
+    }
 
 
 def attention_layers(model: nn.Module) -> dict[str, nn.Module]:

@@ -1,4 +1,4 @@
-"""What a converted host attention is, and the registry of host families.
+"""What a converted host attention is.
 
 An adapter is an ``AttentionCore`` that takes over the children of the host's attention module,
 names and weights unchanged, and calls ``attend`` where the host computed its softmax. This file
@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from castling.attention import AttentionConfig, AttentionCore, SoftmaxKernel
 from castling.surgery.geometry import Geometry, Grid
+from castling.surgery.grid_watch import tokens_among
 
 
 @dataclasses.dataclass
@@ -116,7 +117,7 @@ class HostAttention(AttentionCore):
         Raises:
             GridUnknownError: nobody knows it.
         """
-        return place.grid_of(args[0] if args else kwargs["x"])
+        return place.grid_of(tokens_among(args, kwargs))
 
     @property
     def uses_grid(self) -> bool:
@@ -166,30 +167,6 @@ class HostAttention(AttentionCore):
             for name in self.bias_names:
                 if hasattr(self, name):
                     delattr(self, name)
-
-
-HostT = TypeVar("HostT", bound=type[HostAttention])
-_ADAPTERS: dict[type[nn.Module], type[HostAttention]] = {}
-
-
-def register_host(*host_classes: type[nn.Module]) -> Callable[[HostT], HostT]:
-    """Class decorator: the adapter for these attention classes, and for itself."""
-
-    def register(adapter: HostT) -> HostT:
-        _ADAPTERS.update(dict.fromkeys((*host_classes, adapter), adapter))
-        return adapter
-
-    return register
-
-
-def adapter_for(module: nn.Module) -> type[HostAttention] | None:
-    """The adapter for an attention module, or None; subclasses count only where registered."""
-    return _ADAPTERS.get(type(module))
-
-
-def supported_hosts() -> list[str]:
-    """Qualified names of the attention classes that can be converted, for error messages."""
-    return sorted(f"{c.__module__}.{c.__qualname__}" for c in _ADAPTERS if c is not _ADAPTERS[c])
 
 
 def named_hosts(model: nn.Module, host_class: type[nn.Module]) -> list[tuple[str, Any]]:

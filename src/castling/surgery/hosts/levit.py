@@ -25,12 +25,12 @@ from castling.surgery.hosts.base import (
     Place,
     join,
     named_hosts,
-    register_host,
     shared_geometry,
     symbolic,
     tokens_to_grid,
     watch_tokens,
 )
+from castling.surgery.hosts.registry import register_host
 
 
 class _LevitAttention(HostAttention):

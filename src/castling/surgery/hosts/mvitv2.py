@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from castling.attention import AttentionConfig
 from castling.surgery.geometry import Grid
-from castling.surgery.hosts.base import HostAttention, Place, register_host, symbolic
+from castling.surgery.hosts.base import HostAttention, Place, symbolic
+from castling.surgery.hosts.registry import register_host
 
 
 @register_host(TimmAttention)

@@ -19,12 +19,12 @@ from castling.surgery.geometry import Geometry
 from castling.surgery.hosts.base import (
     HostAttention,
     Place,
-    adapter_for,
     join,
     named_hosts,
     shared_geometry,
     watch_tokens,
 )
+from castling.surgery.hosts.registry import adapter_for
 from castling.surgery.key_mask import as_key_mask
 
 #: Models of ``patch_embed`` and ``blocks`` that keep their tokens row by row behind a prefix.

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from castling.attention import AttentionConfig
-from castling.surgery.hosts.base import Place, register_host
+from castling.surgery.hosts.base import Place
 from castling.surgery.hosts.plain import PlainAttention
+from castling.surgery.hosts.registry import register_host
 
 
 class _Rotary(PlainAttention):

@@ -11,8 +11,9 @@ from timm.layers.attention import Attention as TimmAttention
 from torch import Tensor, nn
 
 from castling.attention import AttentionConfig
-from castling.surgery.hosts.base import Place, register_host
+from castling.surgery.hosts.base import Place
 from castling.surgery.hosts.plain import PlainAttention
+from castling.surgery.hosts.registry import register_host
 
 
 @register_host(TimmAttention)
