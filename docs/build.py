@@ -18,6 +18,7 @@ from pathlib import Path
 import timm
 import torch
 from high_resolution_page import high_resolution_page, write_high_resolution_plots
+from hosts_page import hosts_page
 from option_pages import heads_page, introduction, markdown, options_of, sources_page
 from performance_page import performance_page
 from performance_tables import facts, write_plots, write_tables
@@ -140,6 +141,7 @@ def results_page() -> str:
 PAGES = {
     "models.md": models_page,
     "attentions.md": attentions_page,
+    "hosts.md": lambda: hosts_page(RESULTS),
     "heads.md": heads_page,
     "sources.md": sources_page,
     "results.md": results_page,

@@ -50,6 +50,7 @@ from castling.surgery import (
     linearize_,
     load_checkpoint,
     load_plan,
+    load_transformers,
     switch_,
     tap,
 )
@@ -129,6 +130,7 @@ __all__ = [
     "list_models",
     "load_checkpoint",
     "load_plan",
+    "load_transformers",
     "macs",
     "plan",
     "switch_",

@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.functional import scaled_dot_product_attention
@@ -324,3 +325,51 @@ def test_tapped_calls_replay():
         tokens_of(model)
     calls = {name: calls[0] for name, calls in taps.items()}
     assert calls
+
+
+def test_saved_models_are_opened_as_what_they_are(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    model = transformers.ViTForImageClassification(
+        transformers.ViTConfig(**SIZES, num_labels=7, id2label={i: f"c{i}" for i in range(7)})
+    )
+    randomised(model)
+    attention = castling.ReLULinear(auxiliary=castling.MaskedSoftmax(schedule="ramp"))
+    linearize_(model, attention, where="vit.layers.1")
+    set_progress(model, 0.5)
+    image = torch.randn(2, 3, 64, 64)
+    copied = copy.deepcopy(model)
+    for name, each in {"early": model, "copy": copied}.items():
+        each.save_pretrained(tmp_path / name)
+        opened = castling.load_transformers(tmp_path / name)
+        with torch.no_grad():
+            assert torch.equal(opened(image).logits, model(image).logits)
+        assert opened.config.id2label == model.config.id2label
+        with pytest.raises(OSError, match=r"model\.safetensors"):
+            transformers.ViTForImageClassification.from_pretrained(tmp_path / name)
+    set_progress(model, 1.0)
+    switch_(model, [image], repeats=1)
+    model.half().save_pretrained(tmp_path / "switched")
+    opened = castling.load_transformers(tmp_path / "switched")
+    assert opened.dtype == torch.float16
+    assert opened.state_dict().keys() == model.state_dict().keys()
+    assert castling.load_transformers(tmp_path / "switched", torch.float32).dtype == torch.float32
+
+
+def test_other_folders_are_refused(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    model = transformers.ViTModel(transformers.ViTConfig(**SIZES))
+    model.save_pretrained(tmp_path / "softmax")
+    with pytest.raises(ValueError, match="Open other folders with transformers"):
+        castling.load_transformers(tmp_path / "softmax")
+    linearize_(model, "relu_linear")
+    with pytest.raises(FileExistsError, match="choose another folder"):
+        model.save_pretrained(tmp_path / "softmax")
+    with pytest.raises(ValueError, match="without push_to_hub"):
+        model.save_pretrained(tmp_path / "linear", push_to_hub=True)
+    model.save_pretrained(tmp_path / "linear")
+    weights = tmp_path / "linear" / "castling.safetensors"
+    state = load_file(weights)
+    state.pop("layers.0.attention.q_proj.weight")
+    save_file(state, weights)
+    with pytest.raises(ValueError, match=r"layers\.0\.attention\.q_proj\.weight is missing"):
+        castling.load_transformers(tmp_path / "linear")

@@ -13,6 +13,7 @@ from castling.surgery.selection import Attention, Where, attention_layers, conve
 from castling.surgery.switch import has_idle_biases, is_switched, strip_, switch_
 from castling.surgery.switch_report import SwitchRefusedError, SwitchReport
 from castling.surgery.tap import AttentionCall, tap, token_grid
+from castling.surgery.transformers_load import load_transformers
 from castling.surgery.visible import visible_tokens
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "linearize_",
     "load_checkpoint",
     "load_plan",
+    "load_transformers",
     "register_fold",
     "register_host",
     "strip_",

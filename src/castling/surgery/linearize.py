@@ -27,6 +27,7 @@ from castling.surgery.selection import (
     read_plan,
 )
 from castling.surgery.self_description import describe_itself
+from castling.surgery.transformers_save import is_of_transformers, save_as_converted
 
 _logger = logging.getLogger(__name__)
 
@@ -87,6 +88,8 @@ def linearize_(
             parent, _, child = name.rpartition(".")
             setattr(owner.get_submodule(parent), child, replacements[id(module)])
     describe_itself(owner)
+    if is_of_transformers(owner):
+        save_as_converted(owner)
     return _reported(model, layers, chosen)
 
 

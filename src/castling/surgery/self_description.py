@@ -47,13 +47,13 @@ def _bring_up_to_date(model: nn.Module, prefix: str, keep_vars: bool) -> None:
     inside = not any(isinstance(layer, HostAttention) for layer in layers.values())
     if inside and arguments.get("attention") is None and not auxiliaries(model):
         return  # an architecture of ours with its own attention
-    arguments |= {"host": host, **_attention_arguments(model, layers)}
+    arguments |= {"host": host, **attention_arguments(model, layers)}
     model._model_args = arguments  # type: ignore[assignment]
     # A new dictionary: ``default_cfg`` keeps the host's.
     model.pretrained_cfg = described | {"architecture": ARCHITECTURE}  # type: ignore[assignment]
 
 
-def _attention_arguments(model: nn.Module, layers: dict[str, TokenMixer]) -> dict[str, Any]:
+def attention_arguments(model: nn.Module, layers: dict[str, TokenMixer]) -> dict[str, Any]:
     """``attention``, ``where``, ``switched`` and ``progress`` as the model function takes them."""
     configs: dict[str, AttentionConfig] = {name: layer.config for name, layer in layers.items()}
     first = next(iter(configs.values()))

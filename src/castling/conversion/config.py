@@ -1,0 +1,76 @@
+"""How long and how fast each stage of a conversion learns."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+Outputs = Literal["auto", "logits", "features"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConversionConfig:
+    """Three stages, each of which may be left out by giving it no images.
+
+    A view is one image seen once in one step. The defaults are for small models on a CPU; with a
+    GPU, ten times the views and a hundred images a step are what the literature uses (LoLCATs,
+    RADLADS: see docs/tasks/conversion.md).
+
+    Attributes:
+        closed_form_images: of stage 0, which solves each output projection by ridge regression on
+            the teacher's outputs.
+        ridges: weights of the pull to the pretrained projection, in parts of the mean square of its
+            inputs; of these, every layer takes the one that carries over best from one half of the
+            images to the other.
+        layer_views: of stage 1, in which every attention learns its teacher's outputs from its
+            teacher's inputs, all layers at once.
+        layer_lr: of the pretrained projections in stage 1.
+        new_lr: of parameters that the new attention brings, in stage 1.
+        model_views: of stage 2, in which the whole model learns the teacher's outputs.
+        attention_lr: of attention layers in stage 2.
+        rest_lr: of everything else in stage 2.
+        outputs: what stage 2 compares: ``"logits"`` by the KL divergence, ``"features"`` by cosine
+            and smooth L1; ``"auto"`` takes logits where the model has classes.
+        temperature: of the KL divergence.
+        weight_decay: of stage 2.
+        clip: largest norm of all gradients of a step.
+        warmup: part of each stage in which its learning rates rise; they then fall as a cosine.
+        held_out: images from the front of the data that no stage learns from, for the figures.
+    """
+
+    closed_form_images: int = 64
+    ridges: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+    layer_views: int = 10_000
+    layer_lr: float = 1e-3
+    new_lr: float = 2e-3
+    model_views: int = 10_000
+    attention_lr: float = 2e-4
+    rest_lr: float = 3e-5
+    outputs: Outputs = "auto"
+    temperature: float = 2.0
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    warmup: float = 0.05
+    held_out: int = 64
+
+    def __post_init__(self) -> None:
+        """Raise ValueError on values without a meaning."""
+        for name in ("closed_form_images", "layer_views", "model_views"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("layer_lr", "new_lr", "attention_lr", "rest_lr", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not self.ridges or min(self.ridges) <= 0:
+            raise ValueError(f"ridges must be positive, one at least, got {self.ridges}")
+        for name in ("temperature", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.held_out < 1:
+            raise ValueError(f"held_out must be at least 1, got {self.held_out}")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup must lie in [0, 1), got {self.warmup}")
+        if self.outputs not in ("auto", "logits", "features"):
+            raise ValueError(
+                f'outputs must be "auto", "logits" or "features", got {self.outputs!r}'
+            )

@@ -1,0 +1,63 @@
+"""The loop of the stages that learn by gradients."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from castling.conversion.config import ConversionConfig
+from castling.conversion.images import Views
+
+#: Called with stage, views seen, views in all, loss.
+Progress = Callable[[str, int, int, float], None]
+
+
+def learn(
+    stage: str,
+    groups: Iterable[dict[str, object]],
+    views: Views,
+    count: int,
+    loss_of: Callable[[Tensor, float], Tensor],
+    config: ConversionConfig,
+    progress: Progress | None,
+) -> int:
+    """AdamW for ``count`` views, warmed up and then a cosine; returns the views it saw.
+
+    Raises:
+        ValueError: a loss that is not finite.
+    """
+    groups = [group for group in groups if group["params"]]
+    optimizer = torch.optim.AdamW(groups)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    parameters = list(itertools.chain(*(group["params"] for group in optimizer.param_groups)))
+    seen, step = 0, 0
+    for batch in views:
+        if seen >= count:
+            break
+        batch = batch[: count - seen]
+        done = seen / count
+        factor = (
+            (done + len(batch) / count) / config.warmup
+            if done < config.warmup
+            else 0.5 * (1 + math.cos(math.pi * (done - config.warmup) / (1 - config.warmup)))
+        )
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * min(factor, 1.0)
+        optimizer.zero_grad(set_to_none=True)
+        loss = loss_of(batch, done)
+        if not bool(torch.isfinite(loss.detach())):
+            raise ValueError(
+                f"the loss of the stage {stage!r} is not finite at view {seen}: lower its learning "
+                "rate, or look for images or weights that are not finite"
+            )
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, config.clip)
+        optimizer.step()
+        seen, step = seen + len(batch), step + 1
+        if progress is not None:
+            progress(stage, seen, count, float(loss.detach()))
+    return seen

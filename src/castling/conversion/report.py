@@ -1,0 +1,90 @@
+"""What a conversion measured after each of its stages."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from castling.surgery.linearize_report import LinearizeReport
+from castling.surgery.switch_report import SwitchReport
+
+
+@dataclasses.dataclass(frozen=True)
+class StageFigures:
+    """A student beside its teacher, on the held-out images.
+
+    Attributes:
+        stage: ``replaced``, ``closed form``, ``layer by layer`` or ``end to end``.
+        views: images that the stage learned from.
+        seconds: that it took.
+        layer_errors: layer -> mean squared error of its output on the teacher's input, in parts of
+            the variance of the teacher's output.
+        output_error: of the model's output, in parts of the norm of the teacher's; the mean over
+            images.
+        agreement: part of the images on which teacher and student choose the same class; None
+            without classes.
+        cosine: mean cosine of the outputs of teacher and student.
+    """
+
+    stage: str
+    views: int
+    seconds: float
+    layer_errors: dict[str, float]
+    output_error: float
+    agreement: float | None
+    cosine: float
+
+    @property
+    def mean_layer_error(self) -> float:
+        """Over layers."""
+        return sum(self.layer_errors.values()) / len(self.layer_errors)
+
+
+@dataclasses.dataclass
+class ConversionReport:
+    """What was converted, and how near the student came after each stage.
+
+    Attributes:
+        replaced: what :func:`castling.linearize_` did.
+        images: held-out images that the figures are of.
+        stages: in the order they ran.
+        not_fitted: layers that stage 0 left, and why.
+        switch: the certificate; None where there was no auxiliary branch.
+    """
+
+    replaced: LinearizeReport
+    images: int
+    stages: list[StageFigures] = dataclasses.field(default_factory=list)
+    not_fitted: dict[str, str] = dataclasses.field(default_factory=dict)
+    switch: SwitchReport | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a JSON file."""
+        return {
+            "replaced": self.replaced.replaced,
+            "left": self.replaced.left,
+            "images": self.images,
+            "stages": [dataclasses.asdict(stage) for stage in self.stages],
+            "not_fitted": self.not_fitted,
+            "switch": None if self.switch is None else self.switch.to_dict(),
+        }
+
+    def __str__(self) -> str:
+        """A table of the stages."""
+        lines = [
+            str(self.replaced),
+            f"on {self.images} held-out images:",
+            f"{'stage':<16}{'views':>9}{'seconds':>9}{'layer error':>13}{'output error':>14}"
+            f"{'agreement':>11}",
+        ]
+        for stage in self.stages:
+            agreement = "–" if stage.agreement is None else f"{100 * stage.agreement:.1f} %"
+            lines.append(
+                f"{stage.stage:<16}{stage.views:>9,}{stage.seconds:>9.0f}"
+                f"{stage.mean_layer_error:>13.3f}{stage.output_error:>14.3f}{agreement:>11}"
+            )
+        if self.not_fitted:
+            lines.append(f"not solved in closed form: {', '.join(self.not_fitted)}")
+        if self.switch is not None:
+            lines.append(str(self.switch))
+        return "\n".join(lines)

@@ -1,0 +1,237 @@
+"""Conversion of a pretrained model: each stage nearer to the teacher, and the right numbers."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import castling
+from castling import tap
+from castling.attention import auxiliaries
+from castling.conversion import ConversionConfig, convert
+from castling.conversion.images import Views
+from castling.conversion.layers import layer_errors, solve_projections
+from castling.surgery.hosts import HostAttention
+
+SHORT = ConversionConfig(
+    closed_form_images=256,
+    layer_views=480,
+    model_views=480,
+    held_out=8,
+    new_lr=2e-3,
+    layer_lr=1e-3,
+    attention_lr=5e-4,
+    rest_lr=5e-5,
+)
+
+
+def teacher(classes=10):
+    """A small ViT whose attention is far from uniform."""
+    torch.manual_seed(0)
+    model = timm.create_model("deit_pico", num_classes=classes, img_size=32).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("qkv.weight"):
+                parameter.mul_(6.0)
+            elif name.endswith(("proj.weight", "head.weight")):
+                parameter.mul_(3.0)
+    return model
+
+
+def images(count=64):
+    generator = torch.Generator().manual_seed(3)
+    return list(torch.randn(count, 3, 32, 32, generator=generator).split(8))
+
+
+@pytest.mark.parametrize(
+    "attention",
+    ["relu_linear", castling.QuadraticTaylor(form="exact", qk_norm=False), "hedgehog"],
+    ids=["relu", "taylor", "hedgehog"],
+)
+def test_every_stage_comes_nearer(attention):
+    model = teacher()
+    before = copy.deepcopy(model.state_dict())
+    calls = []
+    student, report = convert(
+        model, images(), attention, config=SHORT, progress=lambda *said: calls.append(said)
+    )
+    assert [stage.stage for stage in report.stages] == [
+        "replaced",
+        "closed form",
+        "layer by layer",
+        "end to end",
+    ]
+    errors = [stage.mean_layer_error for stage in report.stages]
+    assert errors[1] < 0.9 * errors[0]
+    assert errors[2] < 0.97 * errors[1]
+    assert report.stages[3].output_error < 0.95 * report.stages[0].output_error
+    assert report.stages[3].cosine > report.stages[0].cosine
+    assert [stage.views for stage in report.stages] == [0, 256, 480, 480]
+    assert report.images == 8
+    assert not report.not_fitted
+    assert report.switch is None
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    layers = castling.surgery.convertible(student)
+    assert all(isinstance(layer, HostAttention) for layer in layers.values())
+    assert not student.training
+    assert calls[0][:3] == ("layer by layer", 8, 480)
+    assert calls[-1][:3] == ("end to end", 480, 480)
+    assert "end to end" in str(report)
+    assert report.to_dict()["stages"][3]["views"] == 480
+
+
+def test_softmax_needs_nothing():
+    model = teacher()
+    config = ConversionConfig(closed_form_images=8, layer_views=0, model_views=0, held_out=8)
+    student, report = convert(model, images(), "softmax", config=config)
+    for stage in report.stages:
+        assert stage.mean_layer_error < 1e-8
+        assert stage.agreement == 1.0
+    name = "blocks.0.attn.proj.weight"
+    torch.testing.assert_close(student.get_parameter(name), model.get_parameter(name))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_closed_form_is_the_minimum(bias):
+    model = teacher()
+    if not bias:
+        for block in model.blocks:
+            block.attn.proj = nn.Linear(block.attn.proj.in_features, 64, bias=False)
+        assert model.embed_dim == 64
+    student = copy.deepcopy(model)
+    names = castling.linearize_(student, "relu_linear")
+    layers = {name: student.get_submodule(name) for name in names}
+    layer = layers["blocks.1.attn"]
+    batches, ridge = images(256), 1e-3
+    inputs, targets = [], []
+    with torch.no_grad():
+        handle = layer.proj.register_forward_pre_hook(lambda m, args: inputs.append(args[0]))
+        for batch in batches:
+            with tap(model) as taps:
+                model(batch)
+            call = taps["blocks.1.attn"][0]
+            call.replay(layer)
+            targets.append(call.output)
+        handle.remove()
+        x = torch.cat(inputs).flatten(0, 1).double()
+        y = torch.cat(targets).flatten(0, 1).double()
+        weight, offset = layer.proj.weight.double(), layer.proj.bias
+        pull = x.square().sum(0).mean() * ridge
+        # The same problem as ordinary least squares: the pull is rows of data of its own.
+        rows = torch.cat([x, pull.sqrt() * torch.eye(x.shape[1]).double()])
+        wanted = torch.cat([y, pull.sqrt() * weight.T])
+        if bias:
+            ones = torch.cat([x.new_ones(len(x), 1), x.new_zeros(x.shape[1], 1)])
+            rows = torch.cat([rows, ones], dim=1)
+        solution = torch.linalg.lstsq(rows, wanted).solution
+    before = layer_errors(model, layers, batches)
+    assert solve_projections(model, layers, batches, [ridge]) == {}
+    after = layer_errors(model, layers, batches)
+    assert all(after[name] < before[name] for name in names)
+    torch.testing.assert_close(
+        layer.proj.weight.double(), solution[: x.shape[1]].T, rtol=1e-3, atol=1e-5
+    )
+    if bias:
+        torch.testing.assert_close(layer.proj.bias.double(), solution[-1], rtol=1e-3, atol=1e-4)
+    else:
+        assert offset is None
+
+
+def test_projections_that_cannot_be_solved_are_listed():
+    torch.manual_seed(0)
+    model = timm.create_model("levit_128s", img_size=64, num_classes=4).eval()
+    config = ConversionConfig(closed_form_images=4, layer_views=8, model_views=0, held_out=4)
+    batches = list(torch.randn(16, 3, 64, 64).split(4))
+    _, report = convert(model, batches, "relu_linear", config=config)
+    assert set(report.not_fitted) == set(report.replaced)
+    assert "not solved in closed form" in str(report)
+
+
+def test_features_and_chosen_layers():
+    model = teacher(classes=0)
+    student, report = convert(model, images(), "relu_linear", "blocks.[12].attn", config=SHORT)
+    assert list(report.replaced) == ["blocks.1.attn", "blocks.2.attn"]
+    assert report.stages[-1].agreement is None
+    assert report.stages[-1].cosine > report.stages[0].cosine
+    with torch.no_grad():
+        batch = images()[0]
+        cosine = F.cosine_similarity(student(batch), model(batch)).mean()
+    assert float(cosine) == pytest.approx(report.stages[-1].cosine, abs=1e-5)
+
+
+def test_auxiliary_branches_are_switched_away():
+    attention = castling.LinearAngular(
+        local="grid2d",
+        constant="mean",
+        normalize="rowsum",
+        auxiliary=castling.MaskedSoftmax(schedule="ramp"),
+    )
+    student, report = convert(teacher(), images(), attention, config=SHORT)
+    assert report.switch is not None
+    assert report.switch.max_gap == 0
+    assert not auxiliaries(student)
+    assert report.stages[-1].mean_layer_error < report.stages[0].mean_layer_error
+
+
+def test_a_model_of_transformers():
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=32,
+        patch_size=8,
+        num_labels=5,
+        initializer_range=0.3,
+    )
+    model = transformers.ViTForImageClassification(config).eval()
+    _, report = convert(model, images(), "relu_linear", config=SHORT)
+    assert report.stages[-1].agreement is not None
+    assert report.stages[2].mean_layer_error < 0.97 * report.stages[0].mean_layer_error
+    assert not report.not_fitted
+
+
+def test_held_out_images_are_never_learned_from():
+    tagged = torch.arange(20.0)[:, None, None, None].expand(20, 3, 4, 4)
+    views = Views(list(tagged.split(6)), torch.device("cpu"), 8)
+    assert torch.cat(views.held_out)[:, 0, 0, 0].tolist() == list(range(8))
+    seen = []
+    for batch in views:
+        seen += batch[:, 0, 0, 0].tolist()
+        if len(seen) >= 24:
+            break
+    assert seen == [*range(8, 20), *range(8, 20)]
+
+
+def test_wrong_images_are_refused_before_any_work():
+    model = teacher()
+    with pytest.raises(ValueError, match="no images"):
+        convert(model, [])
+    with pytest.raises(TypeError, match=r"float.*uint8"):
+        convert(model, [torch.zeros(2, 3, 32, 32, dtype=torch.uint8)])
+    with pytest.raises(TypeError, match="got str"):
+        convert(model, ["photo.jpg"])
+    with pytest.raises(ValueError, match="all 8 images are held out"):
+        convert(model, images(8), config=SHORT)
+    bad = [*images(16), torch.full((8, 3, 32, 32), float("nan"))]
+    only = ConversionConfig(closed_form_images=0, layer_views=24, held_out=16)
+    with pytest.raises(ValueError, match="not finite at view 0"):
+        convert(model, bad, config=only)
+
+
+def test_settings_without_a_meaning_are_refused():
+    for wrong in (
+        {"layer_views": -1},
+        {"ridges": (0.0,)},
+        {"temperature": 0.0},
+        {"warmup": 1.0},
+        {"held_out": 0},
+        {"outputs": "both"},
+    ):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            ConversionConfig(**wrong)
