@@ -18,7 +18,8 @@ from castling_launcher import EXIT_CODES, VERBS, usage
 SECTIONS = {
     "models": "Models",
     "attention": "Attention",
-    "surgery": "Convert, switch, fold and load",
+    "surgery": "Replace attention, switch, fold and load",
+    "conversion": "Convert a pretrained model",
     "ops": "Backends and cost",
     "profiling": "Measure and plan",
     "export": "Export",

@@ -202,3 +202,13 @@ def test_the_version_stands_in_one_place():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == project["version"]
     assert f"## [{project['version']}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_the_conversion_page_runs_as_it_stands(capsys):
+    scope = {}
+    for _, code in blocks(DOCS / "tasks" / "conversion.md", "python"):
+        # The same lines on a model of this suite's size.
+        small = code.replace("vit_tiny_patch16_224", "deit_pico").replace("224, 224", "32, 32")
+        exec(small, scope)
+    assert "end to end" in capsys.readouterr().out
+    assert scope["report"].stages[-1].agreement is None

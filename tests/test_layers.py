@@ -19,7 +19,18 @@ import pytest
 import castling
 
 ROOT = Path(castling.__file__).parent
-FLOORS = ["utils", "ops", "attention", "surgery", "models", "data", "heads", "tasks", "export"]
+FLOORS = [
+    "utils",
+    "ops",
+    "attention",
+    "surgery",
+    "conversion",
+    "models",
+    "data",
+    "heads",
+    "tasks",
+    "export",
+]
 FLOORS += ["train", "profiling", "deploy", "demo", "cli"]
 PACKAGES = [name for name in FLOORS if (ROOT / name).is_dir()]
 #: Floors that lie lower but must not be loaded all the same.

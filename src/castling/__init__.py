@@ -58,6 +58,7 @@ from castling.utils.text import nearest, suggestion
 from castling.utils.version import VERSION
 
 if TYPE_CHECKING:
+    from castling.conversion import convert
     from castling.deploy import Predictor
     from castling.export import export
     from castling.profiling.planning import plan
@@ -73,6 +74,7 @@ describe_paths = describe_backends
 
 _LAZY = {
     "Predictor": "castling.deploy",
+    "convert": "castling.conversion",
     "export": "castling.export",
     "plan": "castling.profiling.planning",
 }
@@ -80,6 +82,7 @@ _LAZY = {
 #: Packages with further public names; those that are not imported yet are on first use.
 _PACKAGES = (
     "attention",
+    "conversion",
     "data",
     "deploy",
     "models",
@@ -120,6 +123,7 @@ __all__ = [
     "attention_path",
     "available_backends",
     "available_paths",
+    "convert",
     "create_model",
     "describe_backends",
     "describe_paths",
