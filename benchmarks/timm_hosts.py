@@ -3,7 +3,7 @@
 Builds each model without weights (on the meta device), records the tokens that its attentions see
 at the default image size, and asks which adapter takes them. Of every class of attention the
 smallest model is built a second time, with random weights, converted to softmax and compared with
-itself. Writes ``results/timm_hosts.json``, which docs/hosts.md is made from. Half an hour.
+itself in double precision. Writes ``results/timm_hosts.json``, which docs/hosts.md is made from. Half an hour.
 """
 
 from __future__ import annotations
@@ -137,9 +137,12 @@ def checked(models: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def difference(name: str, kind: str) -> float:
-    """Of the features of a model, when every attention of a class becomes softmax."""
+    """Of the features of a model, when every attention of a class becomes softmax.
+
+    In double precision: random weights multiply rounding, and fused softmax rounds otherwise.
+    """
     torch.manual_seed(0)
-    model = timm.create_model(name).eval()
+    model = timm.create_model(name).eval().double()
     with torch.no_grad():
         for label, parameter in model.named_parameters():
             flat = parameter.dim() <= 1 or not bool(parameter.any())
@@ -148,7 +151,7 @@ def difference(name: str, kind: str) -> float:
         module, _, class_name = kind.rpartition(".")
         host: Any = getattr(importlib.import_module(module), class_name)
         layers = [n for n, m in model.named_modules() if type(m) is host]
-        image = torch.randn(1, *model.default_cfg["input_size"])
+        image = torch.randn(1, *model.default_cfg["input_size"], dtype=torch.float64)
         before = model.forward_features(image)
         castling.linearize_(model, "softmax", where=layers)
         after = model.forward_features(image)

@@ -75,7 +75,7 @@ def hosts_page(results: Path) -> str:
         "something that is called attention. Tokens are those that one call sees at the default "
         "size of the image: a linear attention gains where there are many. *Off by* is the largest "
         "difference of any feature, in parts of the largest one, when softmax replaces softmax in "
-        "the smallest model of that class. Written by "
+        "the smallest model of that class, in double precision. Written by "
         f"`{study['command']}`.\n\n",
         *(f"{line}\n" for line in _families(study)),
     ]
