@@ -3,7 +3,8 @@
 Builds each model without weights (on the meta device), records the tokens that its attentions see
 at the default image size, and asks which adapter takes them. Of every class of attention the
 smallest model is built a second time, with random weights, converted to softmax and compared with
-itself in double precision. Writes ``results/timm_hosts.json``, which docs/hosts.md is made from. Half an hour.
+itself in double precision. Writes ``results/timm_hosts.json``, which docs/hosts.md is made from.
+Half an hour.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from types import FrameType
 VERBS = {
     "demo": "train, switch, export and measure small models on bundled digits; writes a report",
     "train": "train a model by a recipe, flags or both; resumes what was interrupted",
+    "convert": "turn a pretrained softmax model linear, with images that need no labels",
     "evaluate": "metrics of a trained model on a split of its data or of other images",
     "switch": "remove a trained model's auxiliary softmax branches, with a certificate",
     "predict": "run a trained model or an exported file on images and folders",

@@ -18,6 +18,7 @@ from jsonargparse.typing import PositiveInt
 
 from castling.cli.check_data import check_data
 from castling.cli.compare import compare
+from castling.cli.convert import convert
 from castling.cli.lists import attentions, models
 from castling.cli.measure import bench, plan
 from castling.cli.parts import (
@@ -234,6 +235,7 @@ def export(arguments: list[str]) -> int:
 FUNCTIONS: dict[str, Verb] = {
     "demo": demo,
     "train": train,
+    "convert": convert,
     "evaluate": evaluate,
     "switch": switch,
     "predict": predict,

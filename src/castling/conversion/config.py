@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 Outputs = Literal["auto", "logits", "features"]
 
@@ -74,3 +74,7 @@ class ConversionConfig:
             raise ValueError(
                 f'outputs must be "auto", "logits" or "features", got {self.outputs!r}'
             )
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a JSON file."""
+        return dataclasses.asdict(self)

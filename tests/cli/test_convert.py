@@ -1,0 +1,120 @@
+"""``castling convert``: a saved classifier or a model of timm's, and a folder of images."""
+
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import castling
+import castling_launcher
+from castling.models.card import ModelCard
+from castling.models.saved import open_model, save_model
+
+SHORT = ["--closed_form_images", "8", "--layer_views", "16", "--model_views", "16"]
+SHORT += ["--held_out", "8", "--batch_size", "8", "--quiet"]
+
+
+def run(arguments):
+    return castling_launcher.main(arguments)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        path = folder / f"{i % 3}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (40, 48, 3), dtype=np.uint8)).save(path)
+    return folder
+
+
+def saved(folder, **changed):
+    torch.manual_seed(0)
+    model = timm.create_model("deit_pico", num_classes=3)
+    values = {
+        "name": "deit_pico",
+        "classes": ["a", "b", "c"],
+        "preprocessing": {"image_size": [32, 32], "mean": [0.5] * 3, "std": [0.5] * 3},
+        "kwargs": {"num_classes": 3},
+    }
+    save_model(model, folder, ModelCard(**values | changed))
+    return folder
+
+
+def test_a_saved_classifier(tmp_path, photos, capsys):
+    teacher, output = saved(tmp_path / "teacher"), tmp_path / "linear"
+    order = ["convert", str(teacher), "--data", str(photos), "--output", str(output), *SHORT]
+    assert run([*order, "--where", "blocks.[1-3].attn"]) == 0
+    said = capsys.readouterr()
+    assert "end to end" in said.out
+    assert not said.err
+    model, card = open_model(output)
+    assert card.where == ["blocks.1.attn", "blocks.2.attn", "blocks.3.attn"]
+    assert card.attention["name"] == "relu_linear"
+    assert card.classes == ["a", "b", "c"]
+    assert type(model.blocks[0].attn) is timm.layers.Attention
+    report = json.loads((output / "conversion.json").read_text())
+    assert [stage["views"] for stage in report["stages"]] == [0, 8, 16, 16]
+    assert report["config"]["layer_views"] == 16
+    assert 0 < report["images"] < 8  # about a tenth of forty images
+    # What the report measured last is what the file holds.
+    assert run(["predict", str(output), str(photos / "0" / "0.png")]) == 0
+    capsys.readouterr()
+    before = (output / "model.safetensors").read_bytes()
+    assert run([*order, "--quiet"]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert (output / "model.safetensors").read_bytes() == before
+    again = tmp_path / "again"
+    order[order.index(str(output))] = str(again)
+    assert run([*order, "--where", "blocks.[1-3].attn", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["output"] == str(again)
+    # The same seed gives the same weights.
+    assert (again / "model.safetensors").read_bytes() == before
+
+
+def test_a_branch_is_switched_away(tmp_path, photos):
+    output = tmp_path / "linear"
+    order = ["convert", str(saved(tmp_path / "teacher")), "--data", str(photos), *SHORT]
+    attention = "linear_angular:constant=mean,normalize=rowsum,auxiliary={}"
+    assert run([*order, "--output", str(output), "--attention", attention]) == 0
+    model, card = open_model(output)
+    assert card.switched
+    assert not castling.attention.auxiliaries(model)
+
+
+def test_a_model_of_timm_with_weights(tmp_path, photos, capsys):
+    model = timm.create_model("deit_pico", num_classes=5)
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    order = ["convert", "deit_pico", "--checkpoint", str(tmp_path / "weights.safetensors")]
+    order += ["--data", str(photos), "--output", str(tmp_path / "linear"), *SHORT]
+    assert run(order) == 2
+    assert "num_classes=5" in capsys.readouterr().err
+    assert run([*order, "--num_classes", "5"]) == 0
+    _, card = open_model(tmp_path / "linear")
+    assert card.classes == [f"class {i}" for i in range(5)]
+    assert card.preprocessing["mean"] == list(model.default_cfg["mean"])
+
+
+def test_what_cannot_be_converted_is_refused_before_any_work(tmp_path, photos, capsys):
+    def refused(*order):
+        assert run(["convert", *order, "--output", str(tmp_path / "linear")]) == 2
+        assert not (tmp_path / "linear").exists()
+        return capsys.readouterr().err
+
+    data = ["--data", str(photos)]
+    teacher = str(saved(tmp_path / "teacher"))
+    assert "neither a folder nor a model" in refused("no_such_model", *data)
+    assert "there is no folder" in refused(teacher, "--data", str(tmp_path / "none"))
+    assert "of its own" in refused(teacher, *data, "--num_classes", "7")
+    assert "matches no attention" in refused(teacher, *data, "--where", "layers.0")
+    assert "must not be negative" in refused(teacher, *data, "--layer_lr", "-1")
+    segmenter = saved(tmp_path / "segmenter", task={"name": "segmentation"})
+    assert "this converts classifiers" in refused(str(segmenter), *data)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "no images" in refused(teacher, "--data", str(empty))
