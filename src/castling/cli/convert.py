@@ -34,7 +34,7 @@ def convert(arguments: list[str]) -> int:
     parser.add_argument(
         "--attention",
         default="relu_linear",
-        help="NAME or NAME:option=value,… (castling attentions lists them; default: relu_linear)",
+        help="NAME or NAME:option=value,… (castling attentions lists them) (default: relu_linear)",
     )
     parser.add_argument(
         "--where", nargs="+", help="layers, by names or patterns, or plan.json (default: all)"
