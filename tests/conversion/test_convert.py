@@ -224,6 +224,13 @@ def test_wrong_images_are_refused_before_any_work():
         convert(model, bad, config=only)
 
 
+def test_a_plan_that_keeps_all_is_refused(tmp_path):
+    model = teacher()
+    layers = dict.fromkeys(castling.surgery.convertible(model), None)
+    with pytest.raises(ValueError, match=r"selects none|nothing to convert"):
+        convert(model, images(), "relu_linear", layers)
+
+
 def test_settings_without_a_meaning_are_refused():
     for wrong in (
         {"layer_views": -1},

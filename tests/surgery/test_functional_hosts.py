@@ -373,3 +373,15 @@ def test_other_folders_are_refused(tmp_path):
     save_file(state, weights)
     with pytest.raises(ValueError, match=r"layers\.0\.attention\.q_proj\.weight is missing"):
         castling.load_transformers(tmp_path / "linear")
+
+
+def test_plans_and_exports_of_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    model = randomised(transformers.ViTForImageClassification(transformers.ViTConfig(**SIZES)))
+    plan = castling.plan(model, "relu_linear", image_size=(64, 64), rounds=1, seconds=0.1)
+    assert [layer.heads for layer in plan.layers] == [4, 4]
+    plan.require_fits(castling.surgery.convertible(model), castling.ReLULinear())
+    linearize_(model, "relu_linear", where=["vit.layers.0.attention"])
+    assert castling.macs(model, (3, 64, 64)).total > 0
+    report = castling.export(model, tmp_path / "model.onnx", (64, 64))
+    assert report.max_difference < 1e-4

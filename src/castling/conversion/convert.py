@@ -66,7 +66,7 @@ def convert(
         progress: called with stage, views seen, views in all, and loss.
 
     Returns:
-        The student in eval mode, and what was measured.
+        The student in eval mode, all of its parameters trainable, and what was measured.
 
     Raises:
         ValueError: nothing can be replaced; no images, or too few; a loss that is not finite.
@@ -84,6 +84,8 @@ def convert(
     teacher = copy.deepcopy(model).eval().requires_grad_(False)
     student = copy.deepcopy(model).eval().requires_grad_(True)
     replaced = linearize_(student, attention, where)
+    if not replaced:
+        raise ValueError("where leaves every layer as it is: there is nothing to convert")
     set_progress(student, 0.0)
     layers = {name: student.get_submodule(name) for name in replaced}
     with torch.no_grad():
@@ -137,7 +139,6 @@ def convert(
     if auxiliaries(student):
         set_progress(student, 1.0)
         report.switch = switch_(student, views.held_out, tolerance)
-    student.requires_grad_(True)
     return student.eval(), report
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from castling.attention import AttentionConfig, config_to_dict
+from castling.surgery.hosts.reading import heads_of
 from castling.surgery.plan_values import (
     Choice,
     PlanError,
@@ -189,7 +190,7 @@ class Plan:
                 f"{'; '.join(said)}. Measure this model with castling plan"
             )
         for name, layer in planned.items():
-            heads = getattr(layers[name], "num_heads", None)
+            heads = heads_of(layers[name])
             if heads != layer.heads:
                 raise PlanError(
                     f"the plan is of another model ({self.model}): {name} has {heads} heads here "

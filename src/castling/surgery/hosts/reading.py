@@ -35,7 +35,7 @@ def calls_function(module: nn.Module) -> bool:
 
 def sizes_of(host: nn.Module) -> tuple[int, int]:
     """Heads and channels of one head."""
-    heads = next((v for n in _HEADS if isinstance(v := getattr(host, n, None), int)), None)
+    heads = heads_of(host)
     head_dim = next((v for n in _HEAD_DIM if isinstance(v := getattr(host, n, None), int)), None)
     if heads is not None and head_dim is None:
         for name, times in _WIDTHS.items():
@@ -50,6 +50,11 @@ def sizes_of(host: nn.Module) -> tuple[int, int]:
             "docs/extend/host.md"
         )
     return heads, head_dim
+
+
+def heads_of(host: nn.Module) -> int | None:
+    """The number of heads that an attention says it has; None where it says nothing."""
+    return next((v for n in _HEADS if isinstance(v := getattr(host, n, None), int)), None)
 
 
 def scale_of(host: nn.Module, head_dim: int) -> float:
