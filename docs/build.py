@@ -23,6 +23,7 @@ from option_pages import heads_page, introduction, markdown, options_of, sources
 from performance_page import performance_page
 from performance_tables import facts, write_plots, write_tables
 from reference_pages import command_line_page, interfaces_page, python_page
+from results_conversion import conversion_section
 from results_detection import bccd_section, overfit_section
 from results_segmentation import camvid_section
 
@@ -134,6 +135,7 @@ def results_page() -> str:
         *bccd_section(RESULTS),
         *overfit_section(RESULTS),
         *camvid_section(RESULTS),
+        *conversion_section(RESULTS),
     ]
     return "\n".join(lines) + "\n"
 
