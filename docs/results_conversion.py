@@ -20,8 +20,8 @@ def conversion_section(results: Path) -> list[str]:
         "ViT-Ti/16 fine-tuned on Tiny-ImageNet-200; `castling.convert` replaces the softmax of all "
         "layers but those named, and learns from 12,000 training images at 224 px, without labels: "
         f"{config['closed_form_images']} in closed form, {config['layer_views']:,} views layer by "
-        f"layer, {config['model_views']:,} end to end. Layer errors and agreement in percent are of "
-        f"{config['held_out']} validation images, top-1 of evenly spread ones, as the command "
+        f"layer, {config['model_views']:,} end to end. Layer errors, and agreement in percent, are "
+        f"of {config['held_out']} validation images, top-1 of evenly spread ones, as the command "
         f"says. {study['machine']}, one thread, other work beside.\n",
         (results / "study_conversion.md").read_text(encoding="utf-8"),
         (results / "study_conversion_remarks.md").read_text(encoding="utf-8"),
