@@ -29,7 +29,8 @@ print(report)  # what was replaced; what was left, and why
   feature map, where softmax saw them turned. Scores of angular and Taylor attention then depend on
   distances alone, as softmax's do; those of ReLU, ELU and Hedgehog also on places.
 - **Score biases** (BEiT, relative positions) cannot enter a linear kernel. The auxiliary branch
-  uses them until the switch, which casts their tables away.
+  uses them until the switch, which casts timm's tables away. Until then, and in Hugging Face's BEiT
+  always, the host computes them for all pairs of tokens: memory stays quadratic.
 - **Masks** may exclude keys, the same ones for all queries. Causal masks and shifted windows are
   refused.
 - **Pooling heads** have one query for all tokens: linear already, and left.
@@ -55,8 +56,8 @@ model = castling.load_transformers("linear")
 _SAVED = """
 A converted model's `save_pretrained` writes a folder that `castling.load_transformers` opens, as
 the class it was. `from_pretrained` refuses it: it would build softmax attention and fill it with
-the weights of another. Convert the whole model that you save: a part that was converted alone is
-saved by PyTorch's means. `output_attentions` returns none of converted layers. Text towers (CLIP,
+the weights of another. Parts of a converted model are saved as what they are, too. A part that was
+converted alone says nothing to the model around it: convert the whole model that you save. `output_attentions` returns none of converted layers. Text towers (CLIP,
 SigLIP) are left as they are.
 
 """

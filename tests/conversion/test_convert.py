@@ -220,8 +220,63 @@ def test_wrong_images_are_refused_before_any_work():
         convert(model, images(8), config=SHORT)
     bad = [*images(16), torch.full((8, 3, 32, 32), float("nan"))]
     only = ConversionConfig(closed_form_images=0, layer_views=24, held_out=16)
-    with pytest.raises(ValueError, match="not finite at view 0"):
-        convert(model, bad, config=only)
+    for wrong in (bad, bad[::-1]):
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            convert(model, wrong, config=only)
+    with pytest.raises(ValueError, match="an iterator gives them once"):
+        convert(model, iter(images(24)), config=only)
+    for half in (torch.float16, torch.bfloat16):
+        with pytest.raises(ValueError, match="small steps vanish"):
+            convert(teacher().to(half), images(), config=only)
+    dropping = teacher()
+    dropping.forward = lambda batch: F.dropout(type(dropping).forward(dropping, batch))
+    with pytest.raises(ValueError, match="answers the same images differently"):
+        convert(dropping, images(), config=only)
+
+
+def test_a_loss_that_explodes_is_said():
+    wild = ConversionConfig(closed_form_images=0, layer_views=64, layer_lr=1e30, held_out=8)
+    with pytest.raises(ValueError, match=r"layer by layer.*not finite.*lower its learning"):
+        convert(teacher(), images(), config=wild)
+
+
+def test_fixed_parameters_stay_and_the_caller_may_have_no_gradients():
+    model = teacher()
+    model.pos_embed.requires_grad_(False)
+    with torch.no_grad():
+        student, _ = convert(model, images(), config=SHORT)
+    assert torch.equal(student.pos_embed, model.pos_embed)
+    assert not torch.equal(student.head.weight, model.head.weight)
+    student, _ = convert(model.requires_grad_(False), images(), config=SHORT)
+    assert not torch.equal(student.head.weight, model.head.weight)
+
+
+def test_towers_are_called_as_the_user_says():
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes["intermediate_size"] = 64
+    config = transformers.CLIPConfig(
+        vision_config={**sizes, "image_size": 32, "patch_size": 16},
+        text_config={**sizes, "vocab_size": 50},
+    )
+    _, report = convert(
+        transformers.CLIPModel(config).eval(),
+        images(),
+        config=SHORT,
+        compared=lambda model, batch: model.get_image_features(pixel_values=batch).pooler_output,
+    )
+    assert report.stages[-1].agreement is None
+
+
+def test_layers_without_anything_to_solve_are_left():
+    model = teacher()
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attn.qkv.weight.zero_()
+            block.attn.qkv.bias.zero_()
+    config = ConversionConfig(closed_form_images=8, layer_views=0, model_views=0, held_out=8)
+    _, report = convert(model, images(), config=config)
+    assert len(report.not_fitted) == 4
 
 
 def test_a_plan_that_keeps_all_is_refused(tmp_path):
@@ -238,6 +293,7 @@ def test_settings_without_a_meaning_are_refused():
         {"temperature": 0.0},
         {"warmup": 1.0},
         {"held_out": 0},
+        {"closed_form_images": 1},
         {"outputs": "both"},
     ):
         with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -45,7 +45,7 @@ def randomised(model):
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.dim() <= 1 or parameter.abs().max() == 0:
+            if parameter.dim() <= 1 or not bool(parameter.any()):
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
     return model.eval()
 
@@ -283,14 +283,24 @@ def test_what_linear_attention_cannot_do_is_refused():
     linearize_(model, "relu_linear", where="block")
     with pytest.raises(ValueError, match="both directions"):
         model(x, causal=True)
-    shifted = torch.zeros(3, 2, 5, 5)
-    shifted[..., 0] = -100.0
-    with pytest.raises(ValueError, match="different keys"):
-        model(x, bias=shifted)
+    shifted = torch.full((5, 5), -100.0).triu(1).expand(3, 2, 5, 5)
+    for mask in (shifted, 1e7 * shifted, shifted[:, :1], shifted[0, 0], shifted[0, 0] == 0):
+        assert torch.equal(model(x, bias=torch.zeros(3, 2, 5, 5)), model(x))
+        with pytest.raises(ValueError, match="different keys"):
+            model(x, bias=mask)
+    with pytest.raises(ValueError, match="a bias and hides keys"):
+        model(x, bias=shifted + torch.randn(3, 2, 5, 5).clamp(-1, 1))
+    compiled = torch.compile(model, backend="eager")
+    with pytest.raises(Exception, match="pass a boolean mask"):
+        compiled(x, bias=shifted)
     with pytest.raises(ValueError, match="different keys"):
         model(x, bias=torch.ones(5, 5).tril().bool()[None, None])
     keys = torch.tensor([True, True, False, True, True])
     masked = model(x, bias=keys.expand(3, 1, 5, 5))
+    for hidden in (-1e4, -100.0, float("-inf")):
+        added = torch.where(keys, 0.0, hidden)
+        assert torch.equal(model(x, bias=added.expand(3, 1, 5, 5)), masked)
+        assert torch.equal(model(x, bias=added.expand(1, 2, 5, 5)), masked)
     changed = x.clone()
     changed[:, 2] = 9.0
     kept = masked[:, keys]
@@ -385,3 +395,74 @@ def test_plans_and_exports_of_transformers(tmp_path):
     assert castling.macs(model, (3, 64, 64)).total > 0
     report = castling.export(model, tmp_path / "model.onnx", (64, 64))
     assert report.max_difference < 1e-4
+
+
+def test_a_square_boolean_mask_is_one_of_queries_and_keys():
+    model, x = Own(), torch.randn(5, 5, 16)
+    causal = torch.ones(5, 5).tril().bool()
+    expected = model(x, bias=causal)
+    linearize_(model, "softmax", where="block")
+    with pytest.raises(ValueError, match="different keys"):
+        model(x, bias=causal)
+    keys = torch.tensor([True, True, False, True, True]).expand(5, 5)
+    torch.testing.assert_close(model(x, bias=keys), Own.forward(model, x, bias=keys))
+    assert expected.shape == x.shape
+
+
+def test_causal_modules_of_transformers_are_refused():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPTBigCodeConfig(
+        vocab_size=50, n_embd=64, n_layer=1, n_head=4, multi_query=False
+    )
+    model = transformers.GPTBigCodeModel(config).eval()
+    linearize_(model, "softmax", where=["h.0.attn"])
+    with pytest.raises(ValueError, match="both directions"):
+        model(torch.randint(3, 50, (2, 9)), use_cache=False)
+
+
+def test_parts_of_a_converted_model_are_saved_as_converted(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    model = randomised(transformers.ViTForImageClassification(transformers.ViTConfig(**SIZES)))
+    holder = nn.Sequential(model)
+    linearize_(holder, "relu_linear")
+    image = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        for name, part in {"whole": model, "body": model.vit}.items():
+            part.save_pretrained(tmp_path / name)
+            assert not (tmp_path / name / "model.safetensors").exists()
+            opened = castling.load_transformers(tmp_path / name)
+            assert torch.equal(opened(image)[0], part(image)[0])
+
+
+def test_what_a_folder_keeps(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    model = randomised(transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**SIZES)))
+    model.model.layer[1] = model.model.layer[0]
+    linearize_(model, "relu_linear")
+    model.bfloat16()
+    model.norm.float()
+    model.save_pretrained(tmp_path / "mixed")
+    opened = castling.load_transformers(tmp_path / "mixed")
+    assert opened.norm.weight.dtype == torch.float32
+    assert opened.model.layer[0].attention.q_proj.weight.dtype == torch.bfloat16
+    assert opened.rope_embeddings.inv_freq.dtype == torch.float32
+
+    class Own(transformers.ViTModel):
+        pass
+
+    own = Own(transformers.ViTConfig(**SIZES))
+    linearize_(own, "relu_linear")
+    with pytest.raises(ValueError, match="Own is no class of transformers"):
+        own.save_pretrained(tmp_path / "own")
+    assert not (tmp_path / "own").exists()
+
+
+def test_tables_cast_away_cannot_come_back():
+    name, options, _ = TIMM["beit"]
+    model = randomised(timm.create_model(name, num_classes=5, **options))
+    linearize_(model, castling.ReLULinear(auxiliary=castling.MaskedSoftmax(schedule="ramp")))
+    set_progress(model, 1.0)
+    switch_(model, [torch.randn(2, 3, 64, 64)], repeats=1)
+    linearize_(model, "elu")
+    with pytest.raises(ValueError, match="has lost relative_position_bias_table in an earlier"):
+        linearize_(model, "softmax")

@@ -61,6 +61,8 @@ class ConversionConfig:
         for name in ("layer_lr", "new_lr", "attention_lr", "rest_lr", "weight_decay"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.closed_form_images == 1:
+            raise ValueError("closed_form_images must be 0 or at least 2: halves are compared")
         if not self.ridges or min(self.ridges) <= 0:
             raise ValueError(f"ridges must be positive, one at least, got {self.ridges}")
         for name in ("temperature", "clip"):

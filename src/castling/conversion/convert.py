@@ -35,6 +35,8 @@ from castling.surgery.switch import switch_
 _logger = logging.getLogger(__name__)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def convert(
     model: nn.Module,
     images: Images,
@@ -61,15 +63,18 @@ def convert(
             model knows, the published angular attention least (docs/tasks/conversion.md).
         where: which layers, as for :func:`castling.linearize_`.
         config: lengths and learning rates.
-        compared: what stage 2 and the report compare; None takes the model's output.
+        compared: calls a model on images and returns the tensor that stage 2 and the report
+            compare; None takes the model's output.
         tolerance: of the switch.
         progress: called with stage, views seen, views in all, and loss.
 
     Returns:
-        The student in eval mode, all of its parameters trainable, and what was measured.
+        The student in eval mode, and what was measured. Parameters that the model keeps fixed stay
+        as they are, unless all are fixed.
 
     Raises:
-        ValueError: nothing can be replaced; no images, or too few; a loss that is not finite.
+        ValueError: nothing can be replaced; no images, or too few, or some that are not finite; a
+            model in half precision, or that answers at random; a loss that is not finite.
         TypeError: batches that are no images; an output that is no tensor.
         SwitchRefusedError: the auxiliary branches still matter.
 
@@ -80,16 +85,30 @@ def convert(
     config = config or ConversionConfig()
     compared = compared or model_output
     parameter = next(model.parameters())
-    views = Views(images, parameter.device, config.held_out)
+    if parameter.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"small steps vanish in {parameter.dtype}: convert model.float(), and give the student "
+            "its precision afterwards"
+        )
+    views = Views(images, parameter.device, config.held_out, parameter.dtype)
     teacher = copy.deepcopy(model).eval().requires_grad_(False)
-    student = copy.deepcopy(model).eval().requires_grad_(True)
+    student = copy.deepcopy(model).eval()
+    if not any(p.requires_grad for p in student.parameters()):
+        student.requires_grad_(True)
     replaced = linearize_(student, attention, where)
     if not replaced:
         raise ValueError("where leaves every layer as it is: there is nothing to convert")
     set_progress(student, 0.0)
     layers = {name: student.get_submodule(name) for name in replaced}
+    for layer in layers.values():
+        layer.requires_grad_(True)
     with torch.no_grad():
-        first = compared(teacher, views.held_out[0])
+        first, second = (compared(teacher, views.held_out[0]) for _ in range(2))
+    if not torch.allclose(first, second, rtol=1e-3, atol=1e-4):
+        raise ValueError(
+            f"{type(model).__name__} answers the same images differently each time, as a model "
+            "that hides patches at random does: convert the model that is used without that"
+        )
     logits = {"logits": True, "features": False}.get(config.outputs, has_classes(model, first))
     report = ConversionReport(replaced, sum(map(len, views.held_out)))
 
@@ -97,7 +116,7 @@ def convert(
         error, agreement, cosine = compare_outputs(
             student, teacher, views.held_out, compared, logits
         )
-        errors = layer_errors(teacher, layers, views.held_out)
+        errors = layer_errors(teacher, layers, views.held_out, compared)
         figures = StageFigures(stage, seen, seconds, errors, error, agreement, cosine)
         report.stages.append(figures)
         _logger.info("%s: mean layer error %.3f", stage, figures.mean_layer_error)
@@ -106,14 +125,14 @@ def convert(
     if config.closed_form_images:
         start = time.perf_counter()
         few = list(_some(iter(views), config.closed_form_images))
-        report.not_fitted = solve_projections(teacher, layers, few, config.ridges)
+        report.not_fitted = solve_projections(teacher, layers, few, config.ridges, compared)
         measured("closed form", sum(map(len, few)), time.perf_counter() - start)
     if config.layer_views:
         start = time.perf_counter()
         groups = _layer_groups(layers, config)
 
         def layer_loss(batch: Tensor, done: float) -> Tensor:
-            taps = teacher_calls(teacher, batch, layers)
+            taps = teacher_calls(teacher, batch, layers, compared)
             errors = [
                 relative_error(call, layer) for name, layer in layers.items() for call in taps[name]
             ]
@@ -173,7 +192,11 @@ def _model_groups(
     inside = {id(p) for layer in layers.values() for p in layer.parameters()}
     return [
         {
-            "params": [p for p in student.parameters() if (id(p) in inside) is attention],
+            "params": [
+                p
+                for p in student.parameters()
+                if p.requires_grad and (id(p) in inside) is attention
+            ],
             "lr": lr,
             "weight_decay": config.weight_decay,
         }

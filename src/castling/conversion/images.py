@@ -18,18 +18,25 @@ class Views:
         images: one tensor (n, 3, H, W), or an iterable of batches: such tensors, or tuples and
             lists whose first entry is one. It is started anew when it ends.
         device: to which they go.
+        dtype: in which they go there.
         held_out: images taken from the front; nothing else ever sees them, if the iterable gives
             the same images first each time (a data loader that shuffles does not).
 
     Raises:
-        ValueError: no images, or not enough to hold some out.
+        ValueError: no images, or not enough to hold some out; numbers that are not finite.
         TypeError: something else than images.
     """
 
-    def __init__(self, images: Images, device: torch.device, held_out: int) -> None:
+    def __init__(
+        self,
+        images: Images,
+        device: torch.device,
+        held_out: int,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         if isinstance(images, Tensor):
             images = images.split(32)
-        self.source, self.device = images, device
+        self.source, self.device, self.dtype = images, device, dtype
         self.held_out: list[Tensor] = []
         self._open = iter(images)
         count = 0
@@ -69,6 +76,11 @@ class Views:
             if count > skipped:
                 self._rest = batch[len(batch) - (count - skipped) :]
                 return
+        if self._open is self.source:
+            raise ValueError(
+                "the images ran out, and an iterator gives them once: give a list or a data "
+                "loader, which can be started anew"
+            )
         raise ValueError(
             f"all {skipped} images are held out for the figures: give more images, give an "
             "iterable that can be started anew (a list or a data loader), or lower held_out"
@@ -83,4 +95,7 @@ class Views:
                 f"model wants it, alone or first in a tuple; got {type(batch).__name__}"
                 + (f" {batch.dtype} {tuple(batch.shape)}" if isinstance(batch, Tensor) else "")
             )
-        return batch.to(self.device)
+        batch = batch.to(self.device, self.dtype)
+        if not bool(torch.isfinite(batch).all()):
+            raise ValueError("a batch of images holds NaN or infinity: look at how they are made")
+        return batch

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from castling.conversion.outputs import Compared, model_output
 from castling.surgery.tap import AttentionCall, Taps, tap
 
 
@@ -25,10 +26,12 @@ def tokens_of(output: object) -> Tensor:
     raise TypeError(f"an attention that returns no tensor but {type(output).__name__}")
 
 
-def teacher_calls(teacher: nn.Module, images: Tensor, names: Iterable[str]) -> Taps:
+def teacher_calls(
+    teacher: nn.Module, images: Tensor, names: Iterable[str], compared: Compared
+) -> Taps:
     """What every attention of the teacher got and gave for these images, without gradients."""
     with torch.no_grad(), tap(teacher, list(names), detach=True) as taps:
-        teacher(images)
+        compared(teacher, images)
     return taps
 
 
@@ -45,13 +48,16 @@ def relative_error(call: AttentionCall, layer: nn.Module) -> Tensor:
 
 
 def layer_errors(
-    teacher: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable[Tensor]
+    teacher: nn.Module,
+    layers: Mapping[str, nn.Module],
+    batches: Iterable[Tensor],
+    compared: Compared = model_output,
 ) -> dict[str, float]:
     """The error of every layer, the mean over batches."""
     sums = dict.fromkeys(layers, 0.0)
     count = 0
     for images in batches:
-        taps = teacher_calls(teacher, images, layers)
+        taps = teacher_calls(teacher, images, layers, compared)
         with torch.no_grad():
             for name, layer in layers.items():
                 errors = [float(relative_error(call, layer)) for call in taps[name]]
@@ -81,12 +87,16 @@ class _Half:
             setattr(both, name, getattr(self, name) + getattr(other, name))
         return both
 
-    def change(self, linear: nn.Linear, ridge: float) -> Tensor:
-        """The change of weight (and bias, last row) that fits best; the bias is not pulled back."""
+    def change(self, linear: nn.Linear, ridge: float) -> Tensor | None:
+        """The change of weight (and bias, last row) that fits best; the bias is not pulled back.
+
+        None where the tokens do not say: there are none, or all are zero.
+        """
         width = linear.in_features
         system = self.gram.clone()
         system[:width, :width].diagonal().add_(system.diagonal()[:width].mean() * ridge)
-        return torch.linalg.solve(system, self.moment)
+        solution, failed = torch.linalg.solve_ex(system, self.moment)
+        return None if bool(failed) else solution
 
     def error(self, change: Tensor) -> Tensor:
         """‖X·change − R‖²."""
@@ -118,15 +128,17 @@ class _Fit:
             The pull; None where no correction helps the other half: nothing is changed.
         """
         one, two = self.halves
-        errors = {
-            ridge: float(two.error(one.change(self.linear, ridge)))
-            + float(one.error(two.change(self.linear, ridge)))
-            for ridge in ridges
-        }
+        errors = {}
+        for ridge in ridges:
+            first, second = one.change(self.linear, ridge), two.change(self.linear, ridge)
+            if first is None or second is None:
+                return None
+            errors[ridge] = float(two.error(first) + one.error(second))
         best = min(errors, key=errors.__getitem__)
         if not errors[best] < float(one.square + two.square):
             return None
         change = (one + two).change(self.linear, best)
+        assert change is not None
         width = self.linear.in_features
         with torch.no_grad():
             self.linear.weight.add_(change[:width].T)
@@ -140,6 +152,7 @@ def solve_projections(
     layers: Mapping[str, nn.Module],
     batches: Iterable[Tensor],
     ridges: Sequence[float],
+    compared: Compared = model_output,
 ) -> dict[str, str]:
     """Stage 0: the output projection of every layer, by ridge regression.
 
@@ -152,6 +165,7 @@ def solve_projections(
         layers: of the student, by name; changed in place.
         batches: of images.
         ridges: to choose λ from, in parts of the mean of the diagonal of XᵀX.
+        compared: how the teacher is called.
 
     Returns:
         The layers that were left, and why.
@@ -160,7 +174,7 @@ def solve_projections(
     left: dict[str, str] = {}
     images_before = 0
     for images in batches:
-        taps = teacher_calls(teacher, images, layers)
+        taps = teacher_calls(teacher, images, layers, compared)
         with torch.no_grad():
             for name, layer in layers.items():
                 if name in left:

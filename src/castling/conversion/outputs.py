@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from castling.conversion.config import ConversionConfig
+from castling.surgery.transformers_save import is_of_transformers
 
 Compared = Callable[[nn.Module, Tensor], Tensor]
 
@@ -36,8 +37,7 @@ def has_classes(model: nn.Module, output: Tensor) -> bool:
     """Whether an output (B, K) is scores of classes rather than a feature vector."""
     if output.dim() != 2:
         return False
-    config: Any = getattr(model, "config", None)
-    if config is not None:  # transformers
+    if is_of_transformers(model):
         return "Classification" in type(model).__name__
     return bool(getattr(model, "num_classes", 0))
 

@@ -88,8 +88,9 @@ def linearize_(
             parent, _, child = name.rpartition(".")
             setattr(owner.get_submodule(parent), child, replacements[id(module)])
     describe_itself(owner)
-    if is_of_transformers(owner):
-        save_as_converted(owner)
+    for part in owner.modules():
+        if is_of_transformers(part) and any(isinstance(m, HostAttention) for m in part.modules()):
+            save_as_converted(part)
     return _reported(model, layers, chosen)
 
 

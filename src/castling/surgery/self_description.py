@@ -70,6 +70,4 @@ def attention_arguments(model: nn.Module, layers: dict[str, TokenMixer]) -> dict
 
 
 def _lost_biases(layer: TokenMixer) -> bool:
-    return isinstance(layer, HostAttention) and any(
-        not hasattr(layer, name) for name in layer.bias_names
-    )
+    return isinstance(layer, HostAttention) and bool(layer.lost_biases())

@@ -54,13 +54,15 @@ def load_transformers(
     if described["switched"]:
         strip_(model)
     state = safetensors.torch.load_file(weights)
-    found = {value.dtype for value in state.values() if value.is_floating_point()}
-    if dtype is not None or len(found) == 1:
-        model.to(dtype or found.pop())
-    result = model.load_state_dict(state, strict=False)
-    shared = {p.data_ptr() for name, p in model.state_dict().items() if name in state}
-    own = model.state_dict()
-    missing = [n for n in result.missing_keys if own[n].data_ptr() not in shared]
+    pooled = any(name.startswith("pooler.") for name in state)
+    if not pooled and getattr(model, "pooler", None) is not None:
+        model.pooler = None  # type: ignore[assignment]  # a body without: add_pooling_layer=False
+    if dtype is not None:
+        state = {n: v.to(dtype) if v.is_floating_point() else v for n, v in state.items()}
+    # Entry by entry, each in its own precision; what the file does not hold keeps the model's.
+    result = model.load_state_dict(state, strict=False, assign=True)
+    model.tie_weights()  # type: ignore[operator]
+    missing = result.missing_keys
     if missing or result.unexpected_keys:
         wrong = [*(f"{n} is missing" for n in missing), *result.unexpected_keys]
         raise ValueError(f"{weights} does not fit {kind.__name__}: {', '.join(wrong[:5])}")

@@ -60,7 +60,8 @@ def save_transformers(model: Any, save_directory: str | os.PathLike[str], **opti
             written in place of the model's.
 
     Raises:
-        ValueError: an option that this cannot follow, such as ``push_to_hub``.
+        ValueError: an option that this cannot follow, such as ``push_to_hub``; a class that is not
+            one of transformers.
         FileExistsError: the folder holds weights that transformers would open.
     """
     state = options.pop("state_dict", None) or model.state_dict()
@@ -74,6 +75,13 @@ def save_transformers(model: Any, save_directory: str | os.PathLike[str], **opti
             "upload that"
         )
     layers = {n: m for n, m in attention_layers(model).items() if isinstance(m, TokenMixer)}
+    kind = type(model)
+    if getattr(sys.modules["transformers"], kind.__name__, None) is not kind:
+        raise ValueError(
+            f"{kind.__name__} is no class of transformers, and could not be opened again from a "
+            "folder: save model.state_dict() with safetensors, build the model anew, convert it "
+            "in the same way and load the weights"
+        )
     folder = Path(save_directory)
     if others := [n for n in _OTHERS if (folder / n).exists()]:
         raise FileExistsError(
@@ -81,7 +89,7 @@ def save_transformers(model: Any, save_directory: str | os.PathLike[str], **opti
             "model: choose another folder"
         )
     with replacing_together(folder) as temporary:
-        safetensors.torch.save_file(_once(state), temporary / WEIGHTS, {"format": "pt"})
+        safetensors.torch.save_file(_apart(state), temporary / WEIGHTS, {"format": "pt"})
         described = model.config.to_dict() | {
             "architectures": [type(model).__name__],
             ENTRY: attention_arguments(model, layers),
@@ -90,14 +98,12 @@ def save_transformers(model: Any, save_directory: str | os.PathLike[str], **opti
         write_json(temporary / "config.json", written)
 
 
-def _once(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors for a safetensors file: those that share memory under their first name alone."""
-    seen: set[tuple[int, torch.Size]] = set()
+def _apart(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors for a safetensors file, in which no two may share memory."""
+    seen: set[int] = set()
     kept: dict[str, torch.Tensor] = {}
     for name, tensor in state.items():
-        key = (tensor.data_ptr(), tensor.shape)
-        if tensor.numel() and key in seen:
-            continue
-        seen.add(key)
-        kept[name] = tensor.detach().contiguous()
+        value = tensor.detach().contiguous()
+        kept[name] = value.clone() if value.data_ptr() in seen else value
+        seen.add(value.data_ptr())
     return kept

@@ -151,9 +151,13 @@ class HostAttention(AttentionCore):
             elif name not in self.bias_names or hasattr(host, name):
                 setattr(self, name, getattr(host, name))
 
+    def lost_biases(self) -> list[str]:
+        """Names of the score biases that an earlier switch cast away."""
+        return [name for name in self.bias_names if not hasattr(self, name)]
+
     def check_bias(self) -> None:
         """Raise ValueError when score biases are wanted that an earlier switch cast away."""
-        missing = [name for name in self.bias_names if not hasattr(self, name)]
+        missing = self.lost_biases()
         if missing and self.wants_bias:
             raise ValueError(
                 f"{type(self).__name__} has lost {', '.join(missing)} in an earlier switch: "

@@ -38,6 +38,7 @@ from castling.surgery.hosts.reading import (
 )
 from castling.surgery.hosts.registry import (
     adapter_on_request,
+    qualified_name,
     register_host,
     register_host_on_request,
     register_named_hosts,
@@ -90,7 +91,8 @@ class FunctionalAttention(HostAttention):
     """
 
     inner: nn.Module
-    _bias_is_sound = False
+    #: Score biases that an earlier switch cast away.
+    lost: tuple[str, ...] = ()
     _forward: Callable[..., Any]
 
     def __init__(self, host: nn.Module, config: AttentionConfig, place: Place) -> None:
@@ -124,6 +126,7 @@ class FunctionalAttention(HostAttention):
         if hasattr(inner, "fused_attn"):
             # timm's switch between the function and code of its own.
             inner.__dict__["fused_attn"] = True
+        self.lost = getattr(host, "lost", ()) if isinstance(host, FunctionalAttention) else ()
         for name, value in inner.__dict__.items():  # what the modules around it may read
             if not name.startswith("_"):
                 self.__dict__.setdefault(name, value)
@@ -269,45 +272,55 @@ class FunctionalAttention(HostAttention):
     def _mask_or_bias(
         self, mask: Tensor | None, batch: int, keys: int
     ) -> tuple[Tensor | None, Tensor | None]:
-        """A mask of keys, or a bias: (…, N_q, N_k) finite numbers, one table for each head."""
-        if mask is None or not mask.is_floating_point():
-            return None if mask is None else as_key_mask(mask, batch, keys), None
+        """A mask of keys, or a bias: (…, N_q, N_k) finite numbers.
+
+        Raises:
+            ValueError: queries see different keys; a floating-point mask of an unknown host while
+                nobody can look at its numbers.
+        """
+        if mask is None:
+            return None, None
+        if mask.dim() < 4:
+            mask = mask[(None,) * (4 - mask.dim())]
+        if not mask.is_floating_point():
+            return as_key_mask(mask, batch, keys), None
         if self.kernel.takes_bias:
             return None, mask
-        if mask.dim() != 4 or mask.shape[1] > 1 or self.num_heads == 1 == mask.shape[0]:
-            self._require_bias(mask)
-            return None, mask
         if in_graph():
+            if qualified_name(type(self.inner)) in PROVED:  # what they add is a learned bias
+                return None, mask
             raise ValueError(
-                "while a model is compiled or exported nobody can tell whether a mask of one table "
-                "excludes keys or is a bias: pass a boolean mask"
+                "while a model is compiled or exported nobody can tell whether a floating-point "
+                "mask excludes keys or is a bias: pass a boolean mask"
             )
-        hidden = mask <= torch.finfo(mask.dtype).min
-        bias = bool((mask != 0).any()) and not bool(hidden.any())
-        return (None, mask) if bias else (as_key_mask(mask, batch, keys), None)
+        values = mask.detach()
+        hidden = values <= _HIDES
+        if not bool(hidden.any()):
+            return None, mask
+        if bool((values[~hidden] != 0).any()):
+            raise ValueError(
+                f"{type(self.inner).__name__} adds a bias and hides keys in one mask (shifted "
+                "windows): queries may see different keys, which linear attention cannot have. "
+                "Leave this layer out with where="
+            )
+        shown = ~hidden
+        if shown.shape[1] > 1 and bool((shown == shown[:, :1]).all()):
+            shown = shown[:, :1]
+        return as_key_mask(shown, batch, keys), None
 
-    def _require_bias(self, mask: Tensor) -> None:
-        """Refuse, once and not in graphs, a bias that hides keys from some queries."""
-        if self._bias_is_sound or in_graph():
-            return
-        smallest = float(mask.detach().min()) if mask.numel() else 0.0
-        if smallest <= _HIDES:
-            raise ValueError(
-                f"{type(self.inner).__name__} adds {smallest:g} to some scores: a mask by "
-                "which queries see different keys (shifted windows), which linear attention cannot "
-                "have. Leave this layer out with where="
-            )
-        self._bias_is_sound = True
+    def lost_biases(self) -> list[str]:
+        """See :class:`HostAttention`."""
+        return list(self.lost)
 
     def strip(self) -> None:
         """Cast away the auxiliary branch, and what makes score biases if nothing else reads it."""
         super().strip()
         if not self.kernel.takes_bias:
             for name in _BIASES:
-                if name in self._parameters:
-                    self._parameters[name] = None
-                elif name in self._modules:
-                    self._modules[name] = None
+                held: Any = self._parameters if name in self._parameters else self._modules
+                if held.get(name) is not None:
+                    held[name] = None
+                    self.lost = (*self.lost, name)
 
 
 def _like(module: types.ModuleType, **replaced: Any) -> types.ModuleType:
@@ -349,7 +362,10 @@ class _Interface(Mapping[str, Any]):
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
         """(B, H, N, d) each -> (B, N, H, d) and no attention weights."""
+        if is_causal is None:  # as transformers' own function for PyTorch's
+            alone = attention_mask is None and query.shape[2] > 1
+            is_causal = alone and bool(getattr(module, "is_causal", False))
         out = self.attention.scaled_dot_product_attention(
-            query, key, value, attention_mask, dropout, bool(is_causal), scaling
+            query, key, value, attention_mask, dropout, is_causal, scaling
         )
         return out.transpose(1, 2).contiguous(), None
