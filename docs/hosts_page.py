@@ -57,8 +57,9 @@ _SAVED = """
 A converted model's `save_pretrained` writes a folder that `castling.load_transformers` opens, as
 the class it was. `from_pretrained` refuses it: it would build softmax attention and fill it with
 the weights of another. Parts of a converted model are saved as what they are, too. A part that was
-converted alone says nothing to the model around it: convert the whole model that you save. `output_attentions` returns none of converted layers. Text towers (CLIP,
-SigLIP) are left as they are.
+converted alone says nothing to the model around it: convert the whole model that you save.
+`output_attentions` returns none of converted layers. Text towers (CLIP, SigLIP) are left as they
+are.
 
 """
 

@@ -234,6 +234,17 @@ def test_wrong_images_are_refused_before_any_work():
         convert(dropping, images(), config=only)
 
 
+def test_a_new_local_residual_starts_at_zero():
+    config = ConversionConfig(closed_form_images=0, layer_views=0, model_views=0, held_out=8)
+    attentions = [castling.ReLULinear(), castling.ReLULinear(local="grid2d")]
+    reports = [convert(teacher(), images(), a, config=config)[1] for a in attentions]
+    alone, beside = (report.stages[0].layer_errors for report in reports)
+    assert alone == beside
+    moved, report = convert(teacher(), images(), attentions[1], config=SHORT)
+    assert bool(moved.blocks[0].attn.dconv.weight.any())
+    assert report.stages[2].mean_layer_error < report.stages[1].mean_layer_error
+
+
 def test_a_loss_that_explodes_is_said():
     wild = ConversionConfig(closed_form_images=0, layer_views=64, layer_lr=1e30, held_out=8)
     with pytest.raises(ValueError, match=r"layer by layer.*not finite.*lower its learning"):

@@ -102,6 +102,7 @@ def convert(
     layers = {name: student.get_submodule(name) for name in replaced}
     for layer in layers.values():
         layer.requires_grad_(True)
+        _silence_residual(layer)
     with torch.no_grad():
         first, second = (compared(teacher, views.held_out[0]) for _ in range(2))
     if not torch.allclose(first, second, rtol=1e-3, atol=1e-4):
@@ -159,6 +160,14 @@ def convert(
         set_progress(student, 1.0)
         report.switch = switch_(student, views.held_out, tolerance)
     return student.eval(), report
+
+
+def _silence_residual(layer: nn.Module) -> None:
+    """Start without a new local residual: at random it would add noise to what the model knows."""
+    dconv = getattr(layer, "dconv", None)
+    if dconv is not None:
+        for parameter in dconv.parameters():
+            nn.init.zeros_(parameter)
 
 
 def _some(batches: Iterator[Tensor], count: int) -> Iterator[Tensor]:
