@@ -14,8 +14,8 @@ _INTRODUCTION = """\
 # Models that can be converted
 
 `castling.linearize_(model, attention)` replaces the softmax attention of a model that exists, and
-keeps its weights. Softmax as the new attention gives the model's own outputs back to 1e-5: that is
-tested for every family below, and `castling.linearize_(model, "softmax")` shows it on yours.
+keeps its weights. Softmax as the new attention gives the model's own outputs back to 1e-5: that was
+measured for every class below, and `castling.linearize_(model, "softmax")` shows it on yours.
 
 ```python
 import castling, timm

@@ -54,7 +54,7 @@ def test_a_saved_classifier(tmp_path, photos, capsys):
     assert "end to end" in said.out
     assert not said.err
     model, card = open_model(output)
-    assert card.where == ["blocks.1.attn", "blocks.2.attn", "blocks.3.attn"]
+    assert list(card.where) == ["blocks.1.attn", "blocks.2.attn", "blocks.3.attn"]
     assert card.attention["name"] == "relu_linear"
     assert card.classes == ["a", "b", "c"]
     assert type(model.blocks[0].attn) is timm.layers.Attention
@@ -75,6 +75,22 @@ def test_a_saved_classifier(tmp_path, photos, capsys):
     assert json.loads(capsys.readouterr().out)["output"] == str(again)
     # The same seed gives the same weights.
     assert (again / "model.safetensors").read_bytes() == before
+
+
+def test_layers_that_were_converted_before_stay_so(tmp_path, photos):
+    order = ["--data", str(photos), *SHORT, "--where"]
+    first, second = str(tmp_path / "first"), str(tmp_path / "second")
+    teacher = str(saved(tmp_path / "teacher"))
+    assert run(["convert", teacher, "--output", first, *order, "blocks.0.attn"]) == 0
+    more = ["--attention", "elu", "--output", second]
+    assert run(["convert", first, *more, *order, "blocks.2.attn"]) == 0
+    model, _ = open_model(second)
+    found = {
+        n: m.config.name
+        for n, m in castling.surgery.attention_layers(model).items()
+        if hasattr(m, "config")
+    }
+    assert found == {"blocks.0.attn": "relu_linear", "blocks.2.attn": "elu"}
 
 
 def test_a_branch_is_switched_away(tmp_path, photos):
@@ -115,6 +131,7 @@ def test_what_cannot_be_converted_is_refused_before_any_work(tmp_path, photos, c
     assert "must not be negative" in refused(teacher, *data, "--layer_lr", "-1")
     segmenter = saved(tmp_path / "segmenter", task={"name": "segmentation"})
     assert "this converts classifiers" in refused(str(segmenter), *data)
+    assert "is of detection" in refused(teacher, "--data", "digit_scenes")
     empty = tmp_path / "empty"
     empty.mkdir()
     assert "no images" in refused(teacher, "--data", str(empty))

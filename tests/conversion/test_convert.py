@@ -314,3 +314,53 @@ def test_settings_without_a_meaning_are_refused():
     ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             ConversionConfig(**wrong)
+
+
+class OwnViT(nn.Module):
+    """Somebody's model: attention that nobody has an adapter for."""
+
+    num_classes = 5
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Conv2d(3, 32, 8, 8)
+        self.attn = OwnAttention()
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, x):
+        tokens = self.embed(x).flatten(2).transpose(1, 2)
+        return self.head((tokens + self.attn(tokens)).mean(1))
+
+
+class OwnAttention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.heads, self.head_dim = 2, 16
+        self.to_qkv, self.to_out = nn.Linear(32, 96), nn.Linear(32, 32)
+
+    def forward(self, x):
+        q, k, v = self.to_qkv(x).mul(3).unflatten(-1, (3, 2, 16)).transpose(1, 3).unbind(2)
+        return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def test_own_models_are_converted_where_layers_are_named():
+    torch.manual_seed(0)
+    _, report = convert(OwnViT().eval(), images(), "relu_linear", ["attn"], SHORT)
+    assert list(report.replaced) == ["attn"]
+    errors = [stage.mean_layer_error for stage in report.stages]
+    assert errors[2] < errors[1] < errors[0]
+    assert not report.not_fitted
+
+
+def test_the_switch_compares_what_the_stages_compare():
+    attention = castling.ReLULinear(auxiliary=castling.MaskedSoftmax(schedule="ramp"))
+    _, of_logits = convert(teacher(), images(), attention, config=SHORT)
+    assert of_logits.switch.agreement == 1.0
+    _, report = convert(
+        teacher(),
+        images(),
+        attention,
+        config=SHORT,
+        compared=lambda model, batch: model.forward_features(batch),
+    )
+    assert report.switch.agreement is None  # features have no classes

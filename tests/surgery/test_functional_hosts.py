@@ -16,6 +16,7 @@ import castling
 from castling import linearize_, switch_
 from castling.attention import set_progress
 from castling.surgery.hosts.functional import FunctionalAttention
+from castling.surgery.hosts.reading import calls_function
 
 SIZES = {
     "hidden_size": 64,
@@ -59,14 +60,14 @@ def from_transformers(kind):
 
 def tokens_of(model, size=(64, 64)):
     image = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(2))
+    # ViTMAE orders its patches by noise, which it draws anew for each call.
+    order = {"noise": torch.arange(16.0).expand(2, 16)} if "MAE" in type(model).__name__ else {}
     with torch.no_grad():
-        return model(pixel_values=image).last_hidden_state
+        return model(pixel_values=image, **order).last_hidden_state
 
 
 @pytest.mark.parametrize("kind", TRANSFORMERS)
 def test_softmax_in_transformers_returns_the_host(kind):
-    if kind == "ViTMAE":  # permutes its patches at random
-        pytest.skip("its order of patches is drawn anew in each call")
     model = from_transformers(kind)
     expected, keys = tokens_of(model), list(model.state_dict())
     names = linearize_(model, "softmax")
@@ -329,12 +330,29 @@ def test_channel_attention_is_linear_already():
 
 
 def test_tapped_calls_replay():
-    model = from_transformers("Dinov2")
-    linearize_(model, castling.LinearAngular(local="grid2d"))
-    with castling.tap(model) as taps:
-        tokens_of(model)
-    calls = {name: calls[0] for name, calls in taps.items()}
-    assert calls
+    teacher, student = from_transformers("Dinov2"), from_transformers("Dinov2")
+    names = linearize_(student, castling.LinearAngular(local="grid2d"))
+    with castling.tap(student) as taps:
+        tokens_of(student, (64, 32))
+    with castling.tap(teacher, names) as of_teacher:
+        tokens_of(teacher, (64, 32))
+    for name in names:
+        layer = student.get_submodule(name)
+        call = taps[name][0]
+        assert call.grid == of_teacher[name][0].grid == (4, 2)
+        with torch.no_grad():
+            assert torch.equal(call.replay(layer)[0], call.output[0])
+            replayed = of_teacher[name][0].replay(teacher.get_submodule(name))
+        assert torch.equal(replayed[0], of_teacher[name][0].output[0])
+
+
+def test_own_attentions_are_tapped_where_they_are_named():
+    model, x = Own(), torch.randn(3, 5, 16)
+    with pytest.raises(ValueError, match="holds no attention"), castling.tap(model):
+        model(x)
+    with castling.tap(model, "block") as taps:
+        out = model(x)
+    assert torch.equal(taps["block"][0].output, out)
 
 
 def test_saved_models_are_opened_as_what_they_are(tmp_path):
@@ -400,13 +418,26 @@ def test_plans_and_exports_of_transformers(tmp_path):
 def test_a_square_boolean_mask_is_one_of_queries_and_keys():
     model, x = Own(), torch.randn(5, 5, 16)
     causal = torch.ones(5, 5).tril().bool()
-    expected = model(x, bias=causal)
+    keys = torch.tensor([True, True, False, True, True]).expand(5, 5)
+    expected = model(x, bias=keys)
     linearize_(model, "softmax", where="block")
+    torch.testing.assert_close(model(x, bias=keys), expected)
     with pytest.raises(ValueError, match="different keys"):
         model(x, bias=causal)
-    keys = torch.tensor([True, True, False, True, True]).expand(5, 5)
-    torch.testing.assert_close(model(x, bias=keys), Own.forward(model, x, bias=keys))
-    assert expected.shape == x.shape
+
+
+def test_masks_of_padding_are_not_taken_for_biases_in_graphs():
+    model = from_transformers("ViT")
+    linearize_(model, "relu_linear")
+    layer, tokens = model.layers[0].attention, torch.randn(2, 17, 64)
+    padding = torch.zeros(2, 1, 1, 17)
+    padding[..., 12:] = torch.finfo(torch.float32).min
+    changed = tokens.clone()
+    changed[:, 12:] = 9.0
+    with torch.no_grad():
+        assert torch.equal(layer(tokens, padding)[0][:, :12], layer(changed, padding)[0][:, :12])
+    with pytest.raises(Exception, match="pass a boolean mask"):
+        torch.compile(layer, backend="eager")(tokens, padding)
 
 
 def test_causal_modules_of_transformers_are_refused():
@@ -446,6 +477,17 @@ def test_what_a_folder_keeps(tmp_path):
     assert opened.norm.weight.dtype == torch.float32
     assert opened.model.layer[0].attention.q_proj.weight.dtype == torch.bfloat16
     assert opened.rope_embeddings.inv_freq.dtype == torch.float32
+
+    windows = transformers.SwinModel(
+        transformers.SwinConfig(
+            image_size=56, embed_dim=32, depths=(1,), num_heads=(2,), window_size=7
+        )
+    )
+    named = [n for n, m in windows.named_modules() if calls_function(m)]
+    assert linearize_(windows, "relu_linear", named) == named
+    windows.save_pretrained(tmp_path / "windows")
+    opened = castling.load_transformers(tmp_path / "windows")
+    assert list(castling.surgery.convertible(opened)) == named
 
     class Own(transformers.ViTModel):
         pass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,23 @@ from castling.cli.parts import (
     source_of,
 )
 
+#: Options of the stages: name, type, what it is.
+_FIELDS: tuple[tuple[str, Any, str], ...] = (
+    ("closed_form_images", NonNegativeInt, "images of the closed form"),
+    ("layer_views", NonNegativeInt, "images that the attentions learn from, repeated ones counted"),
+    ("model_views", NonNegativeInt, "images that the model learns from, repeated ones counted"),
+    ("held_out", NonNegativeInt, "validation images of the report"),
+    ("layer_lr", float, "learning rate of attentions, layer by layer"),
+    ("new_lr", float, "learning rate of what the attention brings, layer by layer"),
+    ("attention_lr", float, "learning rate of attentions, end to end"),
+    ("rest_lr", float, "learning rate of everything else, end to end"),
+)
+
 
 def convert(arguments: list[str]) -> int:
     """See VERBS."""
+    from castling.conversion import ConversionConfig
+
     parser = parser_for(
         "convert",
         "turn a pretrained classifier linear: it learns from itself what the new attention lost. "
@@ -42,28 +55,10 @@ def convert(arguments: list[str]) -> int:
     parser.add_argument("--output", default="converted", help="folder (default: converted)")
     parser.add_argument("--checkpoint", help="a file of weights for a model of timm's")
     parser.add_argument("--num_classes", type=PositiveInt, help="of a model of timm's")
-    for field, what in (
-        ("closed_form_images", "images of the closed form"),
-        ("layer_views", "images that the attentions learn from, repeated ones counted"),
-        ("model_views", "images that the whole model learns from, repeated ones counted"),
-        ("held_out", "validation images of the report"),
-    ):
-        default = _default(field)
+    for field, kind, what in _FIELDS:
+        default = getattr(ConversionConfig, field)
         parser.add_argument(
-            f"--{field}", type=NonNegativeInt, default=default, help=f"{what} (default: {default})"
-        )
-    for field, what in (
-        ("layer_lr", "of attentions, layer by layer"),
-        ("new_lr", "of what the new attention brings, layer by layer"),
-        ("attention_lr", "of attentions, end to end"),
-        ("rest_lr", "of everything else, end to end"),
-    ):
-        default = _default(field)
-        parser.add_argument(
-            f"--{field}",
-            type=float,
-            default=default,
-            help=f"learning rate {what} (default: {default:g})",
+            f"--{field}", type=kind, default=default, help=f"{what} (default: {default})"
         )
     parser.add_argument(
         "--batch_size", type=PositiveInt, default=32, help="images a step (default: 32)"
@@ -76,13 +71,11 @@ def convert(arguments: list[str]) -> int:
     add_overwrite(parser, "the model that --output holds")
     add_quiet(parser)
     values = parser.parse_args(arguments)
-    from castling.conversion import ConversionConfig
     from castling.data.config import LoaderConfig
     from castling.deploy.converting import convert_saved
     from castling.profiling.candidates import read_attention
 
-    fields = {field.name for field in dataclasses.fields(ConversionConfig)}
-    chosen = {name: value for name, value in vars(values).items() if name in fields}
+    chosen = {field: getattr(values, field) for field, _, _ in _FIELDS}
     report, folder = convert_saved(
         values.model,
         _source(values.data),
@@ -102,17 +95,12 @@ def convert(arguments: list[str]) -> int:
     return 0
 
 
-def _default(field: str) -> Any:
-    from castling.conversion.config import ConversionConfig
-
-    return getattr(ConversionConfig, field)
-
-
 def _source(text: str) -> Any:
     """All images below a folder or in a zip file; other sources as everywhere."""
     from castling.data.sources.unlabelled import UnlabelledConfig
 
-    return UnlabelledConfig(path=text) if Path(text).exists() else source_of(text, "--data")
+    holds_files = Path(text).is_dir() or Path(text).suffix.lower() == ".zip"
+    return UnlabelledConfig(path=text) if holds_files else source_of(text, "--data")
 
 
 def _where(names: list[str] | None) -> Any:

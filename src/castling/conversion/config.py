@@ -12,9 +12,7 @@ Outputs = Literal["auto", "logits", "features"]
 class ConversionConfig:
     """Three stages, each of which may be left out by giving it no images.
 
-    A view is one image seen once in one step. The defaults are for small models on a CPU; with a
-    GPU, ten times the views and a hundred images a step are what the literature uses (LoLCATs,
-    RADLADS: see docs/tasks/conversion.md).
+    A view is one image seen once in one step. The defaults are for small models on a CPU.
 
     Attributes:
         closed_form_images: of stage 0, which solves each output projection by ridge regression on
@@ -35,7 +33,8 @@ class ConversionConfig:
         weight_decay: of stage 2.
         clip: largest norm of all gradients of a step.
         warmup: part of each stage in which its learning rates rise; they then fall as a cosine.
-        held_out: images from the front of the data that no stage learns from, for the figures.
+        held_out: images from the front of the data, for the figures. No stage learns from them, if
+            the data begin with the same images whenever they are read.
     """
 
     closed_form_images: int = 64

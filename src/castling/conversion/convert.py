@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import logging
+import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -21,18 +21,17 @@ from castling.conversion.layers import (
 )
 from castling.conversion.learning import Progress, learn
 from castling.conversion.outputs import (
-    Compared,
+    OutputOf,
     compare_outputs,
     has_classes,
     model_output,
     output_loss,
 )
 from castling.conversion.report import ConversionReport, StageFigures
+from castling.surgery.compared import ModelOutputs
 from castling.surgery.linearize import linearize_
 from castling.surgery.selection import Attention, Where
 from castling.surgery.switch import switch_
-
-_logger = logging.getLogger(__name__)
 
 
 @torch.inference_mode(False)
@@ -44,7 +43,7 @@ def convert(
     where: Where | None = None,
     config: ConversionConfig | None = None,
     *,
-    compared: Compared | None = None,
+    compared: OutputOf | None = None,
     tolerance: float = 1e-3,
     progress: Progress | None = None,
 ) -> tuple[nn.Module, ConversionReport]:
@@ -59,8 +58,7 @@ def convert(
             not changed; the student is a copy, on the same device.
         images: batches (B, 3, H, W), normalised and augmented as the model will see them, or one
             tensor. The first ``config.held_out`` of them are only looked at for the report.
-        attention: the new attention: ReLU and exact Taylor attention keep most of what a softmax
-            model knows, the published angular attention least (docs/tasks/conversion.md).
+        attention: the new attention; docs/results.md shows what was tried.
         where: which layers, as for :func:`castling.linearize_`.
         config: lengths and learning rates.
         compared: calls a model on images and returns the tensor that stage 2 and the report
@@ -111,55 +109,112 @@ def convert(
             "that hides patches at random does: convert the model that is used without that"
         )
     logits = {"logits": True, "features": False}.get(config.outputs, has_classes(model, first))
+    stages = _Stages(teacher, student, layers, views, config, compared, logits, progress)
     report = ConversionReport(replaced, sum(map(len, views.held_out)))
-
-    def measured(stage: str, seen: int, seconds: float) -> None:
-        error, agreement, cosine = compare_outputs(
-            student, teacher, views.held_out, compared, logits
-        )
-        errors = layer_errors(teacher, layers, views.held_out, compared)
-        figures = StageFigures(stage, seen, seconds, errors, error, agreement, cosine)
-        report.stages.append(figures)
-        _logger.info("%s: mean layer error %.3f", stage, figures.mean_layer_error)
-
-    measured("replaced", 0, 0.0)
+    report.stages.append(stages.measured("replaced", 0, 0.0))
     if config.closed_form_images:
-        start = time.perf_counter()
-        few = list(_some(iter(views), config.closed_form_images))
-        report.not_fitted = solve_projections(teacher, layers, few, config.ridges, compared)
-        measured("closed form", sum(map(len, few)), time.perf_counter() - start)
+        figures, report.not_fitted = stages.closed_form()
+        report.stages.append(figures)
     if config.layer_views:
-        start = time.perf_counter()
-        groups = _layer_groups(layers, config)
-
-        def layer_loss(batch: Tensor, done: float) -> Tensor:
-            taps = teacher_calls(teacher, batch, layers, compared)
-            errors = [
-                relative_error(call, layer) for name, layer in layers.items() for call in taps[name]
-            ]
-            return torch.stack(errors).sum()
-
-        seen = learn(
-            "layer by layer", groups, views, config.layer_views, layer_loss, config, progress
-        )
-        measured("layer by layer", seen, time.perf_counter() - start)
+        report.stages.append(stages.layer_by_layer())
     if config.model_views:
-        start = time.perf_counter()
-        groups = _model_groups(student, layers, config)
-
-        def model_loss(batch: Tensor, done: float) -> Tensor:
-            set_progress(student, done)
-            with torch.no_grad():
-                target = compared(teacher, batch)
-            return output_loss(compared(student, batch), target, logits, config)
-
-        seen = learn("end to end", groups, views, config.model_views, model_loss, config, progress)
-        set_progress(student, 1.0)
-        measured("end to end", seen, time.perf_counter() - start)
+        report.stages.append(stages.end_to_end())
     if auxiliaries(student):
         set_progress(student, 1.0)
-        report.switch = switch_(student, views.held_out, tolerance)
+        task = _ComparedOutputs(compared)
+        report.switch = switch_(student, views.held_out, tolerance, task=task)
     return student.eval(), report
+
+
+class _ComparedOutputs(ModelOutputs):
+    """What the switch compares: the same tensor as the stages."""
+
+    def __init__(self, compared: OutputOf) -> None:
+        self.compared = compared
+
+    def raw_outputs(self, model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+        """See :class:`ModelOutputs`."""
+        return {"": self.compared(model, images)}
+
+
+@dataclasses.dataclass
+class _Stages:
+    """Teacher, student and images; each stage changes the student and says how near it came.
+
+    Attributes:
+        teacher: in eval mode, without gradients.
+        student: in eval mode.
+        layers: the converted attentions of the student, by name.
+        views: images to learn from, and those held out.
+        config: lengths and learning rates.
+        compared: the output of either.
+        logits: whether that is scores of classes.
+        progress: see :func:`convert`.
+    """
+
+    teacher: nn.Module
+    student: nn.Module
+    layers: dict[str, nn.Module]
+    views: Views
+    config: ConversionConfig
+    compared: OutputOf
+    logits: bool
+    progress: Progress | None
+
+    def measured(self, stage: str, seen: int, seconds: float) -> StageFigures:
+        """Student beside teacher on the images held out."""
+        held_out = self.views.held_out
+        outputs = compare_outputs(self.student, self.teacher, held_out, self.compared, self.logits)
+        errors = layer_errors(self.teacher, self.layers, held_out, self.compared)
+        return StageFigures(stage, seen, seconds, errors, *outputs)
+
+    def closed_form(self) -> tuple[StageFigures, dict[str, str]]:
+        """The output projections; also the layers that were left, and why."""
+        start = time.perf_counter()
+        few = list(_some(iter(self.views), self.config.closed_form_images))
+        left = solve_projections(self.teacher, self.layers, few, self.config.ridges, self.compared)
+        seconds = time.perf_counter() - start
+        return self.measured("closed form", sum(map(len, few)), seconds), left
+
+    def layer_by_layer(self) -> StageFigures:
+        """Every attention on its teacher's inputs, all at once."""
+        groups = _layer_groups(self.layers, self.config)
+
+        def loss(batch: Tensor, done: float) -> Tensor:
+            taps = teacher_calls(self.teacher, batch, self.layers, self.compared)
+            calls = [(call, self.layers[name]) for name in self.layers for call in taps[name]]
+            return torch.stack([relative_error(*each) for each in calls]).sum()
+
+        return self._learned("layer by layer", groups, self.config.layer_views, loss)
+
+    def end_to_end(self) -> StageFigures:
+        """The whole model on its teacher's outputs, while auxiliary branches close."""
+        groups = _model_groups(self.student, self.layers, self.config)
+
+        def loss(batch: Tensor, done: float) -> Tensor:
+            set_progress(self.student, done)
+            with torch.no_grad():
+                target = self.compared(self.teacher, batch)
+            output = self.compared(self.student, batch)
+            return output_loss(output, target, self.logits, self.config)
+
+        return self._learned("end to end", groups, self.config.model_views, loss, finish=True)
+
+    def _learned(
+        self,
+        stage: str,
+        groups: list[dict[str, object]],
+        count: int,
+        loss: Callable[[Tensor, float], Tensor],
+        *,
+        finish: bool = False,
+    ) -> StageFigures:
+        start = time.perf_counter()
+        seen = learn(stage, groups, self.views, count, loss, self.config, self.progress)
+        seconds = time.perf_counter() - start
+        if finish:
+            set_progress(self.student, 1.0)
+        return self.measured(stage, seen, seconds)
 
 
 def _silence_residual(layer: nn.Module) -> None:

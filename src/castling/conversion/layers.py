@@ -8,26 +8,26 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from castling.conversion.outputs import Compared, model_output
+from castling.conversion.outputs import OutputOf, model_output
+from castling.surgery.compared import tensors_in
 from castling.surgery.tap import AttentionCall, Taps, tap
 
 
 def tokens_of(output: object) -> Tensor:
-    """The tokens among what an attention returns.
+    """The tokens among what an attention returns: the first tensor.
 
     Raises:
         TypeError: it returns no tensor.
     """
-    for leaf in tree_leaves(output):
-        if isinstance(leaf, Tensor):
-            return leaf
-    raise TypeError(f"an attention that returns no tensor but {type(output).__name__}")
+    found = next(iter(tensors_in(output)), None)
+    if found is None:
+        raise TypeError(f"an attention that returns no tensor but {type(output).__name__}")
+    return found
 
 
 def teacher_calls(
-    teacher: nn.Module, images: Tensor, names: Iterable[str], compared: Compared
+    teacher: nn.Module, images: Tensor, names: Iterable[str], compared: OutputOf
 ) -> Taps:
     """What every attention of the teacher got and gave for these images, without gradients."""
     with torch.no_grad(), tap(teacher, list(names), detach=True) as taps:
@@ -51,7 +51,7 @@ def layer_errors(
     teacher: nn.Module,
     layers: Mapping[str, nn.Module],
     batches: Iterable[Tensor],
-    compared: Compared = model_output,
+    compared: OutputOf = model_output,
 ) -> dict[str, float]:
     """The error of every layer, the mean over batches."""
     sums = dict.fromkeys(layers, 0.0)
@@ -152,7 +152,7 @@ def solve_projections(
     layers: Mapping[str, nn.Module],
     batches: Iterable[Tensor],
     ridges: Sequence[float],
-    compared: Compared = model_output,
+    compared: OutputOf = model_output,
 ) -> dict[str, str]:
     """Stage 0: the output projection of every layer, by ridge regression.
 

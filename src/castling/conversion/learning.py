@@ -34,7 +34,7 @@ def learn(
     optimizer = torch.optim.AdamW(groups)
     rates = [group["lr"] for group in optimizer.param_groups]
     parameters = list(itertools.chain(*(group["params"] for group in optimizer.param_groups)))
-    seen, step = 0, 0
+    seen = 0
     for batch in views:
         if seen >= count:
             break
@@ -57,7 +57,7 @@ def learn(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, config.clip)
         optimizer.step()
-        seen, step = seen + len(batch), step + 1
+        seen += len(batch)
         if progress is not None:
             progress(stage, seen, count, float(loss.detach()))
     return seen

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from castling.conversion.config import ConversionConfig
 from castling.surgery.transformers_save import is_of_transformers
 
-Compared = Callable[[nn.Module, Tensor], Tensor]
+#: Calls a model on images and returns the tensor that counts.
+OutputOf = Callable[[nn.Module, Tensor], Tensor]
 
 
 def model_output(model: nn.Module, images: Tensor) -> Tensor:
@@ -62,7 +63,7 @@ def output_loss(student: Tensor, teacher: Tensor, logits: bool, config: Conversi
 
 
 def compare_outputs(
-    student: nn.Module, teacher: nn.Module, batches: list[Tensor], compared: Compared, logits: bool
+    student: nn.Module, teacher: nn.Module, batches: list[Tensor], compared: OutputOf, logits: bool
 ) -> tuple[float, float | None, float]:
     """Output error, agreement and cosine, as :class:`castling.conversion.StageFigures` has them."""
     errors, same, cosines, count = 0.0, 0.0, 0.0, 0

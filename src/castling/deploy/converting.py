@@ -13,7 +13,7 @@ import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
 from torch import Tensor, nn
 
-from castling.attention import AttentionConfig, auxiliaries, config_to_dict
+from castling.attention import AttentionConfig, TokenMixer
 from castling.conversion import ConversionConfig, ConversionReport, convert
 from castling.data import DataConfig, DataModule, SourceConfig, open_source
 from castling.data.config import LoaderConfig
@@ -25,7 +25,9 @@ from castling.data.transforms.classification import (
 from castling.models.builder import build_model
 from castling.models.card import CARD, ModelCard
 from castling.models.saved import WEIGHTS, open_model, save_model
-from castling.surgery import Where, load_checkpoint
+from castling.models.starting_weights import normalisation_of
+from castling.surgery import Where, attention_layers, load_checkpoint
+from castling.surgery.self_description import attention_arguments
 from castling.tasks.normalize import Normalize
 from castling.utils.files import refuse_existing, write_json
 
@@ -101,15 +103,11 @@ def convert_saved(
         config,
         progress=_lines(progress),
     )
-    card = dataclasses.replace(
-        card,
-        attention=config_to_dict(attention),
-        where=list(report.replaced),
-        switched=report.switch is not None,
-        progress=1.0,
-        metrics={},
-    )
-    assert not auxiliaries(student)
+    # As the student is: layers of the teacher may have been converted before.
+    layers = {n: m for n, m in attention_layers(student).items() if isinstance(m, TokenMixer)}
+    described = attention_arguments(student, layers)
+    described |= {"switched": report.switch is not None or described["switched"], "progress": 1.0}
+    card = dataclasses.replace(card, metrics={}, **described)
     certificate = None if report.switch is None else report.switch.to_dict()
     save_model(
         student.cpu(), folder, card, certificate=certificate, pipeline_tag="image-classification"
@@ -119,7 +117,9 @@ def convert_saved(
 
 
 def _teacher(
-    model: str, checkpoint: str | None, num_classes: int | None
+    model: str,
+    checkpoint: str | None,
+    num_classes: int | None,
 ) -> tuple[nn.Module, ModelCard]:
     """The softmax model, and the card without attention."""
     if Path(model).is_dir():
@@ -142,12 +142,13 @@ def _teacher(
     options = {} if num_classes is None else {"num_classes": num_classes}
     built = build_model(model, options, pretrained=checkpoint is None)
     if checkpoint is not None:
-        load_checkpoint(built, checkpoint)
+        load_checkpoint(built, checkpoint)  # all of it: a head at random teaches nothing
     found = resolve_model_data_config(built)
+    mean, std = normalisation_of(model, checkpoint or "") or (found["mean"], found["std"])
     preprocessing = {
         "image_size": list(found["input_size"][-2:]),
-        "mean": list(found["mean"]),
-        "std": list(found["std"]),
+        "mean": list(mean),
+        "std": list(std),
         "interpolation": found["interpolation"],
         "crop_fraction": found["crop_pct"],
     }
@@ -186,6 +187,11 @@ def _images(card: ModelCard, source: SourceConfig, loader: LoaderConfig, seed: i
         **kept,
     )
     opened = open_source(source)
+    if opened.info.kind not in ("unlabelled", "classification"):
+        raise ValueError(
+            f"the source {source.name} is of {opened.info.kind}: give a folder or zip file, whose "
+            "images are taken without labels"
+        )
     return DataModule(
         opened,
         DataConfig(source=source, transform=transform, loader=loader),

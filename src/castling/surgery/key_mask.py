@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from castling.surgery.grid_watch import in_graph
+
 
 def as_key_mask(mask: Tensor, batch: int, tokens: int) -> Tensor:
     """The keys that take part, where a mask says nothing more than that.
@@ -40,7 +42,7 @@ def as_key_mask(mask: Tensor, batch: int, tokens: int) -> Tensor:
             "boolean or additive of shape (batch, 1, 1, tokens) or (batch, 1, tokens, tokens); got "
             f"{mask.dtype} of shape {tuple(mask.shape)} for {batch}×{tokens} tokens"
         )
-    check = not (torch.compiler.is_compiling() or torch.jit.is_tracing())  # type: ignore[attr-defined]
+    check = not in_graph()
     allowed = mask
     if mask.is_floating_point():
         allowed = mask == 0
@@ -62,3 +64,50 @@ def as_key_mask(mask: Tensor, batch: int, tokens: int) -> Tensor:
                 "(a causal or windowed mask): leave this layer out with where="
             )
     return keys.expand(batch, tokens)
+
+
+#: Swin hides the tokens of other windows by adding −100; others add −10⁴ or −10⁹.
+_HIDES = -100.0
+
+
+def key_mask_or_bias(
+    mask: Tensor, batch: int, keys: int, bias: bool = False
+) -> tuple[Tensor | None, Tensor | None]:
+    """A mask as ``scaled_dot_product_attention`` takes it: as a mask of keys, or as a bias.
+
+    Args:
+        mask: (…, N_q, N_k), boolean or to be added to the scores.
+        batch: B.
+        keys: N_k.
+        bias: whether a floating-point mask is known to hide nothing.
+
+    Returns:
+        Key mask (B, N_k), and bias; one of them is None.
+
+    Raises:
+        ValueError: queries see different keys; or a floating-point mask that may be either, while
+            a program is being compiled or exported and its numbers cannot be looked at.
+    """
+    mask = mask[(None,) * max(4 - mask.dim(), 0)]
+    if not mask.is_floating_point():
+        return as_key_mask(mask, batch, keys), None
+    if bias and in_graph():
+        return None, mask
+    if in_graph():
+        raise ValueError(
+            "while a model is compiled or exported nobody can tell whether a floating-point mask "
+            "excludes keys or is a bias: pass a boolean mask"
+        )
+    values = mask.detach()
+    hidden = values <= _HIDES
+    if not bool(hidden.any()):
+        return None, mask
+    if bool((values[~hidden] != 0).any()):
+        raise ValueError(
+            "a mask adds a bias and hides keys as well (shifted windows): queries may see "
+            "different keys, which linear attention cannot have. Leave this layer out with where="
+        )
+    shown = ~hidden
+    if shown.shape[1] > 1 and bool((shown == shown[:, :1]).all()):
+        shown = shown[:, :1]
+    return as_key_mask(shown, batch, keys), None

@@ -27,27 +27,29 @@ def convertible(model: nn.Module, where: Where | None = None) -> dict[str, nn.Mo
         where: may name further layers, whole names only: those that an adapter can take whose fit
             nobody has proved.
     """
+    return _named(model, lambda module: adapter_for(module) is not None, where)
+
+
+def attention_layers(model: nn.Module, where: Where | None = None) -> dict[str, nn.Module]:
+    """All attentions of ``model``: those of :func:`convertible`, and our own token mixers."""
+    return _named(model, lambda m: isinstance(m, TokenMixer) or adapter_for(m) is not None, where)
+
+
+def _named(
+    model: nn.Module, wanted: Callable[[nn.Module], bool], where: Where | None
+) -> dict[str, nn.Module]:
+    """Modules by their names in the model itself, also where timm wrapped it for its features.
+
+    Those that are wanted, and those that ``where`` names in full and an adapter can take.
+    """
     names: Any = () if where is None or callable(where) or isinstance(where, Plan) else where
     names = {names} if isinstance(names, str | os.PathLike) else set(names)
-    offered = _named(model, lambda module: adapter_on_request(module) is not None)
+    wrapped = isinstance(model, FeatureGetterNet)
+    own = {n.removeprefix("model.") if wrapped else n: m for n, m in model.named_modules()}
     return {
         name: module
-        for name, module in offered.items()
-        if adapter_for(module) is not None or name in names
-    }
-
-
-def attention_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """All attentions of ``model``: those of :func:`convertible`, and our own token mixers."""
-    return _named(model, lambda m: isinstance(m, TokenMixer) or adapter_for(m) is not None)
-
-
-def _named(model: nn.Module, wanted: Callable[[nn.Module], bool]) -> dict[str, nn.Module]:
-    """Modules by their names in the model itself, also where timm wrapped it for its features."""
-    return {
-        name.removeprefix("model.") if isinstance(model, FeatureGetterNet) else name: module
-        for name, module in model.named_modules()
-        if wanted(module)
+        for name, module in own.items()
+        if wanted(module) or (name in names and adapter_on_request(module) is not None)
     }
 
 

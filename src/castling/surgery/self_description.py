@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from castling.attention import AttentionConfig, TokenMixer, auxiliaries, config_to_dict
-from castling.surgery.hosts import HostAttention
+from castling.surgery.hosts import HostAttention, adapter_for
 from castling.surgery.selection import attention_layers
 
 #: The model function in ``castling.models.converted``.
@@ -58,7 +58,9 @@ def attention_arguments(model: nn.Module, layers: dict[str, TokenMixer]) -> dict
     configs: dict[str, AttentionConfig] = {name: layer.config for name, layer in layers.items()}
     first = next(iter(configs.values()))
     everywhere = len(layers) == len(attention_layers(model)) and all(
-        config == first for config in configs.values()
+        # What was converted because it was named must be named again.
+        configs[name] == first and adapter_for(getattr(layer, "inner", layer)) is not None
+        for name, layer in layers.items()
     )
     branches = list(auxiliaries(model).values())
     return {

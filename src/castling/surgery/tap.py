@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map
 from castling.surgery.geometry import Geometry, Grid, GridUnknownError
 from castling.surgery.grid_records import TokenGrid
 from castling.surgery.grid_watch import watches
-from castling.surgery.hosts import HostAttention, Place, adapter_for
+from castling.surgery.hosts import HostAttention, Place, adapter_on_request
 from castling.surgery.plan import Plan
 from castling.surgery.selection import Where, attention_layers, choose, owner_of, read_plan
 
@@ -120,10 +120,10 @@ def tap(model: nn.Module, where: Where | None = None, *, detach: bool = False) -
 
 
 def _chosen(model: nn.Module, where: Where | None) -> dict[str, nn.Module]:
-    layers = attention_layers(model)
+    where = read_plan(where)
+    layers = attention_layers(model, where)
     if not layers:
         raise ValueError(f"{type(model).__name__} holds no attention that can be recorded")
-    where = read_plan(where)
     if isinstance(where, Plan):
         where = where.linear
     chosen = choose(layers, where)
@@ -135,7 +135,7 @@ def _places(model: nn.Module, layers: dict[str, nn.Module]) -> Iterator[dict[str
     """Where the layers stand; hooks that tell the grid of a softmax host last for the context."""
     before = _geometries(model)
     places: dict[str, Place] = {}
-    for adapter in dict.fromkeys(map(adapter_for, layers.values())):
+    for adapter in dict.fromkeys(map(adapter_on_request, layers.values())):
         if adapter is not None:
             places.update(adapter.places(model))
     installed = {place.geometry for place in places.values()} - before - {None}
@@ -170,7 +170,7 @@ def _recorder(taps: Taps, name: str, place: Place, detach: bool) -> Callable[...
 def _call_grid(
     layer: nn.Module, place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Grid | None:
-    adapter = adapter_for(layer)
+    adapter = adapter_on_request(layer)
     if adapter is not None:
         place = layer.place if isinstance(layer, HostAttention) else place
         try:

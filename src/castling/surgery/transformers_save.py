@@ -90,12 +90,9 @@ def save_transformers(model: Any, save_directory: str | os.PathLike[str], **opti
         )
     with replacing_together(folder) as temporary:
         safetensors.torch.save_file(_apart(state), temporary / WEIGHTS, {"format": "pt"})
-        described = model.config.to_dict() | {
-            "architectures": [type(model).__name__],
-            ENTRY: attention_arguments(model, layers),
-        }
-        written = json.loads(json.dumps(described, default=str))
-        write_json(temporary / "config.json", written)
+        described = json.loads(model.config.to_json_string(use_diff=False))
+        described |= {"architectures": [kind.__name__], ENTRY: attention_arguments(model, layers)}
+        write_json(temporary / "config.json", described)
 
 
 def _apart(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -15,20 +15,15 @@ from __future__ import annotations
 
 import copy
 import math
-import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from castling.attention import AttentionConfig, SoftmaxKernel
 from castling.surgery.geometry import Geometry
-from castling.surgery.grid_watch import in_graph
 from castling.surgery.hosts.base import HostAttention, Place, join, shared_geometry, watch_tokens
 from castling.surgery.hosts.reading import (
-    INTERFACE,
     SDPA,
     calls_function,
     patch_projection,
@@ -36,6 +31,7 @@ from castling.surgery.hosts.reading import (
     scale_of,
     sizes_of,
 )
+from castling.surgery.hosts.rebinding import rebound
 from castling.surgery.hosts.registry import (
     adapter_on_request,
     qualified_name,
@@ -43,7 +39,7 @@ from castling.surgery.hosts.registry import (
     register_host_on_request,
     register_named_hosts,
 )
-from castling.surgery.key_mask import as_key_mask
+from castling.surgery.key_mask import key_mask_or_bias
 
 #: Attention over all patches of an image, by qualified name, so that transformers is not imported.
 PROVED = (
@@ -70,8 +66,13 @@ PROVED = (
 )
 #: What makes a score bias in hosts that live without it as None; cast away at the switch.
 _BIASES = ("relative_position_bias_table", "relative_position_bias", "rel_pos")
-#: Swin hides other windows' tokens by adding −100.
-_HIDES = -100.0
+#: Those of ``PROVED`` whose floating-point masks are biases and never hide a key.
+ADD_BIAS = (
+    "timm.models.beit.Attention",
+    "timm.models.maxxvit.Attention2d",
+    "timm.models.vision_transformer_relpos.RelPosAttention",
+    "transformers.models.beit.modeling_beit.BeitAttention",
+)
 
 
 @register_named_hosts(*PROVED)
@@ -136,26 +137,7 @@ class FunctionalAttention(HostAttention):
     def _bind(self) -> None:
         """Make the host's forward with its one function replaced."""
         forward = type(self.inner).forward
-        scope = dict(forward.__globals__)
-        scope.pop("__name__", None)  # torch.compile would look the names up in the real module
-        functional = _like(F, **{SDPA: self.scaled_dot_product_attention})
-        networks = _like(nn, functional=functional)
-        for name, value in scope.items():
-            if value is F:
-                scope[name] = functional
-            elif value is nn:
-                scope[name] = networks
-            elif value is torch and SDPA in forward.__code__.co_names:
-                scope[name] = _like(torch, nn=networks)
-        if SDPA in scope:
-            scope[SDPA] = self.scaled_dot_product_attention
-        if INTERFACE in scope:
-            scope[INTERFACE] = _Interface(self)
-        bound = types.FunctionType(
-            forward.__code__, scope, "forward", forward.__defaults__, forward.__closure__
-        )
-        bound.__kwdefaults__ = forward.__kwdefaults__
-        self.__dict__["_forward"] = bound
+        self.__dict__["_forward"] = rebound(forward, self.scaled_dot_product_attention)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the function, which copies and pickles bind to themselves."""
@@ -252,7 +234,12 @@ class FunctionalAttention(HostAttention):
             query = query * factor
         if isinstance(self.kernel, SoftmaxKernel):
             self.kernel.dropout = dropout_p
-        key_mask, bias = self._mask_or_bias(attn_mask, query.shape[0], key.shape[2])
+        key_mask, bias = attn_mask, None
+        if attn_mask is not None and attn_mask.is_floating_point() and self.kernel.takes_bias:
+            key_mask, bias = None, attn_mask
+        elif attn_mask is not None:
+            sure = qualified_name(type(self.inner)) in ADD_BIAS
+            key_mask, bias = key_mask_or_bias(attn_mask, query.shape[0], key.shape[2], sure)
         # The geometry knows tokens by their number, and by the module that runs.
         square = query.shape[2] == key.shape[2]
         grid = self.known_grid(key.transpose(1, 2)) if square else None
@@ -269,45 +256,6 @@ class FunctionalAttention(HostAttention):
         out = out.transpose(-3, -4) if moved else out
         return out.reshape(*shape[:-1], out.shape[-1])
 
-    def _mask_or_bias(
-        self, mask: Tensor | None, batch: int, keys: int
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """A mask of keys, or a bias: (…, N_q, N_k) finite numbers.
-
-        Raises:
-            ValueError: queries see different keys; a floating-point mask of an unknown host while
-                nobody can look at its numbers.
-        """
-        if mask is None:
-            return None, None
-        if mask.dim() < 4:
-            mask = mask[(None,) * (4 - mask.dim())]
-        if not mask.is_floating_point():
-            return as_key_mask(mask, batch, keys), None
-        if self.kernel.takes_bias:
-            return None, mask
-        if in_graph():
-            if qualified_name(type(self.inner)) in PROVED:  # what they add is a learned bias
-                return None, mask
-            raise ValueError(
-                "while a model is compiled or exported nobody can tell whether a floating-point "
-                "mask excludes keys or is a bias: pass a boolean mask"
-            )
-        values = mask.detach()
-        hidden = values <= _HIDES
-        if not bool(hidden.any()):
-            return None, mask
-        if bool((values[~hidden] != 0).any()):
-            raise ValueError(
-                f"{type(self.inner).__name__} adds a bias and hides keys in one mask (shifted "
-                "windows): queries may see different keys, which linear attention cannot have. "
-                "Leave this layer out with where="
-            )
-        shown = ~hidden
-        if shown.shape[1] > 1 and bool((shown == shown[:, :1]).all()):
-            shown = shown[:, :1]
-        return as_key_mask(shown, batch, keys), None
-
     def lost_biases(self) -> list[str]:
         """See :class:`HostAttention`."""
         return list(self.lost)
@@ -321,51 +269,3 @@ class FunctionalAttention(HostAttention):
                 if held.get(name) is not None:
                     held[name] = None
                     self.lost = (*self.lost, name)
-
-
-def _like(module: types.ModuleType, **replaced: Any) -> types.ModuleType:
-    """A module with some of its names replaced."""
-    like = types.ModuleType(module.__name__.rpartition(".")[2])
-    like.__dict__.update(module.__dict__ | replaced)
-    return like
-
-
-class _Interface(Mapping[str, Any]):
-    """Stands for transformers' table of attention functions: every name means ours."""
-
-    def __init__(self, attention: FunctionalAttention) -> None:
-        self.attention = attention
-
-    def __getitem__(self, name: str) -> Any:
-        return self.attend
-
-    def __iter__(self) -> Any:
-        return iter(())
-
-    def __len__(self) -> int:
-        return 0
-
-    def get_interface(self, name: str, default: Any) -> Any:
-        """The function, whatever the model's configuration asks for."""
-        return self.attend
-
-    def attend(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        scaling: float | None = None,
-        dropout: float = 0.0,
-        is_causal: bool | None = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, None]:
-        """(B, H, N, d) each -> (B, N, H, d) and no attention weights."""
-        if is_causal is None:  # as transformers' own function for PyTorch's
-            alone = attention_mask is None and query.shape[2] > 1
-            is_causal = alone and bool(getattr(module, "is_causal", False))
-        out = self.attention.scaled_dot_product_attention(
-            query, key, value, attention_mask, dropout, is_causal, scaling
-        )
-        return out.transpose(1, 2).contiguous(), None

@@ -99,14 +99,14 @@ def why_left(module: nn.Module) -> str:
         return f"{name} is linear already: {LINEAR_ALREADY[name]}"
     if name in _ADAPTERS_BY_NAME and _of_text(module):
         return "of a text model"
+    fits = adapter_on_request(module) is not None
+    by_name = "; one that may fit is used where where= names the layer" if fits else ""
     if tokens := window_of(module):
         return (
             f"{name} attends within windows of {tokens} tokens, whatever the image: linear "
-            "attention gains nothing"
+            f"attention gains nothing{by_name}"
         )
-    if adapter_on_request(module) is not None:
-        return f"no adapter for {name}; one that may fit is used where where= names the layer"
-    return f"no adapter for {name}"
+    return f"no adapter for {name}{by_name}"
 
 
 def window_of(module: nn.Module) -> int:
