@@ -15,7 +15,8 @@ _INTRODUCTION = """\
 
 `castling.linearize_(model, attention)` replaces the softmax attention of a model that exists, and
 keeps its weights. Softmax as the new attention gives the model's own outputs back to 1e-5: that was
-measured for every class below, and `castling.linearize_(model, "softmax")` shows it on yours.
+measured for every class below that is converted; `castling.linearize_(model, "softmax")` shows it
+on yours.
 
 ```python
 import castling, timm
@@ -77,7 +78,7 @@ def hosts_page(results: Path) -> str:
         "something that is called attention. Tokens are those that one call sees at the default "
         "size of the image: a linear attention gains where there are many. *Off by* is the largest "
         "difference of any feature, in parts of the largest one, when softmax replaces softmax in "
-        "the smallest model of that class, in double precision. Written by "
+        "the smallest model of that class: random weights, seed 0, double precision on a CPU. By "
         f"`{study['command']}`.\n\n",
         *(f"{line}\n" for line in _families(study)),
     ]
