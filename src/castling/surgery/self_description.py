@@ -16,6 +16,7 @@ from torch import nn
 
 from castling.attention import AttentionConfig, TokenMixer, auxiliaries, config_to_dict
 from castling.surgery.hosts import HostAttention, adapter_for
+from castling.surgery.hosts.functional import FunctionalAttention
 from castling.surgery.selection import attention_layers
 
 #: The model function in ``castling.models.converted``.
@@ -57,11 +58,15 @@ def attention_arguments(model: nn.Module, layers: dict[str, TokenMixer]) -> dict
     """``attention``, ``where``, ``switched`` and ``progress`` as the model function takes them."""
     configs: dict[str, AttentionConfig] = {name: layer.config for name, layer in layers.items()}
     first = next(iter(configs.values()))
-    everywhere = len(layers) == len(attention_layers(model)) and all(
-        # What was converted because it was named must be named again.
-        configs[name] == first and adapter_for(getattr(layer, "inner", layer)) is not None
-        for name, layer in layers.items()
+    # What was converted because it was named must be named again.
+    named = any(
+        isinstance(layer, FunctionalAttention) and adapter_for(layer.inner) is None
+        for layer in layers.values()
     )
+    everywhere = len(layers) == len(attention_layers(model)) and all(
+        config == first for config in configs.values()
+    )
+    everywhere &= not named
     branches = list(auxiliaries(model).values())
     return {
         "attention": config_to_dict(first),
