@@ -5,8 +5,9 @@ to an hour a row. Writes ``results/study_camvid.json`` and ``.md``, and one pict
 predictions a row. Rows that earlier calls wrote at the same number of epochs stay; finished runs
 are kept and interrupted ones resumed. ``--start`` trains the backbone on images without labels
 first: ``imagenette128`` and ``camvid`` by hidden pixels (MAE of a ViT, SimMIM of others),
-``features`` by the features of EfficientNet-Lite0 on imagenette128. The figures of speed come from
-``--time``, on an idle machine.
+``features`` by the features of EfficientNet-Lite0 on imagenette128. ``public`` takes the public
+softmax ViT-Ti of ``--weights`` instead. The figures of speed come from ``--time``, on an idle
+machine.
 """
 
 from __future__ import annotations
@@ -95,6 +96,7 @@ STARTS = {
     "imagenette128": "pre-trained on imagenette128",
     "camvid": "pre-trained on CamVid's images",
     "features": "features learned on imagenette128",
+    "public": "public softmax ViT-Ti",
 }
 
 
@@ -109,6 +111,8 @@ def recipe_of(row: Row, data: str, epochs: int, seed: int, checkpoint: str) -> A
     values["data"]["transform"] |= {"image_size": list(CROP), "scale": [0.5, 1.25]}
     values["save"] |= {"validate_epochs": 10}
     values["hardware"] = {"channels_last": True}
+    if checkpoint.endswith(".safetensors"):  # says nothing of the images it was trained on
+        values["data"]["transform"] |= {"mean": [0.5] * 3, "std": [0.5] * 3}
     return recipe_from_dict(values | {"epochs": epochs, "seed": seed})
 
 
@@ -164,6 +168,7 @@ def main() -> None:
     parser.add_argument("--start", choices=list(STARTS), default="none")
     parser.add_argument("--images", default="", help="imagenette128.zip, for starts on it")
     parser.add_argument("--teacher", default="", help="weights of tf_efficientnet_lite0")
+    parser.add_argument("--weights", default="", help="of the public ViT-Ti")
     parser.add_argument("--start_epochs", type=int, default=40)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -174,7 +179,9 @@ def main() -> None:
         if options.collect:
             continue
         row, start = ROWS[name], ""
-        if options.start != "none":
+        if options.start == "public":
+            start = options.weights
+        elif options.start != "none":
             recipe = start_of(row, options)
             start = str(options.runs / f"{key}-start")
             print(key, train(recipe, Path(start), progress=False).metrics, flush=True)
@@ -189,7 +196,7 @@ def main() -> None:
         study["rows"][key] = study["rows"].get(key, {}) | {
             "label": ROWS[key.partition("-")[0]].label,
             "start": STARTS[options.start],
-            "start_epochs": 0 if options.start == "none" else options.start_epochs,
+            "start_epochs": 0 if options.start in {"none", "public"} else options.start_epochs,
             **figures_of_run(folder),
         }
         if options.draw:

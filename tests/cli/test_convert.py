@@ -1,5 +1,6 @@
 """``castling convert``: a saved classifier or a model of timm's, and a folder of images."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -11,8 +12,11 @@ from safetensors.torch import save_file
 
 import castling
 import castling_launcher
+from castling.conversion import state
+from castling.deploy import converting
 from castling.models.card import ModelCard
 from castling.models.saved import open_model, save_model
+from castling.surgery.plan import load_plan
 
 SHORT = ["--closed_form_images", "8", "--layer_views", "16", "--model_views", "16"]
 SHORT += ["--held_out", "8", "--batch_size", "8", "--quiet"]
@@ -135,3 +139,74 @@ def test_what_cannot_be_converted_is_refused_before_any_work(tmp_path, photos, c
     empty = tmp_path / "empty"
     empty.mkdir()
     assert "no images" in refused(teacher, "--data", str(empty))
+
+
+def plan_of(teacher, **layers):
+    """A plan of a saved teacher in which linear attention saves 1 ms a layer of 10 ms in all."""
+    found = castling.plan(open_model(teacher)[0], "relu_linear", image_size=32, verify=False)
+    changed = {"tokens": 100, "softmax_ms": 2.0, "linear_ms": 1.0} | layers
+    return dataclasses.replace(
+        found,
+        layers=tuple(dataclasses.replace(layer, **changed) for layer in found.layers),
+        predicted=dataclasses.replace(found.predicted, softmax=10.0),
+    )
+
+
+def test_a_budget_is_kept_by_a_plan_that_is_saved(tmp_path, photos, capsys):
+    teacher, output = saved(tmp_path / "teacher"), tmp_path / "mixed"
+    plan_of(teacher).save(tmp_path / "p.json")
+    order = ["convert", str(teacher), "--data", str(photos), "--output", str(output), *SHORT]
+    order += ["--plan", str(tmp_path / "p.json")]
+    assert run(order) == 2
+    assert "a plan without a budget" in capsys.readouterr().err
+    assert run([*order, "--at_most_ms", "5"]) == 2
+    assert "5 ms cannot be kept" in capsys.readouterr().err
+    assert run([*order, "--at_most_ms", "8"]) == 0
+    assert "chosen" in capsys.readouterr().out
+    report = json.loads((output / "conversion.json").read_text())
+    assert len(report["chosen"]["linear"]) == 2
+    assert report["chosen"]["milliseconds"] == 8.0
+    assert len(load_plan(output / "plan.json").layers) == 4
+    _, card = open_model(output)
+    assert sorted(card.where) == sorted(report["chosen"]["linear"])
+
+
+def test_a_budget_is_measured_where_there_is_no_plan(tmp_path, photos, monkeypatch, capsys):
+    teacher, output = saved(tmp_path / "teacher"), tmp_path / "mixed"
+    order = ["convert", str(teacher), "--data", str(photos), "--output", str(output), *SHORT]
+    asked = []
+
+    def measured(model, attention, **options):
+        asked.append((attention, options["image_size"]))
+        return plan_of(teacher, tokens=64)
+
+    monkeypatch.setattr(converting, "measure_plan", measured)
+    assert run([*order, "--at_least_agreement", "50"]) == 2
+    assert "64 tokens are at most twice the 32 dimensions" in capsys.readouterr().err
+    assert asked == [(castling.ReLULinear(), (32, 32))]
+    assert load_plan(output / "plan.json").layers[0].tokens == 64
+
+
+def test_the_same_command_goes_on(tmp_path, photos, monkeypatch, capsys):
+    teacher = saved(tmp_path / "teacher")
+    order = ["convert", str(teacher), "--data", str(photos), *SHORT]
+    assert run([*order, "--output", str(tmp_path / "whole")]) == 0
+    output = tmp_path / "again"
+    monkeypatch.setattr(state, "EVERY", 0.0)
+    write = state.StateFile.write
+
+    def interrupted(self, standing, report):
+        write(self, standing, report)
+        if standing.stage == "end to end":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(state.StateFile, "write", interrupted)
+    assert run([*order, "--output", str(output)]) == 130
+    assert (output / "conversion.ckpt").is_file()
+    monkeypatch.setattr(state.StateFile, "write", write)
+    assert run([*order, "--layer_lr", "1", "--output", str(output)]) == 2
+    assert "other arguments (config)" in capsys.readouterr().err
+    assert run([*order, "--output", str(output)]) == 0
+    assert not (output / "conversion.ckpt").exists()
+    models = [open_model(folder)[0].state_dict() for folder in (tmp_path / "whole", output)]
+    assert all(torch.equal(value, models[1][name]) for name, value in models[0].items())

@@ -6,6 +6,7 @@ import dataclasses
 import pytest
 import timm
 import torch
+from pretrained_vit import images, teacher
 from torch import nn
 from torch.nn import functional as F
 
@@ -27,24 +28,6 @@ SHORT = ConversionConfig(
     attention_lr=5e-4,
     rest_lr=5e-5,
 )
-
-
-def teacher(classes=10):
-    """A small ViT whose attention is far from uniform."""
-    torch.manual_seed(0)
-    model = timm.create_model("deit_pico", num_classes=classes, img_size=32).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("qkv.weight"):
-                parameter.mul_(6.0)
-            elif name.endswith(("proj.weight", "head.weight")):
-                parameter.mul_(3.0)
-    return model
-
-
-def images(count=64):
-    generator = torch.Generator().manual_seed(3)
-    return list(torch.randn(count, 3, 32, 32, generator=generator).split(8))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
 from castling.cli.parts import (
     add_device,
@@ -38,7 +38,7 @@ def convert(arguments: list[str]) -> int:
     parser = parser_for(
         "convert",
         "turn a pretrained classifier linear: it learns from itself what the new attention lost. "
-        "Images need no labels",
+        "Images need no labels. The same command goes on with a conversion that was interrupted",
     )
     parser.add_argument("model", help="folder of a run or saved model, or a name of timm's")
     parser.add_argument(
@@ -51,6 +51,21 @@ def convert(arguments: list[str]) -> int:
     )
     parser.add_argument(
         "--where", nargs="+", help="layers, by names or patterns, or plan.json (default: all)"
+    )
+    parser.add_argument(
+        "--at_most_ms",
+        type=PositiveFloat,
+        help="keep layers softmax so that a call takes no longer, with as little error as possible",
+    )
+    parser.add_argument(
+        "--at_least_agreement",
+        type=PositiveFloat,
+        metavar="PERCENT",
+        help="or keep as few layers softmax as leave this agreement with the teacher",
+    )
+    parser.add_argument(
+        "--plan",
+        help="of such a budget: plan.json of castling plan (default: measured here, for one image)",
     )
     parser.add_argument("--output", default="converted", help="folder (default: converted)")
     parser.add_argument("--checkpoint", help="a file of weights for a model of timm's")
@@ -74,6 +89,7 @@ def convert(arguments: list[str]) -> int:
     from castling.data.config import LoaderConfig
     from castling.deploy.converting import convert_saved
     from castling.profiling.candidates import read_attention
+    from castling.surgery.plan import load_plan
 
     chosen = {field: getattr(values, field) for field, _, _ in _FIELDS}
     report, folder = convert_saved(
@@ -82,6 +98,11 @@ def convert(arguments: list[str]) -> int:
         read_attention(values.attention),
         values.output,
         where=_where(values.where),
+        at_most_ms=values.at_most_ms,
+        at_least_agreement=None
+        if values.at_least_agreement is None
+        else values.at_least_agreement / 100,
+        plan=None if values.plan is None else load_plan(values.plan),
         checkpoint=values.checkpoint,
         num_classes=values.num_classes,
         config=ConversionConfig(**chosen),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -51,20 +52,37 @@ class Views:
         if not count:
             raise ValueError("there are no images to convert with")
         self._rest: Tensor | None = rest if len(rest) else None
-        self._shares = False
+        #: Batches given since the beginning.
+        self.taken = 0
+
+    def skip(self, batches: int) -> None:
+        """Go on behind as many batches as an interrupted conversion had taken.
+
+        They are read and dropped, unless the images can ``seek`` a batch.
+        """
+        seek = getattr(self.source, "seek", None)
+        if seek is None:
+            for _ in itertools.islice(iter(self), batches):
+                pass
+        else:
+            seek(batches)
+            self._open, self._rest, self.taken = iter(self.source), None, batches
 
     def __iter__(self) -> Iterator[Tensor]:
         """Batches, endlessly."""
         while True:
             if self._rest is not None:
                 batch, self._rest = self._rest, None
+                self.taken += 1
                 yield batch
                 continue
             raw = next(self._open, None)
             if raw is None:
                 self._restart()
                 continue
-            yield self._images(raw)
+            batch = self._images(raw)
+            self.taken += 1
+            yield batch
 
     def _restart(self) -> None:
         """Begin anew, behind the images that are held out."""

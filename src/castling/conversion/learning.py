@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from castling.conversion.images import Views
 
 #: Called with stage, views seen, views in all, loss.
 Progress = Callable[[str, int, int, float], None]
+#: Called after every step with views seen and the optimiser's state when it is asked for.
+AfterStep = Callable[[int, Callable[[], dict[str, Any]]], None]
 
 
 def learn(
@@ -24,8 +27,24 @@ def learn(
     loss_of: Callable[[Tensor, float], Tensor],
     config: ConversionConfig,
     progress: Progress | None,
-) -> int:
-    """AdamW for ``count`` views, warmed up and then a cosine; returns the views it saw.
+    *,
+    seen: int = 0,
+    state: dict[str, Any] | None = None,
+    after_step: AfterStep | None = None,
+) -> None:
+    """AdamW until ``count`` views are seen, warmed up and then a cosine.
+
+    Args:
+        stage: its name.
+        groups: of parameters, with their learning rates.
+        views: images.
+        count: views in all.
+        loss_of: batch and the part that is done -> loss.
+        config: warm-up and clipping.
+        progress: told after every step.
+        seen: views before, where the stage was interrupted.
+        state: of the optimiser then.
+        after_step: see :data:`AfterStep`.
 
     Raises:
         ValueError: a loss that is not finite.
@@ -33,12 +52,12 @@ def learn(
     groups = [group for group in groups if group["params"]]
     optimizer = torch.optim.AdamW(groups)
     rates = [group["lr"] for group in optimizer.param_groups]
+    if state is not None:
+        optimizer.load_state_dict(state)
     parameters = list(itertools.chain(*(group["params"] for group in optimizer.param_groups)))
-    seen = 0
-    for batch in views:
-        if seen >= count:
-            break
-        batch = batch[: count - seen]
+    batches = iter(views)
+    while seen < count:
+        batch = next(batches)[: count - seen]
         done = seen / count
         factor = (
             (done + len(batch) / count) / config.warmup
@@ -60,4 +79,5 @@ def learn(
         seen += len(batch)
         if progress is not None:
             progress(stage, seen, count, float(loss.detach()))
-    return seen
+        if after_step is not None:
+            after_step(seen, optimizer.state_dict)

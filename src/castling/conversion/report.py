@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from castling.conversion.budget import MixedModel
 from castling.surgery.linearize_report import LinearizeReport
 from castling.surgery.switch_report import SwitchReport
 
@@ -50,6 +51,9 @@ class ConversionReport:
         stages: in the order they ran.
         not_fitted: layers that stage 0 left, and why.
         switch: the certificate; None where there was no auxiliary branch.
+        chosen: which layers a budget made linear; None without a budget.
+        curve: choices that were measured for the budget, slowest first.
+        kept: layers that a budget left softmax, and why.
     """
 
     replaced: LinearizeReport
@@ -57,6 +61,9 @@ class ConversionReport:
     stages: list[StageFigures] = dataclasses.field(default_factory=list)
     not_fitted: dict[str, str] = dataclasses.field(default_factory=dict)
     switch: SwitchReport | None = None
+    chosen: MixedModel | None = None
+    curve: list[MixedModel] = dataclasses.field(default_factory=list)
+    kept: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """For a JSON file."""
@@ -67,6 +74,9 @@ class ConversionReport:
             "stages": [dataclasses.asdict(stage) for stage in self.stages],
             "not_fitted": self.not_fitted,
             "switch": None if self.switch is None else self.switch.to_dict(),
+            "chosen": None if self.chosen is None else self.chosen.to_dict(),
+            "curve": [one.to_dict() for one in self.curve],
+            "kept": self.kept,
         }
 
     def __str__(self) -> str:
@@ -87,4 +97,19 @@ class ConversionReport:
             lines.append(f"not solved in closed form: {', '.join(self.not_fitted)}")
         if self.switch is not None:
             lines.append(str(self.switch))
+        lines += self._of_budget()
         return "\n".join(lines)
+
+    def _of_budget(self) -> list[str]:
+        """The curve of a budget, the chosen row marked."""
+        if self.chosen is None:
+            return []
+        lines = [f"{'linear layers':>13}{'ms':>9}{'sum of layer errors':>21}{'agreement':>11}"]
+        for one in self.curve:
+            mark = "  chosen" if one.linear == self.chosen.linear else ""
+            lines.append(
+                f"{len(one.linear):>13}{one.milliseconds:>9.2f}{one.layer_error:>21.3f}"
+                f"{100 * (one.agreement or 0):>9.1f} %{mark}"
+            )
+        lines += [f"{name} stays softmax: {reason}" for name, reason in self.kept.items()]
+        return lines

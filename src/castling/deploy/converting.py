@@ -3,38 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import timm
 import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
-from torch import Tensor, nn
+from torch import nn
 
 from castling.attention import AttentionConfig, TokenMixer
-from castling.conversion import ConversionConfig, ConversionReport, convert
-from castling.data import DataConfig, DataModule, SourceConfig, open_source
+from castling.conversion import Budget, ConversionConfig, ConversionReport, convert
+from castling.data import SourceConfig
 from castling.data.config import LoaderConfig
-from castling.data.transforms.classification import (
-    ClassificationEvalTransform,
-    ClassificationTrainTransform,
-    ClassificationTransformConfig,
-)
+from castling.deploy.conversion_images import ConversionImages, conversion_data
 from castling.models.builder import build_model
 from castling.models.card import CARD, ModelCard
 from castling.models.saved import WEIGHTS, open_model, save_model
 from castling.models.starting_weights import normalisation_of
+from castling.profiling.planning import plan as measure_plan
 from castling.surgery import Where, attention_layers, load_checkpoint
+from castling.surgery.plan import Plan, load_plan
 from castling.surgery.self_description import attention_arguments
-from castling.tasks.normalize import Normalize
 from castling.utils.files import refuse_existing, write_json
 
 #: What the conversion measured, beside the converted model.
 REPORT = "conversion.json"
-#: Share of an image's area that a random part keeps.
-_SCALE = (0.35, 1.0)
+#: Where an interrupted conversion stands; removed at the end.
+STATE = "conversion.ckpt"
+#: The measured milliseconds that a budget was kept by.
+PLAN = "plan.json"
 
 
 def convert_saved(
@@ -44,6 +42,9 @@ def convert_saved(
     output: str | os.PathLike[str],
     *,
     where: Where | None = None,
+    at_most_ms: float | None = None,
+    at_least_agreement: float | None = None,
+    plan: Plan | None = None,
     checkpoint: str | None = None,
     num_classes: int | None = None,
     config: ConversionConfig | None = None,
@@ -56,7 +57,8 @@ def convert_saved(
     """Convert a pretrained classifier and save it so that every verb opens it.
 
     Training images are cut and mirrored at random; validation images, or a tenth of the others
-    where there are none, are held out for the report. Labels are not looked at.
+    where there are none, are held out for the report. Labels are not looked at. An interrupted
+    conversion goes on where it stood when it is called again with the same arguments.
 
     Args:
         model: folder of a run or of a saved model, or a name of timm's, whose pretrained weights
@@ -65,6 +67,10 @@ def convert_saved(
         attention: the new attention.
         output: folder of the converted model.
         where: which layers, as for :func:`castling.linearize_`.
+        at_most_ms: budget of a call in milliseconds; layers stay softmax as
+            :class:`castling.conversion.Budget` says.
+        at_least_agreement: or, of agreement with the teacher, a part of 1.
+        plan: for a budget; None measures one here, for one image of the model's size.
         checkpoint: weights for a model of timm's.
         num_classes: of a model of timm's; None takes its own.
         config: of the stages.
@@ -75,7 +81,8 @@ def convert_saved(
         progress: called with a line now and then.
 
     Returns:
-        What was measured, and the folder written: the saved model and ``conversion.json``.
+        What was measured, and the folder written: the saved model, ``conversion.json``, and with a
+        budget ``plan.json``.
 
     Raises:
         FileNotFoundError: no images, no weights.
@@ -84,23 +91,34 @@ def convert_saved(
             :func:`castling.convert` refuses.
     """
     folder = Path(output)
+    budgeted = at_most_ms is not None or at_least_agreement is not None
+    if plan is not None and not budgeted:
+        raise ValueError("a plan without a budget is given as where")
     refuse_existing((folder / name for name in (WEIGHTS, CARD, REPORT)), overwrite)
     config, loader = config or ConversionConfig(), loader or LoaderConfig(batch_size=32)
     teacher, card = _teacher(model, checkpoint, num_classes)
-    images = _images(card, source, loader, seed)
+    images = conversion_data(card, source, loader, seed)
     held_out = min(config.held_out, images.sizes["val"])
     config = dataclasses.replace(config, held_out=held_out)
     progress(
         f"{model}: {images.sizes['train']:,} images to learn from, {held_out} held out for the "
         "report"
     )
+    teacher = teacher.to(device)
+    budget = None
+    if budgeted:
+        plan = plan or _plan(teacher, attention, card, folder, progress)
+        plan.save(folder / PLAN)
+        budget = Budget(plan=plan, milliseconds=at_most_ms, agreement=at_least_agreement)
     torch.manual_seed(seed)
     student, report = convert(
-        teacher.to(device),
-        _batches(images, card, held_out, device),
+        teacher,
+        ConversionImages(images, card, held_out, device),
         attention,
         where,
         config,
+        budget=budget,
+        state=folder / STATE,
         progress=_lines(progress),
     )
     # As the student is: layers of the teacher may have been converted before.
@@ -160,6 +178,25 @@ def _teacher(
     )
 
 
+def _plan(
+    teacher: nn.Module,
+    attention: AttentionConfig,
+    card: ModelCard,
+    folder: Path,
+    progress: Callable[[str], None],
+) -> Plan:
+    """Measured here; that of an interrupted conversion, whose choices were made by it."""
+    if (folder / STATE).is_file() and (folder / PLAN).is_file():
+        return load_plan(folder / PLAN)
+    size = card.preprocessing["image_size"]
+    device = next(teacher.parameters()).device
+    found = measure_plan(
+        teacher, attention, image_size=size if isinstance(size, int) else tuple(size), device=device
+    )
+    progress(str(found))
+    return found
+
+
 def _class_names(model: nn.Module) -> list[str]:
     """ImageNet's where the model has them, else numbers."""
     count = int(getattr(model, "num_classes", 0))
@@ -169,53 +206,6 @@ def _class_names(model: nn.Module) -> list[str]:
         if len(set(names)) == count:
             return list(names)
     return [f"class {i}" for i in range(count)]
-
-
-def _images(card: ModelCard, source: SourceConfig, loader: LoaderConfig, seed: int) -> DataModule:
-    """Training images cut at random, validation images as the model was evaluated."""
-    values = card.preprocessing
-    kept = {
-        key: values[key] for key in ("interpolation", "crop_fraction", "eval_crop") if key in values
-    }
-    size = values["image_size"]
-    transform = ClassificationTransformConfig(
-        image_size=size if isinstance(size, int) else tuple(size),
-        mean=tuple(values["mean"]),
-        std=tuple(values["std"]),
-        crop="resized",
-        scale=_SCALE,
-        **kept,
-    )
-    opened = open_source(source)
-    if opened.info.kind not in ("unlabelled", "classification"):
-        raise ValueError(
-            f"the source {source.name} is of {opened.info.kind}: give a folder or zip file, whose "
-            "images are taken without labels"
-        )
-    return DataModule(
-        opened,
-        DataConfig(source=source, transform=transform, loader=loader),
-        ClassificationTrainTransform(transform, opened.info),
-        ClassificationEvalTransform(transform),
-        seed=seed,
-        read=("train", "val"),
-    )
-
-
-def _batches(images: DataModule, card: ModelCard, held_out: int, device: str) -> Iterator[Tensor]:
-    """Normalised batches: the images to hold out, then training images for ever."""
-    normalize = Normalize(card.preprocessing["mean"], card.preprocessing["std"]).to(device)
-    count = held_out
-    for batch in images.loader("val"):
-        yield normalize(batch.images[:count].to(device))
-        count -= len(batch.images)
-        if count <= 0:
-            break
-    training = images.loader("train", training=True)
-    for epoch in itertools.count():
-        training.sampler.set_epoch(epoch)
-        for batch in training:
-            yield normalize(batch.images.to(device))
 
 
 def _lines(progress: Callable[[str], None]) -> Callable[[str, int, int, float], None]:
