@@ -1,32 +1,37 @@
-"""A public softmax ViT turned linear by ``castling.convert``: every attention on one small budget.
+"""A public softmax ViT turned linear by ``castling convert``: every attention on one small budget.
 
 The teacher is a ViT-Ti/16 fine-tuned on Tiny-ImageNet-200. Each row replaces the softmax of all its
-layers, or of those that ``--keep`` does not name, and learns from the training images without their
-labels; the figures are of validation images that no stage saw. Writes
-``results/study_conversion.json`` and ``.md``; rows that earlier calls wrote with the same budget
-stay. Half an hour a row on one core at the default budget.
+layers, or of those that ``--keep`` does not number, and learns from the training images without
+their labels. Top-1 and agreement at the end are of all validation images; those of the stages are
+of ``--held_out`` of them. No stage learns from either. Writes ``results/study_conversion.json`` and
+``.md``; rows that earlier calls wrote stay, finished models are kept, interrupted conversions go
+on. Half an hour a row on one core at the default lengths.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import time
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
-from torchvision.transforms import InterpolationMode, v2
 
 import castling
 from castling.attention import AttentionConfig
-from castling.conversion import ConversionConfig, convert
-from castling.data import open_source
+from castling.conversion import ConversionConfig
+from castling.data.config import LoaderConfig
 from castling.data.sources.folder import FolderConfig
+from castling.deploy.conversion_images import conversion_data
+from castling.deploy.converting import REPORT, convert_saved
+from castling.models.card import ModelCard
+from castling.models.saved import open_model, save_model
 from castling.profiling.machine import machine_facts
+from castling.tasks.normalize import Normalize
+from castling.utils.files import write_json
 from studies import HERE, read_study, write_study
 
 NAME = "study_conversion"
@@ -35,6 +40,10 @@ MEAN = castling.LinearAngular(constant="mean", normalize="rowsum")
 ROWS: dict[str, tuple[str, AttentionConfig]] = {
     "relu": ("ReLU", castling.ReLULinear()),
     "relu_grid2d": ("ReLU, 3×3 residual", castling.ReLULinear(local="grid2d")),
+    "relu_castling": (
+        "ReLU, residual and auxiliary",
+        castling.ReLULinear(local="grid2d", auxiliary=castling.MaskedSoftmax()),
+    ),
     "taylor": ("exact Taylor, raw scores", TAYLOR),
     "taylor_grid2d": (
         "exact Taylor, raw scores, 3×3 residual",
@@ -55,109 +64,78 @@ ROWS: dict[str, tuple[str, AttentionConfig]] = {
 }
 
 
-class Images:
-    """Images of Tiny-ImageNet at 224 px, as the teacher was trained on them.
-
-    Args:
-        data: zip file or folder.
-        split: ``train`` or ``val``.
-        train: crop and flip at random, keyed by seed and epoch; else resize to 256 and crop.
-        count: of images, evenly spread; 0 takes all.
-    """
-
-    def __init__(self, data: str, split: str, *, train: bool, count: int, seed: int = 0) -> None:
-        self.source = open_source(FolderConfig(path=data))
-        self.split, self.train, self.seed, self.epoch = split, train, seed, 0
-        total = self.source.info.splits[split]
-        self.order = torch.arange(total)
-        if count:
-            self.order = self.order[:: max(total // count, 1)][:count]
-        crop = (
-            [v2.RandomResizedCrop(224, (0.35, 1.0), interpolation=InterpolationMode.BICUBIC)]
-            if train
-            else [v2.Resize(256, InterpolationMode.BICUBIC), v2.CenterCrop(224)]
+def save_teacher(weights: str, folder: Path) -> Path:
+    """The public ViT-Ti as a saved model, with the images that it was fine-tuned on."""
+    if not (folder / "model.json").exists():
+        model = castling.create_model("vit_tiny_patch16_224", num_classes=200)
+        castling.load_checkpoint(model, weights)
+        card = ModelCard(
+            name="vit_tiny_patch16_224",
+            classes=[f"class {i}" for i in range(200)],
+            preprocessing={
+                "image_size": [224, 224],
+                "mean": [0.5] * 3,
+                "std": [0.5] * 3,
+                "interpolation": "bicubic",
+                "crop_fraction": 0.875,
+            },
+            kwargs={"num_classes": 200},
         )
-        flip = [v2.RandomHorizontalFlip()] if train else []
-        norm = [v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.5] * 3)]
-        self.steps = v2.Compose([*crop, *flip, *norm])
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of 32 with labels; a training split in a new order each time."""
-        order = self.order
-        if self.train:
-            generator = torch.Generator().manual_seed(self.seed * 1000 + self.epoch)
-            torch.manual_seed(self.seed * 1000 + self.epoch)
-            order = order[torch.randperm(len(order), generator=generator)]
-            self.epoch += 1
-        for indices in order.split(32):
-            samples = [self.source.sample(self.split, int(i)) for i in indices]
-            labels = torch.stack([torch.as_tensor(s.target["label"]) for s in samples])
-            yield torch.stack([self.steps(s.image) for s in samples]), labels
+        save_model(model, folder, card)
+    return folder
 
 
-def load_teacher(weights: str) -> nn.Module:
-    """The public ViT-Ti."""
-    model = timm.create_model("vit_tiny_patch16_224", num_classes=200)
-    castling.load_checkpoint(model, weights)
-    return model.eval()
-
-
-def scores(model: nn.Module, images: Images) -> tuple[Tensor, Tensor]:
-    """Chosen classes and labels of all images."""
+@torch.inference_mode()
+def scores(folder: Path, data: str) -> tuple[Tensor, Tensor]:
+    """Chosen classes and labels of all validation images; found once."""
+    found = folder / "choices.json"
+    if found.exists():
+        chosen, labels = json.loads(found.read_text(encoding="utf-8"))
+        return torch.tensor(chosen), torch.tensor(labels)
+    model, card = open_model(folder)
+    images = conversion_data(card, FolderConfig(path=data), LoaderConfig(batch_size=50), seed=0)
+    normalize: nn.Module = Normalize(card.preprocessing["mean"], card.preprocessing["std"])
     chosen, labels = [], []
-    with torch.inference_mode():
-        for batch, label in images:
-            chosen.append(model(batch).argmax(dim=1))
-            labels.append(label)
+    for batch in images.loader("val"):
+        chosen.append(model(normalize(batch.images)).argmax(dim=1))
+        labels.append(torch.as_tensor(batch.targets["label"]))
+    write_json(found, [torch.cat(each).tolist() for each in (chosen, labels)])
     return torch.cat(chosen), torch.cat(labels)
 
 
 def row_of(
-    options: argparse.Namespace, name: str, teacher: nn.Module, config: ConversionConfig
+    options: argparse.Namespace, name: str, folder: Path, config: ConversionConfig
 ) -> dict[str, Any]:
-    """One attention converted; figures after every stage, accuracy at the end."""
+    """One attention converted; figures after every stage, and of all validation images."""
     label, attention = ROWS[name]
-    torch.manual_seed(options.seed)
-    layers = [f"blocks.{i}.attn" for i in range(12) if i not in options.keep]
-    start = time.perf_counter()
-    # Batches held out for the report come from the validation images: the training images are
-    # drawn in a new order each time.
-    student, report = convert(
-        teacher,
-        _Behind(
-            Images(options.data, "val", train=False, count=config.held_out),
-            Images(options.data, "train", train=True, count=0, seed=options.seed),
-        ),
-        attention,
-        layers,
-        config,
-    )
-    seconds = time.perf_counter() - start
-    own, labels = scores(student, options.test)
+    if not (folder / REPORT).exists():
+        convert_saved(
+            str(options.runs / "teacher"),
+            FolderConfig(path=options.data),
+            attention,
+            folder,
+            where=[f"blocks.{i}.attn" for i in range(12) if i not in options.keep],
+            config=config,
+            loader=LoaderConfig(batch_size=32),
+            seed=options.seed,
+            progress=lambda text: print(text, flush=True),
+        )
+    report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    own, labels = scores(folder, options.data)
     chosen, _ = options.teacher_scores
-    print(report, flush=True)
     return {
         "label": label,
         "softmax_layers": sorted(options.keep),
+        "views": [config.closed_form_images, config.layer_views, config.model_views],
+        "rates": [config.attention_lr, config.rest_lr],
         "seed": options.seed,
-        "seconds": round(seconds),
+        "machine": machine_facts(torch.device("cpu"))["device"],
+        "seconds": round(sum(stage["seconds"] for stage in report["stages"])),
         "top1": 100 * float((own == labels).float().mean()),
         "agreement": 100 * float((own == chosen).float().mean()),
         "teacher_top1": 100 * float((chosen == labels).float().mean()),
-        "stages": report.to_dict()["stages"],
+        "stages": report["stages"],
     }
-
-
-class _Behind:
-    """Validation images first, once; training images after them, for ever."""
-
-    def __init__(self, first: Images, then: Images) -> None:
-        self.first, self.then = first, then
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        yield from self.first
-        while True:
-            yield from self.then
 
 
 def table(study: Mapping[str, Any]) -> str:
@@ -165,14 +143,14 @@ def table(study: Mapping[str, Any]) -> str:
     stages = ("replaced", "closed form", "layer by layer", "end to end")
     errors = [f"layer error: {stage}" for stage in stages[:3]]
     agreements = [f"agreement: {stage}" for stage in stages]
-    head = ["attention", "softmax layers", "seed", *errors, *agreements]
-    head += ["top-1", "of the teacher's", "minutes"]
+    head = ["attention", "softmax layers", "views", "seed", *errors, *agreements]
+    head += ["top-1", "of the teacher's", "agreement at the end", "minutes"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in study["rows"].values():
         found = {stage["stage"]: stage for stage in row["stages"]}
         kept = ", ".join(map(str, row["softmax_layers"])) or "none"
         cells = [
-            *(row["label"], kept, str(row["seed"])),
+            *(row["label"], kept, f"{sum(row['views']):,}", str(row["seed"])),
             *(
                 f"{_mean(found[name]['layer_errors']):.3f}" if name in found else "–"
                 for name in stages[:3]
@@ -180,6 +158,7 @@ def table(study: Mapping[str, Any]) -> str:
             *(f"{100 * found[name]['agreement']:.1f}" if name in found else "–" for name in stages),
             f"{row['top1']:.1f}",
             f"{100 * row['top1'] / row['teacher_top1']:.1f} %",
+            f"{row['agreement']:.1f}",
             f"{row['seconds'] / 60:.0f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -200,10 +179,12 @@ def main() -> None:
     parser.add_argument("--closed_form_images", type=int, default=256)
     parser.add_argument("--layer_views", type=int, default=6000)
     parser.add_argument("--model_views", type=int, default=6000)
+    parser.add_argument("--attention_lr", type=float, default=ConversionConfig.attention_lr)
+    parser.add_argument("--rest_lr", type=float, default=ConversionConfig.rest_lr)
     parser.add_argument("--held_out", type=int, default=256)
-    parser.add_argument("--test", type=int, default=1000, help="validation images for top-1")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--runs", type=Path, default=Path("runs") / NAME)
     parser.add_argument("--results", type=Path, default=HERE / "results")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -211,25 +192,23 @@ def main() -> None:
         closed_form_images=options.closed_form_images,
         layer_views=options.layer_views,
         model_views=options.model_views,
+        attention_lr=options.attention_lr,
+        rest_lr=options.rest_lr,
         held_out=options.held_out,
     )
     path = options.results / f"{NAME}.json"
     study = read_study(
         path,
         f"python benchmarks/{NAME}.py --data tinyimagenet200.zip --weights "
-        "vit_tiny_patch16_224.tinyimagenet200.safetensors "
-        f"--closed_form_images {config.closed_form_images} --layer_views {config.layer_views} "
-        f"--model_views {config.model_views} --test {options.test}",
+        "vit_tiny_patch16_224.tinyimagenet200.safetensors",
     )
-    study["config"] = dataclasses.asdict(config)
-    study["machine"] = machine_facts(torch.device("cpu"))["device"]
-    teacher = load_teacher(options.weights)
-    options.test = Images(options.data, "val", train=False, count=options.test)
-    options.teacher_scores = scores(teacher, options.test)
+    options.teacher_scores = scores(
+        save_teacher(options.weights, options.runs / "teacher"), options.data
+    )
     for name in options.rows:
         kept = "-".join(map(str, sorted(options.keep))) or "none"
-        key = f"{name}-{kept}-seed{options.seed}"
-        study["rows"][key] = row_of(options, name, teacher, config)
+        key = f"{name}-{kept}-{config.layer_views}-{config.model_views}-seed{options.seed}"
+        study["rows"][key] = row_of(options, name, options.runs / key, config)
         order = sorted(study["rows"], key=lambda k: list(ROWS).index(k.partition("-")[0]))
         write_study(path, study, order, table)
 

@@ -25,6 +25,8 @@ SECTIONS = {
     "export": "Export",
     "deploy": "Use a trained model",
 }
+#: Floors whose own public names the page has too: what those of the package take and return.
+WHOLE = ("conversion",)
 #: Module to the names that an extension implements or calls.
 INTERFACES = {
     "A kernel": {
@@ -92,6 +94,12 @@ def python_page() -> str:
         if others:
             lines.append(f"Also available as {', '.join(others)}.\n")
         sections[SECTIONS[where.split(".")[1]]] += lines
+    for floor in WHOLE:
+        package = importlib.import_module(f"castling.{floor}")
+        for name in package.__all__:
+            if identifier(getattr(package, name)) not in names:
+                heading = f"castling.{floor}.{name}"
+                sections[SECTIONS[floor]] += directive(getattr(package, name), heading)
     lines = [
         "# Python\n",
         "Everything that `import castling` offers. A trailing underscore means: ",

@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -204,7 +205,15 @@ def test_the_version_stands_in_one_place():
     assert f"## [{project['version']}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
-def test_the_conversion_page_runs_as_it_stands(capsys):
+def test_the_conversion_page_runs_as_it_stands(capsys, monkeypatch):
+    measure = castling.plan
+
+    def twice_as_fast(*arguments, **options):
+        plan = measure(*arguments, **options, rounds=1, verify=False)
+        halved = [replace(layer, linear_ms=layer.softmax_ms / 2) for layer in plan.layers]
+        return replace(plan, layers=tuple(halved))
+
+    monkeypatch.setattr(castling, "plan", twice_as_fast)  # how fast this machine is does not matter
     scope = {}
     for _, code in blocks(DOCS / "tasks" / "conversion.md", "python"):
         # The same lines on a model of this suite's size.
@@ -212,3 +221,4 @@ def test_the_conversion_page_runs_as_it_stands(capsys):
         exec(small, scope)
     assert "end to end" in capsys.readouterr().out
     assert scope["report"].stages[-1].agreement is None
+    assert scope["budget"].agreement == 0.5
