@@ -107,6 +107,58 @@ def test_a_branch_is_switched_away(tmp_path, photos):
     assert not castling.attention.auxiliaries(model)
 
 
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [("semantic_fpn/deit_pico", "segmentation"), ("retinanet/deit_pico", "detection")],
+)
+def test_the_head_of_a_dense_model_is_kept(tmp_path, photos, capsys, name, task):
+    torch.manual_seed(0)
+    model = castling.create_model(name, num_classes=3, img_size=[32, 64]).eval()
+    card = ModelCard(
+        name=name,
+        classes=["a", "b", "c"],
+        preprocessing={"image_size": [32, 64], "mean": [0.5] * 3, "std": [0.5] * 3},
+        task={"name": task},
+        head={"name": name.partition("/")[0]},
+        kwargs={"num_classes": 3, "img_size": [32, 64]},
+    )
+    save_model(model, tmp_path / "teacher", card)
+    output = tmp_path / "linear"
+    order = ["convert", str(tmp_path / "teacher"), "--data", str(photos), *SHORT]
+    attention = "relu_linear:local=grid2d,auxiliary={}"
+    assert run([*order, "--attention", attention, "--output", str(output)]) == 0
+    capsys.readouterr()
+    student, card = open_model(output)
+    values = student.state_dict()
+    for key, value in model.state_dict().items():
+        if not key.startswith("backbone."):
+            assert torch.equal(values[key], value), key
+    (key,) = (key for key in values if key.endswith("blocks.0.attn.qkv.weight"))
+    assert not torch.equal(values[key], model.state_dict()[key])
+    layers = castling.surgery.attention_layers(student)
+    assert all(layer.config.name == "relu_linear" for layer in layers.values())
+    assert card.switched
+    report = json.loads((output / "conversion.json").read_text())
+    assert report["stages"][-1]["agreement"] is None
+    # The report's cosine is that of the feature maps on the images held out.
+    assert 0 < report["stages"][-1]["cosine"] <= 1
+    assert run(["predict", str(output), str(photos / "0" / "0.png")]) == 0
+
+
+def test_features_of_all_levels_count():
+    torch.manual_seed(0)
+    model = castling.create_model(
+        "semantic_fpn/qt_vit_pico", num_classes=3, head={"strides": [2, 4, 8]}
+    ).eval()
+    batch = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        maps = converting.feature_maps(model, batch)
+        wanted = model.backbone(batch)
+    assert len(maps) == len(wanted) > 1
+    for tokens, each in zip(maps, wanted, strict=True):
+        assert torch.equal(tokens.transpose(1, 2).reshape(each.shape), each)
+
+
 def test_a_model_of_timm_with_weights(tmp_path, photos, capsys):
     model = timm.create_model("deit_pico", num_classes=5)
     save_file(model.state_dict(), tmp_path / "weights.safetensors")
@@ -133,8 +185,8 @@ def test_what_cannot_be_converted_is_refused_before_any_work(tmp_path, photos, c
     assert "of its own" in refused(teacher, *data, "--num_classes", "7")
     assert "matches no attention" in refused(teacher, *data, "--where", "layers.0")
     assert "must not be negative" in refused(teacher, *data, "--layer_lr", "-1")
-    segmenter = saved(tmp_path / "segmenter", task={"name": "segmentation"})
-    assert "this converts classifiers" in refused(str(segmenter), *data)
+    encoder = saved(tmp_path / "encoder", task={"name": "pretraining"})
+    assert "this converts classifiers, detectors" in refused(str(encoder), *data)
     assert "is of detection" in refused(teacher, "--data", "digit_scenes")
     empty = tmp_path / "empty"
     empty.mkdir()

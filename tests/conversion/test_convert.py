@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import castling
 from castling import tap
 from castling.attention import auxiliaries
-from castling.conversion import ConversionConfig, convert
+from castling.conversion import ConversionConfig, convert, stages
 from castling.conversion.images import Views
 from castling.conversion.layers import layer_errors, solve_projections
 from castling.surgery.hosts import HostAttention
@@ -347,3 +347,34 @@ def test_the_switch_compares_what_the_stages_compare():
         compared=lambda model, batch: model.forward_features(batch),
     )
     assert report.switch.agreement is None  # features have no classes
+
+
+def test_several_outputs_are_averaged():
+    def two(model, batch):
+        tokens = model.forward_features(batch)
+        return [tokens, 3 * tokens[..., :7]]
+
+    student, report = convert(teacher(), images(), "relu_linear", config=SHORT, compared=two)
+    batch = images()[0]
+    with torch.no_grad():
+        pairs = zip(two(student, batch), two(teacher(), batch), strict=True)
+        figures = [
+            (
+                F.cosine_similarity(a, b, dim=-1).mean(),
+                ((a - b).flatten(1).norm(dim=1) / b.flatten(1).norm(dim=1)).mean(),
+            )
+            for a, b in pairs
+        ]
+    assert report.stages[-1].cosine == pytest.approx(sum(float(c) for c, _ in figures) / 2)
+    assert report.stages[-1].output_error == pytest.approx(sum(float(e) for _, e in figures) / 2)
+    assert report.stages[-1].agreement is None
+
+
+def test_a_branch_closes_evenly_over_both_stages():
+    attention = castling.ReLULinear(auxiliary=castling.MaskedSoftmax(schedule="ramp"))
+    config = dataclasses.replace(SHORT, layer_views=32, model_views=96, closed_form_images=0)
+    seen, original = [], stages.set_progress
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "set_progress", lambda m, p: (seen.append(p), original(m, p)))
+        convert(teacher(), images(), attention, config=config)
+    assert seen == [1.0, *(i / 16 for i in range(4)), 1.0, *(i / 16 for i in range(4, 16)), 1.0]

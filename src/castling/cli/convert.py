@@ -14,6 +14,7 @@ from castling.cli.parts import (
     device_of,
     parser_for,
     progress_of,
+    read_size,
     show,
     source_of,
 )
@@ -37,8 +38,9 @@ def convert(arguments: list[str]) -> int:
 
     parser = parser_for(
         "convert",
-        "turn a pretrained classifier linear: it learns from itself what the new attention lost. "
-        "Images need no labels. The same command goes on with a conversion that was interrupted",
+        "turn a pretrained classifier, detector or segmenter linear: it learns from itself what "
+        "the new attention lost. Images need no labels. The same command goes on with a "
+        "conversion that was interrupted",
     )
     parser.add_argument("model", help="folder of a run or saved model, or a name of timm's")
     parser.add_argument(
@@ -70,6 +72,9 @@ def convert(arguments: list[str]) -> int:
     parser.add_argument("--output", default="converted", help="folder (default: converted)")
     parser.add_argument("--checkpoint", help="a file of weights for a model of timm's")
     parser.add_argument("--num_classes", type=PositiveInt, help="of a model of timm's")
+    parser.add_argument(
+        "--size", help="HEIGHTxWIDTH or a side of the images to learn from (default: the model's)"
+    )
     for field, kind, what in _FIELDS:
         default = getattr(ConversionConfig, field)
         parser.add_argument(
@@ -105,6 +110,7 @@ def convert(arguments: list[str]) -> int:
         plan=None if values.plan is None else load_plan(values.plan),
         checkpoint=values.checkpoint,
         num_classes=values.num_classes,
+        size=None if values.size is None else read_size(values.size),
         config=ConversionConfig(**chosen),
         loader=LoaderConfig(batch_size=values.batch_size, workers=values.workers),
         device=device_of(values),

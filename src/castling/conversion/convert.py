@@ -20,11 +20,11 @@ from castling.conversion.budget import Budget, choose
 from castling.conversion.config import ConversionConfig
 from castling.conversion.images import Images, Views
 from castling.conversion.learning import Progress
-from castling.conversion.outputs import OutputOf, has_classes, model_output
+from castling.conversion.outputs import OutputOf, has_classes, model_output, tensors_of
 from castling.conversion.report import ConversionReport
 from castling.conversion.stages import Stages
 from castling.conversion.state import StateFile, fingerprint
-from castling.surgery.compared import ModelOutputs
+from castling.surgery.compared import ModelOutputs, named_tensors
 from castling.surgery.linearize import linearize_
 from castling.surgery.linearize_report import LinearizeReport
 from castling.surgery.selection import Attention, Where, convertible, owner_of
@@ -62,8 +62,9 @@ def convert(
         config: lengths and learning rates.
         budget: keeps some layers softmax instead of ``where``: all layers that gain from it learn
             their teacher's outputs, then the best choice within the budget goes on.
-        compared: calls a model on images and returns the tensor that stage 2 and the report
-            compare; None takes the model's output.
+        compared: calls a model on images and returns what stage 2 and the report compare: a
+            tensor (B, …, C), or several, such as the features that a head reads. None takes the
+            model's output.
         tolerance: of the switch.
         state: a file, written as it goes and removed at the end. Where it is there, the conversion
             goes on from it: with the same arguments and the same images in the same order, to the
@@ -104,7 +105,8 @@ def convert(
     teacher = copy.deepcopy(model).eval().requires_grad_(False)
     with torch.no_grad():
         first, second = (compared(teacher, views.held_out[0]) for _ in range(2))
-    if not torch.allclose(first, second, rtol=1e-3, atol=1e-4):
+    pairs = zip(tensors_of(first), tensors_of(second), strict=True)
+    if not all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in pairs):
         raise ValueError(
             f"{type(model).__name__} answers the same images differently each time, as a model "
             "that hides patches at random does: convert the model that is used without that"
@@ -220,11 +222,11 @@ def _silence_residual(layer: nn.Module) -> None:
 
 
 class _ComparedOutputs(ModelOutputs):
-    """What the switch compares: the same tensor as the stages."""
+    """What the switch compares: the same as the stages."""
 
     def __init__(self, compared: OutputOf) -> None:
         self.compared = compared
 
     def raw_outputs(self, model: nn.Module, images: Tensor) -> dict[str, Tensor]:
         """See :class:`ModelOutputs`."""
-        return {"": self.compared(model, images)}
+        return named_tensors(self.compared(model, images))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,8 +12,13 @@ from torch.nn import functional as F
 from castling.conversion.config import ConversionConfig
 from castling.surgery.transformers_save import is_of_transformers
 
-#: Calls a model on images and returns the tensor that counts.
-OutputOf = Callable[[nn.Module, Tensor], Tensor]
+#: Calls a model on images and returns what counts: a tensor, or several, channels last.
+OutputOf = Callable[[nn.Module, Tensor], Tensor | Sequence[Tensor]]
+
+
+def tensors_of(output: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    """What :data:`OutputOf` returns, as a list."""
+    return [output] if isinstance(output, Tensor) else list(output)
 
 
 def model_output(model: nn.Module, images: Tensor) -> Tensor:
@@ -34,18 +39,30 @@ def model_output(model: nn.Module, images: Tensor) -> Tensor:
     )
 
 
-def has_classes(model: nn.Module, output: Tensor) -> bool:
+def has_classes(model: nn.Module, output: Tensor | Sequence[Tensor]) -> bool:
     """Whether an output (B, K) is scores of classes rather than a feature vector."""
-    if output.dim() != 2:
+    if not isinstance(output, Tensor) or output.dim() != 2:
         return False
     if is_of_transformers(model):
         return "Classification" in type(model).__name__
     return bool(getattr(model, "num_classes", 0))
 
 
-def output_loss(student: Tensor, teacher: Tensor, logits: bool, config: ConversionConfig) -> Tensor:
-    """τ²·KL(teacher ‖ student) of logits; 1 − cosine + 0.1 smooth L1 of features."""
-    student, teacher = student.float(), teacher.float()
+def output_loss(
+    student: Tensor | Sequence[Tensor],
+    teacher: Tensor | Sequence[Tensor],
+    logits: bool,
+    config: ConversionConfig,
+) -> Tensor:
+    """τ²·KL(teacher ‖ student) of logits; 1 − cosine + 0.1 smooth L1 of features.
+
+    Of several tensors the mean.
+    """
+    pairs = zip(tensors_of(student), tensors_of(teacher), strict=True)
+    return torch.stack([_loss(a.float(), b.float(), logits, config) for a, b in pairs]).mean()
+
+
+def _loss(student: Tensor, teacher: Tensor, logits: bool, config: ConversionConfig) -> Tensor:
     if logits:
         t = config.temperature
         return (
@@ -65,16 +82,22 @@ def output_loss(student: Tensor, teacher: Tensor, logits: bool, config: Conversi
 def compare_outputs(
     student: nn.Module, teacher: nn.Module, batches: list[Tensor], compared: OutputOf, logits: bool
 ) -> tuple[float, float | None, float]:
-    """Output error, agreement and cosine, as :class:`castling.conversion.StageFigures` has them."""
+    """Output error, agreement and cosine, as :class:`castling.conversion.StageFigures` has them.
+
+    Errors and cosines of several tensors are averaged.
+    """
     errors, same, cosines, count = 0.0, 0.0, 0.0, 0
     with torch.no_grad():
         for images in batches:
-            own, wanted = (compared(m, images).float() for m in (student, teacher))
-            difference = (own - wanted).flatten(1).norm(dim=1)
-            errors += float((difference / wanted.flatten(1).norm(dim=1)).sum())
-            cosine = F.cosine_similarity(own, wanted, dim=-1).reshape(len(images), -1).mean(dim=1)
-            cosines += float(cosine.sum())
-            if logits:
-                same += float((own.argmax(dim=-1) == wanted.argmax(dim=-1)).sum())
+            both = [tensors_of(compared(m, images)) for m in (student, teacher)]
             count += len(images)
+            for own, wanted in zip(*both, strict=True):
+                own, wanted = own.float(), wanted.float()
+                part = 1 / len(both[0])
+                difference = (own - wanted).flatten(1).norm(dim=1)
+                errors += part * float((difference / wanted.flatten(1).norm(dim=1)).sum())
+                cosine = F.cosine_similarity(own, wanted, dim=-1).reshape(len(images), -1)
+                cosines += part * float(cosine.mean(dim=1).sum())
+                if logits:
+                    same += part * float((own.argmax(dim=-1) == wanted.argmax(dim=-1)).sum())
     return errors / count, same / count if logits else None, cosines / count

@@ -21,17 +21,34 @@ from castling.tasks.normalize import Normalize
 _SCALE = (0.35, 1.0)
 
 
+def image_size_of(card: ModelCard) -> tuple[int, int]:
+    """(height, width) in pixels that a model was trained at."""
+    size = card.preprocessing["image_size"]
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
 def conversion_data(
-    card: ModelCard, source: SourceConfig, loader: LoaderConfig, seed: int
+    card: ModelCard,
+    source: SourceConfig,
+    loader: LoaderConfig,
+    seed: int,
+    size: tuple[int, int] | None = None,
 ) -> DataModule:
-    """Training images cut at random, validation images as the model was evaluated."""
+    """Training images cut at random, validation images cut from the middle.
+
+    Args:
+        card: of the model, with size and normalisation of its images.
+        source: of the images; labels are not looked at.
+        loader: batches and processes.
+        seed: of order and random parts.
+        size: (height, width) in pixels; None takes the model's.
+    """
     values = card.preprocessing
     kept = {
         key: values[key] for key in ("interpolation", "crop_fraction", "eval_crop") if key in values
     }
-    size = values["image_size"]
     transform = ClassificationTransformConfig(
-        image_size=size if isinstance(size, int) else tuple(size),
+        image_size=size or image_size_of(card),
         mean=tuple(values["mean"]),
         std=tuple(values["std"]),
         crop="resized",

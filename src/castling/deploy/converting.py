@@ -10,13 +10,14 @@ from pathlib import Path
 import timm
 import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
-from torch import nn
+from torch import Tensor, nn
 
 from castling.attention import AttentionConfig, TokenMixer
 from castling.conversion import Budget, ConversionConfig, ConversionReport, convert
 from castling.data import SourceConfig
 from castling.data.config import LoaderConfig
-from castling.deploy.conversion_images import ConversionImages, conversion_data
+from castling.deploy.conversion_images import ConversionImages, conversion_data, image_size_of
+from castling.models.backbone import Backbone
 from castling.models.builder import build_model
 from castling.models.card import CARD, ModelCard
 from castling.models.saved import WEIGHTS, open_model, save_model
@@ -25,6 +26,7 @@ from castling.profiling.planning import plan as measure_plan
 from castling.surgery import Where, attention_layers, load_checkpoint
 from castling.surgery.plan import Plan, load_plan
 from castling.surgery.self_description import attention_arguments
+from castling.tasks import task_from_card
 from castling.utils.files import refuse_existing, write_json
 
 #: What the conversion measured, beside the converted model.
@@ -47,6 +49,7 @@ def convert_saved(
     plan: Plan | None = None,
     checkpoint: str | None = None,
     num_classes: int | None = None,
+    size: tuple[int, int] | None = None,
     config: ConversionConfig | None = None,
     loader: LoaderConfig | None = None,
     device: str = "cpu",
@@ -54,11 +57,13 @@ def convert_saved(
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda text: None,
 ) -> tuple[ConversionReport, Path]:
-    """Convert a pretrained classifier and save it so that every verb opens it.
+    """Convert a pretrained model and save it so that every verb opens it.
 
-    Training images are cut and mirrored at random; validation images, or a tenth of the others
-    where there are none, are held out for the report. Labels are not looked at. An interrupted
-    conversion goes on where it stood when it is called again with the same arguments.
+    A classifier learns its teacher's classes. Of detectors and segmenters the backbone learns the
+    feature maps that the head reads, and the head stays as it is. Training images are cut and
+    mirrored at random; validation images, or a tenth of the others where there are none, are held
+    out for the report. Labels are not looked at. An interrupted conversion goes on where it stood
+    when it is called again with the same arguments.
 
     Args:
         model: folder of a run or of a saved model, or a name of timm's, whose pretrained weights
@@ -73,6 +78,7 @@ def convert_saved(
         plan: for a budget; None measures one here, for one image of the model's size.
         checkpoint: weights for a model of timm's.
         num_classes: of a model of timm's; None takes its own.
+        size: (height, width) in pixels of the images that it learns from; None takes the model's.
         config: of the stages.
         loader: batches and processes.
         device: where it computes.
@@ -87,7 +93,7 @@ def convert_saved(
     Raises:
         FileNotFoundError: no images, no weights.
         FileExistsError: ``output`` holds a model, and ``overwrite`` is False.
-        ValueError: a model that is no classifier of images, or cannot be converted; what
+        ValueError: a model of another task, or one that cannot be converted; what
             :func:`castling.convert` refuses.
     """
     folder = Path(output)
@@ -97,7 +103,9 @@ def convert_saved(
     refuse_existing((folder / name for name in (WEIGHTS, CARD, REPORT)), overwrite)
     config, loader = config or ConversionConfig(), loader or LoaderConfig(batch_size=32)
     teacher, card = _teacher(model, checkpoint, num_classes)
-    images = conversion_data(card, source, loader, seed)
+    task = task_from_card(card, model)
+    size = size or image_size_of(card)
+    images = conversion_data(card, source, loader, seed, size)
     held_out = min(config.held_out, images.sizes["val"])
     config = dataclasses.replace(config, held_out=held_out)
     progress(
@@ -107,7 +115,7 @@ def convert_saved(
     teacher = teacher.to(device)
     budget = None
     if budgeted:
-        plan = plan or _plan(teacher, attention, card, folder, progress)
+        plan = plan or _plan(teacher, attention, size, folder, progress)
         plan.save(folder / PLAN)
         budget = Budget(plan=plan, milliseconds=at_most_ms, agreement=at_least_agreement)
     torch.manual_seed(seed)
@@ -118,6 +126,7 @@ def convert_saved(
         where,
         config,
         budget=budget,
+        compared=None if card.head is None else feature_maps,
         state=folder / STATE,
         progress=_lines(progress),
     )
@@ -128,10 +137,21 @@ def convert_saved(
     card = dataclasses.replace(card, metrics={}, **described)
     certificate = None if report.switch is None else report.switch.to_dict()
     save_model(
-        student.cpu(), folder, card, certificate=certificate, pipeline_tag="image-classification"
+        student.cpu(),
+        folder,
+        card,
+        certificate=certificate,
+        pipeline_tag=task.pipeline_tag,
+        percentages=task.percentages,
     )
     write_json(folder / REPORT, report.to_dict() | {"teacher": model, "config": config.to_dict()})
     return report, folder
+
+
+def feature_maps(model: nn.Module, images: Tensor) -> list[Tensor]:
+    """What the head of a dense model reads: every map of the backbone, (B, h·w, C)."""
+    backbone = next(part for part in model.modules() if isinstance(part, Backbone))
+    return [each.flatten(2).transpose(1, 2) for each in backbone(images)]
 
 
 def _teacher(
@@ -147,10 +167,11 @@ def _teacher(
                 "num_classes out"
             )
         opened, card = open_model(model)
-        if card.task.get("name") != "classification":
+        if card.task.get("name") not in ("classification", "detection", "segmentation"):
             raise ValueError(
-                f"{model} is a model of {card.task.get('name')}: this converts classifiers. In "
-                "Python castling.convert(model, images, compared=…) takes any model"
+                f"{model} is a model of {card.task.get('name')}: this converts classifiers, "
+                "detectors and segmenters. In Python castling.convert(model, images, compared=…) "
+                "takes any model"
             )
         if card.folded:
             raise ValueError(f"{model} is folded: convert the model as it was before that")
@@ -181,17 +202,15 @@ def _teacher(
 def _plan(
     teacher: nn.Module,
     attention: AttentionConfig,
-    card: ModelCard,
+    size: tuple[int, int],
     folder: Path,
     progress: Callable[[str], None],
 ) -> Plan:
     """Measured here; that of an interrupted conversion, whose choices were made by it."""
     if (folder / STATE).is_file() and (folder / PLAN).is_file():
         return load_plan(folder / PLAN)
-    size = card.preprocessing["image_size"]
-    device = next(teacher.parameters()).device
     found = measure_plan(
-        teacher, attention, image_size=size if isinstance(size, int) else tuple(size), device=device
+        teacher, attention, image_size=size, device=next(teacher.parameters()).device
     )
     progress(str(found))
     return found
