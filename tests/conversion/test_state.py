@@ -41,10 +41,13 @@ def same(one, other):
     ("stage", "views"),
     [("layer by layer", 8), ("layer by layer", 24), ("layer by layer", 40), ("end to end", 24)],
 )
-def test_it_goes_on_to_the_same_result(tmp_path, stage, views):
+@pytest.mark.parametrize("rank", [0, 4])
+def test_it_goes_on_to_the_same_result(tmp_path, stage, views, rank):
     path = tmp_path / "state.ckpt"
-    whole, first = convert(teacher(), images(), BRANCH, config=CONFIG)
-    order = {"config": CONFIG, "state": path}
+    config = dataclasses.replace(CONFIG, rank=rank)
+    torch.manual_seed(0)
+    whole, first = convert(teacher(), images(), BRANCH, config=config)
+    order = {"config": config, "state": path}
     with pytest.raises(StopError) as stopped:
         convert(teacher(), images(), BRANCH, progress=stop_at(stage, views), **order)
     assert path.is_file()

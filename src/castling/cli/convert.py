@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ _FIELDS: tuple[tuple[str, Any, str], ...] = (
     ("closed_form_images", NonNegativeInt, "images of the closed form"),
     ("layer_views", NonNegativeInt, "images that the attentions learn from, repeated ones counted"),
     ("model_views", NonNegativeInt, "images that the model learns from, repeated ones counted"),
+    ("rank", NonNegativeInt, "rank of what linear layers learn end to end; 0 learns whole weights"),
     ("held_out", NonNegativeInt, "validation images of the report"),
     ("layer_lr", float, "learning rate of attentions, layer by layer"),
     ("new_lr", float, "learning rate of what the attention brings, layer by layer"),
@@ -75,13 +77,14 @@ def convert(arguments: list[str]) -> int:
     parser.add_argument(
         "--size", help="HEIGHTxWIDTH or a side of the images to learn from (default: the model's)"
     )
+    here, gpu = ConversionConfig(), ConversionConfig.for_device("cuda")
     for field, kind, what in _FIELDS:
-        default = getattr(ConversionConfig, field)
-        parser.add_argument(
-            f"--{field}", type=kind, default=default, help=f"{what} (default: {default})"
-        )
+        default = f"{getattr(here, field)}"
+        if getattr(gpu, field) != getattr(here, field):
+            default += f"; {getattr(gpu, field)} on a GPU"
+        parser.add_argument(f"--{field}", type=kind, help=f"{what} (default: {default})")
     parser.add_argument(
-        "--batch_size", type=PositiveInt, default=32, help="images a step (default: 32)"
+        "--batch_size", type=PositiveInt, help="images a step (default: 32; 256 on a GPU)"
     )
     parser.add_argument(
         "--workers", type=NonNegativeInt, default=0, help="data-loading processes (default: 0)"
@@ -96,7 +99,10 @@ def convert(arguments: list[str]) -> int:
     from castling.profiling.candidates import read_attention
     from castling.surgery.plan import load_plan
 
-    chosen = {field: getattr(values, field) for field, _, _ in _FIELDS}
+    device = device_of(values)
+    given = {field: getattr(values, field) for field, _, _ in _FIELDS}
+    chosen = {field: value for field, value in given.items() if value is not None}
+    batch_size = values.batch_size or (32 if device == "cpu" else 256)
     report, folder = convert_saved(
         values.model,
         _source(values.data),
@@ -111,9 +117,9 @@ def convert(arguments: list[str]) -> int:
         checkpoint=values.checkpoint,
         num_classes=values.num_classes,
         size=None if values.size is None else read_size(values.size),
-        config=ConversionConfig(**chosen),
-        loader=LoaderConfig(batch_size=values.batch_size, workers=values.workers),
-        device=device_of(values),
+        config=dataclasses.replace(ConversionConfig.for_device(device), **chosen),
+        loader=LoaderConfig(batch_size=batch_size, workers=values.workers),
+        device=device,
         seed=values.seed,
         overwrite=values.overwrite,
         progress=progress_of(values),

@@ -130,9 +130,7 @@ def convert(
     )
     if report.chosen is not None:
         _reduce(stages, model, attention, report.chosen.linear)
-    if standing is not None:
-        stages.student.load_state_dict(standing.student)
-        views.skip(standing.batches)
+    stages.resume()
     stages.replaced()
     stages.closed_form()
     stages.layer_by_layer()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from castling.conversion.layers import (
     teacher_calls,
 )
 from castling.conversion.learning import Progress, learn
+from castling.conversion.low_rank import low_rank
 from castling.conversion.outputs import OutputOf, compare_outputs, output_loss
 from castling.conversion.report import ConversionReport, StageFigures
 from castling.conversion.state import Standing, StateFile
@@ -85,8 +87,11 @@ class Stages:
             calls = [(call, self.layers[name]) for name in self.layers for call in taps[name]]
             return torch.stack([relative_error(*each) for each in calls]).sum()
 
+        if self._done("layer by layer") or not self.config.layer_views:
+            return
         groups = _layer_groups(self.layers, self.config)
-        self._learned("layer by layer", groups, self.config.layer_views, loss)
+        seconds = self._learn("layer by layer", groups, self.config.layer_views, loss)
+        self._measured("layer by layer", self.config.layer_views, seconds)
 
     def end_to_end(self) -> None:
         """The whole model on its teacher's outputs."""
@@ -100,8 +105,14 @@ class Stages:
             output = self.compared(self.student, batch)
             return output_loss(output, target, self.logits, self.config)
 
-        groups = _model_groups(self.student, self.layers, self.config)
-        self._learned("end to end", groups, self.config.model_views, loss)
+        if self._done("end to end") or not self.config.model_views:
+            return
+        with low_rank(self.student, self.config.rank) if self.config.rank else nullcontext():
+            if self._interrupted("end to end"):
+                self._load()
+            groups = _model_groups(self.student, self.layers, self.config)
+            seconds = self._learn("end to end", groups, self.config.model_views, loss)
+        self._measured("end to end", self.config.model_views, seconds)
 
     def agreement(self, model: nn.Module) -> float:
         """Of a model with the teacher on the held-out images; the cosine without classes."""
@@ -113,23 +124,35 @@ class Stages:
     def _done(self, stage: str) -> bool:
         return any(found.stage == stage for found in self.report.stages)
 
-    def _learned(
+    def _interrupted(self, stage: str) -> bool:
+        return self.standing is not None and self.standing.stage == stage
+
+    def resume(self) -> None:
+        """Take up the values of the interrupted conversion."""
+        if self.standing is not None:
+            self.views.skip(self.standing.batches)
+            if not self._interrupted("end to end"):  # that has corrections of its own to load
+                self._load()
+
+    def _load(self) -> None:
+        assert self.standing is not None
+        self.student.load_state_dict(self.standing.student)
+
+    def _learn(
         self,
         stage: str,
         groups: list[dict[str, object]],
         count: int,
         loss: Callable[[Tensor, float], Tensor],
-    ) -> None:
-        if self._done(stage) or not count:
-            return
-        before = self.standing if self.standing and self.standing.stage == stage else None
+    ) -> float:
+        """Learn to the end of a stage; returns the seconds that it took in all."""
+        before = self.standing if self._interrupted(stage) else None
         earlier = before.seconds if before else 0.0
         start = time.perf_counter()
 
         def after_step(seen: int, optimizer: Callable[[], dict[str, object]]) -> None:
             if self.state.due and seen < count:
-                seconds = earlier + time.perf_counter() - start
-                self._write(stage, seen, seconds, optimizer())
+                self._write(stage, seen, earlier + time.perf_counter() - start, optimizer())
 
         learn(
             stage,
@@ -143,7 +166,7 @@ class Stages:
             state=before.optimizer if before else None,
             after_step=after_step,
         )
-        self._measured(stage, count, earlier + time.perf_counter() - start)
+        return earlier + time.perf_counter() - start
 
     def _measured(self, stage: str, seen: int, seconds: float) -> None:
         """Student beside teacher on the images held out."""
