@@ -13,7 +13,6 @@ from castling.explanation.pixels import PixelSide, pictures_of
 from castling.explanation.recording import Recorder, chosen_layers
 from castling.explanation.result import (
     Explanation,
-    ImageExplanation,
     LayerExplanation,
     ModelExplanation,
 )
@@ -151,6 +150,7 @@ def _explained(
             say(f"{name}: image {number + 1} of {len(images)}")
             query, rollout = _matrices(recorder, image, max_tokens, found)
             explained.append(pixels.see(image, called[number], query, rollout))
+    fields = pixels.fields()
     kept = {each: found[each] for each in recorder.attentions if each in found}
     return ModelExplanation(
         name=name,
@@ -158,7 +158,7 @@ def _explained(
         attentions=recorder.attentions,
         layers=tuple(averaged(each) for each in kept.values()),
         missing=recorder.missing,
-        fields=pixels.fields(),
+        fields=fields,
         images=tuple(explained),
         notes=tuple(pixels.notes),
     )

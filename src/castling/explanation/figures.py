@@ -31,7 +31,9 @@ def entropy(matrix: Tensor) -> Tensor:
 
 
 def effective_rank(matrix: Tensor) -> Tensor:
-    """exp H(σ/Σσ) of the singular values σ, (…), in [1, min(N_q, N_k)]; 0 for a matrix of zeros.
+    """The exponential of H(σ/Σσ) of the singular values σ, (…), in [1, min(N_q, N_k)].
+
+    A matrix of zeros has 0.
 
     Roy and Vetterli, "The effective rank", EUSIPCO 2007.
     """

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from torch import Tensor
 from castling.attention import AttentionCore, AttentionInputs
 from castling.ops.backends import attention_backend
 from castling.ops.common import mask_tokens
+from castling.utils.text import first_line
 
 #: Copies of a chunk that a kernel holds at a time, roughly.
 _COPIES = 4
@@ -99,19 +101,22 @@ def implied_attention(
     name = layer.kernel.name
     with attention_backend("naive"):
         parts = _Parts(layer, call)
+        local = parts.local()
+        target = parts.kernel(call.value, parts.auxiliary(call.value))
         try:
-            local = parts.local()
-            target = parts.kernel(call.value, parts.auxiliary(call.value))
             kernel, auxiliary, exact = _matrices(parts, target, memory_limit_mb)
         except RuntimeError as error:  # shapes: channels of the values meet those of the keys
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
             raise NotLinearError(
-                f"{name} mixes the channels of its values: no one matrix of tokens describes it"
+                f"{name} takes no values of another width, so no matrix of tokens alone describes "
+                f"it ({first_line(error)})"
             ) from error
-    outputs = [torch.einsum("bhqk,bkhc->bqhc", each, call.value) for each in (kernel, auxiliary)
-               if each is not None]  # fmt: skip
-    _require_equal(sum(outputs, torch.zeros_like(target)), target, f"{name} is not linear in its values")
+    outputs = [
+        torch.einsum("bhqk,bkhc->bqhc", each, call.value)
+        for each in (kernel, auxiliary)
+        if each is not None
+    ]
+    together = sum(outputs, torch.zeros_like(target))
+    _require_equal(together, target, f"{name} is not linear in its values")
     whole = target if local is None else target + local
     _require_equal(whole, call.output, f"the parts of {name} do not add up to its output")
     return Implied(
@@ -225,8 +230,10 @@ def _at_least_float32(call: ProjectedTokens) -> ProjectedTokens:
             return tensor
         return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
-    names = ("query", "key", "value", "bias")
-    return dataclasses.replace(call, **{name: wide(getattr(call, name)) for name in names})
+    tensors: dict[str, Any] = {
+        name: wide(getattr(call, name)) for name in ("query", "key", "value", "bias")
+    }
+    return dataclasses.replace(call, **tensors)
 
 
 def _tolerance(like: Tensor) -> float:

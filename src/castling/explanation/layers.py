@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,7 +96,7 @@ def explain_layer(
 def averaged(each: Sequence[LayerExplanation]) -> LayerExplanation:
     """The mean over images, value by value; exact only if it is on all of them."""
     first = each[0]
-    means = {}
+    means: dict[str, Any] = {}
     for field in PER_HEAD:
         values = [getattr(one, field) for one in each]
         if None not in values:
@@ -148,7 +149,7 @@ def _patch_positions(
 def _query_row(
     kernel: Tensor, grid: Grid | None, query_grid: Grid | None, prefix: int
 ) -> Tensor | None:
-    """(h, w) weights of the patches for one query, averaged over heads; see ``ImageExplanation``."""
+    """(h, w) weights of the patches for one query; see ``ImageExplanation.query``."""
     if grid is None or query_grid is None or len(kernel) != 1:
         return None
     place = 0 if prefix else query_grid[0] // 2 * query_grid[1] + query_grid[1] // 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -33,6 +34,7 @@ class PixelSide:
         self.model, self.layers, self.labels = model, layers, labels
         self.notes: list[str] = []
         self._sums: dict[str, Tensor] = {}
+        self._images = 0
 
     def see(
         self, image: Tensor, name: str, query: dict[str, Tensor], rollout: Tensor | None
@@ -45,6 +47,7 @@ class PixelSide:
             query: maps of attention, which are handed on.
             rollout: likewise.
         """
+        self._images += 1
         leaf = image.detach().clone().requires_grad_()
         with torch.enable_grad(), out_of_place(self.model), tap(self.model, self.layers) as taps:
             try:
@@ -52,30 +55,32 @@ class PixelSide:
             except TypeError:  # a dense model's dictionary
                 output = None
             self._add_fields(taps, leaf)
-            seen = {"query": query, "rollout": rollout}
+            seen = ImageExplanation(name=name, query=query, rollout=rollout)
             if output is None or not self._classifies(output):
                 self._note("no class activation: the model gives no scores of classes")
-                return ImageExplanation(name=name, **seen)
+                return seen
             scores = output[0].detach().double().softmax(dim=-1)
             best = int(scores.argmax())
             heat, layer = self._activation(taps, output[0, best])
-        return ImageExplanation(
-            name=name,
+        return dataclasses.replace(
+            seen,
             predicted=best,
             label=self._label(best, len(scores)),
             probability=float(scores[best]),
             activation=heat,
             activation_layer=layer,
-            **seen,
         )
 
     def fields(self) -> tuple[ReceptiveField, ...]:
         """Means over the images seen, in order of execution."""
-        return tuple(
-            ReceptiveField(layer=name, field=self._sums[name], half_area=half_area(self._sums[name]))
-            for name in self.layers
-            if name in self._sums
-        )
+        found = []
+        for name, total in self._sums.items():
+            if total.any():
+                field = total / self._images
+                found.append(ReceptiveField(layer=name, field=field, half_area=half_area(field)))
+            else:
+                self._note(f"no receptive field of {name}: no pixel moves its output")
+        return tuple(found)
 
     def _add_fields(self, taps: Taps, leaf: Tensor) -> None:
         for name in self.layers:

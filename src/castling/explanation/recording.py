@@ -25,6 +25,7 @@ from castling.explanation.implied import ProjectedTokens
 from castling.surgery.hosts import why_left
 from castling.surgery.linearize import linearize_
 from castling.surgery.linearize_report import unknown_attentions
+from castling.surgery.plan import Plan
 from castling.surgery.selection import Where, attention_layers, choose, owner_of, read_plan
 from castling.surgery.tap import Taps, tap
 
@@ -147,7 +148,7 @@ def chosen_layers(model: nn.Module, layers: Where | None) -> dict[str, nn.Module
     if "" in found:
         raise ValueError("an attention cannot be explained alone: pass the model that holds it")
     try:
-        chosen = choose(found, getattr(where, "linear", where))
+        chosen = choose(found, where.linear if isinstance(where, Plan) else where)
     except ValueError as error:
         raise ValueError(str(error).replace("where", "layers", 1)) from error
     return {name: layer for name, layer in found.items() if name in chosen}

@@ -246,12 +246,15 @@ def mean(values: tuple[float, ...]) -> float:
 
 
 def _table(model: ModelExplanation) -> list[str]:
-    lines = [f"{model.name}: {len(model.layers)} of {len(model.layers) + len(model.missing)} layers"]
+    count = len(model.layers) + len(model.missing)
+    lines = [f"{model.name}: {len(model.layers)} of {count} attentions have a matrix"]
     if model.layers:
         lines += aligned(COLUMNS, [layer_row(layer) for layer in model.layers])
     if model.fields:
         last = model.fields[-1]
-        lines.append(f"half of the receptive field of {last.layer}: {last.half_area:.0%} of the image")
+        lines.append(
+            f"half of the receptive field of {last.layer}: {last.half_area:.0%} of the image"
+        )
     lines += [f"{layer.name}: {layer.note}" for layer in model.layers if layer.note]
     lines += [f"no map of {name}: {reason}" for name, reason in model.missing.items()]
     return lines + [f"note: {note}" for note in model.notes]

@@ -181,6 +181,19 @@ def gallery(
     return f'<div class="{kind}">{"".join(parts)}</div>'
 
 
+def strip(pictures: Sequence[tuple[Image.Image, str, str]]) -> str:
+    """Pictures side by side in one row, equally wide: (picture, line, small line).
+
+    Rows of as many pictures stand in the same columns; narrow screens break them.
+    """
+    parts = [
+        f'<div><img src="{_embedded(image)[0]}" alt="{html.escape(line)}">'
+        f"<span>{html.escape(line)}</span><br><small>{html.escape(small)}</small></div>"
+        for image, line, small in pictures
+    ]
+    return f'<div class="strip" style="--count:{len(parts)}">{"".join(parts)}</div>'
+
+
 def _embedded(image: Image.Image | Path) -> tuple[str, int]:
     """A data URL, and the longer side in pixels."""
     if isinstance(image, Path):

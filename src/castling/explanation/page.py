@@ -1,0 +1,284 @@
+"""The page of an explanation: images first, then depth, receptive fields and the figures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+from castling.explanation.drawing import attention_overlay, field_picture, overlay, picture
+from castling.explanation.result import (
+    COLUMNS,
+    Explanation,
+    ImageExplanation,
+    LayerExplanation,
+    ModelExplanation,
+    layer_row,
+    mean,
+)
+from castling.profiling.page import (
+    Page,
+    details,
+    figures,
+    paragraph,
+    strip,
+    subheading,
+    table,
+)
+from castling.profiling.plots import PALETTE, Plot
+from castling.profiling.report import new_page
+from castling.utils.text import percent
+
+#: Layers whose attention is drawn over each image, and receptive fields in a row.
+_MAPS, _FIELDS = 4, 6
+#: Figure → (label of the axis, caption).
+_DEPTH: dict[str, tuple[str, str]] = {
+    "entropy": (
+        "entropy, in parts of ln N",
+        "1: every token counts the same. Low: few tokens count.",
+    ),
+    "effective_rank": (
+        "effective rank",
+        "How many independent patterns the matrix holds; at most the number of tokens.",
+    ),
+    "distance": (
+        "mean distance (pixels)",
+        "How far the patches attended to lie from the one that asks.",
+    ),
+    "negative_mass": (
+        "negative mass",
+        "Share of negative weights. An average, such as softmax, has none.",
+    ),
+}
+
+
+def page_of(explanation: Explanation) -> Page:
+    """The page, not yet written."""
+    models = [explanation.model, *([explanation.teacher] if explanation.teacher else [])]
+    height, width = explanation.pictures.shape[-2:]
+    subtitle = (
+        f"{_attentions(explanation.model)}; {explanation.model.parameters:,} parameters; "
+        f"{len(explanation.pictures)} images of {height}×{width} pixels"
+    )
+    if explanation.teacher:
+        subtitle += f". Beside it {explanation.teacher.name}: {_attentions(explanation.teacher)}"
+    page = new_page(f"What {explanation.model.name} attends to", f"{subtitle}.", _headline(models))
+    _add_images(page, explanation, models)
+    _add_depth(page, models)
+    _add_shares(page, models)
+    _add_fields(page, models)
+    _add_figures(page, models)
+    return page
+
+
+def _attentions(model: ModelExplanation) -> str:
+    counts = Counter(model.attentions.values())
+    return ", ".join(f"{count} × {name}" for name, count in counts.items())
+
+
+def _headline(models: Sequence[ModelExplanation]) -> str:
+    """Entropy and receptive field of the first, the second's in brackets."""
+    parts = []
+    entropies = [_over_layers(model, "entropy") for model in models]
+    if entropies[0] is not None:
+        text = f"Attention is spread to {entropies[0]:.0%} of the most it could be"
+        if len(models) > 1 and entropies[1] is not None:
+            text += f" (teacher: {entropies[1]:.0%})"
+        parts.append(text)
+    areas = [model.fields[-1].half_area if model.fields else None for model in models]
+    if areas[0] is not None:
+        text = f"half of what the last layer sees lies in {areas[0]:.0%} of the image"
+        if len(models) > 1 and areas[1] is not None:
+            text += f" (teacher: {areas[1]:.0%})"
+        parts.append(text)
+    said = "; ".join(parts)
+    return f"{said[:1].upper()}{said[1:]}." if said else ""
+
+
+def _over_layers(model: ModelExplanation, figure: str) -> float | None:
+    values = [mean(getattr(layer, figure)) for layer in model.layers if getattr(layer, figure)]
+    return sum(values) / len(values) if values else None
+
+
+def _add_images(page: Page, explanation: Explanation, models: Sequence[ModelExplanation]) -> None:
+    blocks = []
+    for number, pixels in enumerate(explanation.pictures):
+        shown = picture(pixels)
+        blocks.append(subheading(explanation.model.images[number].name))
+        for model in models:
+            blocks.append(strip(_row(shown, model, model.images[number], model is models[0])))
+    page.add(
+        "Images",
+        *blocks,
+        note="Class activation (Grad-CAM) shows which parts of the image speak for the predicted "
+        "class. Rollout multiplies the attention of all layers. The others show single layers: the "
+        "weights that the class token, or the central patch where there is none, gives to the "
+        "patches, averaged over heads, bright where they are large.",
+    )
+
+
+def _row(
+    shown: Image.Image, model: ModelExplanation, seen: ImageExplanation, first: bool
+) -> list[tuple[Image.Image, str, str]]:
+    """(picture, line, small line) of one image and model."""
+    said = "" if seen.probability is None else f"{seen.label}, {percent(seen.probability, 0)}"
+    row = [(shown, model.name if not first else "image", said)]
+    if seen.activation is not None:
+        row.append((overlay(shown, seen.activation), "class activation", seen.label))
+    if seen.rollout is not None:
+        row.append((attention_overlay(shown, seen.rollout), "rollout", "all layers"))
+    attentions = model.attentions
+    for name in _spread(list(seen.query), _MAPS):
+        row.append((attention_overlay(shown, seen.query[name]), name, attentions[name]))
+    return row
+
+
+def _add_depth(page: Page, models: Sequence[ModelExplanation]) -> None:
+    plots = []
+    for figure, (label, caption) in _DEPTH.items():
+        found = {model.name: _points(model, figure) for model in models}
+        if not any(found.values()) or (
+            figure == "negative_mass"
+            and not any(max(heads) > 0 for points in found.values() for _, heads in points)
+        ):
+            continue
+        plots.append((_depth_plot(found, label), caption))
+    if plots:
+        page.add(
+            "Over depth",
+            figures(plots),
+            note="A dot for each head, a line through their means; the kernel's matrix, averaged "
+            "over the images.",
+        )
+
+
+def _points(model: ModelExplanation, figure: str) -> list[tuple[int, tuple[float, ...]]]:
+    """(number of the attention in order of execution, values of its heads)."""
+    numbers = {name: number for number, name in enumerate(model.attentions, 1)}
+    return [
+        (numbers[layer.name], getattr(layer, figure))
+        for layer in model.layers
+        if getattr(layer, figure) is not None
+    ]
+
+
+def _depth_plot(found: dict[str, list[tuple[int, tuple[float, ...]]]], label: str) -> Plot:
+    def draw(axes: Any) -> None:
+        for (name, points), colour in zip(found.items(), PALETTE, strict=False):
+            if not points:
+                continue
+            pairs = [(number, value) for number, heads in points for value in heads]
+            axes.scatter(*zip(*pairs, strict=True), s=14, color=colour, alpha=0.35, linewidths=0)
+            means = [(number, mean(heads)) for number, heads in points]
+            axes.plot(*zip(*means, strict=True), color=colour, linewidth=2, label=name)
+        axes.set_xlabel("attention, in order of execution")
+        axes.set_ylabel(label)
+        axes.set_ylim(bottom=0)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        if len(found) > 1:
+            axes.legend(frameon=False)
+
+    return Plot(draw, height=3.2)
+
+
+def _add_shares(page: Page, models: Sequence[ModelExplanation]) -> None:
+    """Where some output does not come from the kernel."""
+    plots = []
+    for model in models:
+        if any(mean(layer.kernel_share) < 1 for layer in model.layers):
+            plots.append((_shares_plot(model.layers), model.name))
+    if plots:
+        page.add(
+            "Parts of the output",
+            figures(plots),
+            note="Norms of what the kernel, the local residual (a convolution of the values) and "
+            "the auxiliary softmax add to the output, in parts of their sum.",
+        )
+
+
+def _shares_plot(layers: Sequence[LayerExplanation]) -> Plot:
+    parts = ("kernel", "local", "auxiliary")
+
+    def draw(axes: Any) -> None:
+        numbers = range(1, len(layers) + 1)
+        below = [0.0] * len(layers)
+        for part, colour in zip(parts, PALETTE, strict=False):
+            heights = [mean(getattr(layer, f"{part}_share")) for layer in layers]
+            if any(heights):
+                axes.bar(numbers, heights, bottom=below, color=colour, label=part, width=0.8)
+            below = [low + height for low, height in zip(below, heights, strict=True)]
+        axes.set_xlabel("attention, in order of execution")
+        axes.set_ylabel("share of the output")
+        axes.set_ylim(0, 1)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend(frameon=False, loc="lower right", ncols=len(parts), facecolor="none")
+
+    return Plot(draw, height=3.0)
+
+
+def _add_fields(page: Page, models: Sequence[ModelExplanation]) -> None:
+    blocks = []
+    for model in models:
+        if model.fields:
+            if len(models) > 1:
+                blocks.append(subheading(model.name))
+            blocks.append(
+                strip(
+                    [
+                        (field_picture(each.field), each.layer, f"half in {each.half_area:.0%}")
+                        for each in _spread(model.fields, _FIELDS)
+                    ]
+                )
+            )
+    if blocks:
+        page.add(
+            "Effective receptive field",
+            *blocks,
+            note="How strongly each pixel moves the central position of an attention’s output, all "
+            "layers before it included: mean magnitude of the gradient, bright where it is large. "
+            "“Half in 10 %” means that a tenth of the pixels hold half of it.",
+        )
+
+
+def _add_figures(page: Page, models: Sequence[ModelExplanation]) -> None:
+    blocks = []
+    for model in models:
+        if len(models) > 1:
+            blocks.append(subheading(model.name))
+        if model.layers:
+            blocks.append(table(COLUMNS, [layer_row(layer) for layer in model.layers]))
+        noted = {layer.name: layer.note for layer in model.layers if layer.note}
+        for title, entries in (("no matrix", model.missing), ("note", noted)):
+            if entries:
+                blocks.append(table(["layer", title], entries.items()))
+        blocks += [paragraph(f"{note[:1].upper()}{note[1:]}.") for note in model.notes]
+    blocks.append(details("How these are computed", *_METHOD))
+    page.add("Figures", *blocks, note="Means over heads and images.")
+
+
+def _spread(items: Sequence[Any], count: int) -> list[Any]:
+    """At most ``count`` of them, evenly spread, the first and the last among them."""
+    if len(items) <= count:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
+
+
+_METHOD = (
+    paragraph(
+        "Matrix: A kernel that is linear in its values prints its matrix A when the values are the "
+        "identity (“exact”). Where the kernel divides its output rows by their norm, A is that at "
+        "the present norm (“linearised”). Each matrix was multiplied with the values and compared "
+        "with what the layer computed. Local residual and auxiliary softmax are not in A."
+    ),
+    paragraph(
+        "With p = |A| / Σ|A| by rows: entropy −Σ p ln p / ln N; distance Σ p·‖x − x′‖ among "
+        "patches; own token p of a token’s own value; negative mass Σ|A⁻| / Σ|A|. Effective rank: "
+        "exp of the entropy of the singular values."
+    ),
+    paragraph(
+        "Class activation: Grad-CAM at the input of the last attention. Rollout: product of "
+        "½·I + ½·(mean of p over heads)."
+    ),
+)
