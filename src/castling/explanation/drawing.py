@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import matplotlib
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+
+Floats = NDArray[np.float64]
 
 #: Shorter side of drawn pictures in pixels; smaller images are enlarged with their pixels visible.
 SIDE = 224
@@ -13,6 +16,8 @@ SIDE = 224
 _COVER = (0.10, 0.65)
 #: Maps of few large values, such as attention, are drawn by their root.
 _ROOT = 0.5
+#: Light that is left where nothing is attended to.
+_DARK = 0.15
 
 
 def picture(image: Tensor) -> Image.Image:
@@ -25,29 +30,27 @@ def picture(image: Tensor) -> Image.Image:
     return pillow
 
 
-def overlay(image: Image.Image, heat: Tensor, *, colours: str = "turbo") -> Image.Image:
+def overlay(image: Image.Image, heat: Tensor) -> Image.Image:
     """A map (h, w) over an image, scaled from its smallest value to its largest.
 
     Args:
         image: RGB.
         heat: any finite numbers; a constant map counts as zero.
-        colours: name of a colour map of matplotlib.
     """
-    scaled = np.asarray(
-        Image.fromarray(_unit(heat).astype(np.float32)).resize(image.size, Image.Resampling.BICUBIC)
-    ).clip(0, 1)
-    colour = matplotlib.colormaps[colours](scaled)[..., :3]
+    scaled = _resized(_unit(heat), image)
+    colour = matplotlib.colormaps["turbo"](scaled)[..., :3]
     cover = (_COVER[0] + (_COVER[1] - _COVER[0]) * scaled)[..., None]
     base = np.asarray(image.convert("RGB"), dtype=np.float64) / 255
     mixed = (1 - cover) * base + cover * colour
     return Image.fromarray((mixed * 255).round().astype(np.uint8))
 
 
-def attention_overlay(image: Image.Image, weights: Tensor) -> Image.Image:
-    """Attention weights (h, w) over an image, by their root, from zero."""
+def spotlight(image: Image.Image, weights: Tensor) -> Image.Image:
+    """An image lit by attention weights (h, w), by their root: all of it where they are equal."""
     values = weights.double().clamp(min=0)
-    root = (values / values.max().clamp(min=1e-300)) ** _ROOT
-    return overlay(image, root, colours="inferno")
+    light = _resized((values / values.max().clamp(min=1e-300)).numpy() ** _ROOT, image)
+    lit = np.asarray(image.convert("RGB")) * (_DARK + (1 - _DARK) * light)[..., None]
+    return Image.fromarray(lit.round().astype(np.uint8))
 
 
 def field_picture(field: Tensor) -> Image.Image:
@@ -60,8 +63,15 @@ def field_picture(field: Tensor) -> Image.Image:
     return pillow.resize(size, Image.Resampling.NEAREST)
 
 
-def _unit(values: Tensor) -> np.ndarray:
+def _resized(values: Floats, image: Image.Image) -> Floats:
+    """(h, w) in [0, 1] at the size of an image, smoothly."""
+    small = Image.fromarray(values.astype(np.float32))
+    large = np.asarray(small.resize(image.size, Image.Resampling.BICUBIC))
+    return large.astype(np.float64).clip(0, 1)
+
+
+def _unit(values: Tensor) -> Floats:
     """From 0 to 1; zero where all values are equal."""
-    array = values.double().numpy()
+    array: Floats = values.double().numpy()
     low, high = array.min(), array.max()
     return (array - low) / (high - low) if high > low else np.zeros_like(array)

@@ -105,7 +105,7 @@ def implied_attention(
         target = parts.kernel(call.value, parts.auxiliary(call.value))
         try:
             kernel, auxiliary, exact = _matrices(parts, target, memory_limit_mb)
-        except RuntimeError as error:  # shapes: channels of the values meet those of the keys
+        except (RuntimeError, ValueError) as error:  # channels of values meet those of keys
             raise NotLinearError(
                 f"{name} takes no values of another width, so no matrix of tokens alone describes "
                 f"it ({first_line(error)})"

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from castling.explanation.drawing import attention_overlay, field_picture, overlay, picture
+from castling.explanation.drawing import field_picture, overlay, picture, spotlight
 from castling.explanation.result import (
     COLUMNS,
     Explanation,
@@ -83,13 +83,13 @@ def _headline(models: Sequence[ModelExplanation]) -> str:
     parts = []
     entropies = [_over_layers(model, "entropy") for model in models]
     if entropies[0] is not None:
-        text = f"Attention is spread to {entropies[0]:.0%} of the most it could be"
+        text = f"the entropy of attention is {entropies[0]:.0%} of that of a uniform one"
         if len(models) > 1 and entropies[1] is not None:
             text += f" (teacher: {entropies[1]:.0%})"
         parts.append(text)
     areas = [model.fields[-1].half_area if model.fields else None for model in models]
     if areas[0] is not None:
-        text = f"half of what the last layer sees lies in {areas[0]:.0%} of the image"
+        text = f"half of the last layer’s receptive field lies in {areas[0]:.0%} of the image"
         if len(models) > 1 and areas[1] is not None:
             text += f" (teacher: {areas[1]:.0%})"
         parts.append(text)
@@ -115,7 +115,8 @@ def _add_images(page: Page, explanation: Explanation, models: Sequence[ModelExpl
         note="Class activation (Grad-CAM) shows which parts of the image speak for the predicted "
         "class. Rollout multiplies the attention of all layers. The others show single layers: the "
         "weights that the class token, or the central patch where there is none, gives to the "
-        "patches, averaged over heads, bright where they are large.",
+        "patches, averaged over heads; an image is bright where they are large, and all over where "
+        "they are equal.",
     )
 
 
@@ -128,10 +129,10 @@ def _row(
     if seen.activation is not None:
         row.append((overlay(shown, seen.activation), "class activation", seen.label))
     if seen.rollout is not None:
-        row.append((attention_overlay(shown, seen.rollout), "rollout", "all layers"))
+        row.append((spotlight(shown, seen.rollout), "rollout", "all layers"))
     attentions = model.attentions
     for name in _spread(list(seen.query), _MAPS):
-        row.append((attention_overlay(shown, seen.query[name]), name, attentions[name]))
+        row.append((spotlight(shown, seen.query[name]), name, attentions[name]))
     return row
 
 
@@ -170,7 +171,7 @@ def _depth_plot(found: dict[str, list[tuple[int, tuple[float, ...]]]], label: st
             if not points:
                 continue
             pairs = [(number, value) for number, heads in points for value in heads]
-            axes.scatter(*zip(*pairs, strict=True), s=14, color=colour, alpha=0.35, linewidths=0)
+            axes.scatter(*zip(*pairs, strict=True), s=18, color=colour, alpha=0.45, linewidths=0)
             means = [(number, mean(heads)) for number, heads in points]
             axes.plot(*zip(*means, strict=True), color=colour, linewidth=2, label=name)
         axes.set_xlabel("attention, in order of execution")
@@ -206,16 +207,16 @@ def _shares_plot(layers: Sequence[LayerExplanation]) -> Plot:
         below = [0.0] * len(layers)
         for part, colour in zip(parts, PALETTE, strict=False):
             heights = [mean(getattr(layer, f"{part}_share")) for layer in layers]
-            if any(heights):
-                axes.bar(numbers, heights, bottom=below, color=colour, label=part, width=0.8)
+            axes.bar(numbers, heights, bottom=below, color=colour, width=0.8)
             below = [low + height for low, height in zip(below, heights, strict=True)]
         axes.set_xlabel("attention, in order of execution")
         axes.set_ylabel("share of the output")
         axes.set_ylim(0, 1)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend(frameon=False, loc="lower right", ncols=len(parts), facecolor="none")
 
-    return Plot(draw, height=3.0)
+    shown = [part for part in parts if any(getattr(layer, f"{part}_share") for layer in layers)]
+    legend = [(part, PALETTE[parts.index(part)], "-") for part in shown]
+    return Plot(draw, height=3.2, legend=legend)
 
 
 def _add_fields(page: Page, models: Sequence[ModelExplanation]) -> None:
