@@ -9,58 +9,48 @@ from PIL import Image
 from torch import Tensor
 
 Floats = NDArray[np.float64]
-
 #: Shorter side of drawn pictures in pixels; smaller images are enlarged with their pixels visible.
 SIDE = 224
-#: How much of the colour covers the image where the map is 0, and where it is 1.
+#: How much of the colour covers the image where a class activation is 0, and where it is 1.
 _COVER = (0.10, 0.65)
-#: Maps of few large values, such as attention, are drawn by their root.
+#: How much of the colour of attention covers an image in grey.
+_TINT = 0.55
+#: Receptive fields are drawn by their root: beside the centre all else would be black.
 _ROOT = 0.5
-#: Light that is left where nothing is attended to.
-_DARK = 0.15
+#: What a map is divided by where all of it is zero.
+_LEAST = 1e-300
 
 
 def picture(image: Tensor) -> Image.Image:
     """An image (3, H, W) of uint8, enlarged where it is small."""
-    pillow = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-    times = -(-SIDE // min(pillow.size))
-    if times > 1:
-        size = (pillow.width * times, pillow.height * times)
-        return pillow.resize(size, Image.Resampling.NEAREST)
-    return pillow
+    return _enlarged(Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()))
 
 
-def overlay(image: Image.Image, heat: Tensor) -> Image.Image:
-    """A map (h, w) over an image, scaled from its smallest value to its largest.
-
-    Args:
-        image: RGB.
-        heat: any finite numbers; a constant map counts as zero.
-    """
-    scaled = _resized(_unit(heat), image)
-    colour = matplotlib.colormaps["turbo"](scaled)[..., :3]
+def activation_overlay(image: Image.Image, heat: Tensor) -> Image.Image:
+    """A class activation map (h, w) in [0, 1] over an image, clearest where it is largest."""
+    scaled = _resized(heat.double().numpy(), image)
     cover = (_COVER[0] + (_COVER[1] - _COVER[0]) * scaled)[..., None]
-    base = np.asarray(image.convert("RGB"), dtype=np.float64) / 255
-    mixed = (1 - cover) * base + cover * colour
-    return Image.fromarray((mixed * 255).round().astype(np.uint8))
+    return _mixed(np.asarray(image.convert("RGB")), _colour(scaled, "turbo"), cover)
 
 
-def spotlight(image: Image.Image, weights: Tensor) -> Image.Image:
-    """An image lit by attention weights (h, w), by their root: all of it where they are equal."""
+def attention_overlay(image: Image.Image, weights: Tensor) -> Image.Image:
+    """Attention weights (h, w) in colours, from zero to the largest, over the image in grey."""
     values = weights.double().clamp(min=0)
-    light = _resized((values / values.max().clamp(min=1e-300)).numpy() ** _ROOT, image)
-    lit = np.asarray(image.convert("RGB")) * (_DARK + (1 - _DARK) * light)[..., None]
-    return Image.fromarray(lit.round().astype(np.uint8))
+    scaled = _resized((values / values.max().clamp(min=_LEAST)).numpy(), image)
+    grey = np.asarray(image.convert("L"))[..., None]
+    return _mixed(grey, _colour(scaled, "viridis"), _TINT)
 
 
 def field_picture(field: Tensor) -> Image.Image:
     """A receptive field (H, W) in colours, by its root; enlarged where it is small."""
-    root = field.double() ** _ROOT
-    colour = matplotlib.colormaps["magma"](_unit(root))[..., :3]
-    pillow = Image.fromarray((colour * 255).round().astype(np.uint8))
-    times = max(1, SIDE // min(pillow.size))
-    size = (pillow.width * times, pillow.height * times)
-    return pillow.resize(size, Image.Resampling.NEAREST)
+    root = (field.double() / field.double().max().clamp(min=_LEAST)).numpy() ** _ROOT
+    return _enlarged(_mixed(np.zeros(1), _colour(root, "magma"), 1.0))
+
+
+def _enlarged(image: Image.Image) -> Image.Image:
+    times = -(-SIDE // min(image.size))
+    size = (image.width * times, image.height * times)
+    return image.resize(size, Image.Resampling.NEAREST) if times > 1 else image
 
 
 def _resized(values: Floats, image: Image.Image) -> Floats:
@@ -70,8 +60,13 @@ def _resized(values: Floats, image: Image.Image) -> Floats:
     return large.astype(np.float64).clip(0, 1)
 
 
-def _unit(values: Tensor) -> Floats:
-    """From 0 to 1; zero where all values are equal."""
-    array: Floats = values.double().numpy()
-    low, high = array.min(), array.max()
-    return (array - low) / (high - low) if high > low else np.zeros_like(array)
+def _colour(values: Floats, name: str) -> Floats:
+    """(h, w) in [0, 1] -> (h, w, 3), by a colour map of matplotlib."""
+    colours: Floats = matplotlib.colormaps[name](values)[..., :3]
+    return colours
+
+
+def _mixed(base: NDArray[np.generic], colour: Floats, cover: Floats | float) -> Image.Image:
+    """``cover`` of the colour, the rest of a base of uint8."""
+    mixed = (1 - cover) * base.astype(np.float64) + cover * colour * 255
+    return Image.fromarray(mixed.round().astype(np.uint8))

@@ -8,7 +8,12 @@ from typing import Any
 
 from PIL import Image
 
-from castling.explanation.drawing import field_picture, overlay, picture, spotlight
+from castling.explanation.drawing import (
+    activation_overlay,
+    attention_overlay,
+    field_picture,
+    picture,
+)
 from castling.explanation.result import (
     COLUMNS,
     Explanation,
@@ -108,31 +113,31 @@ def _add_images(page: Page, explanation: Explanation, models: Sequence[ModelExpl
         shown = picture(pixels)
         blocks.append(subheading(explanation.model.images[number].name))
         for model in models:
-            blocks.append(strip(_row(shown, model, model.images[number], model is models[0])))
+            blocks.append(strip(_row(shown, model, model.images[number])))
     page.add(
         "Images",
         *blocks,
         note="Class activation (Grad-CAM) shows which parts of the image speak for the predicted "
         "class. Rollout multiplies the attention of all layers. The others show single layers: the "
         "weights that the class token, or the central patch where there is none, gives to the "
-        "patches, averaged over heads; an image is bright where they are large, and all over where "
-        "they are equal.",
+        "patches, averaged over heads; yellow where they are large, and all over where they are "
+        "equal.",
     )
 
 
 def _row(
-    shown: Image.Image, model: ModelExplanation, seen: ImageExplanation, first: bool
+    shown: Image.Image, model: ModelExplanation, seen: ImageExplanation
 ) -> list[tuple[Image.Image, str, str]]:
     """(picture, line, small line) of one image and model."""
     said = "" if seen.probability is None else f"{seen.label}, {percent(seen.probability, 0)}"
-    row = [(shown, model.name if not first else "image", said)]
+    row = [(shown, model.name, said)]
     if seen.activation is not None:
-        row.append((overlay(shown, seen.activation), "class activation", seen.label))
+        row.append((activation_overlay(shown, seen.activation), "class activation", seen.label))
     if seen.rollout is not None:
-        row.append((spotlight(shown, seen.rollout), "rollout", "all layers"))
+        row.append((attention_overlay(shown, seen.rollout), "rollout", "all layers"))
     attentions = model.attentions
     for name in _spread(list(seen.query), _MAPS):
-        row.append((spotlight(shown, seen.query[name]), name, attentions[name]))
+        row.append((attention_overlay(shown, seen.query[name]), name, attentions[name]))
     return row
 
 
@@ -214,7 +219,7 @@ def _shares_plot(layers: Sequence[LayerExplanation]) -> Plot:
         axes.set_ylim(0, 1)
         axes.xaxis.get_major_locator().set_params(integer=True)
 
-    shown = [part for part in parts if any(getattr(layer, f"{part}_share") for layer in layers)]
+    shown = [part for part in parts if any(mean(getattr(each, f"{part}_share")) for each in layers)]
     legend = [(part, PALETTE[parts.index(part)], "-") for part in shown]
     return Plot(draw, height=3.2, legend=legend)
 
