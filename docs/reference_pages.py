@@ -20,6 +20,7 @@ SECTIONS = {
     "attention": "Attention",
     "surgery": "Replace attention, switch, fold and load",
     "conversion": "Convert a pretrained model",
+    "explanation": "Explain",
     "ops": "Backends and cost",
     "profiling": "Measure and plan",
     "export": "Export",
@@ -47,6 +48,13 @@ INTERFACES = {
     "An export target": {
         "castling.export": ["Target", "ExportJob", "ExportedModel", "register_target"]
     },
+}
+#: Package to the names that functions of the page return or take.
+BESIDE = {
+    "explanation": [
+        *("Explanation", "ModelExplanation", "LayerExplanation", "ReceptiveField"),
+        *("ImageExplanation", "implied_attention", "ProjectedTokens", "Implied"),
+    ],
 }
 #: Verbs whose first argument has a help page of its own.
 PARTS = {"bench": ["ops", "models"]}
@@ -92,6 +100,11 @@ def python_page() -> str:
         if others:
             lines.append(f"Also available as {', '.join(others)}.\n")
         sections[SECTIONS[where.split(".")[1]]] += lines
+    for package, others in BESIDE.items():
+        module = importlib.import_module(f"castling.{package}")
+        for name in others:
+            heading = f"castling.{package}.{name}"
+            sections[SECTIONS[package]] += directive(getattr(module, name), heading)
     lines = [
         "# Python\n",
         "Everything that `import castling` offers. A trailing underscore means: ",

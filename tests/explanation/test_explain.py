@@ -127,6 +127,56 @@ def test_attentions_that_no_adapter_knows_are_listed():
     assert found.images[0].rollout is None
 
 
+def test_models_without_any_adapter_have_receptive_fields_and_class_activation():
+    model = timm.create_model("efficientvit_b0", num_classes=3).eval()
+    found = castling.explain(model, torch.randn(1, 3, 64, 64)).model
+    assert not found.layers
+    assert list(found.missing) == list(found.attentions)
+    assert all("ReLU feature maps" in reason for reason in found.missing.values())
+    assert len(found.fields) == 4
+    assert found.images[0].activation.shape == (2, 2)
+
+
+def test_a_host_that_does_not_tell_its_grid():
+    model = timm.create_model(
+        "beit_base_patch16_224",
+        img_size=(32, 64),
+        patch_size=8,
+        embed_dim=32,
+        depth=2,
+        num_heads=2,
+        num_classes=3,
+    ).eval()
+    found = castling.explain(model, torch.randn(1, 3, 32, 64)).model
+    layer = found.layers[1]
+    assert (layer.grid, layer.prefix) == ((4, 8), 1)
+    assert "proportions" in layer.note
+    # Nearly uniform at random weights: the mean distance of two patches of 4×8.
+    places = (torch.cartesian_prod(torch.arange(4.0), torch.arange(8.0)) + 0.5) * 8
+    wanted = torch.cdist(places, places).mean().item()
+    assert layer.distance == pytest.approx([wanted] * 2, rel=0.02)
+    assert found.images[0].activation.shape == (4, 8)
+    assert len(found.fields) == 2
+
+
+def test_windows_are_no_grid_of_the_image():
+    model = timm.create_model(
+        "swin_tiny_patch4_window7_224",
+        img_size=32,
+        window_size=4,
+        embed_dim=16,
+        depths=(1, 1),
+        num_heads=(2, 2),
+        num_classes=3,
+    ).eval()
+    name = "layers.0.blocks.0.attn"
+    found = castling.explain(model, torch.randn(1, 3, 32, 32), layers=[name]).model
+    (layer,) = found.layers
+    assert (layer.keys, layer.grid, layer.distance) == (16, None, None)
+    assert "not known" in layer.note
+    assert len(layer.entropy) == 2
+
+
 def test_a_model_of_transformers():
     transformers = pytest.importorskip("transformers")
     config = transformers.ViTConfig(
@@ -300,9 +350,8 @@ def test_nothing_is_logged(caplog):
 
 
 def test_saved_whole_or_not_at_all(tmp_path, monkeypatch):
-    found = castling.explain(
-        vit("relu_linear"), IMAGES, teacher=vit(), names=["<one>", "two"], teacher_name="softmax"
-    )
+    found = castling.explain(vit("relu_linear"), IMAGES, teacher=vit(), names=["<one>", "two"])
+    assert found.teacher.name == "VisionTransformer (teacher)"
     page = found.save(tmp_path / "out")
     text = page.read_text(encoding="utf-8")
     assert page.name == PAGE

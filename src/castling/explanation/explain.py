@@ -7,15 +7,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from castling.explanation.choice import choose_layers
 from castling.explanation.figures import rolled
 from castling.explanation.layers import averaged, explain_layer
 from castling.explanation.pixels import PixelSide, pictures_of
-from castling.explanation.recording import Recorder, chosen_layers
-from castling.explanation.result import (
-    Explanation,
-    LayerExplanation,
-    ModelExplanation,
-)
+from castling.explanation.recording import Recorder
+from castling.explanation.records import LayerExplanation, ModelExplanation
+from castling.explanation.result import Explanation
 from castling.surgery.selection import Where
 from castling.utils.modes import eval_mode
 
@@ -88,7 +86,8 @@ def explain(
         raise ValueError("mean and std go together: give both, or neither")
     labels = None if classes is None else list(classes)
     called = list(names) if names is not None else [f"image {i}" for i in range(len(images))]
-    chosen_layers(model, layers)  # refuse before the teacher is computed
+    choose_layers(model, layers)  # refuse before the teacher is computed
+    title = model_name or type(model).__name__
     of_teacher = None
     if teacher is not None:
         theirs = images if teacher_images is None else teacher_images
@@ -98,10 +97,10 @@ def explain(
                 f"teacher_images are {tuple(theirs.shape)} and images {tuple(images.shape)}: they "
                 "must be the same images at the same size"
             )
-        title = teacher_name or type(teacher).__name__
+        second = teacher_name or type(teacher).__name__
+        second += " (teacher)" if second == title else ""
         where = _of_teacher(teacher, layers)
-        of_teacher = _explained(teacher, theirs, where, title, called, labels, max_tokens, say)
-    title = model_name or type(model).__name__
+        of_teacher = _explained(teacher, theirs, where, second, called, labels, max_tokens, say)
     return Explanation(
         model=_explained(model, images, layers, title, called, labels, max_tokens, say),
         teacher=of_teacher,
@@ -122,7 +121,7 @@ def _check_images(images: Tensor, name: str) -> None:
 def _of_teacher(teacher: nn.Module, layers: Where | None) -> Where | None:
     """The layers of the same names, or all: hosts of another architecture name them otherwise."""
     try:
-        chosen_layers(teacher, layers)
+        choose_layers(teacher, layers)
     except ValueError:
         return None
     return layers
@@ -143,7 +142,7 @@ def _explained(
     with eval_mode(model):
         recorder = Recorder(model, layers)
         recorder.copy.eval()
-        pixels = PixelSide(model, list(recorder.attentions), labels)
+        pixels = PixelSide(model, list(recorder.attentions), recorder.unknown, labels)
         found: dict[str, list[LayerExplanation]] = {}
         explained = []
         for number, image in enumerate(images.split(1)):
@@ -160,7 +159,7 @@ def _explained(
         missing=recorder.missing,
         fields=fields,
         images=tuple(explained),
-        notes=tuple(pixels.notes),
+        notes=pixels.notes(),
     )
 
 

@@ -77,12 +77,17 @@ def positions(grid: Grid, size: tuple[int, int]) -> Tensor:
     return torch.cartesian_prod(rows, columns).reshape(-1, 2)
 
 
-def fitting_grid(count: int, like: Grid) -> Grid | None:
+def fitting_grid(count: int, like: Grid, within: float = 1.5) -> Grid | None:
     """The (h, w) of ``count`` tokens with nearly the shape of ``like``; None where none is near.
 
     For layers that pool or subsample: sides that divide unevenly are a token off.
+
+    Args:
+        count: of tokens.
+        like: sides in the same proportions.
+        within: how many tokens each side may be off.
     """
-    best, off = None, 1.5
+    best, off = None, within
     for height in range(1, count + 1):
         if count % height == 0:
             width = count // height

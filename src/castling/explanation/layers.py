@@ -13,7 +13,7 @@ from castling.explanation import figures
 from castling.explanation.figures import Grid
 from castling.explanation.implied import Implied, implied_attention
 from castling.explanation.recording import Recorded
-from castling.explanation.result import LayerExplanation
+from castling.explanation.records import LayerExplanation
 
 #: Entries of a ``LayerExplanation`` that hold one value per head.
 PER_HEAD = (
@@ -163,4 +163,6 @@ def _note(recorded: Recorded) -> str:
         notes.append(f"it runs {recorded.calls} times an image: the figures are of the first")
     if recorded.grid is None:
         notes.append("the grid of its tokens is not known: no distances, no pictures")
+    elif not recorded.told:
+        notes.append("its grid is taken to have the proportions of the image")
     return "; ".join(notes)

@@ -7,22 +7,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
+from castling.explanation.depth_plots import depth_plot, points, shares_plot
 from castling.explanation.drawing import (
     activation_overlay,
     attention_overlay,
     field_picture,
     picture,
 )
-from castling.explanation.result import (
-    COLUMNS,
-    Explanation,
-    ImageExplanation,
-    LayerExplanation,
-    ModelExplanation,
-    layer_row,
-    mean,
-)
+from castling.explanation.records import ImageExplanation, ModelExplanation
+from castling.explanation.text import COLUMNS, layer_row, mean
 from castling.profiling.page import (
     Page,
     details,
@@ -32,7 +27,6 @@ from castling.profiling.page import (
     subheading,
     table,
 )
-from castling.profiling.plots import PALETTE, Plot
 from castling.profiling.report import new_page
 from castling.utils.text import percent
 
@@ -59,18 +53,18 @@ _DEPTH: dict[str, tuple[str, str]] = {
 }
 
 
-def page_of(explanation: Explanation) -> Page:
-    """The page, not yet written."""
-    models = [explanation.model, *([explanation.teacher] if explanation.teacher else [])]
-    height, width = explanation.pictures.shape[-2:]
+def page_of(model: ModelExplanation, teacher: ModelExplanation | None, pictures: Tensor) -> Page:
+    """The page, not yet written; arguments as the fields of ``Explanation``."""
+    models = [model] if teacher is None else [model, teacher]
+    height, width = pictures.shape[-2:]
     subtitle = (
-        f"{_attentions(explanation.model)}; {explanation.model.parameters:,} parameters; "
-        f"{len(explanation.pictures)} images of {height}×{width} pixels"
+        f"{_attentions(model)}; {model.parameters:,} parameters; {len(pictures)} images of "
+        f"{height}×{width} pixels"
     )
-    if explanation.teacher:
-        subtitle += f". Beside it {explanation.teacher.name}: {_attentions(explanation.teacher)}"
-    page = new_page(f"What {explanation.model.name} attends to", f"{subtitle}.", _headline(models))
-    _add_images(page, explanation, models)
+    if teacher is not None:
+        subtitle += f". Beside it {teacher.name}: {_attentions(teacher)}"
+    page = new_page(f"What {model.name} attends to", f"{subtitle}.", _headline(models))
+    _add_images(page, models, pictures)
     _add_depth(page, models)
     _add_shares(page, models)
     _add_fields(page, models)
@@ -84,22 +78,23 @@ def _attentions(model: ModelExplanation) -> str:
 
 
 def _headline(models: Sequence[ModelExplanation]) -> str:
-    """Entropy and receptive field of the first, the second's in brackets."""
-    parts = []
+    """Entropy and receptive field of the model, the teacher's in brackets."""
     entropies = [_over_layers(model, "entropy") for model in models]
-    if entropies[0] is not None:
-        text = f"the entropy of attention is {entropies[0]:.0%} of that of a uniform one"
-        if len(models) > 1 and entropies[1] is not None:
-            text += f" (teacher: {entropies[1]:.0%})"
-        parts.append(text)
     areas = [model.fields[-1].half_area if model.fields else None for model in models]
+    parts = []
+    if entropies[0] is not None:
+        parts.append(f"the entropy of attention is {_beside(entropies)} of that of a uniform one")
     if areas[0] is not None:
-        text = f"half of the last layer’s receptive field lies in {areas[0]:.0%} of the image"
-        if len(models) > 1 and areas[1] is not None:
-            text += f" (teacher: {areas[1]:.0%})"
-        parts.append(text)
+        where = f"{_beside(areas)} of the image"
+        parts.append(f"half of the last layer’s receptive field lies in {where}")
     said = "; ".join(parts)
     return f"{said[:1].upper()}{said[1:]}." if said else ""
+
+
+def _beside(shares: Sequence[float | None]) -> str:
+    """A share, and the teacher's."""
+    first, *others = [percent(share, 0) for share in shares if share is not None]
+    return f"{first} (teacher: {others[0]})" if others else first
 
 
 def _over_layers(model: ModelExplanation, figure: str) -> float | None:
@@ -107,11 +102,11 @@ def _over_layers(model: ModelExplanation, figure: str) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _add_images(page: Page, explanation: Explanation, models: Sequence[ModelExplanation]) -> None:
+def _add_images(page: Page, models: Sequence[ModelExplanation], pictures: Tensor) -> None:
     blocks = []
-    for number, pixels in enumerate(explanation.pictures):
+    for number, pixels in enumerate(pictures):
         shown = picture(pixels)
-        blocks.append(subheading(explanation.model.images[number].name))
+        blocks.append(subheading(models[0].images[number].name))
         for model in models:
             blocks.append(strip(_row(shown, model, model.images[number])))
     page.add(
@@ -144,13 +139,13 @@ def _row(
 def _add_depth(page: Page, models: Sequence[ModelExplanation]) -> None:
     plots = []
     for figure, (label, caption) in _DEPTH.items():
-        found = {model.name: _points(model, figure) for model in models}
+        found = {model.name: points(model, figure) for model in models}
         if not any(found.values()) or (
             figure == "negative_mass"
-            and not any(max(heads) > 0 for points in found.values() for _, heads in points)
+            and not any(max(heads) > 0 for each in found.values() for _, heads in each)
         ):
             continue
-        plots.append((_depth_plot(found, label), caption))
+        plots.append((depth_plot(found, label), caption))
     if plots:
         page.add(
             "Over depth",
@@ -160,41 +155,12 @@ def _add_depth(page: Page, models: Sequence[ModelExplanation]) -> None:
         )
 
 
-def _points(model: ModelExplanation, figure: str) -> list[tuple[int, tuple[float, ...]]]:
-    """(number of the attention in order of execution, values of its heads)."""
-    numbers = {name: number for number, name in enumerate(model.attentions, 1)}
-    return [
-        (numbers[layer.name], getattr(layer, figure))
-        for layer in model.layers
-        if getattr(layer, figure) is not None
-    ]
-
-
-def _depth_plot(found: dict[str, list[tuple[int, tuple[float, ...]]]], label: str) -> Plot:
-    def draw(axes: Any) -> None:
-        for (name, points), colour in zip(found.items(), PALETTE, strict=False):
-            if not points:
-                continue
-            pairs = [(number, value) for number, heads in points for value in heads]
-            axes.scatter(*zip(*pairs, strict=True), s=18, color=colour, alpha=0.45, linewidths=0)
-            means = [(number, mean(heads)) for number, heads in points]
-            axes.plot(*zip(*means, strict=True), color=colour, linewidth=2, label=name)
-        axes.set_xlabel("attention, in order of execution")
-        axes.set_ylabel(label)
-        axes.set_ylim(bottom=0)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        if len(found) > 1:
-            axes.legend(frameon=False)
-
-    return Plot(draw, height=3.2)
-
-
 def _add_shares(page: Page, models: Sequence[ModelExplanation]) -> None:
     """Where some output does not come from the kernel."""
     plots = []
     for model in models:
         if any(mean(layer.kernel_share) < 1 for layer in model.layers):
-            plots.append((_shares_plot(model.layers), model.name))
+            plots.append((shares_plot(model), model.name))
     if plots:
         page.add(
             "Parts of the output",
@@ -204,40 +170,16 @@ def _add_shares(page: Page, models: Sequence[ModelExplanation]) -> None:
         )
 
 
-def _shares_plot(layers: Sequence[LayerExplanation]) -> Plot:
-    parts = ("kernel", "local", "auxiliary")
-
-    def draw(axes: Any) -> None:
-        numbers = range(1, len(layers) + 1)
-        below = [0.0] * len(layers)
-        for part, colour in zip(parts, PALETTE, strict=False):
-            heights = [mean(getattr(layer, f"{part}_share")) for layer in layers]
-            axes.bar(numbers, heights, bottom=below, color=colour, width=0.8)
-            below = [low + height for low, height in zip(below, heights, strict=True)]
-        axes.set_xlabel("attention, in order of execution")
-        axes.set_ylabel("share of the output")
-        axes.set_ylim(0, 1)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-
-    shown = [part for part in parts if any(mean(getattr(each, f"{part}_share")) for each in layers)]
-    legend = [(part, PALETTE[parts.index(part)], "-") for part in shown]
-    return Plot(draw, height=3.2, legend=legend)
-
-
 def _add_fields(page: Page, models: Sequence[ModelExplanation]) -> None:
     blocks = []
     for model in models:
         if model.fields:
             if len(models) > 1:
                 blocks.append(subheading(model.name))
-            blocks.append(
-                strip(
-                    [
-                        (field_picture(each.field), each.layer, f"half in {each.half_area:.0%}")
-                        for each in _spread(model.fields, _FIELDS)
-                    ]
-                )
-            )
+            spread = _spread(model.fields, _FIELDS)
+            areas = [f"half in {percent(each.half_area, 0)}" for each in spread]
+            row = [(field_picture(each.field), each.layer) for each in spread]
+            blocks.append(strip([(*each, area) for each, area in zip(row, areas, strict=True)]))
     if blocks:
         page.add(
             "Effective receptive field",

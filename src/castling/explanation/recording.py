@@ -20,13 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from castling.attention import AttentionCore, TokenMixer
+from castling.explanation.choice import choose_layers, likely_grid_of, said_prefix
 from castling.explanation.figures import Grid
 from castling.explanation.implied import ProjectedTokens
-from castling.surgery.hosts import why_left
 from castling.surgery.linearize import linearize_
-from castling.surgery.linearize_report import unknown_attentions
-from castling.surgery.plan import Plan
-from castling.surgery.selection import Where, attention_layers, choose, owner_of, read_plan
+from castling.surgery.selection import Where, attention_layers
 from castling.surgery.tap import Taps, tap
 
 #: Largest difference of a layer's copy, in parts of the output's norm; float32 leaves about 1e-6.
@@ -41,6 +39,7 @@ class Recorded:
         layer: of the copy.
         call: what it projected.
         grid: (h, w) of the keys behind the prefix; None where nobody knows it.
+        told: whether the host said so; else it is the one in the proportions of the image.
         prefix: tokens in front of it.
         calls: how often the layer ran for this image.
     """
@@ -48,6 +47,7 @@ class Recorded:
     layer: AttentionCore
     call: ProjectedTokens
     grid: Grid | None
+    told: bool
     prefix: int
     calls: int
 
@@ -62,6 +62,7 @@ class Recorder:
     Attributes:
         attentions: layer → name of its attention, in order of execution.
         missing: layer → why it has no matrix.
+        unknown: those that no adapter knows → why.
         every: whether all attentions of the model were chosen.
 
     Raises:
@@ -70,17 +71,15 @@ class Recorder:
 
     def __init__(self, model: nn.Module, layers: Where | None = None) -> None:
         self.model = model
-        chosen = chosen_layers(model, layers)
+        choice = choose_layers(model, layers)
         self.attentions = {
-            name: layer.config.name if isinstance(layer, TokenMixer) else "softmax"
-            for name, layer in chosen.items()
+            name: _attention_of(layer, known=name not in choice.unknown)
+            for name, layer in choice.layers.items()
         }
-        self.missing: dict[str, str] = {}
-        owner = owner_of(model)
-        unknown = {n: why_left(owner.get_submodule(n)) for n in unknown_attentions(owner)}
-        self.every = not unknown and len(chosen) == len(attention_layers(model))
-        if layers is None:
-            self.missing.update(unknown)
+        self.unknown = choice.unknown
+        self.missing = dict(choice.unknown)
+        self.every = choice.every
+        chosen = {n: layer for n, layer in choice.layers.items() if n not in choice.unknown}
         shared = {id(t): t for t in itertools.chain(model.parameters(), model.buffers())}
         self.copy = copy.deepcopy(model, shared)
         for name, layer in chosen.items():
@@ -93,7 +92,7 @@ class Recorder:
                 )
         self.cores = {
             name: layer
-            for name, layer in attention_layers(self.copy, list(chosen)).items()
+            for name, layer in attention_layers(self.copy).items()
             if isinstance(layer, AttentionCore) and name in chosen
         }
 
@@ -128,30 +127,30 @@ class Recorder:
                     f"the softmax put in its place gives another output ({error:.1e} of its norm)"
                 )
             else:
-                found[name] = _placed(self.cores[name], calls[name], taps[name][0].grid)
+                found[name] = self._placed(name, calls[name], taps[name][0].grid, image)
         return found
 
+    def _placed(
+        self, name: str, calls: list[ProjectedTokens], outside: Grid | None, image: Tensor
+    ) -> Recorded:
+        """The first call with its grid: what ``attend`` was told, or the layer's tokens have."""
+        call = calls[0]
+        keys = call.key.shape[1]
+        grid = call.grid or outside
+        if grid is not None and grid[0] * grid[1] > keys:
+            grid = None  # of an image whose tokens come in windows
+        told = grid is not None
+        if not told:
+            size = (image.shape[-2], image.shape[-1])
+            grid = likely_grid_of(call.key.flatten(2), size, said_prefix(self.model))
+        prefix = 0 if grid is None else keys - grid[0] * grid[1]
+        return Recorded(self.cores[name], call, grid, told, prefix, len(calls))
 
-def chosen_layers(model: nn.Module, layers: Where | None) -> dict[str, nn.Module]:
-    """The attentions of a model that are to be explained, by name, in order of execution.
 
-    Raises:
-        ValueError: there is none, or ``layers`` matches none.
-    """
-    where = read_plan(layers)
-    found = attention_layers(model, where)
-    if not found:
-        owner = owner_of(model)
-        reasons = {name: why_left(owner.get_submodule(name)) for name in unknown_attentions(owner)}
-        why = "".join(f"; {name}: {reason}" for name, reason in list(reasons.items())[:3])
-        raise ValueError(f"{type(model).__name__} holds no attention that can be explained{why}")
-    if "" in found:
-        raise ValueError("an attention cannot be explained alone: pass the model that holds it")
-    try:
-        chosen = choose(found, where.linear if isinstance(where, Plan) else where)
-    except ValueError as error:
-        raise ValueError(str(error).replace("where", "layers", 1)) from error
-    return {name: layer for name, layer in found.items() if name in chosen}
+def _attention_of(layer: nn.Module, *, known: bool) -> str:
+    if isinstance(layer, TokenMixer):
+        return layer.config.name
+    return "softmax" if known else type(layer).__name__
 
 
 @contextmanager
@@ -173,28 +172,15 @@ def _recorded(layer: AttentionCore, keep: Callable[[ProjectedTokens], None]) -> 
         del layer.__dict__["attend"]
 
 
-def _placed(layer: AttentionCore, calls: list[ProjectedTokens], outside: Grid | None) -> Recorded:
-    """The first call with its grid: what ``attend`` was told, else that of the layer's tokens."""
-    call = calls[0]
-    keys = call.key.shape[1]
-    grid = call.grid or outside
-    if grid is not None and grid[0] * grid[1] > keys:
-        grid = None  # of an image whose tokens come in windows
-    prefix = 0 if grid is None else keys - grid[0] * grid[1]
-    return Recorded(layer, call, grid, prefix, len(calls))
-
-
 def _difference(name: str, outputs: Taps, taps: Taps) -> float:
     """Of the first outputs of a layer and of its copy, in parts of the norm."""
-    wanted, found = (first_tensor(each[name][0].output).double() for each in (outputs, taps))
+    wanted, found = (first_of(each[name][0].output).double() for each in (outputs, taps))
     return float((found - wanted).norm() / wanted.norm().clamp(min=1e-30))
 
 
-def first_tensor(output: Any) -> Tensor:
-    """A tensor, or the first of a tuple: some layers return their grid or weights as well."""
-    found = output[0] if isinstance(output, (tuple, list)) else output
-    assert isinstance(found, Tensor)
-    return found
+def first_of(output: Any) -> Any:
+    """An output, or the first of a tuple: some layers return their grid or weights as well."""
+    return output[0] if isinstance(output, (tuple, list)) and output else output
 
 
 @contextmanager
