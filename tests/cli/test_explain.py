@@ -47,7 +47,12 @@ def photos(tmp_path):
 
 
 def test_a_saved_model_and_its_teacher(tmp_path, photos, capsys):
-    teacher, student = saved(tmp_path / "soft"), saved(tmp_path / "linear", "relu_linear")
+    teacher = saved(
+        tmp_path / "soft",
+        classes=["dog", "elk", "fox"],
+        preprocessing={"image_size": [32, 32], "mean": [0.2] * 3, "std": [0.5] * 3},
+    )
+    student = saved(tmp_path / "linear", "relu_linear")
     output = tmp_path / "out"
     order = [student, photos, "--teacher", teacher, "--output", output, "--limit", 2]
     assert run(*order) == 0

@@ -96,6 +96,7 @@ def explain_saved(
         else Normalize(second_card.mean, second_card.std)(pixels),
         layers=layers,
         classes=card.classes or None,
+        teacher_classes=None if second is None else second_card.classes or None,
         names=[Path(sample.name).name for sample in samples],
         mean=card.mean,
         std=card.std,

@@ -31,6 +31,7 @@ def explain(
     teacher_images: Tensor | None = None,
     layers: Where | None = None,
     classes: Sequence[str] | None = None,
+    teacher_classes: Sequence[str] | None = None,
     names: Sequence[str] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -57,6 +58,7 @@ def explain(
         layers: which, as ``where`` of :func:`castling.linearize_`; None for all. Of the teacher
             those of the same names, or all where none is called so.
         classes: names of the model's classes, in order.
+        teacher_classes: of the teacher's; None: the same.
         names: of the images.
         mean: with ``std``, what the images were normalised by, to show them as they were; None
             takes timm's description of the model, or else stretches them.
@@ -84,7 +86,6 @@ def explain(
         raise ValueError(f"there are {len(images)} images and {len(names)} names")
     if (mean is None) != (std is None):
         raise ValueError("mean and std go together: give both, or neither")
-    labels = None if classes is None else list(classes)
     called = list(names) if names is not None else [f"image {i}" for i in range(len(images))]
     choose_layers(model, layers)  # refuse before the teacher is computed
     title = model_name or type(model).__name__
@@ -100,9 +101,11 @@ def explain(
         second = teacher_name or type(teacher).__name__
         second += " (teacher)" if second == title else ""
         where = _of_teacher(teacher, layers)
-        of_teacher = _explained(teacher, theirs, where, second, called, labels, max_tokens, say)
+        of_teacher = _explained(
+            teacher, theirs, where, second, called, teacher_classes or classes, max_tokens, say
+        )
     return Explanation(
-        model=_explained(model, images, layers, title, called, labels, max_tokens, say),
+        model=_explained(model, images, layers, title, called, classes, max_tokens, say),
         teacher=of_teacher,
         pictures=pictures_of(model, images, mean, std),
     )
@@ -133,7 +136,7 @@ def _explained(
     layers: Where | None,
     name: str,
     called: Sequence[str],
-    labels: list[str] | None,
+    labels: Sequence[str] | None,
     max_tokens: int,
     say: Progress,
 ) -> ModelExplanation:
@@ -141,7 +144,6 @@ def _explained(
     images = images.detach().to(parameter.device, parameter.dtype).clone()
     with eval_mode(model):
         recorder = Recorder(model, layers)
-        recorder.copy.eval()
         pixels = PixelSide(model, list(recorder.attentions), recorder.unknown, labels)
         found: dict[str, list[LayerExplanation]] = {}
         explained = []

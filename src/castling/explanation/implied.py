@@ -211,7 +211,7 @@ def _factors(
     x = torch.zeros_like(k) if added is None else added[..., :width]
     if _relative_error(k + x, target) <= _tolerance(target):
         return one, one, True
-    y, k, x = target.double(), k.double(), x.double()
+    y, k, x = _wide(target), _wide(k), _wide(x)
     kk, kx, xx = ((a * b).sum(dim=-1, keepdim=True) for a, b in ((k, k), (k, x), (x, x)))
     ky, xy = ((a * y).sum(dim=-1, keepdim=True) for a in (k, x))
     determinant = kk * xx - kx * kx
@@ -242,8 +242,13 @@ def _tolerance(like: Tensor) -> float:
 
 
 def _relative_error(found: Tensor, wanted: Tensor) -> float:
-    wanted = wanted.double()
-    return float((found.double() - wanted).norm() / wanted.norm().clamp(min=1e-30))
+    wanted = _wide(wanted)
+    return float((_wide(found) - wanted).norm() / wanted.norm().clamp(min=1e-30))
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """In float64, where the device has it."""
+    return tensor.float() if tensor.device.type == "mps" else tensor.double()
 
 
 def _require_equal(found: Tensor, wanted: Tensor, message: str) -> None:

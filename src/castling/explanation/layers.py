@@ -62,6 +62,7 @@ def explain_layer(
             "raise it, or give a smaller image"
         )
     implied = implied_attention(recorded.layer, call)
+    kernel = implied.kernel.cpu()  # there are devices without float64
     query_grid = None if grid is None else figures.fitting_grid(queries - prefix, grid)
     patches = _patch_positions(call.to_queries, grid, query_grid, size, prefix, queries)
     square = call.to_queries is None and queries == keys
@@ -73,23 +74,23 @@ def explain_layer(
         keys=keys,
         prefix=prefix,
         exact=implied.exact,
-        entropy=_by_head(implied.kernel, figures.entropy),
-        effective_rank=_by_head(implied.kernel, figures.effective_rank),
+        entropy=_by_head(kernel, figures.entropy),
+        effective_rank=_by_head(kernel, figures.effective_rank),
         distance=None
         if patches is None
         else _by_head(
-            implied.kernel[..., prefix:, prefix:],
+            kernel[..., prefix:, prefix:],
             lambda matrix: figures.mean_distance(matrix, *patches),
         ),
-        negative_mass=_by_head(implied.kernel, figures.negative_mass),
-        own_weight=_by_head(implied.kernel, figures.own_weight) if square else None,
+        negative_mass=_by_head(kernel, figures.negative_mass),
+        own_weight=_by_head(kernel, figures.own_weight) if square else None,
         note=_note(recorded),
         **_shares(implied),
     )
     return LayerOnImage(
         found,
-        _query_row(implied.kernel, grid, query_grid, prefix),
-        implied.kernel[0].cpu() if square and len(implied.kernel) == 1 else None,
+        _query_row(kernel, grid, query_grid, prefix),
+        kernel[0] if square and len(kernel) == 1 else None,
     )
 
 
@@ -120,7 +121,7 @@ def _shares(implied: Implied) -> dict[str, tuple[float, ...]]:
     norms = {
         name: torch.zeros(implied.kernel.shape[1], dtype=torch.float64)
         if part is None
-        else part.double().transpose(1, 2).transpose(0, 1).flatten(1).norm(dim=1).cpu()
+        else part.cpu().double().permute(2, 0, 1, 3).flatten(1).norm(dim=1)
         for name, part in parts.items()
     }
     total = sum(norms.values(), torch.zeros(())).clamp(min=1e-300)
@@ -154,7 +155,7 @@ def _query_row(
         return None
     place = 0 if prefix else query_grid[0] // 2 * query_grid[1] + query_grid[1] // 2
     row = figures.magnitudes(kernel[0, :, place]).mean(dim=0)
-    return row[prefix:].reshape(grid).cpu()
+    return row[prefix:].reshape(grid)
 
 
 def _note(recorded: Recorded) -> str:

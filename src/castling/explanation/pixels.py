@@ -38,7 +38,7 @@ class PixelSide:
         model: nn.Module,
         layers: Sequence[str],
         unknown: Collection[str],
-        labels: list[str] | None,
+        labels: Sequence[str] | None,
     ) -> None:
         self.model, self.layers, self.unknown, self.labels = model, layers, unknown, labels
         self._prefix = said_prefix(model)
@@ -70,7 +70,10 @@ class PixelSide:
             if output is None or not self._classifies(output):
                 self._without_activation = "the model gives no scores of classes"
                 return seen
-            scores = output[0].detach().double().softmax(dim=-1)
+            if not torch.isfinite(output).all():
+                self._without_activation = "the model's output is not finite"
+                return seen
+            scores = output[0].detach().cpu().double().softmax(dim=-1)
             best = int(scores.argmax())
             heat, layer = self._activation(taps, output[0, best], leaf)
         return dataclasses.replace(
@@ -111,7 +114,7 @@ class PixelSide:
             if tokens is None:
                 self._without_field[name] = "its central position is not known"
                 continue
-            field = receptive_field(tokens, leaf).double().cpu()
+            field = receptive_field(tokens, leaf).cpu().double()
             self._sums[name] = self._sums[name] + field if name in self._sums else field
 
     def _classifies(self, output: Tensor) -> bool:
@@ -134,7 +137,7 @@ class PixelSide:
             inside = None if found is None else as_map(found, grid)
             values = as_map(tokens.detach(), grid)
             if inside is not None and values is not None and inside.any():
-                return class_activation(values, inside).cpu(), name
+                return class_activation(values.cpu(), inside.cpu()), name
         self._without_activation = "the score depends on no attention whose grid is known"
         return None, ""
 

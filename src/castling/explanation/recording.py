@@ -174,7 +174,7 @@ def _recorded(layer: AttentionCore, keep: Callable[[ProjectedTokens], None]) -> 
 
 def _difference(name: str, outputs: Taps, taps: Taps) -> float:
     """Of the first outputs of a layer and of its copy, in parts of the norm."""
-    wanted, found = (first_of(each[name][0].output).double() for each in (outputs, taps))
+    wanted, found = (first_of(each[name][0].output).cpu().double() for each in (outputs, taps))
     return float((found - wanted).norm() / wanted.norm().clamp(min=1e-30))
 
 
