@@ -107,8 +107,8 @@ def _add_images(page: Page, models: Sequence[ModelExplanation], pictures: Tensor
     for number, pixels in enumerate(pictures):
         shown = picture(pixels)
         blocks.append(subheading(models[0].images[number].name))
-        for model in models:
-            blocks.append(strip(_row(shown, model, model.images[number])))
+        rows = [_row(shown, model, model.images[number]) for model in models]
+        blocks += [strip(row, max(map(len, rows))) for row in rows]
     page.add(
         "Images",
         *blocks,
@@ -127,7 +127,8 @@ def _row(
     said = "" if seen.probability is None else f"{seen.label}, {percent(seen.probability, 0)}"
     row = [(shown, model.name, said)]
     if seen.activation is not None:
-        row.append((activation_overlay(shown, seen.activation), "class activation", seen.label))
+        what = seen.label if seen.activation.any() else "nothing speaks for it"
+        row.append((activation_overlay(shown, seen.activation), "class activation", what))
     if seen.rollout is not None:
         row.append((attention_overlay(shown, seen.rollout), "rollout", "all layers"))
     attentions = model.attentions
@@ -179,7 +180,9 @@ def _add_fields(page: Page, models: Sequence[ModelExplanation]) -> None:
             spread = _spread(model.fields, _FIELDS)
             areas = [f"half in {percent(each.half_area, 0)}" for each in spread]
             row = [(field_picture(each.field), each.layer) for each in spread]
-            blocks.append(strip([(*each, area) for each, area in zip(row, areas, strict=True)]))
+            blocks.append(
+                strip([(*each, area) for each, area in zip(row, areas, strict=True)], _FIELDS)
+            )
     if blocks:
         page.add(
             "Effective receptive field",

@@ -16,6 +16,7 @@ COLUMNS = (
 
 def layer_row(layer: LayerExplanation) -> list[str]:
     """One row under :data:`COLUMNS`, means over heads."""
+    shares = (layer.kernel_share, layer.local_share, layer.auxiliary_share)
     return [
         layer.name,
         layer.attention,
@@ -25,8 +26,7 @@ def layer_row(layer: LayerExplanation) -> list[str]:
         "–" if layer.distance is None else f"{mean(layer.distance):.0f} px",
         percent(mean(layer.negative_mass), 0),
         "–" if layer.own_weight is None else percent(mean(layer.own_weight), 0),
-        f"{percent(mean(layer.kernel_share), 0)} / {percent(mean(layer.local_share), 0)} / "
-        f"{percent(mean(layer.auxiliary_share), 0)}",
+        " / ".join(f"{100 * mean(share):.0f}" for share in shares) + " %",
         "exact" if layer.exact else "linearised",
     ]
 

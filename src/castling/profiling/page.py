@@ -183,17 +183,17 @@ def gallery(
     return f'<div class="{kind}">{"".join(parts)}</div>'
 
 
-def strip(pictures: Sequence[tuple[Image.Image, str, str]]) -> str:
-    """Pictures side by side in one row, equally wide: (picture, line, small line).
+def strip(pictures: Sequence[tuple[Image.Image, str, str]], columns: int) -> str:
+    """Pictures side by side, equally wide, ``columns`` to a row: (picture, line, small line).
 
-    Rows of as many pictures stand in the same columns; narrow screens break them.
+    Narrow screens break the rows.
     """
     parts = [
         f'<div><img src="{_photo(image)}" alt="{html.escape(line)}">'
         f"<span>{html.escape(line)}</span><br><small>{html.escape(small)}</small></div>"
         for image, line, small in pictures
     ]
-    return f'<div class="strip" style="--count:{len(parts)}">{"".join(parts)}</div>'
+    return f'<div class="strip" style="--count:{columns}">{"".join(parts)}</div>'
 
 
 def _photo(image: Image.Image) -> str:
