@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 import castling
 from castling.explanation import Explanation
+from castling.explanation.recording import Recorder
 from castling.explanation.result import FIGURES, PAGE
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -344,9 +345,19 @@ def test_refusals():
 
 
 def test_nothing_is_logged(caplog):
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, depth=1, num_classes=3, global_pool="map"
+    ).eval()  # linearize_ would warn of its pooling head
     with caplog.at_level(logging.INFO):
-        castling.explain(vit(), IMAGES)
+        castling.explain(model, IMAGES)
     assert not caplog.records
+
+
+def test_recording_leaves_the_copy_as_it_was():
+    recorder = Recorder(vit())
+    first, second = (recorder.record(IMAGES[:1]) for _ in range(2))
+    assert not any("attend" in vars(m) for m in recorder.copy.modules())
+    assert [each.calls for each in (*first.values(), *second.values())] == [1] * 8
 
 
 def test_saved_whole_or_not_at_all(tmp_path, monkeypatch):

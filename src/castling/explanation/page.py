@@ -177,12 +177,11 @@ def _add_fields(page: Page, models: Sequence[ModelExplanation]) -> None:
         if model.fields:
             if len(models) > 1:
                 blocks.append(subheading(model.name))
-            spread = _spread(model.fields, _FIELDS)
-            areas = [f"half in {percent(each.half_area, 0)}" for each in spread]
-            row = [(field_picture(each.field), each.layer) for each in spread]
-            blocks.append(
-                strip([(*each, area) for each, area in zip(row, areas, strict=True)], _FIELDS)
-            )
+            row = [
+                (field_picture(each.field), each.layer, f"half in {percent(each.half_area, 0)}")
+                for each in _spread(model.fields, _FIELDS)
+            ]
+            blocks.append(strip(row, _FIELDS))
     if blocks:
         page.add(
             "Effective receptive field",
