@@ -116,6 +116,11 @@ def test_bad_input(tmp_path, photos, capsys, arguments, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_the_output_is_a_file(tmp_path, photos, capsys):
+    assert run("absent", photos, "--output", photos / "00.png") == 2
+    assert "is a file" in capsys.readouterr().err
+
+
 def test_bad_images(tmp_path, photos, capsys):
     model = saved(tmp_path / "model")
     (photos / "broken.png").write_bytes(b"no image")

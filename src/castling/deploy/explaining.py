@@ -67,10 +67,13 @@ def explain_saved(
 
     Raises:
         FileNotFoundError: no such model, image or weights.
+        NotADirectoryError: ``output`` is a file.
         FileExistsError: ``output`` holds an explanation, and ``overwrite`` is False.
         ValueError: no images; one that cannot be read; a teacher for images of another size; what
             :func:`castling.explain` refuses.
     """
+    if Path(output).exists() and not Path(output).is_dir():
+        raise NotADirectoryError(f"{output} is a file: name a folder for the page")
     refuse_existing((Path(output) / name for name in (PAGE, FIGURES)), overwrite)
     samples = _samples(images, limit, progress)
     network, card = _opened(model, checkpoint, num_classes, unswitched)
