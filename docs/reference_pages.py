@@ -20,13 +20,14 @@ SECTIONS = {
     "attention": "Attention",
     "surgery": "Replace attention, switch, fold and load",
     "conversion": "Convert a pretrained model",
+    "explanation": "Explain",
     "ops": "Backends and cost",
     "profiling": "Measure and plan",
     "export": "Export",
     "deploy": "Use a trained model",
 }
 #: Floors whose own public names the page has too: what those of the package take and return.
-WHOLE = ("conversion",)
+WHOLE = ("conversion", "explanation")
 #: Module to the names that an extension implements or calls.
 INTERFACES = {
     "A kernel": {

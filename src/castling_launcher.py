@@ -21,6 +21,7 @@ VERBS = {
     "evaluate": "metrics of a trained model on a split of its data or of other images",
     "switch": "remove a trained model's auxiliary softmax branches, with a certificate",
     "predict": "run a trained model or an exported file on images and folders",
+    "explain": "what a model attends to on images of yours, a teacher beside it, as one page",
     "export": "write a trained model for ONNX Runtime, OpenVINO or torch.export, and verify it",
     "models": "list the models of this package; --macs adds parameters and MACs",
     "attentions": "list the attention mechanisms and their options",

@@ -205,6 +205,17 @@ def test_the_version_stands_in_one_place():
     assert f"## [{project['version']}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
+def test_the_explain_page_runs_as_it_stands(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    for _, code in blocks(DOCS / "tasks" / "explain.md", "python"):
+        # The same lines on a model of this suite's size.
+        small = code.replace("vit_tiny_patch16_224", "deit_pico").replace("224, 224", "32, 32")
+        exec(small, scope)
+    assert "student: 4 of 4" in capsys.readouterr().out
+    assert scope["page"].is_file()
+
+
 def test_the_conversion_page_runs_as_it_stands(capsys, monkeypatch):
     measure = castling.plan
 

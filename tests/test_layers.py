@@ -31,10 +31,10 @@ FLOORS = [
     "tasks",
     "export",
 ]
-FLOORS += ["train", "profiling", "deploy", "demo", "cli"]
+FLOORS += ["train", "profiling", "explanation", "deploy", "demo", "cli"]
 PACKAGES = [name for name in FLOORS if (ROOT / name).is_dir()]
 #: Floors that lie lower but must not be loaded all the same.
-APART = {"profiling": {"train"}, "deploy": {"train"}}
+APART = {"profiling": {"train"}, "explanation": {"train"}, "deploy": {"train"}}
 TASKS = ["classification", "detection", "segmentation", "pretraining", "distillation"]
 #: What ``import castling`` does not load: each costs time, or is an optional dependency.
 LATE = ["jsonargparse", "lightning", "matplotlib", "onnx", "onnxruntime", "openvino", "scipy"]

@@ -60,6 +60,7 @@ from castling.utils.version import VERSION
 if TYPE_CHECKING:
     from castling.conversion import convert
     from castling.deploy import Predictor
+    from castling.explanation import explain
     from castling.export import export
     from castling.profiling.planning import plan
 
@@ -75,6 +76,7 @@ describe_paths = describe_backends
 _LAZY = {
     "Predictor": "castling.deploy",
     "convert": "castling.conversion",
+    "explain": "castling.explanation",
     "export": "castling.export",
     "plan": "castling.profiling.planning",
 }
@@ -85,6 +87,7 @@ _PACKAGES = (
     "conversion",
     "data",
     "deploy",
+    "explanation",
     "models",
     "ops",
     "profiling",
@@ -127,6 +130,7 @@ __all__ = [
     "create_model",
     "describe_backends",
     "describe_paths",
+    "explain",
     "export",
     "fold_",
     "linearize_",

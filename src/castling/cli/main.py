@@ -19,6 +19,7 @@ from jsonargparse.typing import PositiveInt
 from castling.cli.check_data import check_data
 from castling.cli.compare import compare
 from castling.cli.convert import convert
+from castling.cli.explain import explain
 from castling.cli.lists import attentions, models
 from castling.cli.measure import bench, plan
 from castling.cli.parts import (
@@ -239,6 +240,7 @@ FUNCTIONS: dict[str, Verb] = {
     "evaluate": evaluate,
     "switch": switch,
     "predict": predict,
+    "explain": explain,
     "export": export,
     "models": models,
     "attentions": attentions,

@@ -7,9 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import timm
 import torch
-from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
 from torch import Tensor, nn
 
 from castling.attention import AttentionConfig, TokenMixer
@@ -17,13 +15,12 @@ from castling.conversion import Budget, ConversionConfig, ConversionReport, conv
 from castling.data import SourceConfig
 from castling.data.config import LoaderConfig
 from castling.deploy.conversion_images import ConversionImages, conversion_data, image_size_of
+from castling.deploy.opening import open_named
 from castling.models.backbone import Backbone
-from castling.models.builder import build_model
 from castling.models.card import CARD, ModelCard
-from castling.models.saved import WEIGHTS, open_model, save_model
-from castling.models.starting_weights import normalisation_of
+from castling.models.saved import WEIGHTS, save_model
 from castling.profiling.planning import plan as measure_plan
-from castling.surgery import Where, attention_layers, load_checkpoint
+from castling.surgery import Where, attention_layers
 from castling.surgery.plan import Plan, load_plan
 from castling.surgery.self_description import attention_arguments
 from castling.tasks import task_from_card
@@ -160,43 +157,16 @@ def _teacher(
     num_classes: int | None,
 ) -> tuple[nn.Module, ModelCard]:
     """The softmax model, and the card without attention."""
-    if Path(model).is_dir():
-        if checkpoint is not None or num_classes is not None:
-            raise ValueError(
-                f"{model} is a folder with weights and classes of its own: leave checkpoint and "
-                "num_classes out"
-            )
-        opened, card = open_model(model)
-        if card.task.get("name") not in ("classification", "detection", "segmentation"):
-            raise ValueError(
-                f"{model} is a model of {card.task.get('name')}: this converts classifiers, "
-                "detectors and segmenters. In Python castling.convert(model, images, compared=…) "
-                "takes any model"
-            )
-        if card.folded:
-            raise ValueError(f"{model} is folded: convert the model as it was before that")
-        return opened, card
-    if not timm.is_model(model.partition(".")[0]):
-        raise FileNotFoundError(f"{model} is neither a folder nor a model of timm's")
-    options = {} if num_classes is None else {"num_classes": num_classes}
-    built = build_model(model, options, pretrained=checkpoint is None)
-    if checkpoint is not None:
-        load_checkpoint(built, checkpoint)  # all of it: a head at random teaches nothing
-    found = resolve_model_data_config(built)
-    mean, std = normalisation_of(model, checkpoint or "") or (found["mean"], found["std"])
-    preprocessing = {
-        "image_size": list(found["input_size"][-2:]),
-        "mean": list(mean),
-        "std": list(std),
-        "interpolation": found["interpolation"],
-        "crop_fraction": found["crop_pct"],
-    }
-    return built, ModelCard(
-        name=model.partition(".")[0],
-        classes=_class_names(built),
-        preprocessing=preprocessing,
-        kwargs={"num_classes": built.num_classes},
-    )
+    opened, card = open_named(model, checkpoint, num_classes)
+    if card.task.get("name") not in ("classification", "detection", "segmentation"):
+        raise ValueError(
+            f"{model} is a model of {card.task.get('name')}: this converts classifiers, "
+            "detectors and segmenters. In Python castling.convert(model, images, compared=…) "
+            "takes any model"
+        )
+    if card.folded:
+        raise ValueError(f"{model} is folded: convert the model as it was before that")
+    return opened, card
 
 
 def _plan(
@@ -214,17 +184,6 @@ def _plan(
     )
     progress(str(found))
     return found
-
-
-def _class_names(model: nn.Module) -> list[str]:
-    """ImageNet's where the model has them, else numbers."""
-    count = int(getattr(model, "num_classes", 0))
-    subset = infer_imagenet_subset(model) if count else None
-    if subset is not None and (info := ImageNetInfo(subset)).num_classes() == count:
-        names = info.label_descriptions()
-        if len(set(names)) == count:
-            return list(names)
-    return [f"class {i}" for i in range(count)]
 
 
 def _lines(progress: Callable[[str], None]) -> Callable[[str, int, int, float], None]:

@@ -1,0 +1,71 @@
+"""Models that verbs name: folders of runs and saved models, and names of timm's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import timm
+from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
+from torch import nn
+
+from castling.models.builder import build_model
+from castling.models.card import ModelCard
+from castling.models.saved import open_model
+from castling.models.starting_weights import normalisation_of
+from castling.surgery import load_checkpoint
+
+
+def open_named(
+    model: str, checkpoint: str | None = None, num_classes: int | None = None
+) -> tuple[nn.Module, ModelCard]:
+    """The model that a folder holds or that timm knows by name, in evaluation mode, and its card.
+
+    Args:
+        model: folder of a saved model, or a name of timm's, whose pretrained weights are downloaded
+            unless ``checkpoint`` names a file.
+        checkpoint: all weights of a model of timm's: a head at random says nothing.
+        num_classes: of a model of timm's; None takes its own.
+
+    Raises:
+        FileNotFoundError: no folder and no model of timm's; no weights.
+        ValueError: a folder with ``checkpoint`` or ``num_classes``; weights that do not fit.
+    """
+    if Path(model).is_dir():
+        if checkpoint is not None or num_classes is not None:
+            raise ValueError(
+                f"{model} is a folder with weights and classes of its own: leave checkpoint and "
+                "num_classes out"
+            )
+        return open_model(model)
+    if not timm.is_model(model.partition(".")[0]):
+        raise FileNotFoundError(f"{model} is neither a folder nor a model of timm's")
+    options = {} if num_classes is None else {"num_classes": num_classes}
+    built = build_model(model, options, pretrained=checkpoint is None)
+    if checkpoint is not None:
+        load_checkpoint(built, checkpoint)
+    found = resolve_model_data_config(built)
+    mean, std = normalisation_of(model, checkpoint or "") or (found["mean"], found["std"])
+    preprocessing = {
+        "image_size": list(found["input_size"][-2:]),
+        "mean": list(mean),
+        "std": list(std),
+        "interpolation": found["interpolation"],
+        "crop_fraction": found["crop_pct"],
+    }
+    return built.eval(), ModelCard(
+        name=model.partition(".")[0],
+        classes=_class_names(built),
+        preprocessing=preprocessing,
+        kwargs={"num_classes": built.num_classes},
+    )
+
+
+def _class_names(model: nn.Module) -> list[str]:
+    """ImageNet's where the model has them, else numbers."""
+    count = int(getattr(model, "num_classes", 0))
+    subset = infer_imagenet_subset(model) if count else None
+    if subset is not None and (info := ImageNetInfo(subset)).num_classes() == count:
+        names = info.label_descriptions()
+        if len(set(names)) == count:
+            return list(names)
+    return [f"class {i}" for i in range(count)]
