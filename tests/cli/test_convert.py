@@ -170,6 +170,13 @@ def test_a_model_of_timm_with_weights(tmp_path, photos, capsys):
     _, card = open_model(tmp_path / "linear")
     assert card.classes == [f"class {i}" for i in range(5)]
     assert card.preprocessing["mean"] == list(model.default_cfg["mean"])
+    named = ["--classes", "0", "1", "2", "d", "e", "--overwrite"]
+    assert run([*order, *named, "--num_classes", "4"]) == 2
+    assert "5 classes are named, 5 different ones, and num_classes is 4" in capsys.readouterr().err
+    assert run([*order, *named]) == 0
+    assert open_model(tmp_path / "linear")[1].classes == ["0", "1", "2", "d", "e"]
+    # Images in folders of these names can be evaluated.
+    assert run(["evaluate", str(tmp_path / "linear"), "--data", str(photos)]) == 0
 
 
 def test_what_cannot_be_converted_is_refused_before_any_work(tmp_path, photos, capsys):

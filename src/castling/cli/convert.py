@@ -75,6 +75,12 @@ def convert(arguments: list[str]) -> int:
     parser.add_argument("--checkpoint", help="a file of weights for a model of timm's")
     parser.add_argument("--num_classes", type=PositiveInt, help="of a model of timm's")
     parser.add_argument(
+        "--classes",
+        nargs="+",
+        metavar="NAME",
+        help="their names instead, in the order of the weights (default: ImageNet's, or numbers)",
+    )
+    parser.add_argument(
         "--size", help="HEIGHTxWIDTH or a side of the images to learn from (default: the model's)"
     )
     here, gpu = ConversionConfig(), ConversionConfig.for_device("cuda")
@@ -116,6 +122,7 @@ def convert(arguments: list[str]) -> int:
         plan=None if values.plan is None else load_plan(values.plan),
         checkpoint=values.checkpoint,
         num_classes=values.num_classes,
+        classes=values.classes,
         size=None if values.size is None else read_size(values.size),
         config=dataclasses.replace(ConversionConfig.for_device(device), **chosen),
         loader=LoaderConfig(batch_size=batch_size, workers=values.workers),

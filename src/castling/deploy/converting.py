@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -46,6 +46,7 @@ def convert_saved(
     plan: Plan | None = None,
     checkpoint: str | None = None,
     num_classes: int | None = None,
+    classes: Sequence[str] | None = None,
     size: tuple[int, int] | None = None,
     config: ConversionConfig | None = None,
     loader: LoaderConfig | None = None,
@@ -75,6 +76,7 @@ def convert_saved(
         plan: for a budget; None measures one here, for one image of the model's size.
         checkpoint: weights for a model of timm's.
         num_classes: of a model of timm's; None takes its own.
+        classes: their names, in the order of the weights, instead.
         size: (height, width) in pixels of the images that it learns from; None takes the model's.
         config: of the stages.
         loader: batches and processes.
@@ -99,7 +101,7 @@ def convert_saved(
         raise ValueError("a plan without a budget is given as where")
     refuse_existing((folder / name for name in (WEIGHTS, CARD, REPORT)), overwrite)
     config, loader = config or ConversionConfig(), loader or LoaderConfig(batch_size=32)
-    teacher, card = _teacher(model, checkpoint, num_classes)
+    teacher, card = _teacher(model, checkpoint, num_classes, classes)
     task = task_from_card(card, model)
     size = size or image_size_of(card)
     images = conversion_data(card, source, loader, seed, size)
@@ -155,9 +157,10 @@ def _teacher(
     model: str,
     checkpoint: str | None,
     num_classes: int | None,
+    classes: Sequence[str] | None,
 ) -> tuple[nn.Module, ModelCard]:
     """The softmax model, and the card without attention."""
-    opened, card = open_named(model, checkpoint, num_classes)
+    opened, card = open_named(model, checkpoint, num_classes, classes)
     if card.task.get("name") not in ("classification", "detection", "segmentation"):
         raise ValueError(
             f"{model} is a model of {card.task.get('name')}: this converts classifiers, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import timm
@@ -16,7 +17,10 @@ from castling.surgery import load_checkpoint
 
 
 def open_named(
-    model: str, checkpoint: str | None = None, num_classes: int | None = None
+    model: str,
+    checkpoint: str | None = None,
+    num_classes: int | None = None,
+    classes: Sequence[str] | None = None,
 ) -> tuple[nn.Module, ModelCard]:
     """The model that a folder holds or that timm knows by name, in evaluation mode, and its card.
 
@@ -25,20 +29,29 @@ def open_named(
             unless ``checkpoint`` names a file.
         checkpoint: all weights of a model of timm's: a head at random says nothing.
         num_classes: of a model of timm's; None takes its own.
+        classes: their names, in the order of the weights; None takes ImageNet's, or numbers.
 
     Raises:
         FileNotFoundError: no folder and no model of timm's; no weights.
-        ValueError: a folder with ``checkpoint`` or ``num_classes``; weights that do not fit.
+        ValueError: a folder with ``checkpoint``, ``num_classes`` or ``classes``; classes that are
+            not as many, or named twice; weights that do not fit.
     """
     if Path(model).is_dir():
-        if checkpoint is not None or num_classes is not None:
+        if checkpoint is not None or num_classes is not None or classes is not None:
             raise ValueError(
-                f"{model} is a folder with weights and classes of its own: leave checkpoint and "
-                "num_classes out"
+                f"{model} is a folder with weights and classes of its own: leave checkpoint, "
+                "num_classes and classes out"
             )
         return open_model(model)
     if not timm.is_model(model.partition(".")[0]):
         raise FileNotFoundError(f"{model} is neither a folder nor a model of timm's")
+    if classes is not None:
+        if len(set(classes)) < len(classes) or num_classes not in (None, len(classes)):
+            raise ValueError(
+                f"{len(classes)} classes are named, {len(set(classes))} different ones, and "
+                f"num_classes is {num_classes}: name each class once"
+            )
+        num_classes = len(classes)
     options = {} if num_classes is None else {"num_classes": num_classes}
     built = build_model(model, options, pretrained=checkpoint is None)
     if checkpoint is not None:
@@ -54,7 +67,7 @@ def open_named(
     }
     return built.eval(), ModelCard(
         name=model.partition(".")[0],
-        classes=_class_names(built),
+        classes=_class_names(built) if classes is None else list(classes),
         preprocessing=preprocessing,
         kwargs={"num_classes": built.num_classes},
     )
