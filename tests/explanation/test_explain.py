@@ -302,6 +302,18 @@ def test_a_model_without_classes_has_no_class_activation():
     assert found.images[0].predicted is None
 
 
+def test_outputs_that_say_nothing_are_noted():
+    model = vit()
+    nn.init.zeros_(model.blocks[0].attn.proj.weight)  # as LeViT starts
+    nn.init.constant_(model.head.bias, float("inf"))
+    found = castling.explain(model, IMAGES).model
+    assert [field.layer for field in found.fields] == [f"blocks.{i}.attn" for i in (1, 2, 3)]
+    assert "blocks.0.attn (no pixel moves its output)" in found.notes[0]
+    assert "not finite" in found.notes[1]
+    assert found.images[0].probability is None
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
 def test_too_many_tokens():
     found = castling.explain(vit(), IMAGES, max_tokens=64).model
     assert not found.layers
