@@ -131,6 +131,7 @@ def row_of(
         "seed": options.seed,
         "machine": machine_facts(torch.device("cpu"))["device"],
         "seconds": round(sum(stage["seconds"] for stage in report["stages"])),
+        "test_images": len(labels),
         "top1": 100 * float((own == labels).float().mean()),
         "agreement": 100 * float((own == chosen).float().mean()),
         "teacher_top1": 100 * float((chosen == labels).float().mean()),
@@ -144,7 +145,7 @@ def table(study: Mapping[str, Any]) -> str:
     errors = [f"layer error: {stage}" for stage in stages[:3]]
     agreements = [f"agreement: {stage}" for stage in stages]
     head = ["attention", "softmax layers", "views", "seed", *errors, *agreements]
-    head += ["top-1", "of the teacher's", "agreement at the end", "minutes"]
+    head += ["test images", "top-1", "of the teacher's", "agreement", "minutes"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in study["rows"].values():
         found = {stage["stage"]: stage for stage in row["stages"]}
@@ -156,6 +157,7 @@ def table(study: Mapping[str, Any]) -> str:
                 for name in stages[:3]
             ),
             *(f"{100 * found[name]['agreement']:.1f}" if name in found else "–" for name in stages),
+            f"{row['test_images']:,}",
             f"{row['top1']:.1f}",
             f"{100 * row['top1'] / row['teacher_top1']:.1f} %",
             f"{row['agreement']:.1f}",
