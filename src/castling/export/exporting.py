@@ -102,8 +102,8 @@ def export(
         portable: let a ``.pt2`` file hold basic operators only, so that it runs without castling,
             and without its fast kernels. Files of other targets are always portable.
         tolerance: largest absolute difference allowed between a file in fp32 and PyTorch; outputs
-            of integers and booleans must be equal. Detections are compared as sets: 99 % must have a
-            partner of the same class, and the differences of pairs are in units of the largest
+            of integers and booleans must be equal. Detections are compared as sets: 99 % must have
+            a partner of the same class, and the differences of pairs are in units of the largest
             value (boxes are in pixels).
         max_error: of files in fp16 and int8 in the place of ``tolerance``: largest relative error
             ‖file − PyTorch‖ / ‖PyTorch‖ of any output, at every shape and over ``images``. None is

@@ -8,6 +8,7 @@ projections therefore stays in float32, as do normalisations and means.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Set
 from typing import Any
 
 from castling.export.onnx_parts import GraphParts
@@ -53,14 +54,41 @@ def to_half(proto: Any, parts: GraphParts) -> Any:
 
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
+    operators = {*float16.DEFAULT_OP_BLOCK_LIST, *_SUMS}
+    _separate_weights(copy, operators, parts.sensitive)
     with warnings.catch_warnings():
         # Constants beyond float16 are cut to its range, which the comparison would notice.
         warnings.simplefilter("ignore")
         made = float16.convert_float_to_float16(
             copy,
             keep_io_types=True,
-            op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *_SUMS],
+            op_block_list=sorted(operators),
             node_block_list=sorted(parts.sensitive),
         )
     del made.graph.value_info[:]
     return made
+
+
+def _separate_weights(proto: Any, operators: Set[str], names: Set[str]) -> None:
+    """Give nodes that stay in float32 weights of their own.
+
+    The exporter stores equal weights once, and the converter gives each one type for all its nodes.
+    """
+    weights = {weight.name: weight for weight in proto.graph.initializer}
+    copied: set[str] = set()
+    for node in proto.graph.node:
+        if node.op_type not in operators and node.name not in names:
+            continue
+        for index, name in enumerate(node.input):
+            if name in weights:
+                node.input[index] = own = f"{name}::fp32"
+                if own not in copied:
+                    copied.add(own)
+                    weight = proto.graph.initializer.add()
+                    weight.CopyFrom(weights[name])
+                    weight.name = own
+    read = {name for node in proto.graph.node for name in node.input}
+    read.update(output.name for output in proto.graph.output)
+    kept = [weight for weight in proto.graph.initializer if weight.name in read]
+    proto.graph.ClearField("initializer")
+    proto.graph.initializer.extend(kept)

@@ -8,6 +8,7 @@ constants, so that softmax attention inside one fused call is recognised too.
 from __future__ import annotations
 
 from ast import literal_eval
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,8 +32,9 @@ class GraphParts:
         kernels: everything inside an attention kernel: queries that meet keys, sums over tokens,
             normalisation.
         weight_products: products of activations with weights, outside kernels.
-        sensitive: ``kernels``, the rest of every attention but its weight products, and all
-            products of two activations.
+        sensitive: ``kernels``, the rest of every attention but its weight products, all products
+            of two activations, and what follows from the size of the image alone, such as the
+            coordinates of tables of positions.
     """
 
     kernels: frozenset[str]
@@ -59,28 +61,38 @@ def parts_of(proto: Any, model: nn.Module) -> GraphParts:
     of_weights = weight_products(proto)
     chosen = of_weights - inside_kernels
     sensitive = inside_kernels | (inside_attentions - chosen) | (products - of_weights)
+    of_sizes = known(proto, ("Shape", "Size"))
+    sensitive |= {node.name for node in proto.graph.node if of_sizes.issuperset(node.output)}
     return GraphParts(frozenset(inside_kernels), frozenset(chosen), frozenset(sensitive))
 
 
 def weight_products(proto: Any) -> set[str]:
     """Names of the products whose second factor is a constant, and whose first is not."""
-    fixed = constants(proto)
+    constants = known(proto)
     return {
         node.name
         for node in proto.graph.node
-        if node.op_type in PRODUCTS and node.input[1] in fixed and node.input[0] not in fixed
+        if node.op_type in PRODUCTS
+        and node.input[1] in constants
+        and node.input[0] not in constants
     }
 
 
-def constants(proto: Any) -> set[str]:
-    """Names of all tensors that do not depend on the input."""
-    fixed = {weight.name for weight in proto.graph.initializer}
+def known(proto: Any, sources: Collection[str] = ()) -> set[str]:
+    """Names of all tensors that follow from constants and the results of some operators alone.
+
+    Args:
+        proto: an ``onnx.ModelProto``.
+        sources: types of these operators.
+    """
+    found = {weight.name for weight in proto.graph.initializer}
     for node in proto.graph.node:
         inputs = [name for name in node.input if name]
         inner = any(attribute.g.node for attribute in node.attribute)
-        if not inner and (inputs or node.op_type == "Constant") and fixed.issuperset(inputs):
-            fixed.update(node.output)
-    return fixed
+        given = node.op_type in sources or (node.op_type == "Constant" and not inputs)
+        if given or (inputs and not inner and found.issuperset(inputs)):
+            found.update(node.output)
+    return found
 
 
 def _scopes(node: Any) -> set[str]:

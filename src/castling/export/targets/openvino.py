@@ -47,12 +47,16 @@ class OpenVINOTarget:
 
         graph = onnx_graph(job)
         notes: tuple[str, ...] = ()
-        # read_model stays offline; openvino.convert_model sends usage statistics.
-        model = openvino.Core().read_model(graph.proto.SerializeToString())
+        text = graph.proto.SerializeToString()
+
+        def read() -> Any:  # read_model stays offline; convert_model sends usage statistics
+            return openvino.Core().read_model(text)
+
         if job.precision == "int8":
-            model, notes = quantise_openvino(model, graph.parts, job.calibration), (INT8,)
-        elif job.precision == "fp16":
-            notes = (_HALF,)
+            model, notes = quantise_openvino(read, graph.parts, job.calibration), (INT8,)
+        else:
+            model = read()
+            notes = (_HALF,) if job.precision == "fp16" else ()
         model.set_rt_info(json.dumps(dict(job.metadata), ensure_ascii=False), [_SECTION])
         openvino.save_model(model, path, compress_to_fp16=job.precision == "fp16")
         return {"opset": graph.opset, "notes": notes}
