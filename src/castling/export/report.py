@@ -200,7 +200,7 @@ class ExportReport:
         lines = [
             f"{self.path}: {size}, {opset}dynamic {free[self.dynamic]}",
             f"{self.runtime + ' against PyTorch at':34}"
-            f"{'rel. error' if relative else 'max |Δ|':>10}{'agreement':>13}",
+            f"{'relative' if relative else 'max |Δ|':>10}{'agreement':>13}",
         ]
         for check in self.checks:
             difference = check.relative_error if relative else check.max_difference
