@@ -39,7 +39,7 @@ TASKS = ["classification", "detection", "segmentation", "pretraining", "distilla
 #: What ``import castling`` does not load: each costs time, or is an optional dependency.
 LATE = ["jsonargparse", "lightning", "matplotlib", "onnx", "onnxruntime", "openvino", "scipy"]
 LATE += ["sklearn", "tensorboard", "torchmetrics", "torchvision.transforms.v2"]
-LATE += ["torchvision.tv_tensors", "transformers"]
+LATE += ["torchvision.tv_tensors", "transformers", "nncf", "onnxconverter_common"]
 
 
 def module_name(path: Path) -> str:

@@ -20,7 +20,7 @@ PAGE = Path(castling.__file__).parents[2] / "docs" / "reference" / "file-formats
 KEYS = {
     *("classes", "input_size", "resize", "resize_size", "interpolation", "crop", "channel_order"),
     *("layout", "dtype", "value_range", "mean", "std", "outputs", "multiple", "dynamic"),
-    *("castling", "exported_by"),
+    *("castling", "exported_by", "precision"),
 }
 #: (width, height), EXIF orientation; sides whose scaled length is a fraction, both directions.
 PHOTOS = {"wide": ((131, 77), 1), "tall": ((75, 199), 1), "turned": ((150, 97), 6)}

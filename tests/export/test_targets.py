@@ -273,12 +273,17 @@ class WeightsTarget:
 
     name, suffix, runtime, opset = "weights", ".weights", "Python", False
     beside = writing = running = ()
+    precisions, reducing = ("fp32",), {}
 
     def write(self, job, path):
         layer = job.model.model.layer
         values = [layer.weight.tolist(), layer.bias.tolist(), dict(job.metadata)]
         path.write_text(json.dumps(values))
         return {}
+
+    def store(self, path, key, text):
+        weight, bias, metadata = json.loads(path.read_text())
+        path.write_text(json.dumps([weight, bias, {**metadata, key: text}]))
 
     def open(self, path, threads=None):
         return WeightsModel(path)

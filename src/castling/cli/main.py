@@ -20,6 +20,7 @@ from castling.cli.check_data import check_data
 from castling.cli.compare import compare
 from castling.cli.convert import convert
 from castling.cli.explain import explain
+from castling.cli.export import export
 from castling.cli.lists import attentions, models
 from castling.cli.measure import bench, plan
 from castling.cli.parts import (
@@ -34,7 +35,6 @@ from castling.cli.parts import (
     device_of,
     parser_for,
     progress_of,
-    read_size,
     show,
     task_options,
 )
@@ -180,56 +180,6 @@ def switch(arguments: list[str]) -> int:
             "(schedule: ramp ends with an empty mask), or give --force to switch all the same"
         ) from error
     show(values, {**report.to_dict(), "folder": str(folder)}, f"{report}\nwritten to {folder}")
-    return 0
-
-
-def export(arguments: list[str]) -> int:
-    """See VERBS."""
-    parser = parser_for("export")
-    parser.add_argument("model", help="folder of a run or of a saved model")
-    parser.add_argument(
-        "output", nargs="?", help=".onnx, .xml (OpenVINO) or .pt2 (default: MODEL/model.onnx)"
-    )
-    parser.add_argument("--target", help="onnx, openvino or program (default: by the suffix)")
-    parser.add_argument(
-        "--portable", action="store_true", help="a .pt2 file that runs without castling, slower"
-    )
-    parser.add_argument("--size", help="HEIGHTxWIDTH or a side (default: that of training)")
-    parser.add_argument("--verify", nargs="+", default=[], help="further sizes to verify at")
-    parser.add_argument(
-        "--data",
-        help="images to verify on: digits, a folder, a zip or torchvision:NAME (default: of a "
-        "detector those of the run, else noise)",
-    )
-    parser.add_argument(
-        "--dynamic",
-        choices=["auto", "all", "batch", "none"],
-        default="auto",
-        help="what may change later: batch, height and width (all), the batch alone, or nothing; "
-        "auto: all, or batch where the model or the file runs at one size only (default: auto)",
-    )
-    parser.add_argument("--opset", type=int, help="ONNX operator set (default: the exporter's)")
-    parser.add_argument(
-        "--tolerance", type=float, default=1e-4, help="largest difference (default: 0.0001)"
-    )
-    add_overwrite(parser)
-    values = parser.parse_args(arguments)
-    from castling.deploy import export_saved
-
-    report = export_saved(
-        values.model,
-        values.output,
-        read_size(values.size) if values.size else None,
-        data=data_of(values.data),
-        verify_sizes=[read_size(text) for text in values.verify] or None,
-        target=values.target,
-        dynamic=values.dynamic,
-        opset=values.opset,
-        portable=values.portable,
-        tolerance=values.tolerance,
-        overwrite=values.overwrite,
-    )
-    show(values, report.to_dict(), str(report))
     return 0
 
 

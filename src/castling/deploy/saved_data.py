@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
+import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from castling.data import (
     DataConfig,
@@ -19,6 +22,7 @@ from castling.data import (
 )
 from castling.data.legacy import upgrade_data, with_old_rules
 from castling.data.renumbered import renumbered
+from castling.data.sampler import BatchKey
 from castling.data.split_record import SPLIT_FILE
 from castling.models.card import CARD, ModelCard
 from castling.tasks import Task, task_class
@@ -158,6 +162,21 @@ def validation_images(
         ValueError: no data is known, or it does not fit the model.
         FileNotFoundError: there are no images.
     """
+    for batch in _opened(task, card, path, data, ("val",)).loader("val"):
+        yield task.preprocess(batch.images[:count])
+        count -= len(batch)
+        if count <= 0:
+            return
+
+
+def _opened(
+    task: Task,
+    card: ModelCard,
+    path: str | os.PathLike[str],
+    data: DataConfig | None,
+    read: Collection[str],
+) -> DataModule:
+    """The images of a saved model, read in this process; see :func:`validation_images`."""
     own = run_data(path, task)
     record = own.record if own is not None and data in (None, own.config) else None
     data = data or (None if own is None else own.config)
@@ -166,9 +185,45 @@ def validation_images(
             f"{path} is not a run's folder, so its images are not known: name them with --data"
         )
     alone = dataclasses.replace(data, loader=dataclasses.replace(data.loader, workers=0))
-    opened = open_saved_data(task, card, alone, record=record, read=("val",))
-    for batch in opened.loader("val"):
-        yield task.preprocess(batch.images[:count])
-        count -= len(batch)
-        if count <= 0:
-            return
+    return open_saved_data(task, card, alone, record=record, read=read)
+
+
+def spread_images(
+    task: Task,
+    card: ModelCard,
+    path: str | os.PathLike[str],
+    data: DataConfig | None,
+    counts: Mapping[str, int],
+) -> dict[str, Tensor]:
+    """Images of some splits, (N, 3, H, W), normalised, spread evenly over each split.
+
+    The first ones of a folder are often of one class. Images of several sizes are scaled to the
+    one that the task evaluates at.
+
+    Args:
+        task: of the saved model.
+        card: of the saved model.
+        path: its folder.
+        data: which images; None is what the run was trained on.
+        counts: split -> how many, at most; of ``train``, without augmentation.
+
+    Raises:
+        ValueError: no data is known, or it does not fit the model.
+        FileNotFoundError: there are no images.
+    """
+    opened = _opened(task, card, path, data, counts)
+    found = {}
+    for split, count in counts.items():
+        images = opened.dataset(split)
+        places = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)
+        batches = [
+            task.preprocess(images[BatchKey((int(place),))].images) for place in np.unique(places)
+        ]
+        if len({batch.shape for batch in batches}) > 1:
+            batches = [_scaled(batch, task.input_size) for batch in batches]
+        found[split] = torch.cat(batches)
+    return found
+
+
+def _scaled(images: Tensor, size: tuple[int, int]) -> Tensor:
+    return interpolate(images, size, mode="bilinear", antialias=True)

@@ -10,9 +10,11 @@ from castling.export import targets as targets
 from castling.export.exported_model import ExportedModel
 from castling.export.exporting import export
 from castling.export.outputs import RawOutputs
-from castling.export.report import ExportReport, OutputCheck, ShapeCheck
+from castling.export.precision import Limits, Precision
+from castling.export.report import ExportReport, ImageCheck, OutputCheck, ShapeCheck, Speed
 from castling.export.sizes import OneSizeError
 from castling.export.target import (
+    DisagreementError,
     ExportError,
     ExportJob,
     Target,
@@ -23,14 +25,19 @@ from castling.export.target import (
 )
 
 __all__ = [
+    "DisagreementError",
     "ExportError",
     "ExportJob",
     "ExportReport",
     "ExportedModel",
+    "ImageCheck",
+    "Limits",
     "OneSizeError",
     "OutputCheck",
+    "Precision",
     "RawOutputs",
     "ShapeCheck",
+    "Speed",
     "Target",
     "export",
     "list_targets",

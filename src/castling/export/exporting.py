@@ -9,7 +9,6 @@ Notable:
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -19,45 +18,33 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from castling.attention.auxiliary import auxiliaries
-from castling.export.outputs import (
-    INPUT,
-    NamedOutputs,
-    Outputs,
-    RawOutputs,
-    outputs_of,
+from castling.export.outputs import NamedOutputs, Outputs, RawOutputs, outputs_of
+from castling.export.precision import Precision, hold_out, read_limits, require_precision
+from castling.export.preparing import (
+    calibration_batches,
+    file_metadata,
+    output_names,
+    require_exportable,
 )
 from castling.export.report import ExportReport
-from castling.export.sizes import (
-    Shape,
-    Size,
-    SizePlan,
-    one_size,
-    plan_sizes,
-    random_images,
-    run_once,
-)
+from castling.export.sizes import Size, SizePlan, one_size, plan_sizes, random_images
 from castling.export.target import (
+    DisagreementError,
     Dynamic,
     ExportError,
     ExportJob,
-    Target,
-    package_versions,
+    packages_of,
     require_packages,
     target_for,
 )
-from castling.export.verification import Verification, verify
+from castling.export.verification import Verification
+from castling.export.writing import write_verified
 from castling.models.card import ModelCard
 from castling.tasks.registry import task_from_card
-from castling.utils.files import refuse_existing, replacing_together, write_json
+from castling.utils.files import refuse_existing, write_json
 from castling.utils.modes import eval_mode, out_of_place
-from castling.utils.version import VERSION
 
 _DYNAMIC = ("auto", *get_args(Dynamic))
-_NOTHING = (
-    "nothing was found in the images compared, which shows little: give images of the kind that "
-    "the model knows (images=)"
-)
 
 
 def export(
@@ -69,11 +56,15 @@ def export(
     raw_outputs: RawOutputs | None = None,
     task: Outputs | None = None,
     images: Tensor | None = None,
+    precision: Precision = "fp32",
+    calibration: Tensor | None = None,
     verify_sizes: Sequence[Size] | None = None,
     dynamic: Dynamic | Literal["auto"] = "auto",
     opset: int | None = None,
     portable: bool = False,
     tolerance: float = 1e-4,
+    max_error: float | None = None,
+    min_agreement: float | None = None,
     metadata: Mapping[str, Any] | None = None,
     card: ModelCard | None = None,
     overwrite: bool = False,
@@ -93,7 +84,13 @@ def export(
             dictionary keep their keys, those of a tuple are ``output_0``, ``output_1``, …
         task: that the model was trained for; None is that of ``card``.
         images: (N, 3, H, W), normalised, to compare on, scaled to every size: a detector finds
-            nothing in noise. None is noise.
+            nothing in noise. The report says how far file and model agree on all of them. None is
+            noise.
+        precision: ``"fp32"``; ``"fp16"`` (ONNX: attention and normalisations stay in float32;
+            OpenVINO: the weights alone); or ``"int8"``: products with weights, calibrated with real
+            images, all of attention kernels in float32. Each target says which it writes.
+        calibration: (M, 3, H, W), normalised, for int8: where activations' ranges are taken from.
+            None takes every second of ``images``, and compares on the others.
         verify_sizes: (height, width) pairs to compare at besides ``input_size``; None picks two,
             neither square.
         dynamic: ``"all"`` lets batch, height and width change; ``"batch"`` fixes the size, for
@@ -104,10 +101,15 @@ def export(
             every one can be written.
         portable: let a ``.pt2`` file hold basic operators only, so that it runs without castling,
             and without its fast kernels. Files of other targets are always portable.
-        tolerance: largest absolute difference allowed between the file and PyTorch; outputs of
-            integers and booleans must be equal. Detections are compared as sets: 99 % must have a
-            partner of the same class, and the differences of pairs are in units of the largest
+        tolerance: largest absolute difference allowed between a file in fp32 and PyTorch; outputs
+            of integers and booleans must be equal. Detections are compared as sets: 99 % must have
+            a partner of the same class, and the differences of pairs are in units of the largest
             value (boxes are in pixels).
+        max_error: of files in fp16 and int8 in the place of ``tolerance``: largest relative error
+            ‖file − PyTorch‖ / ‖PyTorch‖ of any output, at every shape and over ``images``. None is
+            0.02 for fp16 and 0.1 for int8.
+        min_agreement: of the same: least share of ``images`` with the same best class, of pixels
+            with the same label, or of detections that match. None is 0.99 and 0.95.
         metadata: further values to store in the file, as JSON.
         card: of a saved model; stored in the file, for ``castling predict``.
         overwrite: replace ``path``, its report, and what the format puts beside it.
@@ -117,13 +119,15 @@ def export(
 
     Raises:
         ValueError: the model still holds an auxiliary branch, is not float32, or does not run
-            at a size asked for; no target writes ``path``; an option does not fit the target.
+            at a size asked for; no target writes ``path``; an option does not fit the target; the
+            target does not write ``precision``, or int8 is given no images.
         TypeError: the model's outputs are not tensors, or ``metadata`` is not JSON.
         OneSizeError: ``dynamic`` is ``"all"`` and the model runs at ``input_size`` only.
         FileNotFoundError: the folder of ``path`` does not exist.
         FileExistsError: a file to be written exists, and ``overwrite`` is False.
         ExportError: the exporter failed or cannot write ``opset``, or the file does not reproduce
-            the model within ``tolerance``. Nothing is written.
+            the model within ``tolerance`` or, in fp16 and int8, ``max_error`` and
+            ``min_agreement``. Nothing is written.
         ModuleNotFoundError: a package that the target needs is missing.
     """
     path = Path(path)
@@ -148,9 +152,12 @@ def export(
         raise ValueError(f"tolerance must not be negative, got {tolerance:g}")
     if opset is not None and not chosen.opset:
         raise ValueError(f"the {chosen.name} target has no opset: it does not write ONNX")
-    _require_exportable(model)
+    limits = read_limits(precision, max_error, min_agreement)
+    require_precision(chosen.name, precision, chosen.precisions)
+    images, calibration = hold_out(precision, images, calibration)
+    require_exportable(model)
     require_packages(
-        (*chosen.writing, *chosen.running), f"export to {chosen.suffix} files ({chosen.name})"
+        packages_of(chosen, precision), f"export to {chosen.suffix} files ({chosen.name})"
     )
     if task is None and card is not None:
         task = task_from_card(card)
@@ -160,8 +167,8 @@ def export(
         plan = plan_sizes(named, input_size, dynamic, verify_sizes)
 
         def attempt(plan: SizePlan) -> ExportReport:
-            outputs = _output_names(named, plan.traced)
-            values = _metadata(plan, input_size, outputs, metadata, card)
+            outputs = output_names(named, plan.traced)
+            values = file_metadata(plan, input_size, outputs, precision, metadata, card)
             job = ExportJob(
                 model=named,
                 images=random_images(plan.traced, seed=1).to(named.device),
@@ -172,13 +179,18 @@ def export(
                 },
                 opset=opset,
                 portable=portable,
+                precision=precision,
+                calibration=calibration_batches(calibration, input_size, plan.traced[0]),
             )
-            how = Verification(plan.checked, tolerance, chosen.runtime, compared, images)
-            report = _write(chosen, job, plan, path, how)
-            return dataclasses.replace(report, metadata=values)
+            how = Verification(
+                plan.checked, tolerance, chosen.runtime, compared, images, precision, limits
+            )
+            return write_verified(chosen, job, plan, path, how)
 
         try:
             report = attempt(plan)
+        except DisagreementError as error:
+            raise DisagreementError(f"{error}; nothing was written") from error
         except ExportError as error:
             if plan.dynamic != "all" or dynamic == "all" or verify_sizes:
                 hint = "; dynamic='batch' (--dynamic batch) exports for one size"
@@ -192,84 +204,3 @@ def export(
                 raise ExportError(f"{last}; nothing was written") from last
     write_json(report_path, report.to_dict())
     return report
-
-
-def _write(
-    target: Target,
-    job: ExportJob,
-    plan: SizePlan,
-    path: Path,
-    how: Verification,
-) -> ExportReport:
-    with replacing_together(path.parent) as folder:
-        facts = target.write(job, folder / path.name)
-        try:
-            opened = target.open(folder / path.name)
-        except ValueError as error:
-            raise ExportError(
-                f"{target.runtime} cannot open the exported model: {error}"
-            ) from error
-        checks = verify(job.model, opened, how)
-        versions = package_versions(target)
-        runtime = target.running[0] if target.running else "torch"
-        return ExportReport(
-            path=str(path),
-            target=target.name,
-            runtime=f"{target.runtime} {versions[runtime]}",
-            bytes=sum(file.stat().st_size for file in folder.rglob("*")),
-            dynamic=plan.dynamic,
-            multiple=plan.multiple,
-            traced=plan.traced,
-            opset=facts.get("opset"),
-            tolerance=how.tolerance,
-            checks=checks,
-            versions=versions,
-            notes=(*plan.notes, *(_NOTHING for _ in checks[:1] if all(c.nothing for c in checks))),
-        )
-
-
-def _require_exportable(model: nn.Module) -> None:
-    branches = auxiliaries(model)
-    if branches:
-        raise ValueError(
-            f"the model still has {len(branches)} auxiliary softmax branches (the first is in "
-            f"{next(iter(branches))}); they are for training only. Run "
-            "castling.switch_(model, images) or `castling switch` first, then export"
-        )
-    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    if dtypes - {torch.float32}:
-        raise ValueError(f"export wants float32 weights, found {dtypes}; call model.float() first")
-
-
-def _output_names(model: NamedOutputs, shape: Shape) -> tuple[str, ...]:
-    names = tuple(run_once(model, random_images(shape)))
-    if not names:
-        raise ValueError("the model has no outputs to export")
-    if INPUT in names:
-        raise ValueError(f"an output must not be called {INPUT!r}: the input of the file is")
-    return names
-
-
-def _metadata(
-    plan: SizePlan,
-    input_size: Size,
-    outputs: Sequence[str],
-    further: Mapping[str, Any] | None,
-    card: ModelCard | None,
-) -> dict[str, Any]:
-    """What is needed to feed the file, and the values of the caller."""
-    values: dict[str, Any] = {
-        "input_size": list(input_size),
-        "multiple": plan.multiple,
-        "dynamic": plan.dynamic,
-        "outputs": list(outputs),
-        "exported_by": f"castling {VERSION}",
-    }
-    if card is not None:
-        if task_from_card(card).input_size != tuple(input_size):
-            card = card.at_size(input_size)
-        values = task_from_card(card).input_format() | values | {"castling": card.to_dict()}
-    taken = sorted({*values, "portable"} & set(further or {}))
-    if taken:
-        raise ValueError(f"metadata must not name {', '.join(taken)}: export sets them itself")
-    return values | dict(further or {})

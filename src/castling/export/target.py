@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from castling.export.exported_model import ExportedModel
 from castling.export.outputs import NamedOutputs
+from castling.export.precision import Precision
 from castling.utils.shared import SharedSetting
 from castling.utils.text import did_you_mean
 
@@ -27,6 +28,10 @@ Dynamic = Literal["all", "batch", "none"]
 
 class ExportError(RuntimeError):
     """The model could not be exported, or the file did not reproduce it."""
+
+
+class DisagreementError(ExportError):
+    """A file of reduced precision that is too far from the model on real images."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,9 @@ class ExportJob:
         metadata: JSON text per key, to be stored in the file.
         opset: ONNX operator set; None is the exporter's own.
         portable: write standard operators only, none of castling's.
+        precision: what the file computes with; one of the target's.
+        calibration: images (B, 3, H, W) to find the ranges of int8 activations, in batches.
+        shared: what a target keeps for writing the same model again in another precision.
     """
 
     model: NamedOutputs
@@ -50,6 +58,9 @@ class ExportJob:
     metadata: Mapping[str, str]
     opset: int | None = None
     portable: bool = False
+    precision: Precision = "fp32"
+    calibration: tuple[Tensor, ...] = ()
+    shared: dict[str, Any] = field(default_factory=dict)
 
     @property
     def dynamic_shapes(self) -> tuple[dict[int, Any]] | None:
@@ -67,8 +78,10 @@ class Target(Protocol):
         beside: suffixes of what ``write`` puts beside the file, under the same name.
         runtime: name of the runtime in reports.
         opset: whether an ONNX operator set can be chosen.
+        precisions: that ``write`` offers.
         writing: packages needed to write.
         running: packages needed to open.
+        reducing: packages needed to write in less than fp32, by precision.
     """
 
     name: str
@@ -76,8 +89,10 @@ class Target(Protocol):
     beside: tuple[str, ...]
     runtime: str
     opset: bool
+    precisions: tuple[Precision, ...]
     writing: tuple[str, ...]
     running: tuple[str, ...]
+    reducing: Mapping[Precision, tuple[str, ...]]
 
     def write(self, job: ExportJob, path: Path) -> dict[str, Any]:
         """Write the file, and others beside it where the format has several.
@@ -86,10 +101,20 @@ class Target(Protocol):
         is kept or removed together.
 
         Returns:
-            facts for the report: ``opset`` where there is one.
+            facts for the report: ``opset`` where there is one, ``notes`` where there are any.
 
         Raises:
             ExportError: PyTorch's exporter failed, or the format cannot hold the model.
+        """
+        ...
+
+    def store(self, path: Path, key: str, text: str) -> None:
+        """Add an entry to the metadata of a file that ``write`` has written; nothing else changes.
+
+        Args:
+            path: the file.
+            key: not among ``job.metadata``.
+            text: JSON.
         """
         ...
 
@@ -193,9 +218,14 @@ def require_packages(names: Sequence[str], purpose: str) -> None:
         )
 
 
-def package_versions(target: Target) -> dict[str, str]:
-    """Versions of PyTorch and of what writes and opens files of a target."""
-    return {name: version(name) for name in ("torch", *target.writing, *target.running)}
+def packages_of(target: Target, precision: Precision = "fp32") -> tuple[str, ...]:
+    """What writes and opens files of a target in a precision."""
+    return (*target.writing, *target.running, *target.reducing.get(precision, ()))
+
+
+def package_versions(target: Target, precision: Precision = "fp32") -> dict[str, str]:
+    """Versions of PyTorch and of :func:`packages_of`."""
+    return {name: version(name) for name in ("torch", *packages_of(target, precision))}
 
 
 def _silence() -> Callable[[], None]:

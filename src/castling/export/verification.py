@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from castling.export.exported_model import ExportedModel
 from castling.export.outputs import NamedOutputs, Outputs, PlainOutputs
+from castling.export.precision import REMEDIES, Limits, Precision
+from castling.export.proof import difference, ratio, squared_norms
 from castling.export.report import OutputCheck, ShapeCheck
 from castling.export.sizes import Shape, images_of, run_once
 from castling.export.target import ExportError
@@ -29,6 +29,9 @@ class Verification:
         runtime: its name in error messages.
         task: what is compared, and how far both agree.
         images: (N, 3, H, W), normalised, scaled to every shape; None is noise.
+        precision: of the file.
+        limits: of a file of less than fp32, in the place of ``tolerance``: relative errors here,
+            agreement on real images.
     """
 
     shapes: Sequence[Shape]
@@ -36,6 +39,8 @@ class Verification:
     runtime: str
     task: Outputs = field(default_factory=PlainOutputs)
     images: Tensor | None = None
+    precision: Precision = "fp32"
+    limits: Limits | None = None
 
 
 def verify(
@@ -76,7 +81,8 @@ def _check(
     aligned = how.task.align(expected, found)
     sets = aligned[0] is not expected
     least = how.task.least_agreement
-    if sets and agreement is not None and not agreement >= least:
+    exact = how.limits is None
+    if exact and sets and agreement is not None and not agreement >= least:
         raise ExportError(
             f"at input shape {shape} {how.runtime} agrees with PyTorch in {agreement:.2%} of what "
             f"the model finds, less than {least:.1%}. Where many scores are nearly "
@@ -126,19 +132,33 @@ def _require_alike(
 def _compare(
     name: str, expected: Tensor, found: Tensor, shape: Shape, how: Verification, sets: bool
 ) -> OutputCheck:
-    # Equal infinities differ by nothing; their difference would be NaN.
-    apart = torch.where(expected == found, 0.0, (found.double() - expected.double()).abs())
-    difference = float(apart.max()) if apart.numel() else 0.0
+    apart = difference(expected, found)
+    largest = float(apart.max()) if apart.numel() else 0.0
+    error = ratio(*squared_norms(apart, expected).tolist())
+    relative = error if expected.is_floating_point() else None
+    if how.limits is not None:
+        _require_near(name, relative, shape, how.limits, how)
     allowed = how.tolerance if expected.is_floating_point() else 0.0
     if sets and expected.numel():
         allowed *= max(1.0, float(expected.abs().max()))
-    if difference > allowed or math.isnan(difference):
+    if how.limits is None and not largest <= allowed:
         raise ExportError(
-            f"output {name} at input shape {shape} differs from PyTorch by {difference:.3g} in "
+            f"output {name} at input shape {shape} differs from PyTorch by {largest:.3g} in "
             f"{how.runtime}, above the tolerance {allowed:g}"
         )
     rows = expected.ndim == 2 and expected.is_floating_point() and expected.numel() > 0
     agreement = None
     if rows and not sets:
         agreement = float((found.argmax(1) == expected.argmax(1)).double().mean())
-    return OutputCheck(tuple(expected.shape), difference, agreement)
+    return OutputCheck(tuple(expected.shape), largest, agreement, relative)
+
+
+def _require_near(
+    name: str, error: float | None, shape: Shape, limits: Limits, how: Verification
+) -> None:
+    if error is not None and not error <= limits.max_error:
+        raise ExportError(
+            f"output {name} at input shape {shape} in {how.precision} is {error:.3g} of its size "
+            f"away from PyTorch in {how.runtime}, more than {limits.max_error:g}: "
+            f"{REMEDIES[how.precision]}"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,20 @@ from torch import Tensor
 
 from castling.export.bicubic import BicubicAsProducts
 from castling.export.exported_model import ExportedModel
+from castling.export.half import NOTE as HALF
+from castling.export.half import to_half
 from castling.export.onnx_operators import translations
+from castling.export.onnx_parts import GraphParts, parts_of
 from castling.export.onnx_sizes import read_sizes_off_tensors
 from castling.export.outputs import INPUT
+from castling.export.precision import Precision
+from castling.export.quantise_onnx import NOTE as INT8
+from castling.export.quantise_onnx import quantise_onnx
 from castling.export.target import ExportError, ExportJob, quiet_exporter, register_target
 from castling.utils.text import first_line
+
+#: Key of ``job.shared``.
+_SHARED = "onnx graph"
 
 
 class OnnxTarget:
@@ -26,16 +36,32 @@ class OnnxTarget:
     beside: tuple[str, ...] = ()
     runtime = "ONNX Runtime"
     opset = True
+    precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8")
     writing: tuple[str, ...] = ("onnx", "onnxscript")
     running: tuple[str, ...] = ("onnxruntime",)
+    reducing: Mapping[Precision, tuple[str, ...]] = {"fp16": ("onnxconverter_common",)}
 
     def write(self, job: ExportJob, path: Path) -> dict[str, Any]:
         """See ``Target.write``; ExportError where ``job.opset`` cannot be written."""
         import onnx
 
-        proto, opset = onnx_model(job)
+        graph = onnx_graph(job)
+        proto = graph.proto
+        notes: tuple[str, ...] = ()
+        if job.precision == "fp16":
+            proto, notes = to_half(proto, graph.parts), (HALF,)
+        elif job.precision == "int8":
+            proto, notes = quantise_onnx(proto, graph.parts, job.calibration), (INT8,)
         onnx.save(proto, path)
-        return {"opset": opset}
+        return {"opset": graph.opset, "notes": notes}
+
+    def store(self, path: Path, key: str, text: str) -> None:
+        """See ``Target.store``."""
+        import onnx
+
+        proto = onnx.load(path)
+        _store(proto, {key: text})
+        onnx.save(proto, path)
 
     def open(self, path: Path, threads: int | None = None) -> ExportedModel:
         """See ``Target.open``."""
@@ -81,8 +107,35 @@ class OnnxModel(ExportedModel):
         return lambda: run(None, inputs)
 
 
-def onnx_model(job: ExportJob) -> tuple[Any, int]:
-    """The ONNX model with its metadata, in memory, and its operator set.
+@dataclass(frozen=True)
+class OnnxGraph:
+    """An ONNX model in memory.
+
+    Attributes:
+        proto: an ``onnx.ModelProto`` in float32, with its metadata.
+        opset: its operator set.
+        parts: of its graph, for other precisions.
+    """
+
+    proto: Any
+    opset: int
+    parts: GraphParts
+
+
+def onnx_graph(job: ExportJob) -> OnnxGraph:
+    """The model as ONNX in float32, traced once for all precisions; it must not be changed.
+
+    Raises:
+        ExportError: as of :func:`_trace`.
+    """
+    if _SHARED not in job.shared:
+        job.shared[_SHARED] = _trace(job)
+    graph: OnnxGraph = job.shared[_SHARED]
+    return graph
+
+
+def _trace(job: ExportJob) -> OnnxGraph:
+    """Export and tidy up.
 
     Raises:
         ExportError: PyTorch's exporter failed or cannot write ``job.opset``.
@@ -111,6 +164,7 @@ def onnx_model(job: ExportJob) -> tuple[Any, int]:
             f"PyTorch's exporter cannot write this model in opset {job.opset}, it wrote {opset}; "
             f"ask for {opset}, or for none"
         )
+    parts = parts_of(proto, job.model)
     read_sizes_off_tensors(proto)
     # Inferred shapes of inner values carry the exporter's symbols, on which quantisers fail.
     del proto.graph.value_info[:]
@@ -119,7 +173,7 @@ def onnx_model(job: ExportJob) -> tuple[Any, int]:
         del node.metadata_props[:]
     _name_dimensions(proto)
     _store(proto, job.metadata)
-    return proto, opset
+    return OnnxGraph(proto, opset, parts)
 
 
 def _name_dimensions(proto: Any) -> None:

@@ -3,43 +3,72 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 from torch import Tensor
 
 from castling.export.exported_model import ExportedModel
+from castling.export.precision import Precision
+from castling.export.quantise_onnx import NOTE as INT8
+from castling.export.quantise_openvino import quantise_openvino
 from castling.export.target import ExportJob, register_target
-from castling.export.targets.onnx import onnx_model
+from castling.export.targets.onnx import onnx_graph
 from castling.utils.files import parse_json
 from castling.utils.text import first_line
 
+#: For the report.
+_HALF = (
+    "weights are stored in float16 and computed with in float32; proved on CPU only: devices that "
+    "compute in float16 can overflow"
+)
 #: Section of the file's runtime information that holds the metadata.
 _SECTION = "castling"
 
 
 class OpenVINOTarget:
-    """Written from ONNX, kept in float32; computed on the CPU in float32."""
+    """Written from ONNX; what is not int8 is computed on the CPU in float32."""
 
     name = "openvino"
     suffix = ".xml"
     beside: tuple[str, ...] = (".bin",)
     runtime = "OpenVINO"
     opset = True
+    precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8")
     writing: tuple[str, ...] = ("onnx", "onnxscript", "openvino")
     running: tuple[str, ...] = ("openvino",)
+    reducing: Mapping[Precision, tuple[str, ...]] = {"int8": ("nncf",)}
 
     def write(self, job: ExportJob, path: Path) -> dict[str, Any]:
         """See ``Target.write``; the weights go beside ``path``, ending in ``.bin``."""
         import openvino
 
-        proto, opset = onnx_model(job)
-        # read_model stays offline; openvino.convert_model sends usage statistics.
-        model = openvino.Core().read_model(proto.SerializeToString())
+        graph = onnx_graph(job)
+        notes: tuple[str, ...] = ()
+        text = graph.proto.SerializeToString()
+
+        def read() -> Any:  # read_model stays offline; convert_model sends usage statistics
+            return openvino.Core().read_model(text)
+
+        if job.precision == "int8":
+            model, notes = quantise_openvino(read, graph.parts, job.calibration), (INT8,)
+        else:
+            model = read()
+            notes = (_HALF,) if job.precision == "fp16" else ()
         model.set_rt_info(json.dumps(dict(job.metadata), ensure_ascii=False), [_SECTION])
-        openvino.save_model(model, path, compress_to_fp16=False)
-        return {"opset": opset}
+        openvino.save_model(model, path, compress_to_fp16=job.precision == "fp16")
+        return {"opset": graph.opset, "notes": notes}
+
+    def store(self, path: Path, key: str, text: str) -> None:
+        """See ``Target.store``; only the graph's file holds metadata."""
+        tree = ElementTree.parse(path)
+        entry = tree.find(f"rt_info/{_SECTION}")
+        assert entry is not None, f"{path} was not written by this target"
+        metadata = {**parse_json(entry.attrib["value"]), key: text}
+        entry.attrib["value"] = json.dumps(metadata, ensure_ascii=False)
+        tree.write(path, encoding="utf-8", xml_declaration=True)
 
     def open(self, path: Path, threads: int | None = None) -> ExportedModel:
         """See ``Target.open``; reads ONNX files too."""

@@ -7,7 +7,8 @@ needs castling imported before ``torch.export.load``. A portable file holds basi
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from castling.export.exported_model import ExportedModel
+from castling.export.precision import Precision
 from castling.export.target import ExportError, ExportJob, quiet_exporter, register_target
 from castling.ops.backends import attention_backend
 from castling.utils.files import parse_json
@@ -23,6 +25,8 @@ from castling.utils.text import first_line
 
 #: File inside the archive that holds the metadata.
 _METADATA = "castling.json"
+#: Beside it, what was added later.
+_FURTHER = "castling_further.json"
 
 
 class ProgramTarget:
@@ -33,8 +37,10 @@ class ProgramTarget:
     beside: tuple[str, ...] = ()
     runtime = "torch.export"
     opset = False
+    precisions: tuple[Precision, ...] = ("fp32",)
     writing: tuple[str, ...] = ()
     running: tuple[str, ...] = ()
+    reducing: Mapping[Precision, tuple[str, ...]] = {}
 
     def write(self, job: ExportJob, path: Path) -> dict[str, Any]:
         """See ``Target.write``; the metadata says under ``portable`` whether castling is needed."""
@@ -63,6 +69,12 @@ class ProgramTarget:
             torch.export.save(program, path, extra_files={_METADATA: json.dumps(metadata)})
         return {}
 
+    def store(self, path: Path, key: str, text: str) -> None:
+        """See ``Target.store``; one more file inside the archive, which is not written again."""
+        with zipfile.ZipFile(path, "a") as archive:
+            (metadata,) = (name for name in archive.namelist() if name.endswith(f"/{_METADATA}"))
+            archive.writestr(metadata.replace(_METADATA, _FURTHER), json.dumps({key: text}))
+
     def open(self, path: Path, threads: int | None = None) -> ExportedModel:
         """See ``Target.open``; ``threads`` is left to ``torch.set_num_threads``."""
         return ProgramModel(path)
@@ -76,7 +88,7 @@ class ProgramModel(ExportedModel):
     """
 
     def __init__(self, path: Path) -> None:
-        files = {_METADATA: "{}"}
+        files = {_METADATA: "{}", _FURTHER: "{}"}
         try:
             with quiet_exporter():
                 program = torch.export.load(path, extra_files=files)
@@ -85,7 +97,7 @@ class ProgramModel(ExportedModel):
             raise ValueError(
                 f"{path} is not a program that can be run: {first_line(error)}"
             ) from error
-        metadata = parse_json(files[_METADATA])
+        metadata = parse_json(files[_METADATA]) | parse_json(files[_FURTHER])
         if "outputs" not in metadata:
             raise ValueError(f"{path} was not written by castling.export: it names no outputs")
         weight = next(iter(program.state_dict.values()), None)
