@@ -20,8 +20,8 @@ from castling.surgery.hosts import HostAttention
 
 SHORT = ConversionConfig(
     closed_form_images=256,
-    layer_views=480,
-    model_views=480,
+    layer_views=240,
+    model_views=240,
     held_out=8,
     new_lr=2e-3,
     layer_lr=1e-3,
@@ -53,7 +53,7 @@ def test_every_stage_comes_nearer(attention):
     assert errors[2] < 0.97 * errors[1]
     assert report.stages[3].output_error < 0.95 * report.stages[0].output_error
     assert report.stages[3].cosine > report.stages[0].cosine - 0.01
-    assert [stage.views for stage in report.stages] == [0, 256, 480, 480]
+    assert [stage.views for stage in report.stages] == [0, 256, 240, 240]
     assert report.images == 8
     assert not report.not_fitted
     assert report.switch is None
@@ -61,10 +61,10 @@ def test_every_stage_comes_nearer(attention):
     layers = castling.surgery.convertible(student)
     assert all(isinstance(layer, HostAttention) for layer in layers.values())
     assert not student.training
-    assert calls[0][:3] == ("layer by layer", 8, 480)
-    assert calls[-1][:3] == ("end to end", 480, 480)
+    assert calls[0][:3] == ("layer by layer", 8, 240)
+    assert calls[-1][:3] == ("end to end", 240, 240)
     assert "end to end" in str(report)
-    assert report.to_dict()["stages"][3]["views"] == 480
+    assert report.to_dict()["stages"][3]["views"] == 240
 
 
 def test_softmax_needs_nothing():

@@ -218,7 +218,7 @@ def test_bfloat16_autocast_is_close() -> None:
     torch.testing.assert_close(out.float(), model(x), atol=2e-2, rtol=5e-2)
 
 
-@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("mode", ["train", pytest.param("eval", marks=pytest.mark.slow)])
 def test_compiles_without_graph_breaks(mode: str) -> None:
     model = pico(distillation=True).train(mode == "train")
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

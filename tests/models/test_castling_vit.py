@@ -159,7 +159,9 @@ def test_compiles_for_sizes_not_seen():
         torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("attention", ["linear_angular", "softmax"])
+@pytest.mark.parametrize(
+    "attention", ["linear_angular", pytest.param("softmax", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(("name", "multiple"), zip(PICO, (4, 8, 8), strict=True))
 def test_exports_with_height_and_width_left_open(name, multiple, attention):
     model = timm.create_model(name, num_classes=5, attention=attention).eval()
