@@ -96,4 +96,4 @@ def test_the_part_on_hugging_face(here, capsys):
     for name, value in scope["student"].state_dict().items():
         assert torch.equal(values[name], value)
     assert (here / "linear_hf.onnx").is_file()
-    assert not (here / "my_hf_vit.ckpt").exists()
+    assert not (here / "my_hf_vit.ckpt").exists()  # the page deletes it

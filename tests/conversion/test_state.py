@@ -61,7 +61,11 @@ def test_it_goes_on_to_the_same_result(tmp_path, stage, views, rank):
     for one, other in zip(first.stages, second.stages, strict=True):
         assert dataclasses.replace(one, seconds=0) == dataclasses.replace(other, seconds=0)
     assert first.not_fitted == second.not_fitted
-    assert not path.exists()
+    assert first.switch.max_gap == second.switch.max_gap
+    # What is finished is not learned again.
+    again, third = convert(teacher(), images(), BRANCH, progress=stop_at(stage, 0), **order)
+    assert same(whole, again)
+    assert third.stages == second.stages
 
 
 def test_a_budget_is_not_chosen_anew(tmp_path):

@@ -66,9 +66,10 @@ def convert(
             tensor (B, …, C), or several, such as the features that a head reads. None takes the
             model's output.
         tolerance: of the switch.
-        state: a file, written as it goes and removed at the end. Where it is there, the conversion
+        state: a file, written after every stage and every minute. Where it is there, the conversion
             goes on from it: with the same arguments and the same images in the same order, to the
-            same result.
+            same result. It stays, so that nothing is lost before the student is saved: delete it
+            then.
         progress: called with stage, views seen, views in all, and loss.
 
     Returns:
@@ -148,7 +149,6 @@ def convert(
         set_progress(student, 1.0)
         task = _ComparedOutputs(compared)
         report.switch = switch_(student, views.held_out, tolerance, task=task)
-    file.remove()
     return student.eval(), report
 
 

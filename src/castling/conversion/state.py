@@ -125,11 +125,6 @@ class StateFile:
         report.chosen = None if plain["chosen"] is None else _mixed(plain["chosen"])
         return Standing(**values["standing"])
 
-    def remove(self) -> None:
-        """At the end."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
-
 
 def _mixed(values: dict[str, Any]) -> MixedModel:
     return MixedModel(**values | {"linear": tuple(values["linear"])})

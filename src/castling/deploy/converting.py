@@ -28,7 +28,7 @@ from castling.utils.files import refuse_existing, write_json
 
 #: What the conversion measured, beside the converted model.
 REPORT = "conversion.json"
-#: Where an interrupted conversion stands; removed at the end.
+#: Where an interrupted conversion stands; removed when the model is saved.
 STATE = "conversion.ckpt"
 #: The measured milliseconds that a budget was kept by.
 PLAN = "plan.json"
@@ -144,6 +144,7 @@ def convert_saved(
         percentages=task.percentages,
     )
     write_json(folder / REPORT, report.to_dict() | {"teacher": model, "config": config.to_dict()})
+    (folder / STATE).unlink()
     return report, folder
 
 
