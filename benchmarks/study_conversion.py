@@ -23,6 +23,7 @@ from torch import Tensor, nn
 import castling
 from castling.attention import AttentionConfig
 from castling.conversion import ConversionConfig
+from castling.data import open_source
 from castling.data.config import LoaderConfig
 from castling.data.sources.folder import FolderConfig
 from castling.deploy.conversion_images import conversion_data
@@ -64,14 +65,14 @@ ROWS: dict[str, tuple[str, AttentionConfig]] = {
 }
 
 
-def save_teacher(weights: str, folder: Path) -> Path:
+def save_teacher(weights: str, data: str, folder: Path) -> Path:
     """The public ViT-Ti as a saved model, with the images that it was fine-tuned on."""
     if not (folder / "model.json").exists():
         model = castling.create_model("vit_tiny_patch16_224", num_classes=200)
         castling.load_checkpoint(model, weights)
         card = ModelCard(
             name="vit_tiny_patch16_224",
-            classes=[f"class {i}" for i in range(200)],
+            classes=open_source(FolderConfig(path=data)).info.classes,
             preprocessing={
                 "image_size": [224, 224],
                 "mean": [0.5] * 3,
@@ -205,7 +206,7 @@ def main() -> None:
         "vit_tiny_patch16_224.tinyimagenet200.safetensors",
     )
     options.teacher_scores = scores(
-        save_teacher(options.weights, options.runs / "teacher"), options.data
+        save_teacher(options.weights, options.data, options.runs / "teacher"), options.data
     )
     for name in options.rows:
         kept = "-".join(map(str, sorted(options.keep))) or "none"
