@@ -225,7 +225,7 @@ def test_a_budget_is_kept_by_a_plan_that_is_saved(tmp_path, photos, capsys):
     report = json.loads((output / "conversion.json").read_text())
     assert len(report["chosen"]["linear"]) == 2
     assert report["chosen"]["milliseconds"] == 8.0
-    assert len(load_plan(output / "plan.json").layers) == 4
+    assert len(load_plan(output / "conversion_plan.json").layers) == 4
     _, card = open_model(output)
     assert sorted(card.where) == sorted(report["chosen"]["linear"])
 
@@ -240,10 +240,15 @@ def test_a_budget_is_measured_where_there_is_no_plan(tmp_path, photos, monkeypat
         return plan_of(teacher, tokens=64)
 
     monkeypatch.setattr(converting, "measure_plan", measured)
-    assert run([*order, "--at_least_agreement", "50"]) == 2
+    assert run([*order, "--at_least_agreement", "0.5"]) == 2
     assert "64 tokens are at most twice the 32 dimensions" in capsys.readouterr().err
     assert asked == [(castling.ReLULinear(), (32, 32))]
-    assert load_plan(output / "plan.json").layers[0].tokens == 64
+    assert not output.exists()
+    for limits in (["--at_most_ms", "5"], ["--where", "blocks.0.attn"]):
+        assert run([*order, "--at_least_agreement", "0.5", *limits]) == 2
+    assert run([*order, "--at_least_agreement", "98"]) == 2
+    assert "0.98 is 98 %" in capsys.readouterr().err
+    assert len(asked) == 1  # refused before anything is measured
 
 
 def test_the_same_command_goes_on(tmp_path, photos, monkeypatch, capsys):

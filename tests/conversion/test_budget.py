@@ -136,7 +136,10 @@ def test_a_mixed_model_is_what_its_row_says():
     assert [one.linear for one in report.curve] == [one.linear for one in frontier(plan, errors)]
     assert report.curve[0].agreement == 1.0
     assert "chosen" in str(report)
-    assert "blocks.3.attn stays softmax" in str(report)
+    assert "blocks.3.attn stays as it is" in str(report)
+    assert list(report.replaced) == [best]
+    others = {"blocks.0.attn", "blocks.1.attn", "blocks.2.attn"} - {best}
+    assert {name for name, why in report.replaced.left.items() if "budget" in why} == others
     assert report.to_dict()["chosen"]["linear"] == (best,)
 
 
@@ -149,6 +152,22 @@ def test_a_mixed_model_goes_on_learning():
     assert len(report.chosen.linear) == 3
     assert len(report.stages[-2].layer_errors) == 4
     assert sum(isinstance(m, HostAttention) for m in student.modules()) == 3
+
+
+def test_the_fastest_measured_choice_counts_where_agreement_does_not_fall_evenly():
+    plan = plan_of([(2.0, 1.0), (2.0, 1.2), (2.0, 1.4), (2.0, 1.6)])
+    errors = {one.name: 0.1 for one in plan.layers}
+    found = {0: 1.0, 1: 0.96, 2: 0.9, 3: 0.9, 4: 0.99}
+    budget = Budget(plan=plan, agreement=0.95)
+    chosen, curve = choose(budget, errors, lambda names: found[len(names)])
+    assert len(chosen.linear) == 4
+    assert chosen == curve[-1]
+
+
+def test_savings_below_a_microsecond_are_none():
+    plan = plan_of([(2.0, 1.9999)] * 2)
+    with pytest.raises(ValueError, match="no layer is worth converting"):
+        Budget(plan=plan, agreement=0.9).candidates()
 
 
 def test_a_plan_must_be_of_this_model_and_attention():

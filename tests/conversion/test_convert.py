@@ -245,6 +245,8 @@ def test_fixed_parameters_stay_and_the_caller_may_have_no_gradients():
     with torch.no_grad():
         student, _ = convert(model, images(), config=SHORT)
     assert torch.equal(student.pos_embed, model.pos_embed)
+    assert not student.pos_embed.requires_grad
+    assert student.head.weight.requires_grad
     assert not torch.equal(student.head.weight, model.head.weight)
     student, _ = convert(model.requires_grad_(False), images(), config=SHORT)
     assert not torch.equal(student.head.weight, model.head.weight)

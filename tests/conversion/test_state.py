@@ -81,6 +81,24 @@ def test_a_budget_is_not_chosen_anew(tmp_path):
     assert first.curve == second.curve
 
 
+def test_less_may_be_asked_of_a_budget_that_could_not_be_kept(tmp_path):
+    path = tmp_path / "state.ckpt"
+    plan = plan_of([(3.0, 1.0)] * 4)
+    order = {"config": dataclasses.replace(CONFIG, closed_form_images=0), "state": path}
+    with pytest.raises(ValueError, match=r"Ask for less"):
+        convert(teacher(), images(), budget=Budget(plan=plan, agreement=1.0), **order)
+    said = []
+    _, report = convert(
+        teacher(),
+        images(),
+        budget=Budget(plan=plan, agreement=0.01),
+        progress=lambda *one: said.append(one[0]),
+        **order,
+    )
+    assert set(said) == {"end to end"}
+    assert len(report.chosen.linear) == 4
+
+
 def test_a_state_of_something_else_is_refused(tmp_path):
     path = tmp_path / "state.ckpt"
     with pytest.raises(StopError):
@@ -98,7 +116,22 @@ def test_a_state_of_something_else_is_refused(tmp_path):
         moved.head.bias[0] += 1e-6
     with pytest.raises(ValueError, match=r"other arguments \(model\)"):
         convert(moved, images(), config=CONFIG, state=path)
+    others = [-batch for batch in images()]
+    with pytest.raises(ValueError, match=r"other arguments \(images, compared\)"):
+        convert(teacher(), others, config=CONFIG, state=path)
+    with pytest.raises(ValueError, match=r"other arguments \(compared\)"):
+        convert(
+            teacher(),
+            images(),
+            config=CONFIG,
+            state=path,
+            compared=lambda model, batch: model.forward_features(batch),
+        )
     assert path.read_bytes() == before
+    values = torch.load(path, weights_only=True)
+    torch.save(values | {"schema": "castling conversion 0"}, path)
+    with pytest.raises(ValueError, match="another version of castling"):
+        convert(teacher(), images(), config=CONFIG, state=path)
     path.write_bytes(before[: len(before) // 2])
     with pytest.raises(ValueError, match="no state of a conversion"):
         convert(teacher(), images(), config=CONFIG, state=path)

@@ -1,6 +1,7 @@
 """What fp16 and int8 files must reach, and what is refused."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -12,7 +13,15 @@ from castling.export import DisagreementError, ExportError, export, open_exporte
 from castling.export.exported_model import ExportedModel
 from castling.export.outputs import NamedOutputs, PlainOutputs
 from castling.export.precision import DEFAULT_LIMITS, Limits, hold_out, read_limits
-from castling.export.proof import check_images, difference, ratio, squared_norms, time_calls
+from castling.export.proof import (
+    check_images,
+    difference,
+    ratio,
+    require_limits,
+    require_numbers,
+    squared_norms,
+    time_calls,
+)
 from castling.heads.matching import DetectorOutputs
 from castling.heads.segmenter_outputs import SegmenterOutputs
 
@@ -52,6 +61,39 @@ def test_agreement_and_error_of_classes_by_hand(tmp_path):
     # One row of four is wrong by (0, −3, 3): √18 of √36.
     assert check.relative_error == pytest.approx((18 / 36) ** 0.5)
     assert "on 4 real images: agreement 75.0%" in str(check)
+
+
+def test_a_file_that_gives_nan_on_one_image_is_refused(tmp_path):
+    class Two(nn.Module):
+        def forward(self, images):
+            return {"a": images.mean((2, 3)), "b": images.mean((2, 3))}
+
+    def answer(images):
+        means = images.mean((2, 3))
+        return {"a": means, "b": torch.where(means > 0.9, torch.nan, means)}
+
+    images = torch.zeros(20, 3, 8, 8)
+    images[17] = 1.0
+    stub = Stub(tmp_path, answer, names=("a", "b"))
+    check = check_images(NamedOutputs(Two()), stub, images, (8, 8), PlainOutputs())
+    assert math.isnan(check.max_difference)
+    assert math.isnan(check.relative_error)
+    with pytest.raises(DisagreementError, match="not finite"):
+        require_numbers(check, "the runtime")
+    with pytest.raises(DisagreementError):
+        require_limits(check, Limits(1.0, 0.0), "fp16", "the runtime")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"precision": "fp16", "min_agreement": 0.9}, "pass images="),
+        ({"precision": "fp16", "tolerance": 1e-2}, "held to max_error"),
+    ],
+)
+def test_limits_that_would_not_be_looked_at_are_refused(tmp_path, options, said):
+    with pytest.raises(ValueError, match=said):
+        export(Means(), tmp_path / "m.onnx", (8, 8), **options)
 
 
 def test_agreement_of_pixels_by_hand(tmp_path):

@@ -64,8 +64,7 @@ def convert(arguments: list[str]) -> int:
     parser.add_argument(
         "--at_least_agreement",
         type=PositiveFloat,
-        metavar="PERCENT",
-        help="or keep as few layers softmax as leave this agreement with the teacher",
+        help="or keep as few layers softmax as leave this agreement with the teacher (0.98: 98 %%)",
     )
     parser.add_argument(
         "--plan",
@@ -116,9 +115,7 @@ def convert(arguments: list[str]) -> int:
         values.output,
         where=_where(values.where),
         at_most_ms=values.at_most_ms,
-        at_least_agreement=None
-        if values.at_least_agreement is None
-        else values.at_least_agreement / 100,
+        at_least_agreement=values.at_least_agreement,
         plan=None if values.plan is None else load_plan(values.plan),
         checkpoint=values.checkpoint,
         num_classes=values.num_classes,

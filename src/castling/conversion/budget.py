@@ -21,9 +21,10 @@ class Budget:
             the attention that the conversion puts in.
         milliseconds: a call may take so long, as the plan predicts it; of all choices within, the
             one whose layer errors have the smallest sum.
-        agreement: teacher and student agree on this part of the held-out images; of all choices
-            with the smallest sums of layer errors, the fastest that does. For outputs without
-            classes, the mean cosine. Measured before the end-to-end stage, which comes nearer.
+        agreement: teacher and student agree on this part of the held-out images. Taken is the
+            fastest measured choice that does; a bisection decides which are measured. For outputs
+            without classes, the mean cosine. Measured before the end-to-end stage, which comes
+            nearer.
     """
 
     plan: Plan
@@ -32,12 +33,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         """Raise ValueError on limits without a meaning."""
-        if (self.milliseconds is None) == (self.agreement is None):
-            raise ValueError("a budget limits either milliseconds or agreement, one of them")
-        if self.milliseconds is not None and not self.milliseconds > 0:
-            raise ValueError(f"milliseconds must be positive, got {self.milliseconds}")
-        if self.agreement is not None and not 0 < self.agreement <= 1:
-            raise ValueError(f"agreement must lie in (0, 1], got {self.agreement}: 0.98 is 98 %")
+        check_limits(self.milliseconds, self.agreement)
 
     def candidates(self) -> tuple[tuple[str, ...], dict[str, str]]:
         """Layers that are worth converting, and of the others why they are not.
@@ -63,6 +59,16 @@ class Budget:
                     f"is, within {self.milliseconds:g} ms: there is nothing to convert"
                 )
         return names, left
+
+
+def check_limits(milliseconds: float | None, agreement: float | None) -> None:
+    """Raise ValueError on limits of a budget without a meaning."""
+    if (milliseconds is None) == (agreement is None):
+        raise ValueError("a budget limits either milliseconds or agreement, one of them")
+    if milliseconds is not None and not milliseconds > 0:
+        raise ValueError(f"milliseconds must be positive, got {milliseconds}")
+    if agreement is not None and not 0 < agreement <= 1:
+        raise ValueError(f"agreement must lie in (0, 1], got {agreement:g}: 0.98 is 98 %")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +110,7 @@ def frontier(plan: Plan, errors: Mapping[str, float]) -> list[MixedModel]:
     for layer in plan.layers:
         if layer.name not in errors:
             continue
-        saved = round(1000 * (layer.softmax_ms - layer.linear_ms))
+        saved = _saved(layer)
         merged = dict(best)
         for other, (error, names) in best.items():
             found = (error + errors[layer.name], (*names, layer.name))
@@ -154,26 +160,32 @@ def choose(
         place = within[0]
     else:
         assert budget.agreement is not None
-        place = _fastest(last, lambda i: (at(i).agreement or 0.0) >= (budget.agreement or 0.0))
+        wanted = budget.agreement
+        _bisect(last, lambda i: (at(i).agreement or 0.0) >= wanted)
+        place = max(i for i, one in measured.items() if (one.agreement or 0.0) >= wanted or not i)
     chosen = at(place)
     curve = [measured[i] for i in sorted(measured)]
     if not chosen.linear:
         first = at(1)
         raise ValueError(
             f"no layer can become linear at {100 * (budget.agreement or 0):g} % agreement: with "
-            f"{', '.join(first.linear)} alone it is {100 * (first.agreement or 0):.1f} %. Learn "
-            "longer (layer_views), or ask for less"
+            f"{', '.join(first.linear)} alone it is {100 * (first.agreement or 0):.1f} %. Ask for "
+            "less, which goes on from a state, or begin anew with more layer_views"
         )
     return chosen, curve
 
 
-def _fastest(last: int, good: Callable[[int], bool]) -> int:
-    """The last good place, by bisection: behind it agreement is taken to fall."""
+def _bisect(last: int, good: Callable[[int], bool]) -> None:
+    """Measure where agreement falls below a limit, if it falls from place to place."""
     low, high = 0, last + 1
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if good(middle) else (low, middle)
-    return low
+
+
+def _saved(layer: PlannedLayer) -> int:
+    """Microseconds that a linear layer saves."""
+    return round(1000 * (layer.softmax_ms - layer.linear_ms))
 
 
 def _nothing_won(layer: PlannedLayer) -> str:
@@ -183,7 +195,7 @@ def _nothing_won(layer: PlannedLayer) -> str:
             f"{layer.tokens} tokens are at most twice the {layer.head_dim} dimensions of a head: "
             "linear attention gains nothing"
         )
-    if layer.linear_ms >= layer.softmax_ms:
+    if _saved(layer) <= 0:
         return (
             f"linear attention takes {layer.linear_ms:.3f} ms where it was measured, softmax "
             f"{layer.softmax_ms:.3f} ms"

@@ -74,7 +74,7 @@ def convert(
 
     Returns:
         The student in eval mode, and what was measured. Parameters that the model keeps fixed stay
-        as they are, unless all are fixed.
+        as they are, unless all are fixed, or they belong to a converted attention.
 
     Raises:
         ValueError: nothing can be replaced; no images, or too few, or some that are not finite; a
@@ -114,7 +114,15 @@ def convert(
         )
     report = ConversionReport(replaced, sum(map(len, views.held_out)), kept=kept)
     layers = _layers(student, replaced)
-    file = StateFile(state, _arguments(model, layers, config, budget))
+    file = StateFile(
+        state,
+        _arguments(model, layers, config, budget) | dict(getattr(images, "arguments", {})),
+        [] if budget is None else [budget.milliseconds, budget.agreement],
+        {
+            "images": [batch.mean((1, 2, 3)) for batch in views.held_out],
+            "compared": tensors_of(first),
+        },
+    )
     standing = file.read(report)
     stages = Stages(
         teacher,
@@ -149,6 +157,9 @@ def convert(
         set_progress(student, 1.0)
         task = _ComparedOutputs(compared)
         report.switch = switch_(student, views.held_out, tolerance, task=task)
+    fixed = {name for name, p in model.named_parameters() if not p.requires_grad}
+    for name, parameter in student.named_parameters():
+        parameter.requires_grad_(name not in fixed or len(fixed) == len(list(model.parameters())))
     return student.eval(), report
 
 
@@ -188,6 +199,12 @@ def _reduce(stages: Stages, model: nn.Module, attention: Attention, names: Any) 
     """Go on with a mixed model."""
     stages.student = _mixed(stages, model, attention, names)
     stages.layers = _layers(stages.student, names)
+    before = stages.report.replaced
+    stages.report.replaced = LinearizeReport(
+        {name: was for name, was in before.replaced.items() if name in names},
+        dict.fromkeys((name for name in before if name not in names), "the budget left it")
+        | before.left,
+    )
 
 
 def _arguments(
@@ -205,9 +222,7 @@ def _arguments(
             if isinstance(layer, TokenMixer)
         },
         "config": config.to_dict(),
-        "budget": None
-        if budget is None
-        else [budget.plan.to_dict(), budget.milliseconds, budget.agreement],
+        "plan": None if budget is None else budget.plan.to_dict(),
     }
 
 

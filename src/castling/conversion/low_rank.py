@@ -15,14 +15,20 @@ class Correction(nn.Module):
     """Adds B·A to a weight (C', C): A (r, C) at random, B (C', r) zero, so that nothing changes.
 
     Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021, §4.1.
+
+    Args:
+        weight: that is corrected.
+        rank: r.
+        seed: of A, which is the same whatever else drew random numbers before.
     """
 
-    def __init__(self, weight: Tensor, rank: int) -> None:
+    def __init__(self, weight: Tensor, rank: int, seed: int) -> None:
         super().__init__()
         rows, columns = weight.shape
-        self.a = nn.Parameter(torch.empty_like(weight[:1]).expand(rank, columns).clone())
-        self.b = nn.Parameter(torch.zeros_like(weight[:, :1]).expand(rows, rank).clone())
-        nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
+        generator = torch.Generator().manual_seed(seed)
+        a = (2 * torch.rand(rank, columns, generator=generator) - 1) / math.sqrt(columns)
+        self.a = nn.Parameter(a.to(weight))
+        self.b = nn.Parameter(weight.new_zeros(rows, rank))
 
     def forward(self, weight: Tensor) -> Tensor:
         """W + B·A."""
@@ -58,7 +64,7 @@ def low_rank(model: nn.Module, rank: int) -> Iterator[list[nn.Parameter]]:
             weight = linear.weight
             if owners[id(weight)] > 1 or id(weight) not in ids:
                 continue
-            correction = Correction(weight, min(rank, *weight.shape))
+            correction = Correction(weight, min(rank, *weight.shape), len(corrected))
             parametrize.register_parametrization(linear, "weight", correction)
             corrected.append((linear, correction))
         yield [p for _, correction in corrected for p in (correction.a, correction.b)]

@@ -53,7 +53,7 @@ class ConversionReport:
         switch: the certificate; None where there was no auxiliary branch.
         chosen: which layers a budget made linear; None without a budget.
         curve: choices that were measured for the budget, slowest first.
-        kept: layers that a budget left softmax, and why.
+        kept: layers that gain nothing and were no candidates of a budget, and why.
     """
 
     replaced: LinearizeReport
@@ -111,5 +111,5 @@ class ConversionReport:
                 f"{len(one.linear):>13}{one.milliseconds:>9.2f}{one.layer_error:>21.3f}"
                 f"{100 * (one.agreement or 0):>9.1f} %{mark}"
             )
-        lines += [f"{name} stays softmax: {reason}" for name, reason in self.kept.items()]
+        lines += [f"{name} stays as it is: {reason}" for name, reason in self.kept.items()]
         return lines

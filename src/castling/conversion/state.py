@@ -61,15 +61,20 @@ class StateFile:
     Args:
         path: of the file.
         arguments: of the conversion, as plain values; a file of others is refused.
+        limits: of the budget; they count once a choice has been made by them.
+        seen: tensors that tell images and outputs apart; those of the file must be close.
     """
 
     def __init__(
         self,
         path: str | os.PathLike[str] | None,
         arguments: dict[str, Any],
+        limits: list[float | None],
+        seen: dict[str, list[Tensor]],
     ) -> None:
         self.path = None if path is None else Path(path)
-        self.arguments = arguments
+        self.arguments, self.limits = arguments, limits
+        self.seen = {name: [each.cpu() for each in found] for name, found in seen.items()}
         self._written = time.monotonic()
 
     @property
@@ -83,6 +88,7 @@ class StateFile:
             return
         plain = {
             "arguments": self.arguments,
+            "limits": self.limits,
             "stages": [dataclasses.asdict(stage) for stage in report.stages],
             "not_fitted": report.not_fitted,
             "chosen": None if report.chosen is None else report.chosen.to_dict(),
@@ -90,6 +96,7 @@ class StateFile:
         }
         # As JSON, since numbers of the command line are of classes that a safe reader refuses.
         values = {"schema": SCHEMA, "plain": json.dumps(plain), "standing": vars(standing)}
+        values["seen"] = self.seen
         with replacing(self.path) as temporary:
             torch.save(values, temporary)
         self._written = time.monotonic()
@@ -104,26 +111,50 @@ class StateFile:
             return None
         try:
             values = torch.load(self.path, map_location="cpu", weights_only=True)
-            plain = json.loads(values["plain"]) if values["schema"] == SCHEMA else {}
+            schema = values["schema"]
+            if schema == SCHEMA:
+                plain, seen = json.loads(values["plain"]), values["seen"]
+                stages = [StageFigures(**stage) for stage in plain["stages"]]
+                curve = [_mixed(one) for one in plain["curve"]]
+                chosen = None if plain["chosen"] is None else _mixed(plain["chosen"])
+                standing = Standing(**values["standing"])
         except Exception as error:  # damaged files raise anything
             raise ValueError(
                 f"{self.path} is no state of a conversion ({first_line(error)}): delete it, or "
                 "give another name"
             ) from error
+        if schema != SCHEMA:
+            raise ValueError(
+                f"{self.path} was written by another version of castling ({schema}): finish with "
+                "that one, or delete the file to begin anew"
+            )
         wanted = json.loads(json.dumps(self.arguments))
-        found = plain.get("arguments", {})
-        if found != wanted:
-            other = [key for key, value in wanted.items() if found.get(key) != value]
+        other = [key for key in wanted if plain["arguments"].get(key) != wanted[key]]
+        other += [key for key in plain["arguments"] if key not in wanted]
+        other += [name for name, found in self.seen.items() if not _close(found, seen.get(name))]
+        if chosen is not None and plain["limits"] != self.limits:
+            other.append("limits of the budget")
+        if other:
             raise ValueError(
                 f"{self.path} is the state of a conversion with other arguments "
-                f"({', '.join(other)}): give those again, or delete it to "
-                "begin anew"
+                f"({', '.join(other)}): use the original arguments, or delete the file to begin "
+                "anew"
             )
-        report.stages[:] = [StageFigures(**stage) for stage in plain["stages"]]
-        report.not_fitted = plain["not_fitted"]
-        report.curve = [_mixed(one) for one in plain["curve"]]
-        report.chosen = None if plain["chosen"] is None else _mixed(plain["chosen"])
-        return Standing(**values["standing"])
+        report.stages[:], report.not_fitted = stages, plain["not_fitted"]
+        report.curve, report.chosen = curve, chosen
+        return standing
+
+
+def _close(found: list[Tensor], before: list[Tensor] | None) -> bool:
+    """Whether tensors are the same but for rounding."""
+    return (
+        before is not None
+        and [f.shape for f in found] == [b.shape for b in before]
+        and all(
+            torch.allclose(one, other, rtol=1e-3, atol=1e-3)
+            for one, other in zip(found, before, strict=True)
+        )
+    )
 
 
 def _mixed(values: dict[str, Any]) -> MixedModel:

@@ -79,10 +79,25 @@ class ConversionImages:
         card: with the normalisation.
         held_out: how many of the validation images come first.
         device: where they go.
+        size: (height, width) in pixels.
     """
 
-    def __init__(self, images: DataModule, card: ModelCard, held_out: int, device: str) -> None:
+    def __init__(
+        self,
+        images: DataModule,
+        card: ModelCard,
+        held_out: int,
+        device: str,
+        size: tuple[int, int],
+    ) -> None:
         self.images, self.held_out, self.device = images, held_out, device
+        #: With which an interrupted conversion must go on.
+        self.arguments = {
+            "training images": images.sizes["train"],
+            "batch size": images.config.loader.batch_size,
+            "seed": images.seed,
+            "size": list(size),
+        }
         values = card.preprocessing
         self.normalize = Normalize(values["mean"], values["std"]).to(device)
         self._place: int | None = None

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from castling.attention import AttentionConfig, TokenMixer
 from castling.conversion import Budget, ConversionConfig, ConversionReport, convert
+from castling.conversion.budget import check_limits
 from castling.data import SourceConfig
 from castling.data.config import LoaderConfig
 from castling.deploy.conversion_images import ConversionImages, conversion_data, image_size_of
@@ -31,7 +32,7 @@ REPORT = "conversion.json"
 #: Where an interrupted conversion stands; removed when the model is saved.
 STATE = "conversion.ckpt"
 #: The measured milliseconds that a budget was kept by.
-PLAN = "plan.json"
+PLAN = "conversion_plan.json"
 
 
 def convert_saved(
@@ -87,7 +88,7 @@ def convert_saved(
 
     Returns:
         What was measured, and the folder written: the saved model, ``conversion.json``, and with a
-        budget ``plan.json``.
+        budget ``conversion_plan.json``.
 
     Raises:
         FileNotFoundError: no images, no weights.
@@ -97,7 +98,11 @@ def convert_saved(
     """
     folder = Path(output)
     budgeted = at_most_ms is not None or at_least_agreement is not None
-    if plan is not None and not budgeted:
+    if budgeted:
+        check_limits(at_most_ms, at_least_agreement)
+        if where is not None:
+            raise ValueError("a budget chooses the layers: leave where out")
+    elif plan is not None:
         raise ValueError("a plan without a budget is given as where")
     refuse_existing((folder / name for name in (WEIGHTS, CARD, REPORT)), overwrite)
     config, loader = config or ConversionConfig(), loader or LoaderConfig(batch_size=32)
@@ -115,12 +120,13 @@ def convert_saved(
     budget = None
     if budgeted:
         plan = plan or _plan(teacher, attention, size, folder, progress)
-        plan.save(folder / PLAN)
         budget = Budget(plan=plan, milliseconds=at_most_ms, agreement=at_least_agreement)
+        budget.candidates()
+        plan.save(folder / PLAN)
     torch.manual_seed(seed)
     student, report = convert(
         teacher,
-        ConversionImages(images, card, held_out, device),
+        ConversionImages(images, card, held_out, device, size),
         attention,
         where,
         config,

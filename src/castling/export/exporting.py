@@ -45,6 +45,7 @@ from castling.utils.files import refuse_existing, write_json
 from castling.utils.modes import eval_mode, out_of_place
 
 _DYNAMIC = ("auto", *get_args(Dynamic))
+_TOLERANCE = 1e-4
 
 
 def export(
@@ -62,7 +63,7 @@ def export(
     dynamic: Dynamic | Literal["auto"] = "auto",
     opset: int | None = None,
     portable: bool = False,
-    tolerance: float = 1e-4,
+    tolerance: float = _TOLERANCE,
     max_error: float | None = None,
     min_agreement: float | None = None,
     metadata: Mapping[str, Any] | None = None,
@@ -154,6 +155,10 @@ def export(
         raise ValueError(f"the {chosen.name} target has no opset: it does not write ONNX")
     limits = read_limits(precision, max_error, min_agreement)
     require_precision(chosen.name, precision, chosen.precisions)
+    if min_agreement is not None and images is None:
+        raise ValueError("min_agreement is measured on real images: pass images= as well (--data)")
+    if limits is not None and tolerance != _TOLERANCE:
+        raise ValueError(f"tolerance is for fp32; a file in {precision} is held to max_error")
     images, calibration = hold_out(precision, images, calibration)
     require_exportable(model)
     require_packages(

@@ -35,7 +35,7 @@ def check_images(
         size: (height, width) in pixels that the file is meant for.
         task: says how far both agree.
     """
-    largest = 0.0
+    largest = torch.zeros((), dtype=torch.float64)
     squares: dict[str, Tensor] = {}
     shares: list[Tensor] = []
     for batch in images.split(exported.input_shape[0] or _BATCH):
@@ -49,16 +49,21 @@ def check_images(
         for name, value in expected.items():
             apart = difference(value, found[name])
             if apart.numel():
-                largest = max(largest, float(apart.max()))
+                largest = torch.maximum(largest, apart.max().double())  # NaN stays NaN
             if value.is_floating_point():
                 both = squared_norms(apart, value)
                 squares[name] = squares.get(name, torch.zeros(2, dtype=torch.float64)) + both
     return ImageCheck(
         count=len(images),
-        max_difference=largest,
-        relative_error=max((ratio(*both.tolist()) for both in squares.values()), default=None),
+        max_difference=float(largest),
+        relative_error=_largest([ratio(*both.tolist()) for both in squares.values()]),
         agreement=float(torch.cat(shares).mean()) if shares else None,
     )
+
+
+def _largest(values: list[float]) -> float | None:
+    """NaN where one of them is; None of none."""
+    return float(torch.tensor(values, dtype=torch.float64).max()) if values else None
 
 
 def agreement_of(
@@ -92,6 +97,15 @@ def ratio(difference: float, size: float) -> float:
     if difference == 0:
         return 0.0
     return math.sqrt(difference / size) if size else math.inf
+
+
+def require_numbers(check: ImageCheck, runtime: str) -> None:
+    """Raise DisagreementError where a file gives NaN or infinity that its model does not."""
+    if not math.isfinite(check.max_difference):
+        raise DisagreementError(
+            f"{runtime} and PyTorch differ by {check.max_difference} on some of {check.count} real "
+            "images: one of them gives numbers that are not finite"
+        )
 
 
 def require_limits(check: ImageCheck, limits: Limits, precision: Precision, runtime: str) -> None:

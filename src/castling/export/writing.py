@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from castling.export.exported_model import ExportedModel
-from castling.export.proof import check_images, require_limits, time_calls
+from castling.export.proof import check_images, require_limits, require_numbers, time_calls
 from castling.export.report import ExportReport, Speed
 from castling.export.sizes import Shape, SizePlan, images_of, run_once
 from castling.export.target import ExportError, ExportJob, Target, package_versions
@@ -42,6 +42,7 @@ def write_verified(
         if how.images is not None:
             size = _size(plan)
             on_images = check_images(job.model, opened, how.images, size, how.task)
+            require_numbers(on_images, target.runtime)
             if how.limits is not None:
                 require_limits(on_images, how.limits, how.precision, target.runtime)
         calls, fp32_bytes = {"file": opened}, None
