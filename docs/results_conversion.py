@@ -25,4 +25,23 @@ def conversion_section(results: Path) -> list[str]:
         f"{machines}, one thread, other work beside.\n",
         (results / "study_conversion.md").read_text(encoding="utf-8"),
         (results / "study_conversion_remarks.md").read_text(encoding="utf-8"),
+        *_dense_section(results),
+    ]
+
+
+def _dense_section(results: Path) -> list[str]:
+    """Dense models with their heads kept."""
+    study = read_study(results, "study_conversion_dense")
+    if study is None:
+        return []
+    machines = ", ".join(sorted({row["machine"] for row in study["rows"].values()}))
+    return [
+        "### Segmenters, their heads kept\n",
+        f"`{study['command']}` → "
+        "[study_conversion_dense.json](../benchmarks/results/study_conversion_dense.json). Models "
+        "of the study on CamVid, converted on its training images without labels; the cosine is "
+        "that of the backbone's feature maps on validation images, before and after are of test. "
+        f"{machines}, one thread, other work beside.\n",
+        (results / "study_conversion_dense.md").read_text(encoding="utf-8"),
+        (results / "study_conversion_dense_remarks.md").read_text(encoding="utf-8"),
     ]
