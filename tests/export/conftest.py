@@ -6,24 +6,12 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from torch import nn
 
 import castling
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-
-class Convolutional(nn.Module):
-    """Runs at every size; exported in a second."""
-
-    def __init__(self, classes=4):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 8, 3, stride=2, padding=1)
-        self.norm = nn.BatchNorm2d(8)
-        self.head = nn.Linear(8, classes)
-
-    def forward(self, x):
-        return self.head(self.norm(self.conv(x)).relu().mean((2, 3)))
+from small_models import Convolutional
 
 
 class Dense(Convolutional):

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from small_models import coloured_images, fit_
+from small_models import Convolutional, coloured_images, fit_
 from torch import nn
 
 import castling
@@ -203,8 +203,6 @@ def test_calls_are_timed_in_turn():
 
 @pytest.fixture(scope="module")
 def small():
-    from conftest import Convolutional
-
     torch.manual_seed(0)
     return fit_(Convolutional(3), 20, 16)
 
