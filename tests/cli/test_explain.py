@@ -95,7 +95,7 @@ def test_a_model_of_timm_with_a_file_of_weights(tmp_path, photos, capsys):
     [
         (["absent"], "neither a folder nor a model"),
         (["{model}", "--layers", "stages.0"], "layers="),
-        (["{model}", "--num_classes", "3"], "leave checkpoint and num_classes out"),
+        (["{model}", "--num_classes", "3"], "leave checkpoint, num_classes and classes out"),
         (["{model}", "--teacher", "{larger}"], "64×64"),
         (["{model}", "--limit", "0"], "limit"),
     ],
