@@ -24,8 +24,8 @@ from castling import attention_backend
 from castling.ops.exact_taylor import exact_taylor
 from castling.profiling.machine import machine_facts
 from castling.profiling.memory import peak_megabytes, resident_megabytes
-from castling.profiling.timing import cpu_threads, time_alternately, timer_for
 from castling.utils.files import write_json
+from castling.utils.timing import cpu_threads, time_alternately, timer_for
 
 RESULTS = Path(__file__).parent / "results" / "exact_taylor.json"
 TOKENS = (49, 196, 784, 3136, 16384)

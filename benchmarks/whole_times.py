@@ -14,9 +14,9 @@ from castling.data import BatchKey
 from castling.deploy import export_saved, model_folder
 from castling.export import open_exported
 from castling.models.saved import open_model
-from castling.profiling.timing import cpu_threads, time_alternately, timer_for
 from castling.tasks import task_from_card
 from castling.train import open_data
+from castling.utils.timing import cpu_threads, time_alternately, timer_for
 from studies import recipe_of_run
 
 #: Runtime → suffix of its files.

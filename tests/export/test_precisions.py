@@ -20,7 +20,6 @@ from castling.export.proof import (
     require_limits,
     require_numbers,
     squared_norms,
-    time_calls,
 )
 from castling.heads.matching import DetectorOutputs
 from castling.heads.segmenter_outputs import SegmenterOutputs
@@ -191,14 +190,6 @@ def test_what_is_refused_before_work(convolutional, tmp_path):
     with pytest.raises(ValueError, match="must not name precision"):
         export(convolutional, tmp_path / "m.pt2", (8, 8), metadata={"precision": 1})
     assert not list(tmp_path.iterdir())
-
-
-def test_calls_are_timed_in_turn():
-    order = []
-    times = time_calls({"a": lambda: order.append("a"), "b": lambda: order.append("b")})
-    assert set(times) == {"a", "b"}
-    assert all(ms >= 0 for ms in times.values())
-    assert order[4:8] == ["a", "b", "a", "b"]
 
 
 @pytest.fixture(scope="module")

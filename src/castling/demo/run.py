@@ -28,10 +28,10 @@ from castling.profiling.bench_ops import bench_ops, settings_of
 from castling.profiling.candidates import Candidate, model_candidate, read_attention
 from castling.profiling.model_results import ModelsResult
 from castling.profiling.op_results import OpsResult
-from castling.profiling.timing import cpu_threads
 from castling.tasks.classification import ClassificationPrediction
 from castling.tasks.result import RESULT, TrainResult
 from castling.train import ModelConfig, open_data, train
+from castling.utils.timing import cpu_threads
 
 _EXAMPLES = 16
 

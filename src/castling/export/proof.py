@@ -1,11 +1,8 @@
-"""A file against its model on real images, and the time that both take."""
+"""A file against its model on real images."""
 
 from __future__ import annotations
 
 import math
-import statistics
-import time
-from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -19,8 +16,6 @@ from castling.export.target import DisagreementError
 
 #: Images computed together, unless the file is for one.
 _BATCH = 8
-#: Of the short measurement: calls that are not timed, timed calls at most and at least, seconds.
-_WARM_UP, _ROUNDS, _LEAST_ROUNDS, _SECONDS = 2, 20, 3, 1.0
 
 
 def check_images(
@@ -121,20 +116,3 @@ def require_limits(check: ImageCheck, limits: Limits, precision: Precision, runt
             f"in {precision} {runtime} is {check.relative_error:.3g} of the outputs' size away "
             f"from PyTorch {images}, more than {limits.max_error:g}: {REMEDIES[precision]}"
         )
-
-
-def time_calls(calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
-    """Median milliseconds of each call, taken in turn so that a busy machine slows all alike."""
-    for call in calls.values():
-        for _ in range(_WARM_UP):
-            call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    start = time.perf_counter()
-    for round_ in range(_ROUNDS):
-        if round_ >= _LEAST_ROUNDS and time.perf_counter() - start > _SECONDS:
-            break
-        for name, call in calls.items():
-            before = time.perf_counter()
-            call()
-            times[name].append(1e3 * (time.perf_counter() - before))
-    return {name: statistics.median(values) for name, values in times.items()}

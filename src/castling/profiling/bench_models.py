@@ -37,10 +37,10 @@ from castling.profiling.machine import machine_facts
 from castling.profiling.memory import peak_megabytes, resident_megabytes
 from castling.profiling.model_results import ModelMeasurement, ModelsResult
 from castling.profiling.runtimes import VARIANTS, Run, Runtimes, runtime_versions, runtimes
-from castling.profiling.timing import Clock, Timer, cpu_threads, specialised, timer_for
 from castling.profiling.whole import compared, whole
 from castling.utils.devices import read_device
 from castling.utils.text import did_you_mean, first_line
+from castling.utils.timing import Clock, Timer, cpu_threads, specialised, timer_for
 
 #: Model and runtime.
 _Key = tuple[str, str]

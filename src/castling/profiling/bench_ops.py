@@ -35,8 +35,8 @@ from castling.profiling.op_candidates import (
     operations,
 )
 from castling.profiling.op_results import OpMeasurement, OpsResult
-from castling.profiling.timing import Call, Clock, Timer, cpu_threads, specialised, timer_for
 from castling.utils.devices import read_device
+from castling.utils.timing import Call, Clock, Timer, cpu_threads, specialised, timer_for
 
 #: Kernel and backend.
 _Key = tuple[str, str]

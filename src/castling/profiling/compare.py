@@ -17,7 +17,7 @@ from castling.profiling.machine import machine_facts
 from castling.profiling.plots import Curve
 from castling.profiling.run_comparison import Comparison, curve_label
 from castling.profiling.run_facts import RunFacts, read_run
-from castling.profiling.timing import time_alternately, timer_for
+from castling.utils.timing import time_alternately, timer_for
 
 
 def compare_runs(folders: Sequence[str | os.PathLike[str]], *, measure: bool = False) -> Comparison:

@@ -9,8 +9,8 @@ from typing import Any, Generic, TypeVar
 
 from castling.profiling.checks import CheckError
 from castling.profiling.results import Measurement
-from castling.profiling.timing import Call, Timer, time_alternately
 from castling.utils.text import first_line
+from castling.utils.timing import Call, Timer, time_alternately
 
 #: Failures of one candidate that do not stop the others.
 FAILURES = (CheckError, ValueError, RuntimeError, AssertionError, ImportError, MemoryError)

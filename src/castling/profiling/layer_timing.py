@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from castling.profiling.timing import MIN_ROUNDS, Clock, Timer, require_clock
 from castling.surgery import convertible
+from castling.utils.timing import MIN_ROUNDS, Clock, Timer, require_clock
 
 
 class Stopwatch:
@@ -28,7 +28,7 @@ class Stopwatch:
         clock: ``"wall"``, or ``"cpu"`` for one thread on a busy machine.
 
     Raises:
-        ValueError: as :func:`castling.profiling.timing.require_clock`.
+        ValueError: as :func:`castling.utils.timing.require_clock`.
     """
 
     def __init__(self, device: torch.device, clock: Clock = "wall") -> None:

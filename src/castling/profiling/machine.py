@@ -11,7 +11,7 @@ import torch
 
 from castling.ops import native
 from castling.ops.backends import available_backends
-from castling.profiling.timing import Timer, time_alternately
+from castling.utils.timing import Timer, time_alternately
 
 _COPIED_BYTES = 1 << 27
 _PRODUCT_SIDE = {"cpu": 1536, "cuda": 8192}

@@ -19,7 +19,6 @@ from castling.attention import Softmax, attention_config
 from castling.ops.backends import available_backends
 from castling.profiling.layer_timing import Stopwatch, TimedModel, run_in_turns
 from castling.profiling.machine import machine_facts
-from castling.profiling.timing import Clock, cpu_threads, time_alternately
 from castling.surgery import convertible, linearize_
 from castling.surgery.hosts import HostAttention
 from castling.surgery.plan import Plan, PlannedLayer, Predicted, Verified
@@ -27,6 +26,7 @@ from castling.surgery.selection import Attention
 from castling.surgery.self_description import architecture_of
 from castling.utils.devices import read_device
 from castling.utils.text import first_line
+from castling.utils.timing import Clock, cpu_threads, time_alternately
 
 #: Acceptable relative error of the predicted time.
 WITHIN = 0.1

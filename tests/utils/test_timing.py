@@ -1,13 +1,11 @@
-"""Interleaved timing: order, quartiles, time limits; and the roofline of a machine."""
+"""Interleaved timing: order, quartiles, time limits."""
 
 import time
 
 import pytest
 import torch
 
-from castling.ops import native
-from castling.profiling.machine import Roofline, machine_facts, measure_roofline
-from castling.profiling.timing import Timing, cpu_threads, time_alternately, timer_for
+from castling.utils.timing import Timing, cpu_threads, time_alternately, timer_for
 
 CPU = torch.device("cpu")
 
@@ -155,32 +153,6 @@ def test_invalid_clocks_are_refused():
         torch.set_num_threads(threads)
 
 
-def test_the_roofline_is_the_longer_of_computing_and_moving():
-    roofline = Roofline(gflops=10.0, gigabytes=2.0)
-    assert str(roofline) == "10 GFLOP/s, 2.0 GB/s"
-    assert roofline.milliseconds(2e7, 1e6) == pytest.approx(2.0)
-    assert roofline.milliseconds(1e6, 2e7) == pytest.approx(10.0)
-
-
-def _roofline(seconds):
-    """The roofline when a product and a copy take so long."""
-    return measure_roofline(CPU, torch.float32, lambda call, repeats: seconds * repeats)
-
-
-def test_a_fast_product_sets_the_peak():
-    assert _roofline(1e-6) == Roofline(
-        pytest.approx(2 * 1536**3 / 1e3), pytest.approx(2 * 2**27 / 1e3)
-    )
-
-
-@pytest.mark.skipif(not native.available(), reason="needs the C++ operators")
-@pytest.mark.parametrize("threads", [1, 2])
-def test_multiply_adds_in_registers_set_the_peak_where_a_product_is_slow(threads):
-    with cpu_threads(threads):
-        found = _roofline(1e3).gflops / (threads * native.multiply_add_rate())
-    assert 0.2 < found < 5  # two measurements on a machine that may be busy
-
-
 def test_the_number_of_threads_is_restored():
     before = torch.get_num_threads()
 
@@ -192,9 +164,3 @@ def test_the_number_of_threads_is_restored():
     with pytest.raises(KeyError):
         fail()
     assert torch.get_num_threads() == before
-
-
-def test_facts_of_this_machine():
-    facts = machine_facts(CPU)
-    assert facts["torch"] == torch.__version__
-    assert "naive" in facts["backends"]
