@@ -11,6 +11,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from tests.conversion.pretrained_vit import transformers_vit
 
 import castling
 import castling_launcher
@@ -75,18 +76,7 @@ def test_the_part_on_timm(here, capsys):
 
 
 def test_the_part_on_hugging_face(here, capsys):
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    config = transformers.ViTConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        image_size=32,
-        patch_size=8,
-        num_labels=2,
-    )
-    transformers.ViTForImageClassification(config).save_pretrained("my_hf_vit")
+    transformers_vit(2).save_pretrained("my_hf_vit")
     (code,) = blocks("python")
     short = "ConversionConfig(closed_form_images=8, layer_views=8, model_views=8, "
     scope = {}

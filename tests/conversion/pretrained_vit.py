@@ -1,5 +1,6 @@
-"""A small teacher, its images, and plans of it."""
+"""Small teachers, their images, and plans of them."""
 
+import pytest
 import timm
 import torch
 
@@ -37,3 +38,20 @@ def plan_of(times, tokens=300, names=None, rest=1.0):
     config = castling.ReLULinear()
     facts = ("cpu", 1, "2.15", ("naive",), (64, 64), 1)
     return Plan("model", config, *facts, layers, predicted)
+
+
+def transformers_vit(classes, **options):
+    """A small ViT of Hugging Face, with random weights; skips the test without transformers."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=32,
+        patch_size=8,
+        num_labels=classes,
+        **options,
+    )
+    return transformers.ViTForImageClassification(config).eval()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pretrained_vit import images, plan_of, teacher
+from tests.conversion.pretrained_vit import images, plan_of, teacher
 
 import castling
 from castling.conversion import Budget, ConversionConfig, MixedModel, convert

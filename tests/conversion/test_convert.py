@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 import timm
 import torch
-from pretrained_vit import images, teacher
+from tests.conversion.pretrained_vit import images, teacher, transformers_vit
 from torch import nn
 from torch.nn import functional as F
 
@@ -165,19 +165,7 @@ def test_auxiliary_branches_are_switched_away():
 
 
 def test_a_model_of_transformers():
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    config = transformers.ViTConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        image_size=32,
-        patch_size=8,
-        num_labels=5,
-        initializer_range=0.3,
-    )
-    model = transformers.ViTForImageClassification(config).eval()
+    model = transformers_vit(5, initializer_range=0.3)
     _, report = convert(model, images(), "relu_linear", config=SHORT)
     assert report.stages[-1].agreement is not None
     assert report.stages[2].mean_layer_error < 0.97 * report.stages[0].mean_layer_error

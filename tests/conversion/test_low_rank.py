@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from pretrained_vit import images, teacher
+from tests.conversion.pretrained_vit import images, teacher
 from torch import nn
 
 import castling

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from pretrained_vit import images, plan_of, teacher
+from tests.conversion.pretrained_vit import images, plan_of, teacher
 
 import castling
 from castling.conversion import Budget, ConversionConfig, convert

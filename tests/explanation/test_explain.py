@@ -7,6 +7,7 @@ import logging
 import pytest
 import timm
 import torch
+from tests.conversion.pretrained_vit import transformers_vit
 from torch import nn
 from torch.nn import functional as F
 
@@ -179,17 +180,7 @@ def test_windows_are_no_grid_of_the_image():
 
 
 def test_a_model_of_transformers():
-    transformers = pytest.importorskip("transformers")
-    config = transformers.ViTConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        image_size=32,
-        patch_size=8,
-        num_labels=3,
-    )
-    model = transformers.ViTForImageClassification(config).eval()
+    model = transformers_vit(3)
     before = castling.explain(model, IMAGES)
     assert [layer.attention for layer in before.model.layers] == ["softmax"] * 2
     assert before.model.layers[0].grid == (4, 4)

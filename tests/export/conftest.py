@@ -1,17 +1,11 @@
-"""Models for all export tests; makes the module with the small detector importable."""
-
-import sys
-from pathlib import Path
+"""Models for all export tests."""
 
 import pytest
 import timm
 import torch
+from tests.export.small_models import Convolutional
 
 import castling
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from small_models import Convolutional
 
 
 class Dense(Convolutional):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_detector import Cells, distinct_, smooth_images
+from tests.export.small_detector import Cells, distinct_, smooth_images
 from torch.nn.functional import interpolate
 
 import castling

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from small_models import Convolutional, coloured_images, fit_
+from tests.export.small_models import Convolutional, coloured_images, fit_
 from torch import nn
 
 import castling

@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from small_models import coloured_images, fit_
+from tests.export.small_models import coloured_images, fit_
 from torch import nn
 
 import castling

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_detector import distinct_, smooth_images
+from tests.export.small_detector import distinct_, smooth_images
 from torch import nn
 from torch.nn.functional import interpolate
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.tasks.detection.toy_detector import Toy
 from torch import nn
-from toy_detector import Toy
 
 from castling.data import (
     Batch,

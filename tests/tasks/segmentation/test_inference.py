@@ -7,9 +7,9 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from cells import STRIDE, Cells
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.tasks.segmentation.cells import STRIDE, Cells
 from torch.nn import functional as F
 
 from castling.tasks.segmentation import original

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from cells import STRIDE, Cells
 from tests.data.labelled import CLASSES, TABLE, Labelled, blocks
+from tests.tasks.segmentation.cells import STRIDE, Cells
 from torch.nn import functional as F
 
 from castling.data import BatchKey, ImageSet, SegmentationTransformConfig
