@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 import yaml
 
+from castling.conversion import ConversionConfig
 from castling.data import Source, open_source
 from castling.deploy import evaluate, model_folder
 from castling.profiling.machine import machine_facts
@@ -23,7 +25,7 @@ RECIPES = HERE.parent / "recipes"
 
 
 def study_parser(
-    description: str | None, name: str, data: str, rows: Sequence[str], *, epochs: int
+    description: str | None, name: str, data: str, rows: Sequence[str], *, epochs: int = 0
 ) -> argparse.ArgumentParser:
     """The options that every study has.
 
@@ -32,17 +34,37 @@ def study_parser(
         name: of the study: that of its runs.
         data: file of its images.
         rows: names of all rows.
-        epochs: of training, unless told otherwise.
+        epochs: of training, unless told otherwise; 0 for a study that trains nothing.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--data", required=True, help=f"{data} or a folder of its layout")
     parser.add_argument("--rows", nargs="+", choices=list(rows), default=list(rows))
-    parser.add_argument("--epochs", type=int, default=epochs)
     parser.add_argument("--runs", type=Path, default=Path("runs") / name)
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--collect", action="store_true", help="train nothing")
+    if epochs:
+        parser.add_argument("--epochs", type=int, default=epochs)
+        parser.add_argument("--collect", action="store_true", help="train nothing")
     return parser
+
+
+def add_conversion_options(
+    parser: argparse.ArgumentParser, images: int, layer_views: int, model_views: int, held_out: int
+) -> None:
+    """Lengths of the stages of a conversion, and what every study of conversions has."""
+    parser.add_argument("--closed_form_images", type=int, default=images)
+    parser.add_argument("--layer_views", type=int, default=layer_views)
+    parser.add_argument("--model_views", type=int, default=model_views)
+    parser.add_argument("--attention_lr", type=float, default=ConversionConfig.attention_lr)
+    parser.add_argument("--rest_lr", type=float, default=ConversionConfig.rest_lr)
+    parser.add_argument("--held_out", type=int, default=held_out)
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def conversion_config(options: argparse.Namespace) -> ConversionConfig:
+    """Of the options of :func:`add_conversion_options`."""
+    names = [field.name for field in dataclasses.fields(ConversionConfig)]
+    return ConversionConfig(**{n: getattr(options, n) for n in names if hasattr(options, n)})
 
 
 def add_dense_options(parser: argparse.ArgumentParser, draw: Sequence[int]) -> None:

@@ -33,7 +33,13 @@ from castling.models.saved import open_model, save_model
 from castling.profiling.machine import machine_facts
 from castling.tasks.normalize import Normalize
 from castling.utils.files import write_json
-from studies import HERE, read_study, write_study
+from studies import (
+    add_conversion_options,
+    conversion_config,
+    read_study,
+    study_parser,
+    write_study,
+)
 
 NAME = "study_conversion"
 TAYLOR = castling.QuadraticTaylor(form="exact", qk_norm=False)
@@ -174,31 +180,13 @@ def _mean(values: Mapping[str, float]) -> float:
 
 def main() -> None:
     """Convert the rows asked for."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", required=True, help="tinyimagenet200.zip or a folder of it")
+    parser = study_parser(__doc__, NAME, "tinyimagenet200.zip", list(ROWS))
     parser.add_argument("--weights", required=True, help="of the teacher")
-    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--keep", type=int, nargs="*", default=[], help="layers left softmax")
-    parser.add_argument("--closed_form_images", type=int, default=256)
-    parser.add_argument("--layer_views", type=int, default=6000)
-    parser.add_argument("--model_views", type=int, default=6000)
-    parser.add_argument("--attention_lr", type=float, default=ConversionConfig.attention_lr)
-    parser.add_argument("--rest_lr", type=float, default=ConversionConfig.rest_lr)
-    parser.add_argument("--held_out", type=int, default=256)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--runs", type=Path, default=Path("runs") / NAME)
-    parser.add_argument("--results", type=Path, default=HERE / "results")
+    add_conversion_options(parser, images=256, layer_views=6000, model_views=6000, held_out=256)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    config = ConversionConfig(
-        closed_form_images=options.closed_form_images,
-        layer_views=options.layer_views,
-        model_views=options.model_views,
-        attention_lr=options.attention_lr,
-        rest_lr=options.rest_lr,
-        held_out=options.held_out,
-    )
+    config = conversion_config(options)
     path = options.results / f"{NAME}.json"
     study = read_study(
         path,

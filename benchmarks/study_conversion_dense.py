@@ -9,7 +9,6 @@ finished models are kept, interrupted conversions go on.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +26,14 @@ from castling.deploy.converting import REPORT, convert_saved
 from castling.models.card import read_card
 from castling.profiling.machine import machine_facts
 from castling.tasks import task_from_card
-from studies import HERE, read_study, recipe_of_run, write_study
+from studies import (
+    add_conversion_options,
+    conversion_config,
+    read_study,
+    recipe_of_run,
+    study_parser,
+    write_study,
+)
 
 NAME = "study_conversion_dense"
 TAYLOR = castling.QuadraticTaylor(form="exact", qk_norm=False, local="grid2d")
@@ -100,27 +106,14 @@ def table(study: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """Convert every run to every attention."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = study_parser(__doc__, NAME, "camvid.zip", list(ROWS))
     parser.add_argument("--teachers", nargs="+", type=Path, required=True, help="finished runs")
-    parser.add_argument("--data", required=True, help="folder or zip file of their images")
-    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--size", type=int, nargs=2, default=[192, 256], help="height, width")
-    parser.add_argument("--closed_form_images", type=int, default=128)
-    parser.add_argument("--layer_views", type=int, default=4000)
-    parser.add_argument("--model_views", type=int, default=4000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--runs", type=Path, default=Path("runs") / NAME)
-    parser.add_argument("--results", type=Path, default=HERE / "results")
+    add_conversion_options(parser, images=128, layer_views=4000, model_views=4000, held_out=64)
     options = parser.parse_args()
     options.size = tuple(options.size)
     torch.set_num_threads(options.threads)
-    config = dataclasses.replace(
-        ConversionConfig(),
-        closed_form_images=options.closed_form_images,
-        layer_views=options.layer_views,
-        model_views=options.model_views,
-    )
+    config = conversion_config(options)
     path = options.results / f"{NAME}.json"
     study = read_study(
         path,

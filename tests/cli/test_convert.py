@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,15 +10,20 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch.nn import functional as F
 
 import castling
 import castling_launcher
 from castling.conversion import state
+from castling.data.config import LoaderConfig
+from castling.data.sources.unlabelled import UnlabelledConfig
 from castling.deploy import converting
+from castling.deploy.conversion_images import ConversionImages, conversion_data
 from castling.models.card import ModelCard
 from castling.models.saved import open_model, save_model
 from castling.surgery.plan import load_plan
 
+PAGE = Path(castling.__file__).parents[2] / "docs" / "reference" / "file-formats.md"
 SHORT = ["--closed_form_images", "8", "--layer_views", "16", "--model_views", "16"]
 SHORT += ["--held_out", "8", "--batch_size", "8", "--quiet"]
 
@@ -63,6 +69,9 @@ def test_a_saved_classifier(tmp_path, photos, capsys):
     assert card.classes == ["a", "b", "c"]
     assert type(model.blocks[0].attn) is timm.layers.Attention
     report = json.loads((output / "conversion.json").read_text())
+    page = PAGE.read_text(encoding="utf-8").partition("## conversion.json")[2].partition("\n## ")[0]
+    for key in (*report, *report["stages"][0]):
+        assert f"`{key}`" in page, key
     assert [stage["views"] for stage in report["stages"]] == [0, 8, 16, 16]
     assert report["config"]["layer_views"] == 16
     assert 0 < report["images"] < 8  # about a tenth of forty images
@@ -79,6 +88,18 @@ def test_a_saved_classifier(tmp_path, photos, capsys):
     assert json.loads(capsys.readouterr().out)["output"] == str(again)
     # The same seed gives the same weights.
     assert (again / "model.safetensors").read_bytes() == before
+
+
+def test_of_a_run_the_switched_model_is_converted(tmp_path, photos):
+    teacher = saved(tmp_path / "teacher")
+    model, card = open_model(teacher)
+    with torch.no_grad():
+        model.head.bias.add_(1.0)
+    save_model(model, teacher / "switched", card)
+    nothing = ["--closed_form_images", "0", "--layer_views", "0", "--model_views", "0"]
+    order = ["convert", str(teacher), "--data", str(photos), *SHORT, *nothing]
+    assert run([*order, "--output", str(tmp_path / "linear")]) == 0
+    assert torch.equal(open_model(tmp_path / "linear")[0].head.bias, model.head.bias)
 
 
 def test_layers_that_were_converted_before_stay_so(tmp_path, photos):
@@ -141,7 +162,16 @@ def test_the_head_of_a_dense_model_is_kept(tmp_path, photos, capsys, name, task)
     report = json.loads((output / "conversion.json").read_text())
     assert report["stages"][-1]["agreement"] is None
     # The report's cosine is that of the feature maps on the images held out.
-    assert 0 < report["stages"][-1]["cosine"] <= 1
+    data = conversion_data(
+        card, UnlabelledConfig(path=str(photos)), LoaderConfig(batch_size=8), seed=0
+    )
+    held_out = next(iter(ConversionImages(data, card, report["images"], "cpu", card.image_size)))
+    assert len(held_out) == report["images"]
+    with torch.no_grad():
+        ours, theirs = (converting.feature_maps(m, held_out) for m in (student, model))
+    cosines = [F.cosine_similarity(a, b, dim=-1).mean() for a, b in zip(ours, theirs, strict=True)]
+    wanted = float(sum(cosines)) / len(cosines)
+    assert report["stages"][-1]["cosine"] == pytest.approx(wanted, abs=1e-5)
     assert run(["predict", str(output), str(photos / "0" / "0.png")]) == 0
 
 

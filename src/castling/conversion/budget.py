@@ -23,8 +23,8 @@ class Budget:
             one whose layer errors have the smallest sum.
         agreement: teacher and student agree on this part of the held-out images. Taken is the
             fastest measured choice that does; a bisection decides which are measured. For outputs
-            without classes, the mean cosine. Measured before the end-to-end stage, which comes
-            nearer.
+            without classes, the mean cosine. Measured before the end-to-end stage, which usually
+            comes nearer.
     """
 
     plan: Plan
@@ -61,8 +61,10 @@ class Budget:
         return names, left
 
 
-def check_limits(milliseconds: float | None, agreement: float | None) -> None:
-    """Raise ValueError on limits of a budget without a meaning."""
+def check_limits(milliseconds: float | None, agreement: float | None, where: object = None) -> None:
+    """Raise ValueError on limits of a budget without a meaning, or beside a choice of layers."""
+    if where is not None:
+        raise ValueError("a budget chooses the layers: leave where out")
     if (milliseconds is None) == (agreement is None):
         raise ValueError("a budget limits either milliseconds or agreement, one of them")
     if milliseconds is not None and not milliseconds > 0:
@@ -76,7 +78,7 @@ class MixedModel:
     """A choice of layers, and what it costs.
 
     Attributes:
-        linear: names of the linear layers; the others stay softmax.
+        linear: names of the linear layers; the others stay as they are.
         milliseconds: of a call of the model, as the plan predicts it.
         layer_error: sum over the linear layers of their errors after the layer-by-layer stage.
         agreement: with the teacher on the held-out images, without further learning (cosine where

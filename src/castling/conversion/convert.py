@@ -16,7 +16,7 @@ from castling.attention import (
     config_to_dict,
     set_progress,
 )
-from castling.conversion.budget import Budget, choose
+from castling.conversion.budget import Budget, check_limits, choose
 from castling.conversion.config import ConversionConfig
 from castling.conversion.images import Images, Views
 from castling.conversion.learning import Progress
@@ -97,8 +97,7 @@ def convert(
         )
     kept: dict[str, str] = {}
     if budget is not None:
-        if where is not None:
-            raise ValueError("a budget chooses the layers: leave where out")
+        check_limits(budget.milliseconds, budget.agreement, where)
         budget.plan.require_fits(convertible(model), attention_config(attention))
         where, kept = budget.candidates()
     student, replaced = _student(model, attention, where)
@@ -158,8 +157,9 @@ def convert(
         task = _ComparedOutputs(compared)
         report.switch = switch_(student, views.held_out, tolerance, task=task)
     fixed = {name for name, p in model.named_parameters() if not p.requires_grad}
+    all_fixed = len(fixed) == len(list(model.parameters()))
     for name, parameter in student.named_parameters():
-        parameter.requires_grad_(name not in fixed or len(fixed) == len(list(model.parameters())))
+        parameter.requires_grad_(all_fixed or name not in fixed)
     return student.eval(), report
 
 

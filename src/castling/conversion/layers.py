@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from castling.conversion.outputs import OutputOf, model_output
-from castling.surgery.compared import tensors_in
+from castling.surgery.compared import first_tensor
 from castling.surgery.tap import AttentionCall, Taps, tap
 
 
@@ -20,7 +20,7 @@ def tokens_of(output: object) -> Tensor:
     Raises:
         TypeError: it returns no tensor.
     """
-    found = next(iter(tensors_in(output)), None)
+    found = first_tensor(output)
     if found is None:
         raise TypeError(f"an attention that returns no tensor but {type(output).__name__}")
     return found

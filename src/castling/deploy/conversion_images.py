@@ -21,12 +21,6 @@ from castling.tasks.normalize import Normalize
 _SCALE = (0.35, 1.0)
 
 
-def image_size_of(card: ModelCard) -> tuple[int, int]:
-    """(height, width) in pixels that a model was trained at."""
-    size = card.preprocessing["image_size"]
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
 def conversion_data(
     card: ModelCard,
     source: SourceConfig,
@@ -48,7 +42,7 @@ def conversion_data(
         key: values[key] for key in ("interpolation", "crop_fraction", "eval_crop") if key in values
     }
     transform = ClassificationTransformConfig(
-        image_size=size or image_size_of(card),
+        image_size=size or card.image_size,
         mean=tuple(values["mean"]),
         std=tuple(values["std"]),
         crop="resized",
@@ -98,8 +92,7 @@ class ConversionImages:
             "seed": images.seed,
             "size": list(size),
         }
-        values = card.preprocessing
-        self.normalize = Normalize(values["mean"], values["std"]).to(device)
+        self.normalize = Normalize(card.mean, card.std).to(device)
         self._place: int | None = None
 
     def seek(self, batches: int) -> None:

@@ -15,8 +15,9 @@ from castling.conversion import Budget, ConversionConfig, ConversionReport, conv
 from castling.conversion.budget import check_limits
 from castling.data import SourceConfig
 from castling.data.config import LoaderConfig
-from castling.deploy.conversion_images import ConversionImages, conversion_data, image_size_of
+from castling.deploy.conversion_images import ConversionImages, conversion_data
 from castling.deploy.opening import open_named
+from castling.deploy.saved_data import model_folder
 from castling.models.backbone import Backbone
 from castling.models.card import CARD, ModelCard
 from castling.models.saved import WEIGHTS, save_model
@@ -65,8 +66,9 @@ def convert_saved(
     when it is called again with the same arguments.
 
     Args:
-        model: folder of a run or of a saved model, or a name of timm's, whose pretrained weights
-            are downloaded unless ``checkpoint`` names a file.
+        model: folder of a run (its switched model is taken where there is one) or of a saved model,
+            or a name of timm's, whose pretrained weights are downloaded unless ``checkpoint`` names
+            a file.
         source: of the images.
         attention: the new attention.
         output: folder of the converted model.
@@ -99,16 +101,14 @@ def convert_saved(
     folder = Path(output)
     budgeted = at_most_ms is not None or at_least_agreement is not None
     if budgeted:
-        check_limits(at_most_ms, at_least_agreement)
-        if where is not None:
-            raise ValueError("a budget chooses the layers: leave where out")
+        check_limits(at_most_ms, at_least_agreement, where)
     elif plan is not None:
         raise ValueError("a plan without a budget is given as where")
     refuse_existing((folder / name for name in (WEIGHTS, CARD, REPORT)), overwrite)
     config, loader = config or ConversionConfig(), loader or LoaderConfig(batch_size=32)
     teacher, card = _teacher(model, checkpoint, num_classes, classes)
     task = task_from_card(card, model)
-    size = size or image_size_of(card)
+    size = size or card.image_size
     images = conversion_data(card, source, loader, seed, size)
     held_out = min(config.held_out, images.sizes["val"])
     config = dataclasses.replace(config, held_out=held_out)
@@ -167,7 +167,8 @@ def _teacher(
     classes: Sequence[str] | None,
 ) -> tuple[nn.Module, ModelCard]:
     """The softmax model, and the card without attention."""
-    opened, card = open_named(model, checkpoint, num_classes, classes)
+    folder = str(model_folder(model)) if Path(model).is_dir() else model
+    opened, card = open_named(folder, checkpoint, num_classes, classes)
     if card.task.get("name") not in ("classification", "detection", "segmentation"):
         raise ValueError(
             f"{model} is a model of {card.task.get('name')}: this converts classifiers, "

@@ -14,8 +14,8 @@ from castling.conversion.outputs import has_classes, model_output
 from castling.explanation.choice import likely_grid_of, said_prefix
 from castling.explanation.figures import Grid, fitting_grid
 from castling.explanation.gradients import as_map, class_activation, half_area, receptive_field
-from castling.explanation.recording import first_of
 from castling.explanation.records import ImageExplanation, ReceptiveField
+from castling.surgery.compared import first_tensor
 from castling.surgery.grid_watch import tokens_among
 from castling.surgery.linearize_report import grouped
 from castling.surgery.selection import owner_of
@@ -151,9 +151,9 @@ class PixelSide:
 
     def _central(self, call: AttentionCall, leaf: Tensor) -> Tensor | None:
         """(C,) of the central position of one image's output; None where the grid is not known."""
-        output = first_of(call.output)
+        output = first_tensor(call.output)
         tokens, grid = self._tokens(call, leaf)
-        if not isinstance(output, Tensor):
+        if output is None:
             return None
         if output.dim() == 4:
             size = (leaf.shape[-2], leaf.shape[-1])

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from castling.attention import AttentionCore, TokenMixer
+from castling.conversion.layers import tokens_of
 from castling.explanation.choice import choose_layers, likely_grid_of, said_prefix
 from castling.explanation.figures import Grid
 from castling.explanation.implied import ProjectedTokens
@@ -174,13 +175,8 @@ def _recorded(layer: AttentionCore, keep: Callable[[ProjectedTokens], None]) -> 
 
 def _difference(name: str, outputs: Taps, taps: Taps) -> float:
     """Of the first outputs of a layer and of its copy, in parts of the norm."""
-    wanted, found = (first_of(each[name][0].output).cpu().double() for each in (outputs, taps))
+    wanted, found = (tokens_of(each[name][0].output).cpu().double() for each in (outputs, taps))
     return float((found - wanted).norm() / wanted.norm().clamp(min=1e-30))
-
-
-def first_of(output: Any) -> Any:
-    """An output, or the first of a tuple: some layers return their grid or weights as well."""
-    return output[0] if isinstance(output, (tuple, list)) and output else output
 
 
 @contextmanager

@@ -64,3 +64,8 @@ def tensors_in(output: Any) -> Iterable[Tensor]:
             yield from tensors_in(part)
     elif dataclasses.is_dataclass(output) and not isinstance(output, type):
         yield from tensors_in(vars(output))
+
+
+def first_tensor(output: Any) -> Tensor | None:
+    """The first of :func:`tensors_in`: some layers return a grid or weights beside their tokens."""
+    return next(iter(tensors_in(output)), None)
