@@ -34,7 +34,6 @@ from castling.surgery.grid_records import (
     Call,
     Embedding,
     Grid,
-    InputGrids,
     ThreadRecords,
     TokenGrid,
     conflicting,
@@ -42,6 +41,7 @@ from castling.surgery.grid_records import (
     recomputed,
 )
 from castling.surgery.grid_watch import Position, Watch, in_graph, owner_of_hook, watches_of
+from castling.surgery.input_grids import InputGrids
 
 __all__ = ["Geometry", "Grid", "GridUnknownError"]
 
