@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,8 @@ import numpy as np
 from torch import Tensor
 
 from castling.export.onnx_parts import GraphParts
+from castling.export.openvino_runtime import compile_openvino, read_openvino
+from castling.utils.signal_stack import signal_stack_kept
 
 #: Operators that multiply activations with weights, which are their second input.
 _PRODUCTS = ("MatMul", "Convolution", "GroupConvolution")
@@ -21,7 +23,7 @@ _PRODUCTS = ("MatMul", "Convolution", "GroupConvolution")
 _COMPARED = 8
 
 
-def quantise_openvino(read: Callable[[], Any], parts: GraphParts, batches: Sequence[Tensor]) -> Any:
+def quantise_openvino(graph: bytes, parts: GraphParts, batches: Sequence[Tensor]) -> Any:
     """An OpenVINO model whose weight products are int8; see :func:`quantise_onnx`.
 
     Made twice, with and without SmoothQuant, which moves the range of activations into weights: it
@@ -29,12 +31,12 @@ def quantise_openvino(read: Callable[[], Any], parts: GraphParts, batches: Seque
     in float32 on the images is returned.
 
     Args:
-        read: reads the ``openvino.Model`` from the ONNX graph that ``parts`` describes.
-        parts: of that graph.
+        graph: an ONNX file's bytes.
+        parts: of the graph.
         batches: images (B, 3, H, W) from which the range of every activation is taken.
     """
-    expected = _outputs(read(), batches)
-    made = [_quantised(read(), parts, batches, smooth) for smooth in (False, True)]
+    expected = _outputs(read_openvino(graph), batches)
+    made = [_quantised(read_openvino(graph), parts, batches, smooth) for smooth in (False, True)]
     errors = [
         sum(float(np.abs(a - b).sum()) for a, b in zip(expected, found, strict=True))
         for found in (_outputs(model, batches) for model in made)
@@ -43,7 +45,7 @@ def quantise_openvino(read: Callable[[], Any], parts: GraphParts, batches: Seque
 
 
 def _quantised(model: Any, parts: GraphParts, batches: Sequence[Tensor], smooth: bool) -> Any:
-    with _quiet_nncf() as nncf:
+    with signal_stack_kept(), _quiet_nncf() as nncf:
         alphas = nncf.AdvancedSmoothQuantParameters() if smooth else _without_smoothing(nncf)
         return nncf.quantize(
             model,
@@ -61,9 +63,7 @@ def _without_smoothing(nncf: Any) -> Any:
 
 def _outputs(model: Any, batches: Sequence[Tensor]) -> list[Any]:
     """Arrays of floating-point numbers that a model returns for some of the images."""
-    import openvino
-
-    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = compile_openvino(model)
     found = (array for batch in batches[:_COMPARED] for array in compiled(batch.numpy()).values())
     return [array for array in found if array.dtype.kind == "f"]
 

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 from torch import Tensor
 
 from castling.export.exported_model import ExportedModel
+from castling.export.openvino_runtime import compile_openvino, read_openvino
 from castling.export.precision import Precision
 from castling.export.quantise_onnx import NOTE as INT8
 from castling.export.quantise_openvino import quantise_openvino
@@ -49,13 +50,10 @@ class OpenVINOTarget:
         notes: tuple[str, ...] = ()
         text = graph.proto.SerializeToString()
 
-        def read() -> Any:  # read_model stays offline; convert_model sends usage statistics
-            return openvino.Core().read_model(text)
-
         if job.precision == "int8":
-            model, notes = quantise_openvino(read, graph.parts, job.calibration), (INT8,)
+            model, notes = quantise_openvino(text, graph.parts, job.calibration), (INT8,)
         else:
-            model = read()
+            model = read_openvino(text)
             notes = (_HALF,) if job.precision == "fp16" else ()
         model.set_rt_info(json.dumps(dict(job.metadata), ensure_ascii=False), [_SECTION])
         openvino.save_model(model, path, compress_to_fp16=job.precision == "fp16")
@@ -84,20 +82,9 @@ class OpenVINOModel(ExportedModel):
     """
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
-        import openvino
-
-        # CPUs with bfloat16 instructions would compute in that precision by default.
-        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
-        if threads is not None:
-            settings |= {
-                "INFERENCE_NUM_THREADS": threads,
-                "PERFORMANCE_HINT": "LATENCY",
-                "NUM_STREAMS": 1,
-            }
-        core = openvino.Core()
         try:
-            model = core.read_model(path)
-            compiled = core.compile_model(model, "CPU", settings)
+            model = read_openvino(path)
+            compiled = compile_openvino(model, threads)
         except Exception as error:
             raise ValueError(
                 f"{path} is not an OpenVINO model that can be run: {first_line(error)}"
