@@ -40,6 +40,7 @@ TASKS = ["classification", "detection", "segmentation", "pretraining", "distilla
 LATE = ["jsonargparse", "lightning", "matplotlib", "onnx", "onnxruntime", "openvino", "scipy"]
 LATE += ["sklearn", "tensorboard", "torchmetrics", "torchvision.transforms.v2"]
 LATE += ["torchvision.tv_tensors", "transformers", "nncf", "onnxconverter_common"]
+LATE += ["executorch"]
 
 
 def module_name(path: Path) -> str:

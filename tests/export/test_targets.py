@@ -273,7 +273,7 @@ class WeightsTarget:
 
     name, suffix, runtime, opset = "weights", ".weights", "Python", False
     beside = writing = running = ()
-    precisions, reducing = ("fp32",), {}
+    dynamics, precisions, reducing = ("all", "batch", "none"), ("fp32",), {}
 
     def write(self, job, path):
         layer = job.model.model.layer

@@ -15,6 +15,7 @@ from castling.export.report import ExportReport, ImageCheck, OutputCheck, ShapeC
 from castling.export.sizes import OneSizeError
 from castling.export.target import (
     DisagreementError,
+    Dynamic,
     ExportError,
     ExportJob,
     Target,
@@ -26,6 +27,7 @@ from castling.export.target import (
 
 __all__ = [
     "DisagreementError",
+    "Dynamic",
     "ExportError",
     "ExportJob",
     "ExportReport",

@@ -45,6 +45,7 @@ from castling.utils.files import refuse_existing, write_json
 from castling.utils.modes import eval_mode, out_of_place
 
 _DYNAMIC = ("auto", *get_args(Dynamic))
+_SAID = {"all": "any size", "batch": "one size", "none": "one image of one size"}
 _TOLERANCE = 1e-4
 
 
@@ -76,7 +77,8 @@ def export(
         model: takes images (B, 3, H, W). In float32. Neither modified nor moved; exported as in
             ``eval()``.
         path: the file to write: ``.onnx`` (ONNX Runtime), ``.xml`` (OpenVINO, with a ``.bin``
-            beside it) or ``.pt2`` (``torch.export``). Written whole or not at all.
+            beside it), ``.pt2`` (``torch.export``) or ``.pte`` (ExecuTorch). Written whole or not
+            at all.
         input_size: (height, width) in pixels that the model is meant for.
         target: name of the target; None goes by the suffix of ``path``.
         raw_outputs: (model, images) -> named tensors, compared element by element. None takes
@@ -95,7 +97,8 @@ def export(
         verify_sizes: (height, width) pairs to compare at besides ``input_size``; None picks two,
             neither square.
         dynamic: ``"all"`` lets batch, height and width change; ``"batch"`` fixes the size, for
-            models with position tables of one size; ``"none"`` fixes one image of ``input_size``;
+            models with position tables of one size; ``"none"`` fixes one image of ``input_size``,
+            as files of ExecuTorch always do;
             ``"auto"`` is ``"all"`` where the model runs at more than one size and the file
             reproduces it there, else ``"batch"`` with the reason among the report's notes.
         opset: ONNX operator set, of targets written through ONNX; None is the exporter's own. Not
@@ -153,6 +156,13 @@ def export(
         raise ValueError(f"tolerance must not be negative, got {tolerance:g}")
     if opset is not None and not chosen.opset:
         raise ValueError(f"the {chosen.name} target has no opset: it does not write ONNX")
+    if dynamic != "auto" and dynamic not in chosen.dynamics:
+        raise ValueError(
+            f"the {chosen.name} target writes files for {_SAID[chosen.dynamics[0]]}: "
+            f"dynamic={chosen.dynamics[0]!r} (--dynamic {chosen.dynamics[0]}), got {dynamic!r}"
+        )
+    if "all" not in chosen.dynamics and verify_sizes:
+        raise ValueError(f"the {chosen.name} target writes files of one size: omit verify_sizes")
     limits = read_limits(precision, max_error, min_agreement)
     require_precision(chosen.name, precision, chosen.precisions)
     if min_agreement is not None and images is None:
@@ -169,7 +179,8 @@ def export(
     compared = outputs_of(model, raw_outputs, task)
     with eval_mode(model), out_of_place(model), torch.no_grad():
         named = NamedOutputs(model, compared.outputs)
-        plan = plan_sizes(named, input_size, dynamic, verify_sizes)
+        changing = dynamic if "all" in chosen.dynamics else chosen.dynamics[0]
+        plan = plan_sizes(named, input_size, changing, verify_sizes)
 
         def attempt(plan: SizePlan) -> ExportReport:
             outputs = output_names(named, plan.traced)

@@ -78,6 +78,7 @@ class Target(Protocol):
         beside: suffixes of what ``write`` puts beside the file, under the same name.
         runtime: name of the runtime in reports.
         opset: whether an ONNX operator set can be chosen.
+        dynamics: what may change in its files; with ``"none"`` alone, files of one image.
         precisions: that ``write`` offers.
         writing: packages needed to write.
         running: packages needed to open.
@@ -89,6 +90,7 @@ class Target(Protocol):
     beside: tuple[str, ...]
     runtime: str
     opset: bool
+    dynamics: tuple[Dynamic, ...]
     precisions: tuple[Precision, ...]
     writing: tuple[str, ...]
     running: tuple[str, ...]
@@ -214,8 +216,13 @@ def require_packages(names: Sequence[str], purpose: str) -> None:
     missing = missing_packages(names)
     if missing:
         raise ModuleNotFoundError(
-            f"{purpose} needs {', '.join(missing)}: pip install 'castling[export]'"
+            f"{purpose} needs {', '.join(missing)}: pip install 'castling[{_extra(missing)}]'"
         )
+
+
+def _extra(names: Sequence[str]) -> str:
+    """The set of optional requirements in which packages are."""
+    return "executorch" if "executorch" in names else "export"
 
 
 def packages_of(target: Target, precision: Precision = "fp32") -> tuple[str, ...]:

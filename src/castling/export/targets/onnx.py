@@ -21,7 +21,7 @@ from castling.export.outputs import INPUT
 from castling.export.precision import Precision
 from castling.export.quantise_onnx import NOTE as INT8
 from castling.export.quantise_onnx import quantise_onnx
-from castling.export.target import ExportError, ExportJob, quiet_exporter, register_target
+from castling.export.target import Dynamic, ExportError, ExportJob, quiet_exporter, register_target
 from castling.utils.text import first_line
 
 #: Key of ``job.shared``.
@@ -36,6 +36,7 @@ class OnnxTarget:
     beside: tuple[str, ...] = ()
     runtime = "ONNX Runtime"
     opset = True
+    dynamics: tuple[Dynamic, ...] = ("all", "batch", "none")
     precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8")
     writing: tuple[str, ...] = ("onnx", "onnxscript")
     running: tuple[str, ...] = ("onnxruntime",)

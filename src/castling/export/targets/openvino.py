@@ -15,7 +15,7 @@ from castling.export.openvino_runtime import compile_openvino, read_openvino
 from castling.export.precision import Precision
 from castling.export.quantise_onnx import NOTE as INT8
 from castling.export.quantise_openvino import quantise_openvino
-from castling.export.target import ExportJob, register_target
+from castling.export.target import Dynamic, ExportJob, register_target
 from castling.export.targets.onnx import onnx_graph
 from castling.utils.files import parse_json
 from castling.utils.text import first_line
@@ -37,6 +37,7 @@ class OpenVINOTarget:
     beside: tuple[str, ...] = (".bin",)
     runtime = "OpenVINO"
     opset = True
+    dynamics: tuple[Dynamic, ...] = ("all", "batch", "none")
     precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8")
     writing: tuple[str, ...] = ("onnx", "onnxscript", "openvino")
     running: tuple[str, ...] = ("openvino",)

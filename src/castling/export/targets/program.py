@@ -18,7 +18,7 @@ from torch import Tensor
 
 from castling.export.exported_model import ExportedModel
 from castling.export.precision import Precision
-from castling.export.target import ExportError, ExportJob, quiet_exporter, register_target
+from castling.export.target import Dynamic, ExportError, ExportJob, quiet_exporter, register_target
 from castling.ops.backends import attention_backend
 from castling.utils.files import parse_json
 from castling.utils.text import first_line
@@ -37,6 +37,7 @@ class ProgramTarget:
     beside: tuple[str, ...] = ()
     runtime = "torch.export"
     opset = False
+    dynamics: tuple[Dynamic, ...] = ("all", "batch", "none")
     precisions: tuple[Precision, ...] = ("fp32",)
     writing: tuple[str, ...] = ()
     running: tuple[str, ...] = ()
