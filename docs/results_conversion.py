@@ -25,7 +25,26 @@ def conversion_section(results: Path) -> list[str]:
         f"{machines}, one thread, other work beside.\n",
         (results / "study_conversion.md").read_text(encoding="utf-8"),
         (results / "study_conversion_remarks.md").read_text(encoding="utf-8"),
+        *_precisions_section(results),
         *_dense_section(results),
+    ]
+
+
+def _precisions_section(results: Path) -> list[str]:
+    """The converted model and its teacher in fp16 and int8."""
+    study = read_study(results, "study_precisions")
+    if study is None:
+        return []
+    machines = ", ".join(sorted({row["machine"] for row in study["rows"].values()}))
+    return [
+        "### The same models in fp16 and int8\n",
+        f"`{study['command']}` → "
+        "[study_precisions.json](../benchmarks/results/study_precisions.json). Agreement is the "
+        "share of validation images with the best class that PyTorch finds in float32; int8 is "
+        "calibrated with as many training images. `teacher` is the softmax ViT-Ti, the others are "
+        f"two of the converted. {machines}, one thread, other work beside.\n",
+        (results / "study_precisions.md").read_text(encoding="utf-8"),
+        (results / "study_precisions_remarks.md").read_text(encoding="utf-8"),
     ]
 
 

@@ -4,9 +4,8 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from tests.data.pictures import picture
 
 from castling.data import (
     ClassificationEvalTransform,
@@ -21,12 +20,6 @@ from castling.data import (
 
 MakeFolder = Callable[..., Path]
 OpenData = Callable[..., DataModule]
-
-
-def picture(label: int, index: int, size: tuple[int, int] = (12, 10)) -> Image.Image:
-    """An RGB image of (width, height) that differs from every other one."""
-    pixels = np.random.default_rng(100 * label + index).integers(0, 256, (size[1], size[0], 3))
-    return Image.fromarray(pixels.astype(np.uint8))
 
 
 @pytest.fixture

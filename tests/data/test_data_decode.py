@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, features
+from tests.data.pictures import picture
 
 from castling.data import DataError, open_image, to_rgb
 from castling.data.decode import read_size
@@ -93,7 +94,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.png").write_text("hello")
     whole = io.BytesIO()
-    Image.effect_noise((64, 64), 50).save(whole, "PNG")
+    picture(0, 0, (64, 64)).convert("L").save(whole, "PNG")
     (tmp_path / "short.png").write_bytes(whole.getvalue()[:1000])
     for name, reason in (("empty", "0 bytes"), ("text", "not an image"), ("short", "cannot be")):
         with pytest.raises(DataError, match=rf"{name}\.png.*{reason}"):
@@ -109,7 +110,7 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 def _png_with(kind: bytes, data: bytes, before: bytes = b"IDAT") -> bytes:
     stream = io.BytesIO()
-    Image.effect_noise((20, 20), 60).convert("RGB").save(stream, "PNG")
+    picture(0, 0, (20, 20)).save(stream, "PNG")
     png = stream.getvalue()
     at = png.index(before) - 4
     return png[:at] + _chunk(kind, data) + png[at:]
@@ -126,7 +127,7 @@ def _dds_of_unknown_format() -> bytes:
 
 def _avif(share: float, flipped: bool = False) -> bytes:
     stream = io.BytesIO()
-    Image.effect_noise((64, 64), 80).convert("RGB").save(stream, "AVIF", quality=60)
+    picture(0, 0, (64, 64)).save(stream, "AVIF", quality=60)
     data = stream.getvalue()[: int(len(stream.getvalue()) * share)]
     if flipped:
         at = data.index(b"mdat") + 12

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from tests.data.pictures import picture
 
 from castling.data import Batch, DataError, DataModule, EpochBatches, plain_data_errors
 
@@ -218,7 +218,7 @@ def test_a_damaged_image_is_named_while_training(
 ) -> None:
     folder = make_folder(CONTENT)
     stream = io.BytesIO()
-    Image.effect_noise((40, 40), 90).save(stream, "PNG")
+    picture(0, 0, (40, 40)).convert("L").save(stream, "PNG")
     (folder / "train" / "b" / "7.png").write_bytes(stream.getvalue()[:600])
     data = open_data(folder, image_size=16, cache="none", workers=workers)
     train = data.loader("train", training=True)

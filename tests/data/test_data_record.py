@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from tests.data.pictures import picture
 
 from castling.data import (
     ClassificationEvalTransform,
@@ -43,7 +43,7 @@ def _files(data: DataModule) -> dict[str, list[str]]:
 
 
 def _new(folder: Path, name: str, seed: int = 1) -> None:
-    Image.effect_noise((12, 10), 50 + seed).convert("RGB").save(folder / name)
+    picture(9, seed).save(folder / name)
 
 
 def test_the_record_comes_back_from_its_file(make_folder: Make, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.data.pictures import picture
 
 from castling.data import DataError, DataModule, FolderConfig, source_problems
 
@@ -199,7 +200,7 @@ def test_damaged_header_is_named_before_training(
 
 def _cut_short(file: Path) -> None:
     stream = io.BytesIO()
-    Image.effect_noise((40, 40), 90).save(stream, "PNG")
+    picture(0, 0, (40, 40)).convert("L").save(stream, "PNG")
     file.write_bytes(stream.getvalue()[:600])
 
 

@@ -239,7 +239,7 @@ def test_outputs_that_cannot_be_exported(tmp_path, returned, message):
 
 
 def test_bad_input_fails_before_work(convolutional, tmp_path):
-    with pytest.raises(ValueError, match=r"ending in '.pt', .*did you mean .pt2"):
+    with pytest.raises(ValueError, match=r"ending in '.pt', .*did you mean .pte, .pt2"):
         export(convolutional, tmp_path / "model.pt")
     with pytest.raises(FileNotFoundError, match="absent"):
         export(convolutional, tmp_path / "absent" / "model.onnx")
