@@ -52,6 +52,7 @@ class Training:
         evaluated_at: enlargement of whole images when the model is evaluated and used.
         class_weights: of the loss, as in the recipe.
         backbone_rate: factor of the backbone's learning rate.
+        epochs: of the row; None is that of the call.
     """
 
     crop: tuple[int, int] = (192, 256)
@@ -59,6 +60,7 @@ class Training:
     evaluated_at: float = 1.0
     class_weights: str | tuple[float, ...] = "auto"
     backbone_rate: float = 1.0
+    epochs: int | None = None
 
 
 #: Square roots of the automatic weights of CamVid's eleven classes, on its training images.
@@ -66,7 +68,12 @@ _MILD = (0.559, 0.489, 1.368, 0.431, 0.929, 0.698, 1.326, 1.336, 0.845, 1.455, 1
 #: For backbones that know much: small steps, and enlarged images, since poles and signs are
 #: narrower than the patches of a ViT.
 FINE = Training(
-    crop=(256, 352), scale=(1.0, 2.0), evaluated_at=1.5, class_weights=_MILD, backbone_rate=0.1
+    crop=(256, 352),
+    scale=(1.0, 2.0),
+    evaluated_at=1.5,
+    class_weights=_MILD,
+    backbone_rate=0.1,
+    epochs=20,
 )
 
 
@@ -161,7 +168,7 @@ def recipe_of(row: Row, data: str, epochs: int, seed: int, checkpoint: str) -> A
     values["hardware"] = {"channels_last": True}
     if checkpoint.endswith(".safetensors"):  # says nothing of the images it was trained on
         values["data"]["transform"] |= {"mean": [0.5] * 3, "std": [0.5] * 3}
-    return recipe_from_dict(values | {"epochs": epochs, "seed": seed})
+    return recipe_from_dict(values | {"epochs": training.epochs or epochs, "seed": seed})
 
 
 def start_of(row: Row, options: argparse.Namespace) -> Any:
@@ -181,9 +188,9 @@ def start_of(row: Row, options: argparse.Namespace) -> Any:
 def table(study: Mapping[str, Any]) -> str:
     """The study as a Markdown table."""
     lines = [
-        "| segmenter | start | seed | parameters | mIoU | mean accuracy | pixel accuracy "
+        "| segmenter | start | epochs | seed | parameters | mIoU | mean accuracy | pixel accuracy "
         "| after the switch: mIoU | gap | agreement | eager ms | ONNX Runtime ms | OpenVINO ms |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in study["rows"].values():
         test, switched = row["test"], row.get("switched_test")
@@ -199,6 +206,7 @@ def table(study: Mapping[str, Any]) -> str:
         cells = [
             row["label"],
             row["start"] + (f", {row['start_epochs']} epochs" if row["start_epochs"] else ""),
+            str(row["epochs"]),
             str(row["seed"]),
             f"{row['parameters']:,}",
             *(f"{test[key]:.1f}" for key in ("mIoU", "mAcc", "pAcc")),

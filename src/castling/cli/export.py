@@ -12,10 +12,14 @@ def export(arguments: list[str]) -> int:
     parser = parser_for("export")
     parser.add_argument("model", help="folder of a run or of a saved model")
     parser.add_argument(
-        "output", nargs="?", help=".onnx, .xml (OpenVINO), .pt2 (torch.export) or .pte (ExecuTorch) "
+        "output",
+        nargs="?",
+        help=".onnx, .xml (OpenVINO), .pt2 (torch.export) or .pte (ExecuTorch) "
         "(default: MODEL/model.onnx)",
     )
-    parser.add_argument("--target", help="onnx, openvino, program or executorch (default: by the suffix)")
+    parser.add_argument(
+        "--target", help="onnx, openvino, program or executorch (default: by the suffix)"
+    )
     parser.add_argument(
         "--portable", action="store_true", help="a .pt2 file that runs without castling, slower"
     )
