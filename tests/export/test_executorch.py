@@ -75,7 +75,7 @@ def test_other_shapes_are_refused(written, shape, message):
     [
         ({"dynamic": "all"}, r"one image of one size: dynamic='none'"),
         ({"dynamic": "batch"}, r"--dynamic none\), got 'batch'"),
-        ({"verify_sizes": [(32, 32)]}, "one size: omit verify_sizes"),
+        ({"verify_sizes": [(32, 32)]}, r"verify_sizes cannot go with dynamic='none'"),
         ({"precision": "int8", "images": torch.zeros(4, 3, 8, 8)}, "writes fp32, not int8"),
         ({"opset": 20}, "no opset"),
     ],

@@ -22,6 +22,7 @@ from castling.export import (
     target_for,
 )
 from castling.export.exported_model import ExportedModel
+from castling.export.target import require_packages
 from castling.models.card import ModelCard
 from castling.surgery import strip_
 
@@ -268,6 +269,20 @@ def test_a_missing_package_is_named_with_the_remedy(convolutional, tmp_path):
     (tmp_path / "model.needy").write_bytes(b"")
     with pytest.raises(ModuleNotFoundError, match=r"opening .needy files needs a_package"):
         open_exported(tmp_path / "model.needy")
+
+
+@pytest.mark.parametrize(
+    ("missing", "extras"),
+    [
+        (["onnx"], "export"),
+        (["executorch"], "executorch"),
+        (["openvino", "executorch", "onnx"], "executorch,export"),
+    ],
+)
+def test_the_extras_that_hold_the_missing_are_named(monkeypatch, missing, extras):
+    monkeypatch.setattr("castling.export.target.missing_packages", list)
+    with pytest.raises(ModuleNotFoundError, match=rf"'castling\[{extras}\]'"):
+        require_packages(missing, "this")
 
 
 class WeightsTarget:

@@ -148,6 +148,13 @@ def export(
     refuse_existing(files, overwrite)
     if dynamic not in _DYNAMIC:
         raise ValueError(f"dynamic must be one of {', '.join(_DYNAMIC)}, got {dynamic!r}")
+    if dynamic != "auto" and dynamic not in chosen.dynamics:
+        raise ValueError(
+            f"the {chosen.name} target writes files for {_SAID[chosen.dynamics[0]]}: "
+            f"dynamic={chosen.dynamics[0]!r} (--dynamic {chosen.dynamics[0]}), got {dynamic!r}"
+        )
+    if dynamic == "auto" and "all" not in chosen.dynamics:
+        dynamic = chosen.dynamics[0]
     if dynamic in ("batch", "none") and verify_sizes:
         raise ValueError(
             f"verify_sizes cannot go with dynamic={dynamic!r}: the file runs at one size"
@@ -156,13 +163,6 @@ def export(
         raise ValueError(f"tolerance must not be negative, got {tolerance:g}")
     if opset is not None and not chosen.opset:
         raise ValueError(f"the {chosen.name} target has no opset: it does not write ONNX")
-    if dynamic != "auto" and dynamic not in chosen.dynamics:
-        raise ValueError(
-            f"the {chosen.name} target writes files for {_SAID[chosen.dynamics[0]]}: "
-            f"dynamic={chosen.dynamics[0]!r} (--dynamic {chosen.dynamics[0]}), got {dynamic!r}"
-        )
-    if "all" not in chosen.dynamics and verify_sizes:
-        raise ValueError(f"the {chosen.name} target writes files of one size: omit verify_sizes")
     limits = read_limits(precision, max_error, min_agreement)
     require_precision(chosen.name, precision, chosen.precisions)
     if min_agreement is not None and images is None:
@@ -179,8 +179,7 @@ def export(
     compared = outputs_of(model, raw_outputs, task)
     with eval_mode(model), out_of_place(model), torch.no_grad():
         named = NamedOutputs(model, compared.outputs)
-        changing = dynamic if "all" in chosen.dynamics else chosen.dynamics[0]
-        plan = plan_sizes(named, input_size, changing, verify_sizes)
+        plan = plan_sizes(named, input_size, dynamic, verify_sizes)
 
         def attempt(plan: SizePlan) -> ExportReport:
             outputs = output_names(named, plan.traced)

@@ -216,13 +216,13 @@ def require_packages(names: Sequence[str], purpose: str) -> None:
     missing = missing_packages(names)
     if missing:
         raise ModuleNotFoundError(
-            f"{purpose} needs {', '.join(missing)}: pip install 'castling[{_extra(missing)}]'"
+            f"{purpose} needs {', '.join(missing)}: pip install 'castling[{_extras(missing)}]'"
         )
 
 
-def _extra(names: Sequence[str]) -> str:
-    """The set of optional requirements in which packages are."""
-    return "executorch" if "executorch" in names else "export"
+def _extras(names: Sequence[str]) -> str:
+    """The sets of optional requirements in which packages are; ExecuTorch's is a large one."""
+    return ",".join(sorted({name if name == "executorch" else "export" for name in names}))
 
 
 def packages_of(target: Target, precision: Precision = "fp32") -> tuple[str, ...]:

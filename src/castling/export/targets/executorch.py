@@ -148,10 +148,9 @@ def _shares(graph: torch.fx.Graph) -> str:
     """How much XNNPACK computes: the rest runs one by one in plain, slower operators."""
     calls = [str(node.target) for node in graph.nodes if node.op == "call_function"]
     delegated = sum("executorch_call_delegate" in name for name in calls)
-    others = [name for name in calls if "executorch_call_delegate" not in name]
-    others = [name for name in others if "getitem" not in name]
+    others = len(calls) - delegated - sum("getitem" in name for name in calls)
     return (
-        f"XNNPACK computes {delegated} parts of the model; between them {len(others)} operators "
+        f"XNNPACK computes {delegated} parts of the model; between them {others} operators "
         "run in ExecuTorch's portable ones"
     )
 
